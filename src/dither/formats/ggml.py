@@ -1,0 +1,100 @@
+"""GGUF's vocabulary: the types of metadata values and of tensor data, with their sizes.
+
+Source: the GGUF specification and ggml's type list; the tests compare both tables with the
+independent `gguf` package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+
+class ValueType(IntEnum):
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+@dataclass(frozen=True)
+class Field:
+    """One metadata value with the type it has, or will have, in the file.
+
+    An array's `value` is a list (numpy array for numbers is fine) and `item` its element type;
+    arrays of arrays keep nested Fields as elements.
+    """
+
+    type: ValueType
+    value: Any
+    item: ValueType | None = None
+
+
+def u32(value: int) -> Field:
+    return Field(ValueType.UINT32, int(value))
+
+
+def u64(value: int) -> Field:
+    return Field(ValueType.UINT64, int(value))
+
+
+def f32(value: float) -> Field:
+    return Field(ValueType.FLOAT32, float(value))
+
+
+def boolean(value: bool) -> Field:
+    return Field(ValueType.BOOL, bool(value))
+
+
+def string(value: str) -> Field:
+    return Field(ValueType.STRING, str(value))
+
+
+def array(item: ValueType, values: Any) -> Field:
+    return Field(ValueType.ARRAY, list(values), item)
+
+
+@dataclass(frozen=True)
+class GgmlType:
+    name: str
+    id: int
+    block: int  # weights
+    block_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block
+
+    def row_bytes(self, columns: int) -> int:
+        return columns // self.block * self.block_bytes
+
+
+_TABLE = """
+F32 0 1 4; F16 1 1 2; Q4_0 2 32 18; Q4_1 3 32 20; Q5_0 6 32 22; Q5_1 7 32 24; Q8_0 8 32 34; Q8_1 9 32 40;
+Q2_K 10 256 84; Q3_K 11 256 110; Q4_K 12 256 144; Q5_K 13 256 176; Q6_K 14 256 210; Q8_K 15 256 292;
+IQ2_XXS 16 256 66; IQ2_XS 17 256 74; IQ3_XXS 18 256 98; IQ1_S 19 256 50; IQ4_NL 20 32 18; IQ3_S 21 256 110;
+IQ2_S 22 256 82; IQ4_XS 23 256 136; I8 24 1 1; I16 25 1 2; I32 26 1 4; I64 27 1 8; F64 28 1 8; IQ1_M 29 256 56;
+BF16 30 1 2; TQ1_0 34 256 54; TQ2_0 35 256 66; MXFP4 39 32 17; NVFP4 40 64 36
+"""
+
+
+def _read_table() -> dict[str, GgmlType]:
+    types = {}
+    for entry in _TABLE.split(";"):
+        name, number, block, size = entry.split()
+        types[name] = GgmlType(name, int(number), int(block), int(size))
+    return types
+
+
+GGML_TYPES = _read_table()
+GGML_BY_ID = {kind.id: kind for kind in GGML_TYPES.values()}

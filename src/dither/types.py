@@ -1,0 +1,162 @@
+"""The waist: the few types that every room shares.
+
+Legend of shape suffixes: R rows (out features, experts flattened in), C columns (in features),
+B the weights of one block, K some neighbouring columns of a block, N bytes of a packed row.
+Arrays are numpy's: a room that needs torch wraps them without copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[Any]  # integers, one per weight; a codec chooses the dtype
+Grid = Any  # a codec's own record of scales for R rows of one block: opaque to everybody else
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What calibration learnt about one linear layer's input."""
+
+    tokens: int  # token positions seen
+    mean_square_C: Floats  # E[x_c²]: llama.cpp's importance matrix
+    hessian_CC: Floats | None = None  # E[x xᵀ]
+    data_sha256: str = ""
+
+
+class Codec(Protocol):
+    """A set of numbers a weight may become, and how they are stored as bytes.
+
+    Every array may hold any number of rows; blocks of one row are contiguous along the columns.
+    Implementations import no torch, hold no state, and release the GIL in their loops, so that
+    callers may run them on several threads.
+    """
+
+    @property
+    def name(self) -> str: ...  # the field's name: "Q4_K"
+    @property
+    def block(self) -> int: ...  # weights that share one set of scales; rows are a multiple of it
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def bits_per_weight(self) -> float: ...  # exact, scales included
+    @property
+    def snap_columns(self) -> int: ...  # fewest neighbouring columns `snap` takes: 1, or a lattice's
+    @property
+    def needs_importance(self) -> bool: ...  # refuses to encode without evidence
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """Scales for R rows of one block that keep Σ importance · (w − ŵ)² small.
+
+        `importance_B` is float32 of shape (B,) or (R, B), all ones when None.
+        """
+        ...
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        """The nearest code of each weight in the block's columns `at`, under a fitted grid."""
+        ...
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        """The float32 numbers those codes stand for, exactly as a decoder computes them."""
+        ...
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        """Stored bytes of one block per row: uint8 (R, block_bytes)."""
+        ...
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        """The inverse of `pack`, for one block per row."""
+        ...
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        """Whole rows through fit, snap and pack in one fused pass: uint8 (R, C // block · block_bytes)."""
+        ...
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        """Whole rows back to float32 (R, C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One tensor as it is stored: `raw_RN` is uint8, R the product of all dimensions but the last."""
+
+    name: str
+    shape: tuple[int, ...]  # columns last, as in numpy and torch
+    codec: str
+    raw_RN: Bytes
+
+
+class Solver(Protocol):
+    """Chooses which of a codec's numbers each weight becomes."""
+
+    needs: frozenset[str]  # {}, {"mean_square"}, {"hessian"}
+
+    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Bytes: ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a source, not yet read.
+
+    `read(start, stop)` gives float32 (stop − start, C) of the rows when all dimensions but the last
+    are flattened; a 1-D tensor is one row.  `read_raw`, where the source stores these very rows in
+    a codec of ours, gives their bytes untouched as uint8 (stop − start, N).
+    """
+
+    name: str  # GGUF's name: "blk.0.attn_q.weight"
+    shape: tuple[int, ...]  # columns last
+    stored: str  # the type in the source: "BF16", "Q4_1"
+    stored_bytes: int
+    read: Callable[[int, int], Floats]
+    read_raw: Callable[[int, int], Bytes] | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return self.size // self.columns
+
+    @property
+    def size(self) -> int:
+        product = 1
+        for dimension in self.shape:
+            product *= dimension
+        return product
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, opened but not read: GGUF's metadata and names, tensors still on disk."""
+
+    name: str
+    arch: str  # GGUF's name of the architecture: "llama", "qwen3moe"
+    metadata: Mapping[str, Any]  # key → formats.gguf.Field
+    tensors: tuple[Tensor, ...]
+    origin: str  # the path or hub id that was opened
+    kind: str  # "safetensors" or "gguf"
+    files: tuple[str, ...]  # every file that is read, so that none is overwritten
+    fingerprint: str  # sha256 over the headers and the files' sizes and times
+    notes: tuple[str, ...] = field(default=())  # what a person should know about how it was read
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.size for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Yes:
+    pass
+
+
+@dataclass(frozen=True)
+class No:
+    reason: str  # as a person reads it

@@ -1,0 +1,72 @@
+"""Sizes, counts and durations as people write and read them.
+
+Binary units (KiB, MiB, GiB) count memory and files; decimal ones (k, M, B) count parameters.
+"""
+
+from __future__ import annotations
+
+import re
+
+from dither.errors import UsageError
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "kib": 2**10,
+    "m": 10**6, "mb": 10**6, "mib": 2**20,
+    "g": 10**9, "gb": 10**9, "gib": 2**30,
+    "t": 10**12, "tb": 10**12, "tib": 2**40,
+}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as `4.2GiB`, `900MB` or `12345`.
+
+    Raises UsageError where the text is no size.
+
+    >>> parse_bytes("1.5 KiB")
+    1536
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in _FACTORS:
+        raise UsageError(repr(text), "is not a size", "Write it like 4.2GiB, 900MB or 12345.")
+    return int(float(match[1]) * _FACTORS[match[2].lower()])
+
+
+def format_bytes(count: float) -> str:
+    """
+    >>> format_bytes(999), format_bytes(4 * 2**20), format_bytes(98_362_432)
+    ('999 B', '4.00 MiB', '93.8 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            break
+        count /= 1024
+    else:
+        unit = "TiB"
+    if unit == "B":
+        return f"{count:.0f} B"
+    return f"{count:.{2 if count < 10 else 1 if count < 100 else 0}f} {unit}"
+
+
+def format_count(count: float) -> str:
+    """
+    >>> format_count(134_515_008), format_count(8.03e9), format_count(950)
+    ('134.5 M', '8.0 B', '950')
+    """
+    for factor, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(count) >= factor:
+            return f"{count / factor:.1f}{unit}"
+    return f"{count:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """
+    >>> format_seconds(0.42), format_seconds(75), format_seconds(7265)
+    ('0.4 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
