@@ -83,19 +83,10 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """One tensor as it is stored: `raw_RN` is uint8, R the product of all dimensions but the last."""
-
-    name: str
-    shape: tuple[int, ...]  # columns last, as in numpy and torch
-    codec: str
-    raw_RN: Bytes
-
-
 class Solver(Protocol):
     """Chooses which of a codec's numbers each weight becomes."""
 
+    name: str
     needs: frozenset[str]  # {}, {"mean_square"}, {"hessian"}
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Bytes: ...
@@ -160,3 +151,22 @@ class Yes:
 @dataclass(frozen=True)
 class No:
     reason: str  # as a person reads it
+
+
+class Container(Protocol):
+    """A file format: which codecs it can hold, and where their bytes go."""
+
+    def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No: ...
+
+
+class Output(Protocol):
+    """A file being written: rows arrive in any order, from any thread; nothing shows until `commit`."""
+
+    @property
+    def finished(self) -> Mapping[str, Mapping[str, Any]]: ...  # what an interrupted run already wrote
+
+    def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None: ...
+
+    def finish(self, tensor: str, record: Mapping[str, Any]) -> None: ...
+
+    def commit(self) -> None: ...

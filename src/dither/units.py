@@ -37,15 +37,14 @@ def format_bytes(count: float) -> str:
     >>> format_bytes(999), format_bytes(4 * 2**20), format_bytes(98_362_432)
     ('999 B', '4.00 MiB', '93.8 MiB')
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
             break
-        count /= 1024
-    else:
-        unit = "TiB"
+        size, unit = size / 1024, larger
     if unit == "B":
-        return f"{count:.0f} B"
-    return f"{count:.{2 if count < 10 else 1 if count < 100 else 0}f} {unit}"
+        return f"{size:.0f} B"
+    return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f} {unit}"
 
 
 def format_count(count: float) -> str:

@@ -1,0 +1,85 @@
+"""Families of models: how each one's Hugging Face checkpoint becomes a GGUF.
+
+A family is found by iterating this folder: every module may define `FAMILIES`, a tuple of
+`family.Family` tables.  Adding one is adding a file.
+
+    family.py      what a family is: tables of names, changes, keys
+    conversion.py  a table applied to a checkpoint
+    rows.py        what happens to rows on the way
+    rope.py        rotary embedding and its scalings
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+
+from dither.errors import UnsupportedError
+from dither.models.arch.conversion import convert_with
+from dither.models.arch.family import Config, Family, Feed
+from dither.models.checkpoint import Checkpoint
+from dither.types import Model
+
+__all__ = ["convert", "families", "family_of", "feeds"]
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Every family, by name."""
+    found: list[Family] = []
+    for module in pkgutil.iter_modules(__path__):
+        found.extend(getattr(importlib.import_module(f"{__name__}.{module.name}"), "FAMILIES", ()))
+    return tuple(sorted(found, key=lambda family: family.name))
+
+
+def family_of(config: Config) -> Family:
+    """The family of a config.json, by its `architectures`, else by its `model_type`.
+
+    Raises UnsupportedError naming what is known.
+    """
+    names = _strings(config.get("architectures"))
+    model_type = config.get("model_type")
+    for family in families():
+        if set(names) & set(family.architectures) or (not names and model_type in family.model_types):
+            return family
+    known = ", ".join(f"{family.name} ({', '.join(family.architectures)})" for family in families())
+    raise UnsupportedError(
+        f"architecture {', '.join(names) or model_type or 'not named in config.json'}",
+        f"no family here has it; known are {known}",
+        "A GGUF of any architecture can be quantized: convert it with llama.cpp's own tools first.",
+    )
+
+
+def _strings(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def feeds(arch: str) -> tuple[Feed, ...]:
+    """Which tensor's output each group of linear layers reads, for a GGUF architecture's name.
+
+    Names of tensors that a particular model lacks may occur: experts in a dense Llama, say.
+    Raises UnsupportedError for an architecture of no family.
+    """
+    found = dict.fromkeys(_feeds(family for family in families() if family.arch == arch))
+    if not found:
+        known = ", ".join(sorted({family.arch for family in families()}))
+        raise UnsupportedError(f"architecture {arch}", f"no family here has it; known are {known}", "")
+    return tuple(found)
+
+
+def _feeds(chosen: Iterable[Family]) -> Iterable[Feed]:
+    return (feed for family in chosen for feed in family.feeds)
+
+
+def convert(checkpoint: Checkpoint, *, pre: str | None = None) -> Model:
+    """A checkpoint as llama.cpp wants it: GGUF's names, order of rows and metadata, nothing read yet.
+
+    `pre` names llama.cpp's pre-tokenizer where the tokenizer's own is not known.  The metadata lacks
+    general.file_type and general.quantization_version, which the container adds.
+
+    Raises UnsupportedError for a family, a tokenizer or a setting that is not known, SourceError for
+    a checkpoint that contradicts itself, UsageError for a `pre` that llama.cpp does not have.
+    """
+    return convert_with(family_of(checkpoint.config), checkpoint, pre)

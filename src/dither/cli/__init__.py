@@ -1,0 +1,55 @@
+"""The command line: one file per command, each a plain function; this file names them.
+
+Heavy imports (numba, llama.cpp) happen inside the commands, so that `dither --help` stays instant.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dither import __version__
+from dither.cli.chat import chat
+from dither.cli.demo import demo
+from dither.cli.doctor import doctor
+from dither.cli.inspect import inspect, types
+from dither.cli.quantize import quantize
+
+app = typer.Typer(
+    name="dither",
+    help="Quantize large language models, prove what that cost, and run them.",
+    epilog="Start with `dither demo`, then `dither quantize MODEL --to Q4_K_M`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dither {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(quantize)
+app.command("quantise", hidden=True)(quantize)
+app.command()(inspect)
+app.command()(types)
+app.command()(chat)
+app.command()(demo)
+app.command()(doctor)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,127 @@
+"""`dither inspect` and `dither types`: what a file is, and what one may ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dither.cli.screen import out, plain, print_json, stop_on_error
+from dither.units import format_bytes, format_count
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A .gguf file, a checkpoint folder, or a hub id (org/name).")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what a model or a file is, and how it was made."""
+    from dither._inspect import inspect as look
+
+    with stop_on_error(as_json):
+        found = look(model, pre=pre)
+        if as_json:
+            document = found.to_json()
+            if not tensors:
+                del document["tensors"]
+            print_json(document)
+            return
+        out.print(facts_table(found))
+        out.print()
+        out.print(types_table(found))
+        out.print()
+        out.print(groups_table(found))
+        if tensors:
+            out.print()
+            out.print(tensors_table(found))
+
+
+def facts_table(found: Any) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    size = f"{format_bytes(found.bytes)} of tensors, {found.bits_per_weight:.3f} bits per weight"
+    heads = f"{found.heads} heads, {found.kv_heads} for keys and values"
+    facts = [
+        ("model", f"{found.name} ({found.kind})"),
+        ("architecture", f"{found.arch}, {found.blocks} blocks, width {found.embedding}, {heads}"),
+        ("parameters", format_count(found.parameters) + (f", {found.experts} experts" if found.experts else "")),
+        ("size", size + (f", {found.file_type}" if found.file_type else "")),
+        ("context", f"{found.context} tokens" if found.context else "not said"),
+        ("tokenizer", _tokenizer(found)),
+        ("chat template", "yes" if found.chat_template else "none: a base model, it continues text"),
+        ("made by", _made_by(found.made_by)),
+    ]
+    for label, text in facts:
+        table.add_row(label, plain(text))
+    for note in found.notes:
+        table.add_row("note", plain(note))
+    return table
+
+
+def _tokenizer(found: Any) -> str:
+    if not found.tokenizer:
+        return "none in the file"
+    pre = f", pre-tokenizer {found.pre}" if found.pre else ""
+    return f"{found.tokenizer}, {found.vocabulary} tokens{pre}"
+
+
+def _made_by(made: dict[str, Any]) -> str:
+    parts = []
+    for key, value in made.items():
+        if key == "recipe" and isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if k != "source")
+        parts.append(str(value) if key == "tool" else f"{key}: {value}")
+    return "; ".join(parts) or "not said"
+
+
+def types_table(found: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("type")
+    for heading in ("tensors", "weights", "bytes", "bits/weight"):
+        table.add_column(heading, justify="right")
+    for kind, group in found.types.items():
+        bits = 8 * group["bytes"] / max(1, group["parameters"])
+        table.add_row(
+            kind, str(group["tensors"]), format_count(group["parameters"]), format_bytes(group["bytes"]), f"{bits:.2f}"
+        )
+    return table
+
+
+def groups_table(found: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensors")
+    table.add_column("types", overflow="fold")
+    for group, types in found.groups.items():
+        table.add_row(plain(group), ", ".join(f"{count} × {kind}" for kind, count in types.items()))
+    return table
+
+
+def tensors_table(found: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape")
+    table.add_column("type")
+    table.add_column("bytes", justify="right")
+    for tensor in found.tensors:
+        shape = " × ".join(map(str, tensor["shape"]))
+        table.add_row(plain(tensor["name"]), shape, tensor["type"], format_bytes(tensor["bytes"]))
+    return table
+
+
+def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """List the types one may quantize to, in plain words."""
+    from dither.containers.presets import describe, preset_names
+
+    with stop_on_error(as_json):
+        if as_json:
+            print_json({name: describe(name) for name in preset_names()})
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("type", no_wrap=True)
+        table.add_column("what it is")
+        for name in preset_names():
+            table.add_row(name, plain(describe(name)))
+        out.print(table)

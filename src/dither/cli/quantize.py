@@ -1,0 +1,101 @@
+"""`dither quantize`: a checkpoint or a GGUF goes in, a GGUF that llama.cpp runs comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.errors import UsageError
+from dither.units import format_bytes, format_count, format_seconds
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder, a .gguf file, or a hub id (org/name).")],
+    to: Annotated[str, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <model>-<TYPE>.gguf.")] = None,
+    imatrix: Annotated[Path | None, typer.Option(help="An importance matrix (.gguf or .dat).")] = None,
+    tensor: Annotated[
+        list[str] | None, typer.Option(metavar="REGEX=TYPE", help="A type for tensors by name; repeatable.")
+    ] = None,
+    output_type: Annotated[str | None, typer.Option(help="Type of the output matrix.")] = None,
+    embedding_type: Annotated[str | None, typer.Option(help="Type of the token embedding.")] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
+    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Quantize a model to GGUF."""
+    from dither import _quantize
+
+    with stop_on_error(as_json):
+        overrides = [parse_override(text) for text in tensor or ()]
+        common = {
+            "imatrix": imatrix, "tensors": overrides, "output_type": output_type,
+            "embedding_type": embedding_type, "pure": pure, "pre": pre,
+        }  # fmt: skip
+        if dry_run:
+            plan = _quantize.preview(model, to, **common)  # type: ignore[arg-type]
+            print_json(plan.to_json()) if as_json else print_plan(plan)
+            return
+        with Meter() as meter:
+            result = _quantize.quantize(
+                model, to, output, threads=threads, force=force, progress=meter, **common  # type: ignore[arg-type]
+            )
+        print_json(result.to_json()) if as_json else print_result(result)
+
+
+def parse_override(text: str) -> tuple[str, str]:
+    """`REGEX=TYPE` split at its last `=`.  Raises UsageError where there is none."""
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern or not kind:
+        raise UsageError(f"--tensor {text}", "is not REGEX=TYPE", r"For example --tensor 'ffn_down=Q6_K'.")
+    return pattern, kind.upper()
+
+
+def print_plan(plan: object) -> None:
+    from dither.containers.recipe import Plan
+
+    assert isinstance(plan, Plan)
+    out.print(types_table(plan))
+    for note in plan.fallback_notes():
+        err.print(f"[yellow]note:[/] {plain(note)}")
+    out.print(
+        f"{format_count(plan.parameters)} parameters, {plan.bits_per_weight:.2f} bits per weight: "
+        f"{format_bytes(plan.bytes)} of tensors, from {format_bytes(plan.source_bytes)}. Nothing was written."
+    )
+
+
+def types_table(plan: object) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("type")
+    for heading in ("tensors", "weights", "bytes", "bits/weight", "of the file"):
+        table.add_column(heading, justify="right")
+    for kind, group in plan.by_type().items():  # type: ignore[attr-defined]
+        table.add_row(
+            kind,
+            str(group["tensors"]),
+            format_count(group["parameters"]),
+            format_bytes(group["bytes"]),
+            f"{8 * group['bytes'] / group['parameters']:.2f}",
+            f"{100 * group['bytes'] / plan.bytes:.1f} %",  # type: ignore[attr-defined]
+        )
+    return table
+
+
+def print_result(result: object) -> None:
+    from dither._quantize import Result
+
+    assert isinstance(result, Result)
+    out.print(types_table(result.plan))
+    out.print(
+        f"[bold]{plain(result.path)}[/]: {format_bytes(result.bytes)}, "
+        f"{result.bits_per_weight:.2f} bits per weight, {result.compression:.2f}× smaller than the source, "
+        f"relative weight error {100 * result.relative_error:.2f} %, {format_seconds(result.seconds)}"
+    )
+    out.print(f"Talk to it:  dither chat {plain(result.path)}")

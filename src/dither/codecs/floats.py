@@ -1,0 +1,97 @@
+"""F32, F16 and BF16: each weight stored as a floating-point number of its own, with no shared scale.
+
+They fill the codec interface trivially (a block is one weight, the code is its bit pattern, the grid is
+empty), so that a plan may leave a tensor unquantized without anybody treating it as a special case.
+
+Rounding is to nearest, ties to even, as IEEE 754 asks of F16 and as ggml does for BF16, which is the upper
+half of a float32: bfloat16 has float32's range and 8 bits of precision, half has 11 bits and ends at 65504.
+A weight beyond that end is clamped to it here; telling the user is the caller's part.
+
+Legend: R rows, C columns, K some columns, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.codecs.base import BlockCodec
+from dither.types import Bytes, Codes, Floats, Grid
+
+HALF_MAX = 65504.0  # the largest finite F16
+
+
+class FloatCodec(BlockCodec):
+    """A float format of `code_dtype`'s width; subclasses say how bits and numbers correspond."""
+
+    block = 1
+    code_dtype: np.dtype[np.unsignedinteger[npt.NBitBase]]
+
+    def to_bits(self, w: Floats) -> Codes:
+        raise NotImplementedError
+
+    def from_bits(self, codes: Codes) -> Floats:
+        raise NotImplementedError
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """Nothing is shared between weights, so there is nothing to fit: an empty tuple."""
+        return ()
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        return self.to_bits(np.asarray(w_RK, dtype=np.float32))
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        return self.from_bits(codes_RK)
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        return np.ascontiguousarray(codes_RB, dtype=self.code_dtype).view(np.uint8)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        return np.ascontiguousarray(raw_RN).view(self.code_dtype), ()
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        return self.pack(self.to_bits(np.ascontiguousarray(w_RC, dtype=np.float32)), ())
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        return self.from_bits(self.unpack(raw_RN)[0])
+
+
+class Float32(FloatCodec):
+    name, block_bytes = "F32", 4
+    code_dtype = np.dtype("<u4")
+
+    def to_bits(self, w: Floats) -> Codes:
+        return np.ascontiguousarray(w).view(self.code_dtype)
+
+    def from_bits(self, codes: Codes) -> Floats:
+        return np.ascontiguousarray(codes).view(np.float32)
+
+
+class Float16(FloatCodec):
+    """Clamps to ±65504 rather than make an infinity out of a finite weight."""
+
+    name, block_bytes = "F16", 2
+    code_dtype = np.dtype("<u2")
+
+    def to_bits(self, w: Floats) -> Codes:
+        half = np.clip(w, -HALF_MAX, HALF_MAX).astype(np.float16)
+        return half.view(self.code_dtype)
+
+    def from_bits(self, codes: Codes) -> Floats:
+        return np.ascontiguousarray(codes).view(np.float16).astype(np.float32)
+
+
+class BFloat16(FloatCodec):
+    name, block_bytes = "BF16", 2
+    code_dtype = np.dtype("<u2")
+
+    def to_bits(self, w: Floats) -> Codes:
+        bits = np.ascontiguousarray(w).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)  # a tie goes to the even neighbor
+        return ((bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)).astype(np.uint16)
+
+    def from_bits(self, codes: Codes) -> Floats:
+        return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+CODECS = (Float32(), Float16(), BFloat16())

@@ -1,0 +1,93 @@
+"""GGUF: one file with a header (metadata, then a directory of tensors) and the tensors' bytes.
+
+The layout is known before any weight is read, because every type has a fixed size: the header is
+written first into the part file, then each tensor's rows at their place, in any order.
+
+Source: the GGUF specification, version 3.  Legend: R rows, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dither.containers.journal import PartFile
+from dither.formats.ggml import GGML_TYPES, Field, string, u32
+from dither.formats.gguf import lay_out
+from dither.types import Bytes, No, Yes
+
+Entry = tuple[str, tuple[int, ...], str]  # name, shape with columns last, ggml type
+
+
+def can_hold(codec: str, shape: tuple[int, ...]) -> Yes | No:
+    """Whether a tensor of this shape can be stored in this type, and if not, why."""
+    kind = GGML_TYPES.get(codec)
+    if kind is None:
+        return No(f"GGUF has no type {codec}")
+    columns = shape[-1] if shape else 1
+    if columns % kind.block:
+        return No(f"{columns} columns; {codec} needs a multiple of {kind.block}")
+    return Yes()
+
+
+def recipe_metadata(file_type: int, recipe_json: str, version: str) -> dict[str, Field]:
+    """What a quantized file says of itself: llama.cpp's two keys, and how Dither made it."""
+    return {
+        "general.quantization_version": u32(2),
+        "general.file_type": u32(file_type),
+        "dither.version": string(version),
+        "dither.recipe": string(recipe_json),
+    }
+
+
+class GGUFOutput:
+    """A GGUF being written (see `types.Output`); a context manager.
+
+    `identity` says what work this is; a run of the same work resumes, and writes identical bytes.
+    Raises OutputError where the file cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, metadata: Mapping[str, Field], tensors: Sequence[Entry], identity: str
+    ) -> None:
+        alignment = int(metadata["general.alignment"].value) if "general.alignment" in metadata else 32
+        self._layout = lay_out(metadata, tensors, alignment)
+        self._index = {name: i for i, (name, _, _) in enumerate(tensors)}
+        digest = hashlib.sha256(self._layout.header + identity.encode()).hexdigest()
+        self._file = PartFile(path, self._layout.total, digest)
+        self._file.write_at(0, self._layout.header)
+
+    @property
+    def total(self) -> int:
+        """Bytes of the finished file."""
+        return self._layout.total
+
+    @property
+    def finished(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._file.finished
+
+    @property
+    def discarded(self) -> bool:
+        """Whether unfinished work of another recipe was thrown away."""
+        return self._file.discarded
+
+    def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
+        offset = self._layout.offsets[self._index[tensor]] + start * raw_RN.shape[-1]
+        self._file.write_at(offset, raw_RN.data)
+
+    def finish(self, tensor: str, record: Mapping[str, Any]) -> None:
+        self._file.finish(tensor, record, self._layout.sizes[self._index[tensor]])
+
+    def commit(self) -> None:
+        self._file.commit()
+
+    def __enter__(self) -> GGUFOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)

@@ -1,0 +1,57 @@
+"""What a quantized file says of its making, and what a person is told of its source."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dither.containers.gguf import recipe_metadata
+from dither.containers.recipe import Options, Plan
+from dither.formats.ggml import Field, array, string, u32
+from dither.formats.ggml import ValueType as V
+from dither.formats.imatrix import ImportanceMatrix
+from dither.types import Model
+
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+def source_notes(model: Model, plan: Plan) -> list[str]:
+    lossy = {t.source_type for t in plan.tensors if len(t.shape) > 1 and t.source_type not in _FLOATS}
+    lossy = {name for name in lossy if not name.startswith("F8")}
+    if not lossy:
+        return []
+    return [
+        f"The source is quantized already ({', '.join(sorted(lossy))}): what it lost is not won back; "
+        "quantize the original where you have it."
+    ]
+
+
+def recipe_json(model: Model, options: Options, matrix: ImportanceMatrix | None, solver: str) -> str:
+    """The recipe as it is kept in the file: enough to make it again, nothing of the machine."""
+    recipe: dict[str, Any] = {
+        "to": options.to.upper(),
+        "solver": solver,
+        "source": {"name": model.name, "kind": model.kind},
+    }
+    if options.tensors:
+        recipe["tensors"] = [list(pair) for pair in options.tensors]
+    for key in ("output_type", "embedding_type", "pure"):
+        if getattr(options, key):
+            recipe[key] = getattr(options, key)
+    if matrix is not None:
+        recipe["imatrix"] = {"name": matrix.name, "sha256": matrix.sha256}
+    return json.dumps(recipe)
+
+
+def output_metadata(
+    model: Model, plan: Plan, recipe: str, matrix: ImportanceMatrix | None, version: str
+) -> dict[str, Field]:
+    metadata = {key: value for key, value in model.metadata.items() if not key.startswith("quantize.")}
+    metadata.update(recipe_metadata(plan.file_type, recipe, version))
+    if matrix is not None:
+        metadata["quantize.imatrix.file"] = string(matrix.name)
+        metadata["quantize.imatrix.entries_count"] = u32(len(matrix.means))
+        metadata["quantize.imatrix.chunks_count"] = u32(matrix.chunks)
+        if matrix.datasets:
+            metadata["quantize.imatrix.datasets"] = array(V.STRING, matrix.datasets)
+    return metadata

@@ -1,0 +1,359 @@
+"""llama.cpp in this process: load a GGUF, ask it for probabilities, let it write text.
+
+The `xllamacpp` wheel holds a compiled llama.cpp with its HTTP server.  We start that server on a
+free port of the loopback interface and speak llama.cpp's own protocol to it (`tools/server/README.md`
+in llama.cpp), for three reasons: every endpoint is there (`/tokenize`, `/apply-template`,
+`/completion`), hanging up stops a running answer, and a waiting Python thread stays interruptible by
+Ctrl-C, which a call into C is not.  A random key keeps other programs on the machine out.
+
+Full-vocabulary probabilities are `n_probs` = vocabulary size with no sampler in the way: llama.cpp
+then reports log-softmax of the raw logits.  It costs about 95 bytes of JSON per token of vocabulary.
+
+Legend: V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from dither.errors import DitherError, UsageError
+from dither.formats.gguf import read_header
+from dither.types import Floats
+
+DEFAULT_CONTEXT = 4096  # tokens; a model trained on fewer gets its own number
+_SILENT, _ERRORS = -1, 1  # llama.cpp's verbosity
+
+
+class EngineError(DitherError):
+    """llama.cpp is missing, refuses the file, or fails while it runs."""
+
+
+def usable_cores() -> int:
+    """Physical cores this process may run on: hyper-threads and cores outside its affinity left out."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+class Generation(Iterator[str]):
+    """Pieces of text as they are written; afterwards, how it went.
+
+    `tokens` counts what was generated, `prompt_tokens` what was read before; `tokens_per_second`
+    covers generation alone.  `stopped_by` is "" while running, then "end" (the model ended its
+    answer), "stop" (one of the caller's strings) or "limit" (`max_tokens` or the context is used
+    up).  `close()` stops early; so does dropping the object.
+    """
+
+    def __init__(self, events: Generator[Mapping[str, Any], None, None]) -> None:
+        self.prompt_tokens = 0
+        self.tokens = 0
+        self.tokens_per_second = 0.0
+        self.stopped_by = ""
+        self._events = events
+        self._pieces = self._read()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()
+        self._events.close()
+
+    def _read(self) -> Generator[str, None, None]:
+        for event in self._events:
+            self.tokens = event.get("tokens_predicted", self.tokens)
+            self.prompt_tokens = event.get("tokens_evaluated", self.prompt_tokens)
+            if event.get("content"):
+                yield event["content"]
+            if event.get("stop"):
+                self.tokens_per_second = float(event["timings"].get("predicted_per_second") or 0.0)
+                self.stopped_by = {"eos": "end", "word": "stop"}.get(event["stop_type"], "limit")
+
+
+class LlamaCpp:
+    """A GGUF loaded by llama.cpp.  A context manager; `close` gives the memory back.
+
+    `context` is in tokens (0: up to 4096, or what the model was trained on), `threads` defaults to
+    the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit),
+    `seed` is the default for sampling.  One request runs at a time; others wait for it.
+    Raises EngineError with llama.cpp's own reason when it cannot load the file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        context: int = 0,
+        threads: int | None = None,
+        seed: int = 0,
+        gpu_layers: int = 0,
+    ) -> None:
+        if context < 0 or (threads is not None and threads < 1):
+            raise UsageError(
+                f"context {context}, threads {threads}", "neither may be negative and a thread is needed",
+                "Leave them out to get the defaults.",
+            )  # fmt: skip
+        self.path = Path(path)
+        self.seed = seed
+        if not self.path.is_file():
+            raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
+        self._key = secrets.token_urlsafe(24)
+        params = self._params(context, threads or usable_cores(), gpu_layers)
+        self._server: Any = _start(params, str(path))
+        self._address = urlsplit(self._server.listening_address).netloc
+        properties = self._call("/props")
+        described = self._call("/v1/models")["data"][0]["meta"]
+        self.vocabulary_size: int = int(described["n_vocab"])
+        self.context: int = int(properties["default_generation_settings"]["n_ctx"])
+
+    def _params(self, context: int, threads: int, gpu_layers: int) -> Any:
+        params = _xllamacpp().CommonParams()
+        params.model.path = os.fspath(self.path)
+        params.n_ctx = context or DEFAULT_CONTEXT
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.n_gpu_layers, params.fit_params = gpu_layers, gpu_layers < 0
+        params.verbosity = _SILENT
+        params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
+        params.endpoint_props, params.endpoint_slots, params.ui = True, False, False
+        params.offline, params.warmup, params.n_parallel = True, False, 1
+        params.cache_ram_mib = 0  # prompts of earlier conversations are not worth gigabytes here
+        params.n_threads_http = 2
+        return params
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        """Whether the file itself carries one: llama.cpp silently assumes ChatML where it does not."""
+        return "tokenizer.chat_template" in read_header(self.path).metadata
+
+    @cached_property
+    def _letter(self) -> int:
+        return self.tokenize("a")[-1]
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids; `add_special` puts the model's own begin/end tokens around, `parse_special`
+        reads markers such as `<|im_start|>` in the text as the tokens they name."""
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return [int(token) for token in self._call("/tokenize", body)["tokens"]]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._call("/detokenize", {"tokens": list(map(int, tokens))})["content"])
+
+    def next_token_probabilities(self, prompt: Sequence[int] | str) -> Floats:
+        """The model's distribution over the token after `prompt`: float32 (V,), sums to 1.
+
+        Softmax of the raw logits at temperature 1, no sampler in between, computed afresh without a
+        cached prefix so that equal prompts give equal numbers.  Text is tokenized with the model's
+        begin token.  Raises EngineError where llama.cpp computed something that is no number.
+        """
+        body = self._completion(prompt, max_tokens=1, cache=False)
+        # One token must be drawn, and llama.cpp reports nothing for a token that ends the text or
+        # only begins a character; a bias picks a letter and leaves the reported numbers alone.
+        body |= {"n_probs": self.vocabulary_size, "logit_bias": [[self._letter, 1000.0]], "samplers": []}
+        entries = self._call("/completion", body)["completion_probabilities"][0]["top_logprobs"]
+        log_V = np.full(self.vocabulary_size, -np.inf, dtype=np.float64)
+        for entry in entries:
+            if entry["logprob"] is None:
+                raise EngineError(
+                    str(self.path), "llama.cpp computed probabilities that are not numbers",
+                    "The weights hold NaN or are too large for its arithmetic; quantize the model again.",
+                )  # fmt: skip
+            log_V[entry["id"]] = entry["logprob"]
+        return np.exp(log_V).astype(np.float32)
+
+    def generate(
+        self,
+        prompt: Sequence[int] | str,
+        *,
+        max_tokens: int | None = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        reuse: bool = False,
+    ) -> Generation:
+        """Continue `prompt`, piece by piece; a piece never ends inside a character.
+
+        The sampling defaults are llama.cpp's; temperature 0 always takes the likeliest token.
+        `max_tokens` None runs until the model ends or its context is full.  The same seed on the
+        same machine gives the same text, unless `reuse` continues from what the last prompt left in
+        the cache: faster, and different in the last digits.
+        """
+        body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
+        body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
+        return Generation(self._stream("/completion", body))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **sampling: Any) -> Generation:
+        """The answer to `messages` ({"role", "content"} each), in the file's own chat template.
+
+        Takes the keywords of `generate`; earlier turns are reused from the cache.  Raises
+        EngineError when the file carries no template, and with llama.cpp's own reason when the
+        template refuses the messages.
+        """
+        return self.generate(self.apply_template(messages), **{"reuse": True} | sampling)
+
+    def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that the file's chat template makes of `messages`, up to the answer's start."""
+        if not self.has_chat_template:
+            raise EngineError(
+                str(self.path), "the file carries no chat template",
+                "It is a base model: let it continue a text with `generate`.",
+            )  # fmt: skip
+        return str(self._call("/apply-template", {"messages": list(map(dict, messages))})["prompt"])
+
+    def close(self) -> None:
+        """Stop the server and free the weights.  May be called twice."""
+        self._server = None  # the wheel's destructor joins its threads
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _completion(self, prompt: Sequence[int] | str, max_tokens: int | None, cache: bool) -> dict[str, Any]:
+        tokens = (
+            self.tokenize(prompt, add_special=True) if isinstance(prompt, str) else list(map(int, prompt))
+        )
+        if not tokens:
+            raise UsageError("the prompt", "is empty", "Give the model at least one token to continue.")
+        wrong = [token for token in tokens if not 0 <= token < self.vocabulary_size]
+        if wrong:
+            raise UsageError(
+                f"token {wrong[0]}", f"is outside the vocabulary of {self.vocabulary_size}",
+                "Tokenize with this very file.",
+            )  # fmt: skip
+        limit = -1 if max_tokens is None else max_tokens
+        return {"prompt": tokens, "n_predict": limit, "cache_prompt": cache}
+
+    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        with self._request(path, body) as response:
+            return json.loads(response.read())
+
+    def _stream(self, path: str, body: Mapping[str, Any]) -> Generator[Mapping[str, Any], None, None]:
+        with self._request(path, body) as response:
+            for line in response:
+                kind, _, value = line.partition(b": ")
+                if kind not in (b"data", b"error") or value.strip() == b"[DONE]":
+                    continue
+                event = json.loads(value)
+                if kind == b"error" or "error" in event:
+                    raise self._refused(event.get("error", event))
+                yield event
+
+    @contextlib.contextmanager
+    def _request(self, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
+        if self._server is None:
+            raise EngineError(str(self.path), "the engine is closed", "Open the file again.")
+        connection = http.client.HTTPConnection(self._address)
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        try:
+            payload = None if body is None else json.dumps(body).encode()
+            connection.request("GET" if body is None else "POST", path, payload, headers)
+            response = connection.getresponse()
+            try:
+                if response.status != 200:
+                    raise self._refused(json.loads(response.read()).get("error", {}))
+                yield response
+            finally:
+                response.close()
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(
+                str(self.path), f"llama.cpp's server broke off ({error or type(error).__name__})",
+                "Open the file again; a smaller context needs less memory.",
+            ) from error  # fmt: skip
+        finally:
+            connection.close()
+
+    def _refused(self, error: Mapping[str, Any]) -> EngineError:
+        way_out = ""
+        if error.get("type") == "exceed_context_size_error":
+            way_out = f"Give a larger context than {self.context}, or a shorter prompt."
+        return EngineError(str(self.path), f"llama.cpp says: {error.get('message', error)}", way_out)
+
+
+def _xllamacpp() -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise EngineError(
+            "llama.cpp", f"its wheel cannot be imported ({error})", "Install it with: pip install xllamacpp"
+        ) from error
+    return xllamacpp
+
+
+def _start(params: Any, path: str) -> Any:
+    """A running server.  llama.cpp tells why a load failed on stderr alone, so a failed load is
+    repeated with stderr caught: nothing is redirected while things go well."""
+    xllamacpp = _xllamacpp()
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        params.verbosity = _ERRORS
+        with _caught_stderr() as caught:
+            with contextlib.suppress(RuntimeError):
+                xllamacpp.Server(params)
+            _silence(params)
+        raise EngineError(
+            path, f"llama.cpp cannot load it: {_reason(caught) or error}",
+            "`dither inspect` tells whether the file is whole and which architecture it is.",
+        ) from None  # fmt: skip
+
+
+def _silence(params: Any) -> None:
+    """Verbosity is one variable of the process, set by the last load: fail once more, in silence."""
+    params.verbosity, params.model.path = _SILENT, os.devnull
+    with contextlib.suppress(RuntimeError):
+        _xllamacpp().Server(params)
+
+
+@contextlib.contextmanager
+def _caught_stderr() -> Iterator[list[str]]:
+    """What C code writes to file descriptor 2 inside the block, as lines in the yielded list."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            time.sleep(0.2)  # llama.cpp logs from a thread of its own
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines.extend(file.read().decode("utf-8", "replace").splitlines())
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The most telling of llama.cpp's error lines (`time E function: message`): the first one that
+    says more than that the load failed."""
+    errors = [line.split(" E ", 1)[1].strip() for line in lines if " E " in line]
+    telling = [line for line in errors if "failed to load model" not in line]
+    return (telling or errors or [""])[0].split(": ", 1)[-1].removeprefix("error loading model: ")

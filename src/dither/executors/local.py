@@ -1,0 +1,47 @@
+"""Tasks over the cores of this machine.
+
+Kernels release the GIL, so threads are enough and share the memory map.  What matters is how many
+tasks are in flight: each holds a chunk of weights, so the window bounds peak memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Cores this process may use (a container or `taskset` may grant fewer than the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """`function(item)` for every item, results as they finish, at most `threads` + 1 in flight.
+
+    The first error stops the rest and is raised; leaving the loop early stops them too.
+    """
+    if threads <= 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="dither")
+    pending: set[Future[Result]] = set()
+    try:
+        for item in items:
+            pending.add(pool.submit(function, item))
+            if len(pending) > threads:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

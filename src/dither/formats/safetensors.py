@@ -1,0 +1,147 @@
+"""safetensors: a JSON header and a heap of bytes, nothing that could run.
+
+    u64 header length · header, JSON · the tensors, one after the other to the end of the file
+    {"__metadata__": {text: text},
+     "<name>": {"dtype": "BF16", "shape": [out, in], "data_offsets": [begin, end]}, …}
+
+Source: the format's description (huggingface/safetensors, README "Format") and the checks of its
+reference reader: at most 100 MB of header, which begins with `{`; no key twice; offsets count from
+the end of the header and tile the data exactly, without gap, overlap or remainder.  The same is
+checked here, by code of our own because the header comes from strangers and because the reference
+reads whole tensors where we want rows.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dither.errors import FormatError
+from dither.formats.mapped import Buffer, MappedFile, shown
+
+MAX_HEADER = 100_000_000  # bytes, the reference reader's own limit
+MAX_DIMENSIONS = 32
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+_FETCH_AGAIN = "The file is damaged or incomplete: fetch it again and compare its size."
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies.  `offset` is absolute in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    metadata: dict[str, str]
+    tensors: tuple[TensorEntry, ...]  # in the order of their bytes
+    data_offset: int
+
+
+def read_header(path: Path) -> Header:
+    """The tensors of a safetensors file, every position checked against the file's size.
+
+    Raises SourceError where the file cannot be opened, FormatError where its bytes contradict
+    themselves or promise what the file does not hold.
+    """
+    return parse_header(MappedFile(path).data, str(path))
+
+
+def parse_header(data: Buffer, file: str) -> Header:
+    """`read_header` for a whole file already in memory or mapped; `file` names it in errors."""
+    size = len(data)
+    if size < 8:
+        raise FormatError(file, f"has {size} bytes, too few for a safetensors header", _FETCH_AGAIN)
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(MAX_HEADER, size - 8):
+        reason = f"promises a header of {length} bytes; the file has {size} and the limit is {MAX_HEADER}"
+        raise FormatError(file, reason, _FETCH_AGAIN)
+    content = parse_json(data[8 : 8 + length], file)
+    metadata = _string_map(content.pop("__metadata__", {}), f"{file}, __metadata__")
+    tensors = [_read_entry(name, info, 8 + length, file) for name, info in content.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_tiling(tensors, 8 + length, size, file)
+    return Header(metadata, tuple(tensors), 8 + length)
+
+
+def parse_json(raw: bytes, file: str) -> dict[str, Any]:
+    """An untrusted JSON object.  Raises FormatError where it is none, or where a key occurs twice."""
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise FormatError(f"{file}, key {shown(key)}", "occurs twice", "Write the file anew.")
+            found[key] = value
+        return found
+
+    try:
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(file, f"holds no readable JSON ({error})", _FETCH_AGAIN) from None
+    if not isinstance(content, dict):
+        raise FormatError(file, f"holds a JSON {type(content).__name__}, not an object", _FETCH_AGAIN)
+    return content
+
+
+def _string_map(value: Any, thing: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise FormatError(thing, "is not a map from text to text", _FETCH_AGAIN)
+    return value
+
+
+def _read_entry(name: str, info: Any, data_offset: int, file: str) -> TensorEntry:
+    thing = f"{file}, tensor {shown(name)}"
+    if not isinstance(info, dict):
+        raise FormatError(thing, "has no description", _FETCH_AGAIN)
+    dtype = info.get("dtype")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        way_out = "It needs a newer release of Dither, or the file is damaged."
+        raise FormatError(thing, f"has dtype {shown(str(dtype))}, which is not known", way_out)
+    shape, offsets = _counts(info, "shape", thing), _counts(info, "data_offsets", thing)
+    if len(shape) > MAX_DIMENSIONS:
+        raise FormatError(thing, f"has {len(shape)} dimensions", _FETCH_AGAIN)
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(thing, f"has data_offsets {shown(str(offsets))}", _FETCH_AGAIN)
+    begin, end = offsets
+    if (end - begin) * 8 != prod(shape) * DTYPE_BITS[dtype]:
+        reason = f"has {end - begin} bytes, which is not what {shown(str(shape))} of {dtype} takes"
+        raise FormatError(thing, reason, _FETCH_AGAIN)
+    return TensorEntry(name, dtype, tuple(shape), data_offset + begin, end - begin)
+
+
+def _counts(info: dict[str, Any], key: str, thing: str) -> list[int]:
+    value = info.get(key)
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**62 for item in value):
+        raise FormatError(thing, f"has {key} {shown(str(value))}", _FETCH_AGAIN)
+    return value
+
+
+def _check_tiling(tensors: list[TensorEntry], data_offset: int, size: int, file: str) -> None:
+    end = data_offset
+    for tensor in tensors:
+        thing = f"{file}, tensor {shown(tensor.name)}"
+        if tensor.offset + tensor.nbytes > size:
+            reason = f"ends at byte {tensor.offset + tensor.nbytes}, but the file has {size}: it is truncated"
+            raise FormatError(thing, reason, _FETCH_AGAIN)
+        if tensor.offset != end:
+            problem = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
+            raise FormatError(thing, problem, "The format allows neither: write the file anew.")
+        end += tensor.nbytes
+    if end != size:
+        reason = f"has {size - end} bytes that belong to no tensor"
+        raise FormatError(file, reason, "The format allows none: fetch the file again.")

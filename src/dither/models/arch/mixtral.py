@@ -1,0 +1,38 @@
+"""Mixtral: Mistral's attention over a mixture of experts (Jiang et al. 2024, arXiv:2401.04088).
+
+Checkpoints name an expert's matrices w1 (gate), w2 (down) and w3 (up); transformers 5 may store all
+experts fused instead.  GGUF wants each of the three stacked over the experts.
+"""
+
+from __future__ import annotations
+
+from dither.models.arch.family import (
+    COMMON_KEYS, EMBEDDING, EXPERT_FEEDS, EXPERT_KEYS, FUSED_EXPERTS, HEAD, NORMS, ROTATED_ATTENTION,
+    Family, feeds, keys, rules,
+)  # fmt: skip
+
+EXPERTS = """
+model.layers.*.block_sparse_moe.gate.weight -> blk.*.ffn_gate_inp.weight
+model.layers.*.mlp.gate.weight -> blk.*.ffn_gate_inp.weight
+model.layers.*.block_sparse_moe.experts.#.w1.weight -> blk.*.ffn_gate_exps.weight [stack]
+model.layers.*.block_sparse_moe.experts.#.w3.weight -> blk.*.ffn_up_exps.weight [stack]
+model.layers.*.block_sparse_moe.experts.#.w2.weight -> blk.*.ffn_down_exps.weight [stack]
+"""
+
+FAMILIES = (
+    Family(
+        name="Mixtral",
+        arch="llama",
+        architectures=("MixtralForCausalLM",),
+        model_types=("mixtral",),
+        rules=rules(EMBEDDING, NORMS, ROTATED_ATTENTION, EXPERTS, FUSED_EXPERTS, HEAD),
+        feeds=feeds(EXPERT_FEEDS),
+        keys=keys(COMMON_KEYS, EXPERT_KEYS),
+        defaults={
+            "rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": False,
+            "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+        },
+        assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
+        ignores_window=True,
+    ),
+)  # fmt: skip

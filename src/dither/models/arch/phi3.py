@@ -1,0 +1,50 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: q, k, v in one matrix, gate and up in another, both kept fused.
+
+The long-context models scale every rotary frequency by its own factor, one list for prompts that fit
+the original context and one for longer ones (LongRoPE, Ding et al. 2024, arXiv:2402.13753).
+"""
+
+from __future__ import annotations
+
+from dither.models.arch.family import (
+    COMMON_KEYS, EMBEDDING, HEAD, NORMS, Family, feeds, keys, linear, rules,
+)  # fmt: skip
+
+FUSED = "\n".join(
+    linear(f"model.layers.*.{source}", f"blk.*.{target}")
+    for source, target in (
+        ("self_attn.qkv_proj", "attn_qkv"), ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"),
+    )
+)  # fmt: skip
+FEEDS = """
+attn_norm -> attn_qkv
+attn_qkv -> attn_output
+ffn_norm -> ffn_up
+ffn_up -> ffn_down
+output_norm -> output
+"""
+
+
+FAMILIES = (
+    Family(
+        name="Phi-3",
+        arch="phi3",
+        architectures=("Phi3ForCausalLM",),
+        model_types=("phi3",),
+        rules=rules(EMBEDDING, NORMS, FUSED, HEAD),
+        feeds=feeds(FEEDS),
+        keys=keys(
+            COMMON_KEYS,
+            "attention.sliding_window <- sliding_window [u32=0]",  # zero tells llama.cpp that this is Phi-4
+            "rope.scaling.original_context_length <- original_max_position_embeddings [u32]",
+        ),
+        defaults={
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+            "original_max_position_embeddings": 4096,
+        },
+        assumes={"hidden_act": "silu"},
+        scalings=("longrope",),
+        ignores_window=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,280 @@
+"""A Hugging Face folder: config.json, safetensors, and what belongs to the tokenizer.
+
+Nothing is read but headers until rows are asked for; then exactly those rows are converted to
+float32, whatever they are stored as.  FP8 weights are multiplied by their scales on the way, and the
+scales are not shown as tensors.
+
+A folder is a stranger's: names in its index may not leave it, pickle is never loaded because
+unpickling runs whatever code the file names, and the code that `auto_map` points to is never run.
+
+Legend: R flattened rows (every dimension but the last), C columns, N bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dither.errors import FormatError, SourceError, UnsupportedError, UsageError
+from dither.formats import safetensors
+from dither.formats.mapped import MappedFile, fingerprint, shown
+from dither.models import dtypes, fp8
+from dither.types import Floats
+
+MAX_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+_SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_FETCH_AGAIN = "The download is incomplete: fetch the model again."
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, not yet read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name: "BF16"
+    nbytes: int  # as stored, scales not counted
+    _file: MappedFile = field(repr=False, compare=False)
+    _offset: int = field(repr=False)
+    _scale: fp8.Scale | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows when all dimensions but the last are flattened; a 1-D tensor is one row."""
+        return prod(self.shape[:-1])
+
+    def read(self, start: int, stop: int) -> Floats:
+        """Rows `start` to `stop` as a new float32 (stop − start, C) array.
+
+        Raises UsageError where there are no such rows, UnsupportedError where nothing here knows the
+        dtype, SourceError where the file has shrunk meanwhile.
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise UsageError(shown(self.name), f"has {self.rows} rows, not {start} to {stop}")
+        if self.dtype not in dtypes.READABLE:
+            raise UnsupportedError(
+                f"tensor {shown(self.name)}", f"is stored as {self.dtype}", "Take a bf16 checkpoint."
+            )  # fmt: skip
+        w_RC = self.read_flat(start * self.columns, stop * self.columns).reshape(-1, self.columns)
+        if self._scale:
+            self._scale.apply(w_RC, start, f"tensor {shown(self.name)}")
+        return w_RC
+
+    def read_flat(self, start: int, stop: int) -> Floats:
+        """Stored numbers `start` to `stop`, in order and unscaled, as a new float32 array."""
+        size = safetensors.DTYPE_BITS[self.dtype] // 8
+        raw_N = self._file.view(self._offset + start * size, (stop - start) * size)
+        return dtypes.to_float32(raw_N, self.dtype)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder opened but not read.  `files` are all that conversion may read from it."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Another JSON file of the folder, such as tokenizer.json; None where there is none.
+
+        Raises SourceError where it is too large or no regular file, FormatError where it is no JSON object.
+        """
+        return _read_json(self.folder / name)
+
+
+def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
+    """Opens a folder of safetensors, or of all its safetensors only `weights` (with its fellow shards).
+
+    Raises SourceError where something is missing or unsafe, FormatError where files contradict
+    themselves or each other, UnsupportedError where the weights are already quantized (other than FP8).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SourceError(str(folder), "no such folder", "Check the path.")
+    config_path = folder / "config.json"
+    names, index = _weight_files(folder, weights)
+    config = _read_json(config_path)
+    if config is None:
+        raise SourceError(str(folder), "holds no config.json", "Fetch the model's config.json beside it.")
+    block = fp8.check_quantization(config, str(config_path))
+    shards = [MappedFile(folder / name) for name in names]
+    stored, header_bytes = _read_shards(shards, index)
+    tensors, notes = _with_scales(stored, block)
+    if config.get("auto_map"):
+        notes.append("config.json names Python code of its own (auto_map): it is not run")
+    notes += _index_notes(index, stored)
+    if names == [WHOLE] and (folder / INDEX).exists():
+        notes.append(f"{WHOLE} is read, the shards of {INDEX} are not")
+    side_files = _side_files(folder)
+    return Checkpoint(
+        folder, config, tensors, (*(shard.path for shard in shards), *side_files),
+        fingerprint(zip(shards, header_bytes, strict=True), side_files), tuple(notes),
+    )  # fmt: skip
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    file = MappedFile(path)
+    if file.size > MAX_JSON:
+        reason = f"has {file.size} bytes, more than the {MAX_JSON} that are read"
+        raise SourceError(str(path), reason, "Check that it is what its name says.")
+    return safetensors.parse_json(file.data[:], str(path))
+
+
+def _side_files(folder: Path) -> tuple[Path, ...]:
+    found = (path for pattern in _SIDE_FILES for path in folder.glob(pattern))
+    return tuple(sorted({path for path in found if path.is_file() and not path.name.startswith(".")}))
+
+
+def _weight_files(folder: Path, weights: Path | None) -> tuple[list[str], dict[str, str]]:
+    """The safetensors to read, and the index that says which tensor is where, if there is one.
+
+    `weights` is the file that was asked for: a shard stands for all of them.
+    """
+    if weights is not None and not _SHARD.fullmatch(weights.name):
+        return [weights.name], {}
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if WHOLE in names and weights is None:
+        return [WHOLE], {}
+    index = _read_json(folder / INDEX)
+    if index is not None:
+        return _indexed(folder, index)
+    numbered = [match for name in names if (match := _SHARD.fullmatch(name))]
+    series = {(match[1], match[3]) for match in numbered}
+    if len(series) == 1 and len(numbered) == int(numbered[0][3]):
+        return [match[0] for match in numbered], {}
+    others = [name for name in names if not name.startswith(("adapter_", "consolidated"))]
+    if len(others) == 1 and not numbered:
+        return others, {}
+    raise _no_weights(folder, names)
+
+
+def _indexed(folder: Path, index: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    thing = str(folder / INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(thing, "has no weight_map", _FETCH_AGAIN)
+    for tensor, name in weight_map.items():
+        # A name such as ../../etc/passwd, /dev/zero or model.bin must never be opened.
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
+            reason = (
+                f"says that {shown(tensor)} is in {shown(str(name))}, which is no safetensors of the folder"
+            )
+            raise FormatError(thing, reason, "Take the model from a source you trust.")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        reason = f"{len(missing)} of {len(names)} shards are missing: {shown(', '.join(missing))}"
+        raise SourceError(str(folder), reason, _FETCH_AGAIN)
+    return names, weight_map
+
+
+def _no_weights(folder: Path, names: list[str]) -> SourceError:
+    if names == ["adapter_model.safetensors"]:
+        reason = "holds a LoRA adapter, not a model"
+        return SourceError(str(folder), reason, "Merge it into its base model first.")
+    if names:
+        reason = f"holds {len(names)} safetensors that are not one model: {shown(', '.join(names))}"
+        return SourceError(str(folder), reason, f"Name one of them, or fetch {INDEX} and every shard.")
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        return refuse_pickle(folder, pickles)
+    return SourceError(str(folder), "holds no safetensors", "Name a folder with a model in it.")
+
+
+def refuse_pickle(path: Path | str, names: Iterable[str]) -> SourceError:
+    """The error for weights that only unpickling could read."""
+    listed = shown(", ".join(names))
+    reason = f"has its weights as pickle ({listed}), and loading a pickle can run any code hidden in it"
+    return SourceError(
+        str(path), reason,
+        "Take a safetensors revision of the model, or convert it where you trust it: load it with "
+        "transformers and call save_pretrained(folder, safe_serialization=True).",
+    )  # fmt: skip
+
+
+def _read_shards(
+    shards: list[MappedFile], index: Mapping[str, str]
+) -> tuple[dict[str, StoredTensor], list[int]]:
+    """Every tensor of every shard, and how many bytes of each shard are header."""
+    stored: dict[str, StoredTensor] = {}
+    header_bytes = []
+    for shard in shards:
+        header = safetensors.parse_header(shard.data, str(shard.path))
+        header_bytes.append(header.data_offset)
+        for entry in header.tensors:
+            if entry.name in stored:
+                other = stored[entry.name]._file.path.name
+                reason = f"is in {shown(other)} and again in {shown(shard.path.name)}"
+                raise FormatError(f"tensor {shown(entry.name)}", reason, _FETCH_AGAIN)
+            stored[entry.name] = StoredTensor(
+                entry.name, entry.shape, entry.dtype, entry.nbytes, shard, entry.offset
+            )  # fmt: skip
+    for name, shard_name in index.items():
+        if name not in stored:
+            reason = f"should be in {shown(shard_name)}, says the index, but no shard holds it"
+            raise FormatError(f"tensor {shown(name)}", reason, _FETCH_AGAIN)
+    return stored, header_bytes
+
+
+def _index_notes(index: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> list[str]:
+    elsewhere = sum(stored[name]._file.path.name != shard for name, shard in index.items())
+    unnamed = len(stored) - len(index) if index else 0
+    notes = []
+    if elsewhere:
+        notes.append(f"{elsewhere} tensors are in another shard than {INDEX} says")
+    if unnamed:
+        notes.append(f"{unnamed} tensors are in shards, but not in {INDEX}")
+    return notes
+
+
+def _with_scales(
+    stored: Mapping[str, StoredTensor], block: tuple[int, int] | None
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """FP8 weights joined to their scales, the scales taken out of sight."""
+    weights = [tensor for tensor in stored.values() if tensor.dtype in dtypes.FP8]
+    if not weights:
+        return dict(stored), []
+    joined, hidden = dict(stored), set()
+    bare = []
+    for weight in weights:
+        scale_name = next((weight.name + end for end in fp8.WEIGHT_SCALES if weight.name + end in stored), "")
+        module = weight.name.rpartition(".")[0]
+        homes = (module, module.rpartition(".")[0])  # a cache's scales lie one level up
+        hidden |= {scale_name} | {f"{home}.{end}" for home in homes for end in fp8.ACTIVATION_SCALES}
+        if scale_name:
+            joined[weight.name] = _scaled(weight, stored[scale_name], block or (128, 128))
+        else:
+            bare.append(weight.name)
+    if bare and block:
+        reason = "is FP8 but has no scale, in a checkpoint whose config says that it is scaled"
+        raise FormatError(f"tensor {shown(bare[0])}", reason, _FETCH_AGAIN)
+    notes = [f"{len(weights)} tensors are FP8: de-quantized as they are read"]
+    if bare:
+        notes.append(f"{len(bare)} FP8 tensors have no scale: taken at face value")
+    return {name: tensor for name, tensor in joined.items() if name not in hidden}, notes
+
+
+def _scaled(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) -> StoredTensor:
+    if scale.dtype not in dtypes.READABLE:
+        reason = f"is stored as {scale.dtype}, which no scale can be"
+        raise UnsupportedError(f"tensor {shown(scale.name)}", reason, "Take a bf16 checkpoint.")
+    fitted = fp8.fit_scale(weight.name, weight.shape, scale.shape, scale.read_flat, block)
+    return replace(weight, _scale=fitted)

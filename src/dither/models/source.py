@@ -1,0 +1,120 @@
+"""Opening a model, whatever form it comes in.
+
+    model.gguf                 any part of a split one as well
+    folder/                    safetensors and config.json, or exactly one GGUF
+    model.safetensors          beside its config.json
+    org/name, org/name@rev     a repository of the hub; the only form that may reach the network
+
+What exists locally always wins; a text that looks like a path is never taken for a repository, so that
+a slip of the keyboard sends nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from dither.errors import SourceError, UsageError
+from dither.formats.ggml import string
+from dither.formats.gguf import MAGIC
+from dither.formats.mapped import MappedFile, shown
+from dither.models.checkpoint import INDEX, PICKLES, open_checkpoint, refuse_pickle
+from dither.models.gguf_source import PART, open_gguf
+from dither.types import Model
+
+_NAME_KEY = "general.name"
+_PRE_KEY = "tokenizer.ggml.pre"
+
+
+def open_model(source: str | Path, *, pre: str | None = None) -> Model:
+    """Opens a model without reading its weights.
+
+    `pre` overrides which pre-tokenizer the model's text is split by (llama.cpp's name for it).
+    Raises SourceError or FormatError where it cannot be read, UnsupportedError where nothing here
+    knows its architecture or its quantization, UsageError where a choice is left open.
+    """
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if not text.startswith("hf://") and _exists(path):
+        return _open_path(path, pre)
+    return _open_from_hub(text, pre, may_be_hub=isinstance(source, str))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or a NUL in it
+        return False
+
+
+def _open_path(path: Path, pre: str | None) -> Model:
+    if path.is_dir():
+        return _open_folder(path, pre)
+    if path.suffix == ".safetensors":
+        return _open_checkpoint(path.parent, pre, path)
+    if path.suffix in PICKLES:
+        raise refuse_pickle(path, [path.name])
+    if path.suffix != ".gguf" and MappedFile(path).data[:4] != MAGIC:
+        reason = "is neither GGUF nor safetensors"
+        raise SourceError(str(path), reason, "Name a GGUF file, or the folder of a checkpoint.")
+    model = open_gguf(path)
+    if pre is None:
+        return model
+    note = f"{_PRE_KEY} set to {pre}, as asked"
+    return replace(model, metadata={**model.metadata, _PRE_KEY: string(pre)}, notes=(*model.notes, note))
+
+
+def _open_folder(folder: Path, pre: str | None) -> Model:
+    if any(folder.glob("*.safetensors")) or (folder / INDEX).exists():
+        return _open_checkpoint(folder, pre)
+    ggufs = sorted(path for path in folder.glob("*.gguf") if _is_first_part(path))
+    if len(ggufs) == 1:
+        return _open_path(ggufs[0], pre)
+    if ggufs:
+        listed = shown(", ".join(path.name for path in ggufs), 1000)
+        raise UsageError(str(folder), f"holds {len(ggufs)} GGUF models", f"Name one of {listed}.")
+    return _open_checkpoint(folder, pre)
+
+
+def _is_first_part(path: Path) -> bool:
+    match = PART.fullmatch(path.name)
+    return (
+        not match or int(match[2]) == 1 or not path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf").exists()
+    )
+
+
+def _open_checkpoint(folder: Path, pre: str | None, weights: Path | None = None) -> Model:
+    from dither.models.arch import convert
+
+    checkpoint = open_checkpoint(folder, weights)
+    model = convert(checkpoint, pre=pre)
+    return replace(model, notes=tuple(dict.fromkeys((*checkpoint.notes, *model.notes))))
+
+
+def _open_from_hub(text: str, pre: str | None, may_be_hub: bool) -> Model:
+    from dither.models import hub
+
+    hub_id = hub.parse_id(text) if may_be_hub else None
+    if hub_id is None or _looks_local(text):
+        way_out = "Check the path."
+        if hub_id is not None:
+            way_out += f" If you mean the hub's repository, write hf://{text}."
+        raise SourceError(shown(text), "no such file or folder", way_out)
+    path, notes = hub.fetch(hub_id)
+    model = _open_path(path, pre)
+    name = hub_id.repo.rpartition("/")[2]
+    metadata = dict(model.metadata)
+    if model.name == path.name:  # a folder of the cache, which is named after a commit
+        model = replace(model, name=name)
+        metadata[_NAME_KEY] = string(name)
+    return replace(model, metadata=metadata, origin=text, notes=(*notes, *model.notes))
+
+
+def _looks_local(text: str) -> bool:
+    """Whether a text that could be a repository was more likely meant as a path."""
+    if text.startswith("hf://"):
+        return False
+    first = text.partition("/")[0]
+    is_file_name = ":" not in text and text.endswith((".gguf", ".safetensors", *PICKLES))
+    return is_file_name or _exists(Path(first))

@@ -1,0 +1,20 @@
+"""Nearest rounding: every weight takes the closest number of a grid that was searched for it.
+
+No weight knows of its neighbours' errors; what can be learnt about the inputs enters through the
+importance E[x²] of each column, which the codec's scale search minimizes against:
+Σ_c E[x_c²] · (w_c − ŵ_c)², the expected squared output error if inputs were uncorrelated.
+"""
+
+from __future__ import annotations
+
+from dither.types import Bytes, Codec, Evidence, Floats
+
+
+class Nearest:
+    """Importance-weighted search when there is evidence, plain squared error when there is none."""
+
+    name = "nearest"
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Bytes:
+        return codec.encode(w_RC, None if evidence is None else evidence.mean_square_C)

@@ -1,0 +1,110 @@
+"""The command line as a person or a script meets it: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def dither(*arguments: object, cwd: Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dither", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "dumb"},
+    )  # fmt: skip
+
+
+def test_quantize_then_inspect(checkpoint: Path, tmp_path: Path) -> None:
+    made = dither("quantize", checkpoint, "--to", "q4_k_m", "-o", "model.gguf", "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    document = json.loads(made.stdout)
+    assert document["bytes"] == (tmp_path / "model.gguf").stat().st_size
+    looked = json.loads(dither("inspect", "model.gguf", "--json", cwd=tmp_path).stdout)
+    assert looked["file_type"] == "Q4_K_M"
+    assert looked["bits_per_weight"] == document["bits_per_weight"]
+    assert looked["types"] == document["types"]
+
+
+def test_dry_run_promises_what_is_then_written(checkpoint: Path, tmp_path: Path) -> None:
+    promised = dither("quantize", checkpoint, "--to", "Q5_K_M", "--dry-run", "--json", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    kept = dither("quantise", checkpoint, "--to", "Q5_K_M", "--json", cwd=tmp_path)
+    promise, result = json.loads(promised.stdout), json.loads(kept.stdout)
+    assert promise["bytes"] == result["tensor_bytes"]
+    assert promise["types"] == result["types"]
+
+
+def test_people_read_tables_of_eighty_columns(checkpoint: Path, tmp_path: Path) -> None:
+    outputs = [
+        dither("quantize", checkpoint, "--to", "Q4_K_M", "-o", "model.gguf", cwd=tmp_path),
+        dither("quantize", checkpoint, "--to", "Q2_K", "--dry-run", cwd=tmp_path),
+        dither("inspect", "model.gguf", "--tensors", cwd=tmp_path),
+        dither("types", cwd=tmp_path),
+        dither("--help", cwd=tmp_path),
+    ]
+    for output in outputs:
+        assert output.returncode == 0, output.stderr
+        assert max(map(len, output.stdout.splitlines())) <= 80
+    assert "blk.0.attn_q.weight" in outputs[2].stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["quantize", "no-such-folder/here", "--to", "Q4_K_M"], 1, "no such"),
+        (["quantize", "{checkpoint}", "--to", "Q4_KM"], 2, "Q4_K_M"),
+        (["quantize", "{checkpoint}"], 2, "--to"),
+        (["quantize", "{checkpoint}", "--to", "Q4_K_M", "--tensor", "ffn"], 2, "REGEX=TYPE"),
+        (["quantize", "{checkpoint}", "--to", "Q4_K_M", "-o", "no/folder/x.gguf"], 1, "no folder"),
+        (["inspect", "{checkpoint}/config.json"], 1, "config.json"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_name_the_thing_on_stderr(
+    checkpoint: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    failed = dither(*(a.format(checkpoint=checkpoint) for a in arguments), cwd=tmp_path, columns=300)
+    assert failed.returncode == code, failed.stderr
+    assert said in failed.stderr
+    assert failed.stdout == ""
+    assert "Traceback" not in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_one_json_document_too(tmp_path: Path) -> None:
+    failed = dither("inspect", "nothing.gguf", "--json", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert set(json.loads(failed.stdout)["error"]) == {"thing", "reason", "way_out"}
+
+
+def test_names_from_a_file_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(tmp_path / "evil.gguf", "llama")
+    writer.add_name("\x1b]0;owned\x07[bold red]model[/]")
+    writer.add_tensor("blk.0.\x1b[31mw.weight", np.zeros((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shown = dither("inspect", "evil.gguf", "--tensors", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "\x1b" not in shown.stdout
+    assert "[bold red]model[/]" in shown.stdout
+
+
+def test_starting_is_light() -> None:
+    """Neither torch nor transformers, nor any heavy room, for help and import."""
+    script = (
+        "import sys\n"
+        "import dither, dither.cli\n"
+        "heavy = {'torch', 'transformers', 'numba', 'numpy', 'xllamacpp', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"

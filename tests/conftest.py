@@ -1,0 +1,91 @@
+"""Small real checkpoints, made here: random weights on disk in Hugging Face's layout.
+
+Legend: V vocabulary, H hidden width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SENTENCES = [
+    "The sea was quiet, and the old man slept in the boat.",
+    "She opened the letter twice before she understood it.",
+    "In 1879 there were 42 houses in the village; today there are 7.",
+    "“Come back,” he said, “before the winter does.”",
+]
+
+
+def write_checkpoint(
+    folder: Path, *, hidden: int = 256, ffn: int = 512, layers: int = 2, seed: int = 0, tied: bool = False
+) -> Path:
+    """A random Llama with grouped-query attention, F32 safetensors, and a byte-level BPE tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = write_tokenizer(folder)
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    tensors = {
+        "model.embed_tokens.weight": normal(vocabulary, hidden),
+        "model.norm.weight": np.ones(hidden, np.float32),
+    }
+    if not tied:
+        tensors["lm_head.weight"] = normal(vocabulary, hidden)
+    for i in range(layers):
+        block = f"model.layers.{i}."
+        for name, rows, columns in (
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", hidden // 2, hidden),
+            ("self_attn.v_proj", hidden // 2, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", ffn, hidden),
+            ("mlp.up_proj", ffn, hidden),
+            ("mlp.down_proj", hidden, ffn),
+        ):
+            tensors[f"{block}{name}.weight"] = normal(rows, columns)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{block}{norm}.weight"] = np.ones(hidden, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary,
+        "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": hidden // 4,
+        "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "silu",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_tokenizer(folder: Path) -> int:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": False})
+    )
+    return tokenizer.get_vocab_size()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 320: no multiple of 256, so K-quants fall back."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "odd-llama", hidden=320, ffn=512)

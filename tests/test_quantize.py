@@ -1,0 +1,236 @@
+"""The main job from checkpoint to file, held against independent readers and ggml's own encoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from conftest import write_checkpoint
+from safetensors.numpy import load_file, save_file
+
+import dither
+from dither.errors import OutputError, SourceError, UsageError
+
+
+def read_back(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Type and values of every tensor, through the `gguf` package's reader and decoders."""
+    reader = gguf.GGUFReader(path)
+    found = {}
+    for tensor in reader.tensors:
+        kind = gguf.GGMLQuantizationType(tensor.tensor_type)
+        found[tensor.name] = (kind.name, gguf.quants.dequantize(tensor.data, kind))
+    return found
+
+
+@pytest.mark.parametrize("to", ["F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K"])
+def test_an_independent_reader_finds_the_planned_types_and_the_reported_error(
+    checkpoint: Path, tmp_path: Path, to: str
+) -> None:
+    result = dither.quantize(checkpoint, to, tmp_path / "model.gguf", threads=2)
+    original = read_back(Path(dither.quantize(checkpoint, "F32", tmp_path / "f32.gguf").path))
+    written = read_back(Path(result.path))
+    assert {name: kind for name, (kind, _) in written.items()} == {
+        tensor.name: tensor.type for tensor in result.plan.tensors
+    }
+    squared = norm = 0.0
+    for name, (_, values) in written.items():
+        reference = original[name][1].astype(np.float64)
+        if reference.ndim > 1:
+            squared += float(((values - reference) ** 2).sum())
+            norm += float((reference**2).sum())
+    assert result.relative_error == pytest.approx((squared / norm) ** 0.5, rel=1e-5, abs=1e-12)
+    assert result.bytes == Path(result.path).stat().st_size
+
+
+def test_f32_keeps_every_weight(checkpoint: Path, tmp_path: Path) -> None:
+    written = read_back(Path(dither.quantize(checkpoint, "F32", tmp_path / "f32.gguf").path))
+    source = load_file(checkpoint / "model.safetensors")
+    assert np.array_equal(
+        written["blk.1.ffn_down.weight"][1], source["model.layers.1.mlp.down_proj.weight"]
+    )
+    assert np.array_equal(written["token_embd.weight"][1], source["model.embed_tokens.weight"])
+
+
+def test_rounding_loses_no_more_than_ggml(checkpoint: Path, tmp_path: Path) -> None:
+    libgguf = pytest.importorskip("libgguf")
+    written = read_back(Path(dither.quantize(checkpoint, "Q4_K_M", tmp_path / "q4.gguf").path))
+    name, source_name = "blk.0.ffn_up.weight", "model.layers.0.mlp.up_proj.weight"
+    weights = load_file(checkpoint / "model.safetensors")[source_name]
+    kind, values = written[name]
+    raw = libgguf.quantize_rows_raw(gguf.GGMLQuantizationType[kind], weights, *weights.shape)
+    ggml = np.frombuffer(
+        libgguf.dequantize_rows_raw(gguf.GGMLQuantizationType[kind], raw, *weights.shape), np.float32
+    ).reshape(weights.shape)
+    assert ((values - weights) ** 2).sum() <= ((ggml - weights) ** 2).sum()
+
+
+def test_bytes_do_not_depend_on_threads(checkpoint: Path, tmp_path: Path) -> None:
+    one = dither.quantize(checkpoint, "Q4_K_M", tmp_path / "one.gguf", threads=1)
+    three = dither.quantize(checkpoint, "Q4_K_M", tmp_path / "three.gguf", threads=3)
+    assert Path(one.path).read_bytes() == Path(three.path).read_bytes()
+
+
+def test_a_gguf_goes_in_and_its_metadata_is_carried_over(checkpoint: Path, tmp_path: Path) -> None:
+    first = dither.quantize(checkpoint, "Q8_0", tmp_path / "q8.gguf")
+    second = dither.quantize(first.path, "Q4_K_M", tmp_path / "q4.gguf")
+    before, after = gguf.GGUFReader(first.path).fields, gguf.GGUFReader(second.path).fields
+    changing = {"general.file_type", "dither.recipe"}
+    for key in before.keys() - changing:
+        if not key.startswith("GGUF."):
+            assert after[key].contents() == before[key].contents(), key
+    assert after["general.file_type"].contents() == 15  # llama.cpp's number for Q4_K_M
+    assert any("quantized already (Q8_0)" in note for note in second.notes)
+
+
+def test_an_unknown_architecture_in_a_gguf_still_quantizes(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "martian")
+    writer.add_string("martian.moon", "Phobos")
+    weights = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    writer.add_tensor("blk.0.antenna.weight", weights)
+    writer.add_tensor("blk.0.antenna.bias", weights[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    result = dither.quantize(tmp_path / "odd.gguf", "Q6_K", tmp_path / "out.gguf")
+    written = read_back(Path(result.path))
+    assert written["blk.0.antenna.weight"][0] == "Q6_K"
+    assert written["blk.0.antenna.bias"][0] == "F32"
+    assert gguf.GGUFReader(result.path).fields["martian.moon"].contents() == "Phobos"
+
+
+def test_fallbacks_are_said_before_the_work(odd_checkpoint: Path) -> None:
+    plan = dither.preview(odd_checkpoint, "Q4_K_M")
+    notes = plan.fallback_notes()
+    assert any("have 320 columns and cannot be Q4_K: they become Q5_0" in note for note in notes)
+    assert notes[-1].startswith("Q4_K_M becomes ")
+
+
+def test_overrides_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    result = dither.quantize(
+        checkpoint, "Q4_K_M", tmp_path / "model.gguf",
+        tensors=[(r"blk\.0\.ffn_down", "Q8_0")], output_type="Q5_K", embedding_type="IQ4_XS",
+    )  # fmt: skip
+    kinds = {name: kind for name, (kind, _) in read_back(Path(result.path)).items()}
+    assert kinds["blk.0.ffn_down.weight"] == "Q8_0"
+    assert kinds["output.weight"] == "Q5_K"
+    assert kinds["token_embd.weight"] == "IQ4_XS"
+
+
+def write_imatrix(path: Path, means: dict[str, np.ndarray]) -> Path:
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_string("general.type", "imatrix")
+    for name, values in means.items():
+        writer.add_tensor(f"{name}.in_sum2", (values * 7).astype(np.float32).reshape(1, -1))
+        writer.add_tensor(f"{name}.counts", np.full((1, 1), 7, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_an_importance_matrix_moves_the_error_to_columns_that_matter_less(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    name = "blk.0.ffn_up.weight"
+    importance = np.random.default_rng(3).lognormal(0, 1.5, 256).astype(np.float32)
+    matrix = write_imatrix(tmp_path / "imatrix.gguf", {name: importance})
+    plain = read_back(Path(dither.quantize(checkpoint, "Q4_K_S", tmp_path / "plain.gguf").path))
+    guided = dither.quantize(checkpoint, "Q4_K_S", tmp_path / "guided.gguf", imatrix=matrix)
+    weights = load_file(checkpoint / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+
+    def weighted_error(values: np.ndarray) -> float:
+        return float((importance * (values - weights) ** 2).sum())
+
+    assert weighted_error(read_back(Path(guided.path))[name][1]) < 0.9 * weighted_error(plain[name][1])
+    assert any("No importance for" in note for note in guided.notes)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v: np.where(np.arange(256) == 9, np.nan, v), "NaN"),
+        (lambda v: v * 0, "zero throughout"),
+        (lambda v: v[:128], "another model"),
+    ],
+)
+def test_a_bad_importance_matrix_is_refused_by_tensor(
+    checkpoint: Path, tmp_path: Path, spoil: object, message: str
+) -> None:
+    values = spoil(np.ones(256, np.float32))  # type: ignore[operator]
+    matrix = write_imatrix(tmp_path / "bad.gguf", {"blk.0.ffn_up.weight": values})
+    with pytest.raises(dither.DitherError, match=message) as caught:
+        dither.quantize(checkpoint, "Q4_K_M", tmp_path / "model.gguf", imatrix=matrix)
+    assert "blk.0.ffn_up.weight" in str(caught.value)
+    assert not list(tmp_path.glob("model.gguf*"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_named(tmp_path: Path, bad: float) -> None:
+    folder = write_checkpoint(tmp_path / "bad")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = bad
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(SourceError, match=r"blk\.1\.ffn_up\.weight: holds -?(nan|inf) at row 3, column 5"):
+        dither.quantize(folder, "Q4_K_M", tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_weight_beyond_f16_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "big")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(SourceError, match="beyond F16's 65504"):
+        dither.quantize(folder, "F16", tmp_path / "model.gguf")
+
+
+def test_an_input_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    first = dither.quantize(checkpoint, "Q8_0", tmp_path / "model.gguf")
+    before = Path(first.path).read_bytes()
+    (tmp_path / "link.gguf").symlink_to(first.path)
+    for target in (tmp_path / "model.gguf", tmp_path / "link.gguf"):
+        with pytest.raises(OutputError, match="is the model itself"):
+            dither.quantize(first.path, "Q4_K_M", target, force=True)
+    with pytest.raises(OutputError, match="exists already"):
+        dither.quantize(checkpoint, "Q4_K_M", tmp_path / "model.gguf")
+    assert Path(first.path).read_bytes() == before
+
+
+def test_the_default_name_says_model_and_type(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dither.quantize(checkpoint, "Q8_0").path == "tiny-llama-Q8_0.gguf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"to": "Q4_KM"}, "Q4_K_M"),
+        ({"to": "Q4_K_M", "tensors": [("ffn_(", "Q8_0")]}, "regular expression"),
+        ({"to": "Q4_K_M", "tensors": [("ffn_nothing", "Q8_0")]}, "matches no tensor"),
+        ({"to": "IQ2_XXS"}, "importance"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(
+    checkpoint: Path, tmp_path: Path, arguments: dict, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        dither.quantize(checkpoint, out=tmp_path / "model.gguf", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_carries_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
+    result = dither.quantize(checkpoint, "Q4_K_M", tmp_path / "model.gguf", tensors=[("ffn_down", "Q6_K")])
+    recipe = json.loads(gguf.GGUFReader(result.path).fields["dither.recipe"].contents())
+    assert recipe["to"] == "Q4_K_M"
+    assert recipe["tensors"] == [["ffn_down", "Q6_K"]]
+    inspection = dither.inspect(result.path)
+    assert inspection.file_type == "Q4_K_M"
+    assert inspection.made_by["recipe"] == recipe
+    assert inspection.bits_per_weight == pytest.approx(result.bits_per_weight, abs=0)
