@@ -8,10 +8,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import write_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import dither
+from conftest import write_checkpoint
 from dither.errors import OutputError, SourceError, UsageError
 
 
@@ -48,9 +48,7 @@ def test_an_independent_reader_finds_the_planned_types_and_the_reported_error(
 def test_f32_keeps_every_weight(checkpoint: Path, tmp_path: Path) -> None:
     written = read_back(Path(dither.quantize(checkpoint, "F32", tmp_path / "f32.gguf").path))
     source = load_file(checkpoint / "model.safetensors")
-    assert np.array_equal(
-        written["blk.1.ffn_down.weight"][1], source["model.layers.1.mlp.down_proj.weight"]
-    )
+    assert np.array_equal(written["blk.1.ffn_down.weight"][1], source["model.layers.1.mlp.down_proj.weight"])
     assert np.array_equal(written["token_embd.weight"][1], source["model.embed_tokens.weight"])
 
 

@@ -132,7 +132,7 @@ def learning_rate(step: int, steps: int, warmup: int = 50, cooldown: float = 0.4
     return min(1.0, max(0.0, (steps - step) / (steps * cooldown)))
 
 
-def windows_BT(tokens: np.ndarray, starts, context: int) -> torch.Tensor:
+def token_windows(tokens: np.ndarray, starts, context: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
 
 
@@ -143,7 +143,7 @@ def validation_loss(model, tokens: np.ndarray, sequences: int, context: int = CO
     starts = np.linspace(0, len(tokens) - context - 1, sequences).astype(int)
     total = 0.0
     for i in range(0, sequences, 16):
-        batch = windows_BT(tokens, starts[i : i + 16], context)
+        batch = token_windows(tokens, starts[i : i + 16], context)
         logits = model(batch[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1), reduction="sum"
@@ -160,7 +160,10 @@ def save_model(model, tokenizer: Tokenizer, out: Path) -> None:
     twin.config.use_cache = True
     twin.save_pretrained(out)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=CONTEXT,
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(out)
@@ -210,8 +213,12 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, {len(train):,} training tokens", flush=True)
 
     def save_checkpoint(step: int) -> None:
-        state = {"step": step, "model": model.state_dict(), "log": log,
-                 "optimizers": [o.state_dict() for o in optimizers]}
+        state = {
+            "step": step,
+            "model": model.state_dict(),
+            "log": log,
+            "optimizers": [o.state_dict() for o in optimizers],
+        }
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
@@ -220,7 +227,7 @@ def main() -> None:
             logits = model(batch[:, :-1]).logits
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
-    clock, done = time.monotonic(), 0
+    clock = time.monotonic()
     for step in range(first, args.steps):
         scale = learning_rate(step, args.steps)
         for optimizer, base in zip(optimizers, rates, strict=True):
@@ -232,18 +239,19 @@ def main() -> None:
         parts = np.array_split(starts, args.batch * CONTEXT // MICRO_BATCH)
         loss = 0.0
         for part in parts:  # small parts stay in cache
-            share = loss_of(windows_BT(train, part, context)) / len(parts)
+            share = loss_of(token_windows(train, part, context)) / len(parts)
             share.backward()
             loss += share.item()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        done += 1
         if step % 20 == 0 or step + 1 == args.steps:
-            speed = done * args.batch * CONTEXT / (time.monotonic() - clock)
+            speed = (step - first + 1) * args.batch * CONTEXT / (time.monotonic() - clock)
             left = (args.steps - step - 1) * args.batch * CONTEXT / speed
-            print(f"step {step:5d}  loss {loss:.4f}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True)
+            print(
+                f"step {step:5d}  loss {loss:.4f}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True
+            )
         if (step + 1) % 200 == 0:
             entry = {"step": step + 1, "valid_loss": validation_loss(model, valid, 64)}
             log.append(entry)

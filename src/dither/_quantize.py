@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from dither import __version__
 from dither.codecs import codec as find_codec
 from dither.containers.gguf import GGUFOutput
 from dither.containers.importance import gather_evidence, matrix_notes
+from dither.containers.presets import preset_names
 from dither.containers.provenance import output_metadata, recipe_json, source_notes
 from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
 from dither.errors import DitherError, OutputError, SourceError
@@ -292,11 +294,22 @@ def _total_error(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> float:
     return math.sqrt(error / norm) if norm > 0 else 0.0
 
 
+def file_stem(model: Model) -> str:
+    """The model's name for a file: that of its folder, file or repository, without an old type."""
+    last = Path(model.origin).name or Path(model.origin).resolve().name
+    last = re.split(r"[@:]", last)[0]
+    if last.endswith(".gguf"):
+        last = last.removesuffix(".gguf")
+        last = re.sub(rf"[-._](?:{'|'.join(preset_names())})$", "", last, flags=re.IGNORECASE)
+    return last or model.name
+
+
 def output_path(model: Model, plan: Plan, out: str | Path | None, force: bool) -> Path:
     """Where the result goes.  Raises OutputError: an input, an existing file, no such folder."""
-    path = Path(out) if out is not None else Path(f"{model.name}-{plan.to}.gguf")
+    name = f"{file_stem(model)}-{plan.to}.gguf"
+    path = Path(out) if out is not None else Path(name)
     if path.is_dir():
-        path = path / f"{model.name}-{plan.to}.gguf"
+        path = path / name
     for file in model.files:
         if path.exists() and Path(file).exists() and path.samefile(file):
             raise OutputError(str(path), "is the model itself", "Choose another name with -o.")

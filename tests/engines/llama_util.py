@@ -79,11 +79,11 @@ class TinyLlama:
         """Weights under which token `after` is followed by the bytes of `text`, then `end`, for sure.
 
         The blocks add nothing, embeddings are one-hot and the output layer maps each token to its
-        successor, so every byte may occur only once.
+        successor, so every byte may occur only once.  An `end` among them makes the text endless.
         """
         letters = [len(SPECIAL) + byte for byte in text.encode()]
         chain = [after, *letters, end]
-        assert len(set(chain)) == len(chain) <= self.D
+        assert len(set(chain[:-1])) == len(chain) - 1 < self.D
         for name in self.weights:
             if name.endswith(("attn_output.weight", "ffn_down.weight")):
                 self.weights[name][:] = 0

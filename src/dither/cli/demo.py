@@ -21,7 +21,9 @@ PROMPT = "The old man looked at the sea and"
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write into.")] = Path("demo-out"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write into.")] = Path(
+        "demo-out"
+    ),
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="What each file continues.")] = PROMPT,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -72,7 +74,9 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
             format_seconds(row["seconds"]),
             f"{100 * row['relative_error']:.2f} %",
         )
-    out.print(f"\n[bold]The bundled model, {format_count(rows[0]['parameters'])} parameters, made smaller[/]\n")
+    out.print(
+        f"\n[bold]The bundled model, {format_count(rows[0]['parameters'])} parameters, made smaller[/]\n"
+    )
     out.print(table)
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:
@@ -80,7 +84,7 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
     example = folder / "dither-demo-Q4_K_M.gguf"
     out.print(
         "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file and a larger weight error. "
-        "Around 4 bits (Q4_K_M, IQ4_XS) most of the model's skill is left; at 2 bits this one loses its thread.\n"
+        "Around 4 bits (Q4_K_M, IQ4_XS) most of the model's skill is left; at 2 bits it loses its thread.\n"
         f"\n[bold]Next[/]\n  dither chat {plain(example)}\n  dither inspect {plain(example)}"
         "\n  dither quantize path/to/your-model --to Q4_K_M"
     )

@@ -47,7 +47,10 @@ def facts_table(found: Any) -> Table:
     facts = [
         ("model", f"{found.name} ({found.kind})"),
         ("architecture", f"{found.arch}, {found.blocks} blocks, width {found.embedding}, {heads}"),
-        ("parameters", format_count(found.parameters) + (f", {found.experts} experts" if found.experts else "")),
+        (
+            "parameters",
+            format_count(found.parameters) + (f", {found.experts} experts" if found.experts else ""),
+        ),
         ("size", size + (f", {found.file_type}" if found.file_type else "")),
         ("context", f"{found.context} tokens" if found.context else "not said"),
         ("tokenizer", _tokenizer(found)),
@@ -85,7 +88,11 @@ def types_table(found: Any) -> Table:
     for kind, group in found.types.items():
         bits = 8 * group["bytes"] / max(1, group["parameters"])
         table.add_row(
-            kind, str(group["tensors"]), format_count(group["parameters"]), format_bytes(group["bytes"]), f"{bits:.2f}"
+            kind,
+            str(group["tensors"]),
+            format_count(group["parameters"]),
+            format_bytes(group["bytes"]),
+            f"{bits:.2f}",
         )
     return table
 

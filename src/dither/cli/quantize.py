@@ -15,8 +15,12 @@ from dither.units import format_bytes, format_count, format_seconds
 
 def quantize(
     model: Annotated[str, typer.Argument(help="A checkpoint folder, a .gguf file, or a hub id (org/name).")],
-    to: Annotated[str, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <model>-<TYPE>.gguf.")] = None,
+    to: Annotated[
+        str, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: <model>-<TYPE>.gguf.")
+    ] = None,
     imatrix: Annotated[Path | None, typer.Option(help="An importance matrix (.gguf or .dat).")] = None,
     tensor: Annotated[
         list[str] | None, typer.Option(metavar="REGEX=TYPE", help="A type for tensors by name; repeatable.")
@@ -45,7 +49,13 @@ def quantize(
             return
         with Meter() as meter:
             result = _quantize.quantize(
-                model, to, output, threads=threads, force=force, progress=meter, **common  # type: ignore[arg-type]
+                model,
+                to,
+                output,
+                threads=threads,
+                force=force,
+                progress=meter,
+                **common,  # type: ignore[arg-type]
             )
         print_json(result.to_json()) if as_json else print_result(result)
 

@@ -48,7 +48,9 @@ class stop_on_error:  # noqa: N801 — reads as a statement: `with stop_on_error
     ) -> None:
         if isinstance(error, DitherError):
             if self.as_json:
-                print_json({"error": {"thing": error.thing, "reason": error.reason, "way_out": error.way_out}})
+                print_json(
+                    {"error": {"thing": error.thing, "reason": error.reason, "way_out": error.way_out}}
+                )
             err.print(f"[bold red]error:[/] {plain(error)}")
             raise typer.Exit(error.exit_code)
         if isinstance(error, KeyboardInterrupt):

@@ -23,8 +23,24 @@ from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
+HALF_MAX = 65504.0  # beyond it ggml's searches read outside their tables: weights are clamped here
 _TABLES = threading.Lock()  # ggml builds a type's lattice tables on first use, and not atomically
 _ready: set[str] = set()
+
+
+def tame(importance_C: Floats) -> Floats:
+    """The same importance in units, and with a floor, that ggml's searches survive.
+
+    They compare weighted sums with fixed thresholds, so that tiny importance looks like no weights at all, and
+    an all-zero block finds no lattice point.  The unit is the power of two at the mean, which changes no
+    mantissa; whatever is below a millionth of it counts as a millionth.
+    """
+    largest = float(importance_C.max(initial=0.0))
+    if not largest > 0.0:
+        return np.ones(importance_C.shape, np.float32)
+    mean = float(np.mean(importance_C / largest, dtype=np.float64)) * largest
+    unit = 2.0 ** np.floor(np.log2(mean))
+    return np.maximum(importance_C.astype(np.float64) / unit, 1e-6).astype(np.float32)
 
 
 class LatticeGrid(NamedTuple):
@@ -79,9 +95,8 @@ class LatticeCodec(BlockCodec):
         self._build_tables()
         raw_RN = np.empty((rows, columns // self.block * self.block_bytes), np.uint8)
         if raw_RN.size:
-            w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
-            if importance_C is not None:
-                importance_C = np.ascontiguousarray(importance_C, dtype=np.float32).reshape(columns)
+            w_RC = np.ascontiguousarray(np.clip(w_RC, -HALF_MAX, HALF_MAX), dtype=np.float32)
+            importance_C = None if importance_C is None else tame(importance_C)
             libgguf.quantize_rows_into_raw(self.kind, w_RC, raw_RN, rows, columns, importance_C)
         return raw_RN
 

@@ -45,9 +45,10 @@ def _fit_importance(planned: PlannedTensor, values: Floats, matrix: str) -> Floa
             f"{matrix}: {planned.name}", f"has {values.size} values for {experts * columns} columns",
             "It was made from another model.",
         )  # fmt: skip
-    means = values.reshape(-1, columns).astype(np.float32)
+    means: Floats = values.reshape(-1, columns).astype(np.float32)
     floor = means.mean(axis=-1, keepdims=True) * np.float32(1e-8)  # a dead column still has a scale to share
-    return np.maximum(means, floor)
+    raised: Floats = np.maximum(means, floor)
+    return raised
 
 
 def matrix_notes(plan: Plan, matrix: ImportanceMatrix | None) -> list[str]:

@@ -97,8 +97,9 @@ class LlamaCpp:
     """A GGUF loaded by llama.cpp.  A context manager; `close` gives the memory back.
 
     `context` is in tokens (0: up to 4096, or what the model was trained on), `threads` defaults to
-    the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit),
-    `seed` is the default for sampling.  One request runs at a time; others wait for it.
+    the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit,
+    where the wheel knows one), `seed` is the default for sampling.  One request runs at a time;
+    others wait for it.
     Raises EngineError with llama.cpp's own reason when it cannot load the file.
     """
 
@@ -118,6 +119,8 @@ class LlamaCpp:
             )  # fmt: skip
         self.path = Path(path)
         self.seed = seed
+        if self.path.is_dir():
+            raise EngineError(str(path), "is a folder", "Make a GGUF of it with `dither quantize`.")
         if not self.path.is_file():
             raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
         self._key = secrets.token_urlsafe(24)
@@ -134,7 +137,8 @@ class LlamaCpp:
         params.model.path = os.fspath(self.path)
         params.n_ctx = context or DEFAULT_CONTEXT
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        params.n_gpu_layers, params.fit_params = gpu_layers, gpu_layers < 0
+        wanted = gpu_layers if gpu_layers >= 0 or _accelerated() else 0
+        params.n_gpu_layers, params.fit_params = wanted, wanted < 0
         params.verbosity = _SILENT
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
         params.endpoint_props, params.endpoint_slots, params.ui = True, False, False
@@ -306,6 +310,12 @@ def _xllamacpp() -> Any:
             "llama.cpp", f"its wheel cannot be imported ({error})", "Install it with: pip install xllamacpp"
         ) from error
     return xllamacpp
+
+
+def _accelerated() -> bool:
+    kinds = _xllamacpp().ggml_backend_dev_type
+    gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    return any(device["type"] in gpus for device in _xllamacpp().get_device_info())
 
 
 def _start(params: Any, path: str) -> Any:

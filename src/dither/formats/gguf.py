@@ -238,13 +238,18 @@ def _check_bools(cursor: _Cursor, count: int) -> None:
 
 def _alignment_of(metadata: Mapping[str, Field], file: str) -> int:
     field = metadata.get(ALIGNMENT_KEY, u32(DEFAULT_ALIGNMENT))
-    thing = f"{file}, key {ALIGNMENT_KEY}"
-    if field.type is not ValueType.UINT32:
-        raise FormatError(thing, f"is a {field.type.name}, not a UINT32", _FETCH_AGAIN)
-    if not 1 <= field.value <= MAX_ALIGNMENT or field.value & (field.value - 1):
-        reason = f"is {field.value}, not a power of two up to {MAX_ALIGNMENT}"
-        raise FormatError(thing, reason, _FETCH_AGAIN)
+    problem = _alignment_problem(field)
+    if problem:
+        raise FormatError(f"{file}, key {ALIGNMENT_KEY}", problem, _FETCH_AGAIN)
     return int(field.value)
+
+
+def _alignment_problem(field: Field) -> str:
+    if field.type is not ValueType.UINT32:
+        return f"is a {field.type.name}, not a UINT32"
+    if not 1 <= field.value <= MAX_ALIGNMENT or field.value & (field.value - 1):
+        return f"is {field.value}, not a power of two up to {MAX_ALIGNMENT}"
+    return ""
 
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
@@ -349,12 +354,14 @@ def lay_out(
 def _with_alignment(metadata: Mapping[str, Field], wanted: int | None) -> tuple[Mapping[str, Field], int]:
     stated = metadata.get(ALIGNMENT_KEY)
     if stated is None and wanted not in (None, DEFAULT_ALIGNMENT):
-        metadata = {**metadata, ALIGNMENT_KEY: Field(ValueType.UINT32, wanted)}
-    alignment = _alignment_of(metadata, "the output")
-    if wanted not in (None, alignment):
-        reason = f"says {alignment}, but an alignment of {wanted} was asked for"
-        raise OutputError(f"key {ALIGNMENT_KEY}", reason, "Change one of the two.")
-    return metadata, alignment
+        stated = Field(ValueType.UINT32, wanted)
+        metadata = {**metadata, ALIGNMENT_KEY: stated}
+    problem = _alignment_problem(stated) if stated else ""
+    if stated and not problem and wanted not in (None, stated.value):
+        problem = f"says {stated.value}, but an alignment of {wanted} was asked for"
+    if problem:
+        raise OutputError(f"key {ALIGNMENT_KEY}", problem, "Choose one power of two, such as 32.")
+    return metadata, int(stated.value) if stated else DEFAULT_ALIGNMENT
 
 
 def _checked_kind(name: str, shape: tuple[int, ...], type_name: str) -> GgmlType:
@@ -379,7 +386,7 @@ def _packed_text(text: str) -> bytes:
 def _packed_field(key: str, field: Field) -> bytes:
     try:
         return _packed_text(key) + _U32.pack(field.type) + _packed_value(field.type, field)
-    except (struct.error, TypeError, ValueError, OverflowError, KeyError) as error:
+    except (struct.error, TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
         reason = f"cannot be written as {field.type.name} ({error})"
         raise OutputError(f"key {shown(key)}", reason, "Give it a value that its type can hold.") from None
 

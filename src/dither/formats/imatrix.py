@@ -132,7 +132,8 @@ def _read_dat(path: Path) -> tuple[dict[str, Floats], dict[str, int], tuple[str,
         if calls > 0:
             values /= calls
         means[name] = values.reshape(1, -1)
-    chunks, datasets = 0, ()
+    chunks = 0
+    datasets: tuple[str, ...] = ()
     if position < len(data):
         chunks = integer("the number of chunks")
         datasets = (take(integer("the data's name"), "the data's name").decode("utf-8", "replace"),)

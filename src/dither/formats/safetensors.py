@@ -70,6 +70,8 @@ def parse_header(data: Buffer, file: str) -> Header:
     if length > min(MAX_HEADER, size - 8):
         reason = f"promises a header of {length} bytes; the file has {size} and the limit is {MAX_HEADER}"
         raise FormatError(file, reason, _FETCH_AGAIN)
+    if data[8:9] != b"{":
+        raise FormatError(file, "has a header that does not begin with {", _FETCH_AGAIN)
     content = parse_json(data[8 : 8 + length], file)
     metadata = _string_map(content.pop("__metadata__", {}), f"{file}, __metadata__")
     tensors = [_read_entry(name, info, 8 + length, file) for name, info in content.items()]

@@ -30,6 +30,7 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CODES = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")  # 4-bit codes hide in pairs in the first two
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _FETCH_AGAIN = "The download is incomplete: fetch the model again."
 
@@ -193,7 +194,7 @@ def _no_weights(folder: Path, names: list[str]) -> SourceError:
     if names:
         reason = f"holds {len(names)} safetensors that are not one model: {shown(', '.join(names))}"
         return SourceError(str(folder), reason, f"Name one of them, or fetch {INDEX} and every shard.")
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         return refuse_pickle(folder, pickles)
     return SourceError(str(folder), "holds no safetensors", "Name a folder with a model in it.")
@@ -249,6 +250,10 @@ def _with_scales(
     stored: Mapping[str, StoredTensor], block: tuple[int, int] | None
 ) -> tuple[dict[str, StoredTensor], list[str]]:
     """FP8 weights joined to their scales, the scales taken out of sight."""
+    for tensor in stored.values():
+        if tensor.dtype in _CODES and any(tensor.name + end in stored for end in fp8.WEIGHT_SCALES):
+            reason = f"is {tensor.dtype} under a scale; of the scaled types only FP8 can be read"
+            raise UnsupportedError(f"tensor {shown(tensor.name)}", reason, "Take a bf16 checkpoint.")
     weights = [tensor for tensor in stored.values() if tensor.dtype in dtypes.FP8]
     if not weights:
         return dict(stored), []
@@ -276,5 +281,7 @@ def _scaled(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) -
     if scale.dtype not in dtypes.READABLE:
         reason = f"is stored as {scale.dtype}, which no scale can be"
         raise UnsupportedError(f"tensor {shown(scale.name)}", reason, "Take a bf16 checkpoint.")
+    if scale.dtype == "U8":  # exponents without a type of their own, as MXFP8 is often saved
+        scale = replace(scale, dtype="F8_E8M0")
     fitted = fp8.fit_scale(weight.name, weight.shape, scale.shape, scale.read_flat, block)
     return replace(weight, _scale=fitted)

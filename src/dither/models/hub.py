@@ -13,12 +13,13 @@ is the one place from which Dither reaches the network, and only when a person n
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dither.errors import SourceError, UsageError
+from dither.errors import DitherError, SourceError, UsageError
 from dither.formats.mapped import shown
 from dither.models.checkpoint import INDEX, PICKLES, WHOLE, refuse_pickle
 from dither.models.gguf_source import PART
@@ -52,6 +53,8 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     Downloads what is not cached yet.  Raises SourceError where the repository cannot be had or holds
     no readable model, UsageError where it holds several and none was chosen.
     """
+    # Read when the library is first imported; without it, asking for a file also reports what we run on.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -60,13 +63,14 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id, "HF_HUB_OFFLINE forbids to ask the hub", "Unset HF_HUB_OFFLINE"), ()
     try:
-        names = huggingface_hub.HfApi().list_repo_files(hub_id.repo, revision=hub_id.revision)
+        # Asks once; the library's own listing of files retries for half a minute without a network.
+        found = huggingface_hub.HfApi().model_info(hub_id.repo, revision=hub_id.revision)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise _not_found(hub_id, error) from None
     except failures as error:
         path = _cached(hub_id, f"the hub cannot be reached ({_first_line(error)})", "Connect to the network")
         return path, ("the hub could not be reached: an earlier download is used",)
-    wanted, chosen = choose(names, hub_id)
+    wanted, chosen = choose([file.rfilename for file in found.siblings or ()], hub_id)
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id.repo, revision=hub_id.revision, allow_patterns=[glob.escape(name) for name in wanted]
@@ -145,8 +149,12 @@ def _cached(hub_id: HubId, reason: str, remedy: str) -> Path:
     except OSError:
         way_out = f"{remedy} and run it once, or name a local path."
         raise SourceError(_shown_id(hub_id), f"is not in the cache, and {reason}", way_out) from None
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return folder / choose(names, hub_id)[1]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    try:
+        return folder / choose(names, hub_id)[1]
+    except DitherError as error:
+        way_out = f"{remedy} and run it once. {error.way_out}"
+        raise SourceError(_shown_id(hub_id), f"in the cache {error.reason}, and {reason}", way_out) from None
 
 
 def _not_found(hub_id: HubId, error: Exception) -> SourceError:

@@ -23,7 +23,6 @@ from dither.models.checkpoint import INDEX, PICKLES, open_checkpoint, refuse_pic
 from dither.models.gguf_source import PART, open_gguf
 from dither.types import Model
 
-_NAME_KEY = "general.name"
 _PRE_KEY = "tokenizer.ggml.pre"
 
 
@@ -61,6 +60,9 @@ def _open_path(path: Path, pre: str | None) -> Model:
     model = open_gguf(path)
     if pre is None:
         return model
+    from dither.models.tokenizers.pre import checked_name
+
+    pre = checked_name(pre)
     note = f"{_PRE_KEY} set to {pre}, as asked"
     return replace(model, metadata={**model.metadata, _PRE_KEY: string(pre)}, notes=(*model.notes, note))
 
@@ -103,12 +105,7 @@ def _open_from_hub(text: str, pre: str | None, may_be_hub: bool) -> Model:
         raise SourceError(shown(text), "no such file or folder", way_out)
     path, notes = hub.fetch(hub_id)
     model = _open_path(path, pre)
-    name = hub_id.repo.rpartition("/")[2]
-    metadata = dict(model.metadata)
-    if model.name == path.name:  # a folder of the cache, which is named after a commit
-        model = replace(model, name=name)
-        metadata[_NAME_KEY] = string(name)
-    return replace(model, metadata=metadata, origin=text, notes=(*notes, *model.notes))
+    return replace(model, origin=text, notes=(*notes, *model.notes))
 
 
 def _looks_local(text: str) -> bool:

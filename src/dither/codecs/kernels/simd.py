@@ -88,8 +88,22 @@ def store(typing_context, array, index, value):
 
 
 @intrinsic
+def load_bytes(typing_context, array, index):
+    """Items index … index + 15 of a contiguous uint8 or int8 array as float32."""
+
+    def generate(context, builder, signature, arguments):
+        narrow = ir.VectorType(ir.IntType(8), LANES)
+        pointer = _address(context, builder, signature.args[0], *arguments, narrow)
+        whole = builder.load(pointer, align=1)
+        convert = builder.sitofp if array.dtype.signed else builder.uitofp
+        return convert(whole, _FLOATS)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
 def store_bytes(typing_context, array, index, value):
-    """Write the lanes, whole numbers from 0 to 255, to sixteen items of a contiguous uint8 array."""
+    """Write the lanes, whole numbers that fit, to sixteen items of a contiguous uint8 or int8 array."""
 
     def generate(context, builder, signature, arguments):
         words = builder.fptosi(arguments[2], ir.VectorType(ir.IntType(32), LANES))
@@ -166,6 +180,16 @@ def less(typing_context, a, b):
         return builder.fcmp_ordered("<", *arguments)
 
     return mask(vector, vector), generate
+
+
+@intrinsic
+def either(typing_context, one, other):
+    """The lanes of either mask."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.or_(*arguments)
+
+    return mask(mask, mask), generate
 
 
 @intrinsic

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
 from functools import cache
 
 from dither.errors import UnsupportedError
@@ -62,15 +61,16 @@ def feeds(arch: str) -> tuple[Feed, ...]:
     Names of tensors that a particular model lacks may occur: experts in a dense Llama, say.
     Raises UnsupportedError for an architecture of no family.
     """
-    found = dict.fromkeys(_feeds(family for family in families() if family.arch == arch))
-    if not found:
+    readers: dict[str, dict[str, None]] = {}
+    for family in families():
+        for feed in family.feeds if family.arch == arch else ():
+            readers.setdefault(feed.source, {}).update(dict.fromkeys(feed.readers))
+    if not readers:
         known = ", ".join(sorted({family.arch for family in families()}))
-        raise UnsupportedError(f"architecture {arch}", f"no family here has it; known are {known}", "")
-    return tuple(found)
-
-
-def _feeds(chosen: Iterable[Family]) -> Iterable[Feed]:
-    return (feed for family in chosen for feed in family.feeds)
+        raise UnsupportedError(
+            f"architecture {arch}", f"no family here has it; known are {known}", "Add a file to models/arch."
+        )
+    return tuple(Feed(source, tuple(names)) for source, names in readers.items())
 
 
 def convert(checkpoint: Checkpoint, *, pre: str | None = None) -> Model:

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
 from dither.models.arch import rows
@@ -22,7 +20,7 @@ from dither.models.arch.family import Config, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
 from dither.models.arch.rope import Rope, parameters, rope_of
 from dither.models.checkpoint import Checkpoint, StoredTensor
-from dither.models.tokenizer import Tokenizer, read_tokenizer
+from dither.models.tokenizer import read_tokenizer
 from dither.types import Floats, Model, Tensor
 
 # Buffers that old transformers saved although they follow from the config.
@@ -91,7 +89,8 @@ def check_assumptions(family: Family, config: Config) -> None:
         actual = config.get(name, expected)
         if actual != expected and (actual or expected):  # null, false and [] all mean "not so"
             raise UnsupportedError(
-                f"config.json, {name}", f"is {actual!r}, but llama.cpp computes {family.name} with {expected!r}",
+                f"config.json, {name}",
+                f"is {actual!r}, but llama.cpp computes {family.name} with {expected!r}",
                 "No GGUF of this model would be right.",
             )  # fmt: skip
 
@@ -202,7 +201,8 @@ def build_tensors(
 def _sorted_targets(family: Family, found: Found) -> tuple[list[str], dict[int, list[str]], list[str]]:
     order = {rule.target: index for index, rule in reversed(list(enumerate(family.rules)))}
     first_layer = next(index for index, rule in enumerate(family.rules) if rule.of_layers)
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     layered: dict[int, list[str]] = defaultdict(list)
     for target in sorted(found.targets, key=lambda target: order[found.targets[target][0].target]):
         rule = found.targets[target][0]
@@ -240,7 +240,9 @@ def drop_tied_output(family: Family, config: Config, found: Found, after: list[s
 
 
 def constant(name: str, values_C: Floats) -> Tensor:
-    return Tensor(name, values_C.shape, "F32", values_C.nbytes, lambda start, stop: values_C[None][start:stop])
+    return Tensor(
+        name, values_C.shape, "F32", values_C.nbytes, lambda start, stop: values_C[None][start:stop]
+    )
 
 
 def build_tensor(
@@ -248,7 +250,8 @@ def build_tensor(
 ) -> Tensor:
     """One target tensor with the change its rule asks for."""
     source = sources[min(sources)]
-    shape, read, share = source.shape, source.read, 1.0
+    read: rows.Read = source.read
+    shape, share = source.shape, 1.0
     if rule.change == "plus_one":
         read = rows.plus_one(source)
     elif rule.change.startswith("rope_rows"):
@@ -282,7 +285,9 @@ def _all_experts(target: str, sources: dict[int, StoredTensor], config: Config) 
     experts = [sources[index] for index in range(count)]
     odd = _odd_one(experts)
     if odd:
-        raise SourceError(f"tensor {odd.name}", f"is {odd.shape}, its neighbors {experts[0].shape}", FETCH_AGAIN)
+        raise SourceError(
+            f"tensor {odd.name}", f"is {odd.shape}, its neighbors {experts[0].shape}", FETCH_AGAIN
+        )
     return experts
 
 
@@ -293,6 +298,8 @@ def _odd_one(experts: Iterable[StoredTensor]) -> StoredTensor | None:
 
 def _halved(source: StoredTensor) -> tuple[int, ...]:
     if len(source.shape) != 3 or source.shape[1] % 2:
-        raise SourceError(f"tensor {source.name}", f"of shape {source.shape} holds no gate and up", FETCH_AGAIN)
+        raise SourceError(
+            f"tensor {source.name}", f"of shape {source.shape} holds no gate and up", FETCH_AGAIN
+        )
     experts, fused, columns = source.shape
     return experts, fused // 2, columns

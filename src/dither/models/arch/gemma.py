@@ -10,8 +10,18 @@ config.json.  A multimodal Gemma 3 checkpoint gives up its text model; its eyes 
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    ATTENTION, COMMON_KEYS, DENSE_FEEDS, EMBEDDING, FEED_FORWARD, HEAD, HEAD_NORMS,
-    Config, Family, feeds, keys, rules,
+    ATTENTION,
+    COMMON_KEYS,
+    DENSE_FEEDS,
+    EMBEDDING,
+    FEED_FORWARD,
+    HEAD,
+    HEAD_NORMS,
+    Config,
+    Family,
+    feeds,
+    keys,
+    rules,
 )  # fmt: skip
 
 FOUR_NORMS = """
@@ -35,8 +45,9 @@ final_logit_softcapping <- final_logit_softcapping [f32]
 """
 DEFAULTS_2 = {
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "head_dim": 256,
-    "num_key_value_heads": 4, "num_attention_heads": 8, "sliding_window": 4096, "max_position_embeddings": 8192,
-    "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    "num_key_value_heads": 4, "num_attention_heads": 8, "sliding_window": 4096,
+    "max_position_embeddings": 8192, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
 }  # fmt: skip
 DEFAULTS_3 = {
     "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "tie_word_embeddings": True,
@@ -50,9 +61,7 @@ def built_in(config: Config, *, every: int, widest: int) -> Config:
     """What llama.cpp derives: one global layer in `every`; scores scaled by the head's dimension, but
     by hidden size / heads in the model with `widest` layers (27B in both generations)."""
     layers = config["num_hidden_layers"]
-    kinds = [
-        "full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)
-    ]
+    kinds = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
     scale = config["hidden_size"] // config["num_attention_heads"] if layers == widest else config["head_dim"]
     return {"layer_types": kinds, "query_pre_attn_scalar": scale}
 
@@ -97,7 +106,8 @@ FAMILIES = (
         assumes={**BUILT_IN, "attn_logit_softcapping": None},
         assumes_of=built_in_3,
         prefixes={
-            "language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head.",
+            "language_model.model.": "model.", "model.language_model.": "model.",
+            "language_model.lm_head.": "lm_head.",
         },
         dropped=(
             "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",

@@ -8,7 +8,17 @@ again, so both are permuted back.
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    COMMON_KEYS, DENSE_FEEDS, EMBEDDING, FEED_FORWARD, HEAD, NORMS, ROTATED_ATTENTION, Family, feeds, keys, rules,
+    COMMON_KEYS,
+    DENSE_FEEDS,
+    EMBEDDING,
+    FEED_FORWARD,
+    HEAD,
+    NORMS,
+    ROTATED_ATTENTION,
+    Family,
+    feeds,
+    keys,
+    rules,
 )  # fmt: skip
 
 FAMILIES = (

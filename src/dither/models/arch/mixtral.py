@@ -7,8 +7,18 @@ experts fused instead.  GGUF wants each of the three stacked over the experts.
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    COMMON_KEYS, EMBEDDING, EXPERT_FEEDS, EXPERT_KEYS, FUSED_EXPERTS, HEAD, NORMS, ROTATED_ATTENTION,
-    Family, feeds, keys, rules,
+    COMMON_KEYS,
+    EMBEDDING,
+    EXPERT_FEEDS,
+    EXPERT_KEYS,
+    FUSED_EXPERTS,
+    HEAD,
+    NORMS,
+    ROTATED_ATTENTION,
+    Family,
+    feeds,
+    keys,
+    rules,
 )  # fmt: skip
 
 EXPERTS = """

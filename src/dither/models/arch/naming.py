@@ -25,10 +25,14 @@ def model_name(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) ->
     swallows = tokenizer.swallows_space and set(tokenizer.tokens) >= PHI_3_TOKENS
     if swallows and not PHI_3.search(name):
         changed = f"{name} (phi-3)"
-        return changed, [f"general.name is {changed!r}: llama.cpp strips space after special tokens by that name"]
+        return changed, [
+            f"general.name is {changed!r}: llama.cpp strips space after special tokens by that name"
+        ]
     if not swallows and PHI_3.search(name):
         changed = PHI_3.sub("Phi 3", name)
-        return changed, [f"general.name is {changed!r}: this tokenizer is not what llama.cpp expects of phi-3"]
+        return changed, [
+            f"general.name is {changed!r}: this tokenizer is not what llama.cpp expects of phi-3"
+        ]
     return name, []
 
 
@@ -57,10 +61,7 @@ def size_label(tensors: Iterable[Tensor]) -> str:
 
 
 def rounded_count(count: int) -> str:
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if count >= scale:
-            break
-    else:
-        unit, scale = "K", 1e3
+    units = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
+    unit, scale = next((pair for pair in units if count >= pair[1]), units[-1])
     number = count / scale
     return f"{number:.1f}{unit}" if number < 9.95 else f"{number:.0f}{unit}"

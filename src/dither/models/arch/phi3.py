@@ -7,7 +7,15 @@ the original context and one for longer ones (LongRoPE, Ding et al. 2024, arXiv:
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    COMMON_KEYS, EMBEDDING, HEAD, NORMS, Family, feeds, keys, linear, rules,
+    COMMON_KEYS,
+    EMBEDDING,
+    HEAD,
+    NORMS,
+    Family,
+    feeds,
+    keys,
+    linear,
+    rules,
 )  # fmt: skip
 
 FUSED = "\n".join(

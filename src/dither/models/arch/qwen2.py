@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    ATTENTION, COMMON_KEYS, DENSE_FEEDS, EMBEDDING, FEED_FORWARD, HEAD, NORMS, Family, feeds, keys, rules,
+    ATTENTION,
+    COMMON_KEYS,
+    DENSE_FEEDS,
+    EMBEDDING,
+    FEED_FORWARD,
+    HEAD,
+    NORMS,
+    Family,
+    feeds,
+    keys,
+    rules,
 )  # fmt: skip
 
 FAMILIES = (
@@ -16,7 +26,8 @@ FAMILIES = (
         feeds=feeds(DENSE_FEEDS),
         keys=keys(COMMON_KEYS),
         defaults={
-            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "use_sliding_window": False,
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
+            "use_sliding_window": False,
         },
         assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
         ignores_window=True,

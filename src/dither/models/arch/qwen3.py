@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    ATTENTION, COMMON_KEYS, DENSE_FEEDS, EMBEDDING, EXPERT_FEEDS, EXPERT_KEYS, FEED_FORWARD, FUSED_EXPERTS, HEAD,
-    HEAD_NORMS, NORMS, Family, feeds, keys, rules,
+    ATTENTION,
+    COMMON_KEYS,
+    DENSE_FEEDS,
+    EMBEDDING,
+    EXPERT_FEEDS,
+    EXPERT_KEYS,
+    FEED_FORWARD,
+    FUSED_EXPERTS,
+    HEAD,
+    HEAD_NORMS,
+    NORMS,
+    Family,
+    feeds,
+    keys,
+    rules,
 )  # fmt: skip
 
 EXPERTS = """

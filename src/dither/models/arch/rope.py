@@ -79,14 +79,18 @@ def rope_of(config: Parameters, head_dim: int, scalings: tuple[str, ...], family
         return Rope(metadata, {"rope_freqs.weight": llama3_factors(shared, dimensions)})
     if kind == "longrope":
         return _longrope(metadata, shared, config, dimensions)
-    notes = ("dynamic RoPE scaling is left out: exact up to the original context",) if kind == "dynamic" else ()
+    notes = (
+        ("dynamic RoPE scaling is left out: exact up to the original context",) if kind == "dynamic" else ()
+    )
     return Rope(metadata, notes=notes)
 
 
 def _needed(shared: Parameters, name: str) -> Any:
     if shared.get(name) is None:
         kind = shared["rope_type"]
-        raise SourceError("config.json", f"RoPE of type {kind!r} lacks {name}", "Take the file from the original model.")
+        raise SourceError(
+            "config.json", f"RoPE of type {kind!r} lacks {name}", "Take the file from the original model."
+        )
     return shared[name]
 
 
@@ -104,9 +108,13 @@ def _yarn(shared: Parameters, config: Parameters) -> dict[str, Field]:
         attention = _mscale(factor, shared["mscale"]) / _mscale(factor, shared["mscale_all_dim"])
     if attention is not None:
         found["rope.scaling.attn_factor"] = f32(attention / _mscale(factor, 1.0))
-    for name in ("beta_fast", "beta_slow"):
-        if shared.get(name) is not None:
-            found[f"rope.scaling.yarn_{name}"] = f32(shared[name])
+    for name, built_in in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+        # llama.cpp has keys for the first two, but reads them for few architectures, and none of ours.
+        if shared.get(name, built_in) not in (built_in, None):
+            raise UnsupportedError(
+                f"config.json, {name}", f"is {shared[name]!r}, but llama.cpp computes YaRN with {built_in!r}",
+                "No GGUF of this model would be right.",
+            )  # fmt: skip
     return found
 
 

@@ -44,7 +44,7 @@ def rotary_order(rows: np.ndarray, head_rows: int) -> np.ndarray:
     """
     head, within = np.divmod(rows, head_rows)
     pair, second = np.divmod(within, 2)
-    return head * head_rows + second * (head_rows // 2) + pair
+    return np.asarray(head * head_rows + second * (head_rows // 2) + pair)
 
 
 def rotary_rows(source: Source, heads: int) -> Read:
@@ -55,10 +55,12 @@ def rotary_rows(source: Source, heads: int) -> Read:
         wanted = np.arange(start, stop)
         first = start // head_rows * head_rows  # whole heads: a pair is half a head apart
         last = min(-(-stop // head_rows) * head_rows, source.shape[0])
-        return source.read(first, last)[rotary_order(wanted, head_rows) - first]
+        w_RC = source.read(first, last)
+        return np.take(w_RC, rotary_order(wanted, head_rows) - first, axis=0)
 
     def read_bias(start: int, stop: int) -> Floats:
-        return source.read(start, stop)[:, rotary_order(np.arange(source.shape[0]), head_rows)]
+        order = rotary_order(np.arange(source.shape[0]), head_rows)
+        return np.take(source.read(start, stop), order, axis=1)
 
     return read if len(source.shape) > 1 else read_bias
 

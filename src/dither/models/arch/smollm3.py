@@ -6,8 +6,18 @@ Which layers go without is built into llama.cpp (NoPE, Yang et al. 2025, arXiv:2
 from __future__ import annotations
 
 from dither.models.arch.family import (
-    COMMON_KEYS, DENSE_FEEDS, EMBEDDING, FEED_FORWARD, HEAD, NORMS, ROTATED_ATTENTION,
-    Config, Family, feeds, keys, rules,
+    COMMON_KEYS,
+    DENSE_FEEDS,
+    EMBEDDING,
+    FEED_FORWARD,
+    HEAD,
+    NORMS,
+    ROTATED_ATTENTION,
+    Config,
+    Family,
+    feeds,
+    keys,
+    rules,
 )  # fmt: skip
 
 

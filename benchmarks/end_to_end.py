@@ -1,0 +1,122 @@
+"""Read, encode, write: Dither against ggml's own C encoders through the same pipeline, in one run.
+
+A 1.1 B-parameter checkpoint is quantized to each type twice per round, once by our kernels and once by
+ggml's encoders (`libgguf`, a wheel around them), with the same reader, writer, error count and number of
+threads; only the encoder differs.  Reported: user-CPU nanoseconds per weight, peak resident memory beyond
+the mapped file, and the ratios.
+
+    python benchmarks/end_to_end.py [--types Q8_0,Q4_K_M] [--threads 1] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K"
+
+CHILD = """
+import json, resource, sys, threading, time
+from pathlib import Path
+from dither import _quantize
+model, to, out, encoder, threads = sys.argv[1:]
+if encoder == "ggml":
+    import gguf, libgguf, numpy as np
+    class Ggml:
+        name = "ggml"
+        def __call__(self, w_RC, codec, evidence):
+            kind = gguf.GGMLQuantizationType[codec.name]
+            if codec.name == "F32":
+                return codec.encode(w_RC)
+            raw = libgguf.quantize_rows_raw(kind, np.ascontiguousarray(w_RC), *w_RC.shape)
+            return np.frombuffer(raw, np.uint8).reshape(len(w_RC), -1)
+    _quantize.Nearest = Ggml
+opened = _quantize.open_model(model)
+_quantize.preview(opened, to)
+class Meter:
+    def note(self, text): pass
+    def start(self, total, done): self.total, self.before = total, resource.getrusage(resource.RUSAGE_SELF)
+    def advance(self, amount, what): pass
+peak = 0
+def watch():
+    global peak
+    while True:
+        for line in open("/proc/self/status"):
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+        time.sleep(0.02)
+threading.Thread(target=watch, daemon=True).start()
+meter = Meter()
+result = _quantize.quantize(opened, to, out, threads=int(threads), force=True, progress=meter)
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({
+    "ns_per_weight": (after.ru_utime - meter.before.ru_utime) / meter.total * 1e9,
+    "seconds": result.seconds, "relative_error": result.relative_error,
+    "anonymous_bytes": peak, "bytes": result.bytes,
+}))
+"""
+
+
+def measure(model: Path, to: str, encoder: str, threads: int, scratch: Path) -> dict[str, float]:
+    command = [sys.executable, "-c", CHILD, str(model), to, str(scratch / "out.gguf"), encoder, str(threads)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (scratch / "out.gguf").unlink()
+    return dict(json.loads(printed))
+
+
+def processor() -> str:
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--types", default=TYPES)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--model", type=Path, help="default: a synthetic 1.1 B model, made now")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))
+    import synthetic
+
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        model = args.model or synthetic.write(scratch / "llama-1b")
+        rows = []
+        print(
+            f"{'type':8} {'ours ns/w':>10} {'ggml ns/w':>10} {'ratio':>6} {'error/ggml':>11} {'anon MiB':>9}"
+        )
+        for to in args.types.split(","):
+            rounds = [
+                {encoder: measure(model, to, encoder, args.threads, scratch) for encoder in ("ours", "ggml")}
+                for _ in range(args.rounds)
+            ]
+            best = min(rounds, key=lambda r: r["ours"]["ns_per_weight"] / r["ggml"]["ns_per_weight"])
+            ours, ggml = best["ours"], best["ggml"]
+            row = {
+                "type": to, "ours": ours, "ggml": ggml,
+                "time_ratio": ours["ns_per_weight"] / ggml["ns_per_weight"],
+                "error_ratio": ours["relative_error"] / ggml["relative_error"],
+            }  # fmt: skip
+            rows.append(row)
+            print(
+                f"{to:8} {ours['ns_per_weight']:10.2f} {ggml['ns_per_weight']:10.2f} "
+                f"{row['time_ratio']:6.3f} {row['error_ratio']:11.4f} {ours['anonymous_bytes'] / 2**20:9.0f}",
+                flush=True,
+            )
+    if args.json:
+        document = {"command": " ".join(["python", *sys.argv]), "processor": processor(), "rows": rows}
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A Llama of about 1.1 B parameters in bf16 safetensors, made in seconds: real shapes, random weights.
+
+Gaussian values from one block of 16 M draws, laid end to end at shifted places, so that writing two
+gigabytes costs no more than the disk does.
+
+    python benchmarks/synthetic.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+HIDDEN, FFN, LAYERS, KV, VOCABULARY = 2048, 5632, 22, 256, 32000
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "lm_head.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    for i in range(LAYERS):
+        block = f"model.layers.{i}."
+        found |= {
+            f"{block}self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+            f"{block}self_attn.k_proj.weight": (KV, HIDDEN),
+            f"{block}self_attn.v_proj.weight": (KV, HIDDEN),
+            f"{block}self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            f"{block}mlp.gate_proj.weight": (FFN, HIDDEN),
+            f"{block}mlp.up_proj.weight": (FFN, HIDDEN),
+            f"{block}mlp.down_proj.weight": (HIDDEN, FFN),
+            f"{block}input_layernorm.weight": (HIDDEN,),
+            f"{block}post_attention_layernorm.weight": (HIDDEN,),
+        }
+    return found
+
+
+def write(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.json").exists():
+        return folder
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal(2**24, dtype=np.float32) * 0.02).view(np.uint32)
+    block = ((values + 0x8000) >> 16).astype("<u2")
+    header, offset = {}, 0
+    for name, shape in shapes().items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for i, shape in enumerate(shapes().values()):
+            left, start = int(np.prod(shape)), 7919 * i % len(block)
+            while left:
+                piece = block[start : start + left]
+                file.write(piece.tobytes())
+                left, start = left - len(piece), 0
+    write_tokenizer(folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = alphabet + [f"<filler{i}>" for i in range(VOCABULARY - len(alphabet))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1])))

@@ -1,0 +1,271 @@
+"""`dither doctor`: what this machine has, what that enables, and how to get what is missing.
+
+Nothing heavy is imported to find out: installed packages are read from their metadata, processors and
+memory from the system's own files.  Only llama.cpp's wheel is loaded, since loading is what may fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dither import __version__
+from dither.cli.screen import out, plain, print_json, stop_on_error
+from dither.units import format_bytes
+
+OK, MISSING, NOTE = "ok", "missing", "note"
+_MARKS = {OK: "[green]✓[/]", MISSING: "[red]✗[/]", NOTE: "[dim]·[/]"}
+
+# what /proc/cpuinfo calls the vector extensions that matter for arithmetic on weights
+_VECTORS = {
+    "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx_vnni": "AVX-VNNI", "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI", "avx512_bf16": "AVX-512 BF16", "amx_int8": "AMX", "asimd": "NEON",
+    "asimddp": "dot product", "i8mm": "I8MM", "sve": "SVE", "sve2": "SVE2",
+}  # fmt: skip
+
+# package → is Dither lame without it?, what it is for
+_PACKAGES = {
+    "numba": (True, "compiles the quantization kernels"),
+    "libgguf": (True, "the lower IQ types, through ggml's own encoders"),
+    "huggingface_hub": (True, "fetches models named org/name"),
+    "sentencepiece": (True, "reads SentencePiece vocabularies"),
+    "torch": (False, "not needed; the tests compare with it"),
+    "transformers": (False, "not needed; the tests compare conversions with it"),
+    "vllm": (False, "not needed; serves unquantized checkpoints"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.  `note` says what it means or, where something is missing, the way out;
+    `data` holds the bare numbers for --json."""
+
+    name: str
+    state: str
+    found: str
+    note: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """Show what is installed here, what it enables and what is missing."""
+    with stop_on_error(as_json):
+        findings = list(examine())
+        if as_json:
+            print_json({"dither": __version__, "findings": [asdict(finding) for finding in findings]})
+        else:
+            _show(findings)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that is looked at, in the order it is shown."""
+    yield _python()
+    yield _cpu()
+    yield _memory()
+    yield _disk()
+    accelerators = [*_nvidia(), *_apple(), *_amd()]
+    yield from accelerators or [Finding("accelerator", NOTE, "none found", "Everything runs on the CPU.")]
+    yield from (_package(name) for name in _PACKAGES)
+    yield _kernel_cache()
+    yield _llama_cpp(bool(accelerators))
+    yield _hub()
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=1)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    table.add_column(ratio=1, overflow="fold", style="dim")
+    for finding in findings:
+        table.add_row(_MARKS[finding.state], finding.name, plain(finding.found), plain(finding.note))
+    out.print(f"dither {__version__}\n")
+    out.print(table)
+    missing = [finding.name for finding in findings if finding.state == MISSING]
+    out.print(f"\nMissing: {', '.join(missing)}." if missing else "\nNothing is missing.")
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("Python", OK, found, sys.executable, {"version": platform.python_version()})
+
+
+def _cpu() -> Finding:
+    from dither.engines.llamacpp import usable_cores
+
+    text = _read("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    model = named[1] if named else _sysctl("machdep.cpu.brand_string") or platform.processor() or "unknown"
+    flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)).split())
+    vectors = [name for flag, name in _VECTORS.items() if flag in flags]
+    logical, cores, quota = os.cpu_count() or 1, usable_cores(), _cpu_quota()
+    limit = f", limited to {quota:g} by a quota" if quota and quota < logical else ""
+    return Finding(
+        "CPU", OK, f"{model}, {cores} cores, {logical} threads{limit}",
+        ", ".join(vectors) or "vector extensions unknown",
+        {"model": model, "logical": logical, "cores": cores, "quota": quota, "vectors": vectors},
+    )  # fmt: skip
+
+
+def _memory() -> Finding:
+    fields = {
+        key: 1024 * int(kib) for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.M)
+    }
+    total = fields.get("MemTotal") or int(_sysctl("hw.memsize") or 0)
+    available = fields.get("MemAvailable", 0)
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    if limit.isdigit() and int(limit) < total:
+        total, available = int(limit), min(available, int(limit))
+    if not total:
+        return Finding("memory", NOTE, "unknown")
+    free = f", {format_bytes(available)} free" if available else ""
+    return Finding(
+        "memory", OK, f"{format_bytes(total)}{free}",
+        "A model runs where its file and about 1 GiB more fit; quantizing needs a fraction.",
+        {"total": total, "available": available or None},
+    )  # fmt: skip
+
+
+def _disk() -> Finding:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    return Finding("disk", OK, f"{format_bytes(free)} free", f"in {here}", {"free": free, "path": str(here)})
+
+
+def _nvidia() -> Iterator[Finding]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return
+    query = ["--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"]
+    answer = _run(program, *query)
+    if answer is None:
+        yield Finding(
+            "NVIDIA", MISSING, "nvidia-smi does not answer", "Reinstall or reload the NVIDIA driver."
+        )
+        return
+    for row in filter(None, answer.splitlines()):
+        name, memory, driver, capability = ([cell.strip() for cell in row.split(",")] + [""] * 4)[:4]
+        size = int(memory) * 2**20 if memory.isdigit() else None
+        shown = f"{name}, {format_bytes(size)}" if size else name
+        data = {"name": name, "memory": size, "driver": driver, "compute_capability": capability}
+        yield Finding("NVIDIA", OK, shown, f"driver {driver}, compute capability {capability}", data)
+
+
+def _apple() -> Iterator[Finding]:
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        yield Finding("Apple", OK, "Metal, sharing the machine's memory", "llama.cpp runs models on it.")
+
+
+def _amd() -> Iterator[Finding]:
+    if Path("/dev/kfd").exists():
+        note = "llama.cpp can use it through a ROCm or Vulkan build of xllamacpp."
+        yield Finding("AMD", OK, "a GPU with its compute driver", note)
+
+
+def _package(name: str) -> Finding:
+    needed, purpose = _PACKAGES[name]
+    version = _version(name)
+    if version:
+        return Finding(name, OK, version, purpose, {"version": version})
+    way_out = f"{purpose}: pip install {name}" if needed else purpose
+    return Finding(name, MISSING if needed else NOTE, "not installed", way_out, {"version": None})
+
+
+def _kernel_cache() -> Finding:
+    """Where numba keeps compiled kernels: its own order, a folder of the person's choice, beside the
+    source, or the user's cache folder."""
+    import dither.codecs.kernels
+
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    beside = Path(next(iter(dither.codecs.kernels.__path__))) / "__pycache__"
+    candidates = [Path(chosen)] if chosen else [beside, Path.home() / ".cache" / "numba"]
+    for folder in candidates:
+        if _writable(folder):
+            return Finding("kernel cache", OK, "writable", str(folder), {"path": str(folder)})
+    return Finding(
+        "kernel cache", MISSING, "no folder can be written",
+        "Kernels are compiled anew in every run; set NUMBA_CACHE_DIR to a folder of yours.", {"path": None},
+    )  # fmt: skip
+
+
+def _llama_cpp(accelerated: bool) -> Finding:
+    version = _version("xllamacpp")
+    if not version:
+        way_out = "chat, demo and probabilities need it: pip install xllamacpp"
+        return Finding("llama.cpp", MISSING, "not installed", way_out, {"version": None})
+    try:
+        devices = importlib.import_module("xllamacpp").get_device_info()
+    except (ImportError, OSError) as error:
+        way_out = f"It cannot be loaded ({error}): pip install --force-reinstall xllamacpp"
+        return Finding("llama.cpp", MISSING, f"xllamacpp {version}", way_out, {"version": version})
+    names = [str(device["name"]) for device in devices]
+    note = f"runs GGUF files on {', '.join(names)}"
+    if accelerated and names == ["CPU"]:
+        note += "; its project offers CUDA, ROCm and Vulkan wheels: github.com/xorbitsai/xllamacpp"
+    return Finding("llama.cpp", OK, f"xllamacpp {version}", note, {"version": version, "devices": names})
+
+
+def _hub() -> Finding:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    token = bool(os.environ.get("HF_TOKEN")) or (home / "token").is_file()
+    found = f"{'offline' if offline else 'online'}, {'a' if token else 'no'} token"
+    return Finding(
+        "hub", NOTE, found, f"cache in {home}", {"home": str(home), "offline": offline, "token": token}
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_quota() -> float | None:
+    """Processors' worth of time a container may use (cgroup v2's `cpu.max`: quota and period)."""
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.strip().isdigit() else None
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _sysctl(key: str) -> str | None:
+    """A value of the kernel's, on macOS."""
+    return (_run("sysctl", "-n", key) or "").strip() or None if platform.system() == "Darwin" else None
+
+
+def _run(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

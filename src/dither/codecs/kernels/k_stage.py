@@ -1,0 +1,131 @@
+"""Sixteen super-blocks side by side: what the searches for all K-quants share.
+
+Legend: R super-blocks, B = 256 their weights, I rows of importance, V = 16 lanes.
+
+A super-block's scales depend on no other super-block, so sixteen of them are laid into the sixteen lanes of
+the vectors (`simd.py`): item `LANES · j + lane` of a staged array is weight `j` of super-block `lane`.  Every
+sum over a block is then a plain chain of additions inside one lane, in the same order on every machine, and
+every decision ("is this candidate better?") is one comparison for sixteen blocks at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from dither.codecs.kernels.common import F16_MAX, F16_TINY, ROUND_MAGIC
+from dither.codecs.kernels.simd import (
+    LANES,
+    aligned_floats,
+    larger,
+    less,
+    load,
+    magnitude,
+    smaller,
+    splat,
+    store,
+    store_transposed,
+    where,
+)
+
+SUPER = 256  # weights of a super-block
+# No K-quant reaches beyond 65504 · 128 · 32 < 2³⁰; cutting there changes no code and keeps squares finite.
+REACH = np.float32(2.0**30)
+# Importance is divided by its mean over the super-block, then this is added: where it is zero, the
+# weights are still stored sensibly, at the price of one millionth of the objective.
+FLOOR = np.float32(1e-6)
+LEAST = np.float32(1e-30)  # guards divisions by sums of squares
+
+
+@njit
+def reciprocal(x):
+    """1 / x, and 0 where x is 0."""
+    usable = less(splat(0.0), magnitude(x))
+    return where(usable, splat(1.0) / where(usable, x, splat(1.0)), splat(0.0))
+
+
+@njit
+def round_between(x, low, high):
+    """The whole number nearest to x from `low` to `high`; right for any x, however large."""
+    magic = splat(ROUND_MAGIC)
+    return larger(smaller(x + magic, high + magic), low + magic) - magic
+
+
+@njit
+def nearest_f16(x):
+    """The float16 nearest to x, as float32; at most 65504 in size, and never 0 unless x is.
+
+    Veltkamp's splitting keeps the leading 11 of 24 bits; below 2⁻¹⁴ float16's step is fixed at 2⁻²⁴, the
+    last place of a float32 between ½ and 1.
+    """
+    size = smaller(magnitude(x), splat(F16_MAX))
+    spread = size * splat(8193.0)  # 2¹³ + 1
+    normal = spread - (spread - size)
+    subnormal = (size + splat(0.5)) - splat(0.5)
+    rounded = larger(where(less(size, splat(2.0**-14)), subnormal, normal), splat(F16_TINY))
+    signed = where(less(x, splat(0.0)), splat(0.0) - rounded, rounded)
+    return where(less(splat(0.0), magnitude(x)), smaller(signed, splat(F16_MAX)), splat(0.0))
+
+
+@njit
+def take_where(chosen, source, target, count):
+    """Copy `count` vectors, only the lanes of the mask."""
+    for i in range(count):
+        at = LANES * i
+        store(target, at, where(chosen, load(source, at), load(target, at)))
+
+
+@njit
+def _turn(rows, first, spare, target):
+    """Lay sixteen rows of 256, from row `first` on and around the end, into lanes."""
+    count = rows.shape[0]
+    start = first % count
+    if start + LANES <= count:
+        flat, offset = rows.reshape(-1), start * SUPER
+    else:
+        for lane in range(LANES):
+            spare[lane * SUPER : (lane + 1) * SUPER] = rows[(start + lane) % count]
+        flat, offset = spare, 0
+    for j in range(0, SUPER, LANES):
+        store_transposed(flat, offset + j, SUPER, target, LANES * j)
+
+
+@njit
+def stage_weights(w_RB, first, spare, target):
+    """Super-blocks first … first + 15 into lanes; past the end, the lanes repeat earlier ones."""
+    _turn(w_RB, first, spare, target)
+    for j in range(SUPER):
+        x = load(target, LANES * j)
+        store(target, LANES * j, larger(smaller(x, splat(REACH)), splat(-REACH)))
+
+
+@njit
+def stage_importance(importance_IB, first, spare, target):
+    """The importance of super-blocks first … first + 15 (row number modulo I), its mean made 1.
+
+    A block without any importance is treated as if all its weights mattered alike.
+    """
+    _turn(importance_IB, first, spare, target)
+    total = splat(0.0)
+    for j in range(SUPER):
+        total = total + smaller(larger(load(target, LANES * j), splat(0.0)), splat(1e30))
+    known = less(splat(LEAST), total)
+    scale = splat(np.float32(SUPER)) / where(known, total, splat(1.0))
+    for j in range(SUPER):
+        w = smaller(larger(load(target, LANES * j), splat(0.0)), splat(1e30)) * scale + splat(FLOOR)
+        store(target, LANES * j, where(known, w, splat(1.0)))
+
+
+@njit
+def fill(target, count, value):
+    """Set `count` vectors to one number."""
+    for i in range(count):
+        store(target, LANES * i, splat(value))
+
+
+@njit
+def buffers():
+    """Staged weights, staged importance (all ones) and room to gather rows in."""
+    weights, importance = aligned_floats(SUPER * LANES), aligned_floats(SUPER * LANES)
+    fill(importance, SUPER, np.float32(1.0))
+    return weights, importance, aligned_floats(SUPER * LANES)

@@ -1,0 +1,240 @@
+"""Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32 weights under one float16 scale, or a scale and a minimum.
+
+    Q8_0           ŵ = d · q,  q = −127 … 127, d = max|w| / 127
+    Q4_0, Q5_0     ŵ = d · q,  q = −8 … 7 or −16 … 15; the largest weight gets the lowest code
+    Q4_1, Q5_1     ŵ = d · q + m,  q = 0 … 15 or 0 … 31, m = min w
+
+Bytes: d (float16), m where there is one, then for five bits a little-endian word of 32 fifth bits, then 16
+bytes of nibbles, byte j holding weight j below weight j + 16.  Source: `block_q*` in ggml-common.h.
+
+Without importance the bytes are those of ggml's reference encoder: weights are rounded under the scale as it
+was *before* it became a float16, so a grid keeps that factor beside the stored scale.  With importance the
+scale (and minimum) that keeps Σ importance · (w − ŵ)² least is searched for; Q8_0 keeps the plain formula,
+since at eight bits nearly all of the error is rounding that no scale avoids.
+
+Legend: R rows, C columns, B = 32 weights of a block, K some of its columns, N bytes of a packed block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.codecs.base import BlockCodec
+from dither.formats.ggml import GGML_TYPES
+from dither.types import Bytes, Codes, Floats, Grid
+
+BELOW_HALF = np.float32(0.49999997)
+
+
+class ScaleGrid(NamedTuple):
+    """`scale_R` and `minimum_R` are stored (as float16); a weight's code is (w − origin) · inverse, rounded."""
+
+    scale_R: Floats
+    inverse_R: Floats
+    minimum_R: Floats  # zero, as is the origin, where a type stores none
+    origin_R: Floats
+
+
+def empty_grid(rows: int) -> ScaleGrid:
+    return ScaleGrid(*(np.zeros(rows, np.float32) for _ in range(4)))
+
+
+def invert(scale_R: Floats) -> Floats:
+    """1 / scale, and 0 for 0: the factor of a grid that was read rather than fitted."""
+    inverse_R = np.zeros_like(scale_R)
+    return np.divide(np.float32(1), scale_R, out=inverse_R, where=scale_R != 0)
+
+
+def blocks(w: Floats, size: int) -> Floats:
+    return np.ascontiguousarray(w, dtype=np.float32).reshape(-1, size)
+
+
+def importance_blocks(importance: Floats | None, size: int) -> Floats:
+    """One line per block of a row, to be repeated down the rows; a line of ones for None."""
+    return np.ones((1, size), np.float32) if importance is None else blocks(importance, size)
+
+
+def steps_from(w_RK: Floats, grid: ScaleGrid, shift: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """(w − origin) · inverse + shift, and which rows have a finite inverse: the others get code 0.
+
+    The inverse of a scale below 2⁻¹²⁸ overflows.  Its float16 is zero, so their code has no meaning, but
+    ggml's bytes are reproduced for it too.
+    """
+    finite_R1 = np.isfinite(grid.inverse_R)[:, None]
+    inverse_R1 = np.where(finite_R1, grid.inverse_R[:, None], np.float32(0))
+    steps_RK = (np.asarray(w_RK, np.float32) - grid.origin_R[:, None]) * inverse_R1
+    return steps_RK + np.float32(shift), finite_R1
+
+
+class Q8(BlockCodec):
+    name, block = "Q8_0", 32
+    block_bytes = GGML_TYPES["Q8_0"].block_bytes
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        from dither.codecs.kernels import legacy as kernels
+
+        w_NB = blocks(w_RB, self.block)
+        grid = empty_grid(len(w_NB))
+        kernels.fit_absmax(w_NB, np.float32(127), grid.scale_R, grid.inverse_R)
+        return grid
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        steps_RK, _ = steps_from(w_RK, grid, 0.0)
+        steps_RK += np.copysign(BELOW_HALF, steps_RK)  # halves go away from zero, as in C's roundf
+        codes: Codes = np.clip(steps_RK, -127, 127).astype(np.int8)
+        return codes
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = codes_RK.astype(np.float32) * grid.scale_R[:, None]
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
+        raw_RN[:, :2] = half_bytes(grid.scale_R)
+        raw_RN[:, 2:] = codes_RB.astype(np.int8).view(np.uint8)
+        return raw_RN
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        scale_R = half_values(raw_RN[:, :2])
+        zero_R = np.zeros_like(scale_R)
+        codes_RB = np.ascontiguousarray(raw_RN[:, 2:]).view(np.int8)
+        return codes_RB, ScaleGrid(scale_R, invert(scale_R), zero_R, zero_R)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import legacy as kernels
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        grid = self.fit(w_NB, None)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        kernels.pack_q8(w_NB, grid.scale_R, grid.inverse_R, raw_NN)
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import legacy as kernels
+
+        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        kernels.decode_q8(raw_NN, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+
+def half_bytes(scale_R: Floats) -> Bytes:
+    """Two bytes per float16, for numbers that are float16s already."""
+    return scale_R.astype("<f2").view(np.uint8).reshape(-1, 2)
+
+
+def half_values(raw_R2: Bytes) -> Floats:
+    return np.ascontiguousarray(raw_R2).view("<f2").astype(np.float32).reshape(-1)
+
+
+class LowBits(BlockCodec):
+    """Q4_0, Q4_1, Q5_0, Q5_1: four or five bits, with a minimum (affine) or around zero."""
+
+    block = 32
+
+    def __init__(self, name: str, bits: int, affine: bool) -> None:
+        self.name, self.bits, self.affine = name, bits, affine
+        self.block_bytes = GGML_TYPES[name].block_bytes
+        self.most = (1 << bits) - 1
+        self.middle = 0 if affine else 1 << (bits - 1)
+        self.shift = 0.5 + self.middle
+        # Inverse scales to try, in units of one over the spread, or over the largest weight.  Around zero the
+        # codes reach one step further down than up, so the largest weight may lie on either side.
+        steps = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1 if bits == 4 else 0.125)
+        if affine:
+            self.candidates = self.most + steps * np.float32(1.0)
+        else:
+            self.candidates = np.concatenate([-(self.middle + steps), self.middle - 1 + steps + np.float32(0.5)])
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """ggml's formula without importance; the best of a few dozen scales with it."""
+        from dither.codecs.kernels import legacy as kernels
+
+        w_NB = blocks(w_RB, self.block)
+        grid = empty_grid(len(w_NB))
+        if self.affine:
+            kernels.fit_affine(
+                w_NB, np.float32(self.most), grid.scale_R, grid.minimum_R, grid.inverse_R, grid.origin_R
+            )
+        else:
+            kernels.fit_signed(w_NB, np.float32(self.middle), grid.scale_R, grid.inverse_R)
+        if importance_B is not None:
+            self._search(w_NB, importance_blocks(importance_B, self.block), grid)
+        return grid
+
+    def _search(self, w_NB: Floats, importance_PB: Floats, grid: ScaleGrid) -> None:
+        from dither.codecs.kernels import uniform
+
+        if self.affine:
+            uniform.search_affine(
+                w_NB, importance_PB, self.candidates, np.float32(self.most), grid.scale_R, grid.minimum_R,
+                grid.inverse_R, grid.origin_R,
+            )  # fmt: skip
+        else:
+            uniform.search_signed(
+                w_NB, importance_PB, self.candidates, np.float32(-self.middle), np.float32(self.most),
+                grid.scale_R, grid.inverse_R,
+            )  # fmt: skip
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        steps_RK, finite_R1 = steps_from(w_RK, grid, self.shift)
+        codes_RK = np.clip(steps_RK, 0, self.most).astype(np.uint8)
+        return np.where(finite_R1, codes_RK, np.uint8(0))
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        steps_RK = (codes_RK.astype(np.int8) - np.int8(self.middle)).astype(np.float32)
+        values: Floats = steps_RK * grid.scale_R[:, None]
+        return values + grid.minimum_R[:, None] if self.affine else values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        codes_RB = codes_RB.astype(np.uint8)
+        parts = [half_bytes(grid.scale_R)]
+        if self.affine:
+            parts.append(half_bytes(grid.minimum_R))
+        if self.bits == 5:
+            parts.append(np.packbits(codes_RB >> 4, axis=1, bitorder="little"))
+        parts.append((codes_RB[:, :16] & 15) | (codes_RB[:, 16:] << 4))
+        return np.concatenate(parts, axis=1)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        scale_R = half_values(raw_RN[:, :2])
+        minimum_R = half_values(raw_RN[:, 2:4]) if self.affine else np.zeros_like(scale_R)
+        codes_RB = np.concatenate([raw_RN[:, -16:] & 15, raw_RN[:, -16:] >> 4], axis=1)
+        if self.bits == 5:
+            fifth_RB = np.unpackbits(raw_RN[:, -20:-16], axis=1, bitorder="little")
+            codes_RB |= fifth_RB << np.uint8(4)
+        return codes_RB, ScaleGrid(scale_R, invert(scale_R), minimum_R, minimum_R)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import legacy as kernels
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        grid = self.fit(w_NB, importance_C)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        kernels.pack_low_bits(
+            w_NB, grid.scale_R, grid.minimum_R, grid.inverse_R, grid.origin_R,
+            np.float32(self.shift), self.bits, self.affine, raw_NN,
+        )  # fmt: skip
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import legacy as kernels
+
+        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        kernels.decode_low_bits(raw_NN, self.bits, self.affine, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+
+CODECS = (
+    Q8(),
+    LowBits("Q5_1", 5, affine=True),
+    LowBits("Q5_0", 5, affine=False),
+    LowBits("Q4_1", 4, affine=True),
+    LowBits("Q4_0", 4, affine=False),
+)

@@ -1,0 +1,138 @@
+"""TQ1_0 and TQ2_0: weights −d, 0 or d in blocks of 256, for models trained to be ternary (BitNet).
+
+    TQ1_0   five base-3 digits in a byte, which has room for 3⁵ = 243 of its 256 values: 1.6875 bits a weight
+    TQ2_0   four two-bit digits in a byte: 2.0625 bits a weight
+
+A byte of TQ1_0 is the number 0.d₀d₁d₂d₃d₄ (base 3) in units of 1/256, rounded up, so that a decoder peels off
+digits by multiplying by 3 and taking what overflows.  The first 32 bytes hold weights m, m + 32, … m + 128, the
+next 16 bytes 160 + m, 176 + m, …, the last four bytes 240 + m, 244 + m, … with a fifth digit of zero; d follows.
+Byte m of half a block of TQ2_0 holds weights m, m + 32, m + 64, m + 96.
+Source: `block_tq1_0` and `block_tq2_0` in ggml-common.h.
+
+Without importance d is the largest magnitude and the bytes are ggml's, which is exact for a ternary model and
+poor for any other; with importance the best of a few dozen d is searched for.
+
+Legend: R rows, C columns, B = 256 weights of a block, K some columns, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dither.codecs.base import BlockCodec
+from dither.codecs.legacy import (
+    BELOW_HALF,
+    ScaleGrid,
+    blocks,
+    empty_grid,
+    half_bytes,
+    half_values,
+    importance_blocks,
+    invert,
+    steps_from,
+)
+from dither.formats.ggml import GGML_TYPES
+from dither.types import Bytes, Codes, Floats, Grid
+
+# Inverse scales to try, in units of one over the largest weight: rounding up begins at half a scale.
+CANDIDATES = np.geomspace(0.75, 6.0, 32).astype(np.float32)
+# TQ1_0's three regions: first weight, weights apart, digits, bytes.
+REGIONS = ((0, 32, 5, slice(0, 32)), (160, 16, 5, slice(32, 48)), (240, 4, 4, slice(48, 52)))
+POWERS = np.array([81, 27, 9, 3, 1], np.uint16)
+
+
+class TernaryCodec(BlockCodec):
+    block = 256
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.block_bytes = GGML_TYPES[name].block_bytes
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        from dither.codecs.kernels import legacy, uniform
+
+        w_NB = blocks(w_RB, self.block)
+        grid = empty_grid(len(w_NB))
+        legacy.fit_absmax(w_NB, np.float32(1), grid.scale_R, grid.inverse_R)
+        if importance_B is not None:
+            uniform.search_signed(
+                w_NB, importance_blocks(importance_B, self.block), CANDIDATES, np.float32(-1), np.float32(2),
+                grid.scale_R, grid.inverse_R,
+            )  # fmt: skip
+        return grid
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        steps_RK, _ = steps_from(w_RK, grid, 0.0)
+        steps_RK += np.copysign(BELOW_HALF, steps_RK)
+        codes: Codes = (np.clip(steps_RK, -1, 1).astype(np.int8) + 1).astype(np.uint8)
+        return codes
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = (codes_RK.astype(np.int8) - np.int8(1)).astype(np.float32) * grid.scale_R[:, None]
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        digits_RB = codes_RB.astype(np.uint16)
+        packed = self._pack_base3(digits_RB) if self.name == "TQ1_0" else self._pack_two_bits(digits_RB)
+        return np.concatenate([*packed, half_bytes(grid.scale_R)], axis=1)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        scale_R = half_values(raw_RN[:, -2:])
+        zero_R = np.zeros_like(scale_R)
+        parts = self._unpack_base3(raw_RN) if self.name == "TQ1_0" else self._unpack_two_bits(raw_RN)
+        codes_RB = np.concatenate(parts, axis=1).astype(np.uint8)
+        return codes_RB, ScaleGrid(scale_R, invert(scale_R), zero_R, zero_R)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import ternary
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        grid = self.fit(w_NB, importance_C)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        pack = ternary.pack_tq1 if self.name == "TQ1_0" else ternary.pack_tq2
+        pack(w_NB, grid.scale_R, grid.inverse_R, raw_NN)
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import ternary
+
+        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        decode = ternary.decode_tq1 if self.name == "TQ1_0" else ternary.decode_tq2
+        decode(raw_NN, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+    @staticmethod
+    def _pack_base3(digits_RB: Codes) -> list[Bytes]:
+        parts = []
+        for start, width, count, _ in REGIONS:
+            digits = digits_RB[:, start : start + width * count].reshape(-1, count, width)
+            number = (digits * POWERS[:count, None]).sum(axis=1, dtype=np.uint16)
+            parts.append(((number.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8))
+        return parts
+
+    @staticmethod
+    def _unpack_base3(raw_RN: Bytes) -> list[Codes]:
+        parts = []
+        for _, _, count, where in REGIONS:
+            rest = raw_RN[:, where].astype(np.uint16)
+            for _ in range(count):
+                parts.append(rest * 3 >> 8)
+                rest = rest * 3 & 255
+        return parts
+
+    @staticmethod
+    def _pack_two_bits(digits_RB: Codes) -> list[Bytes]:
+        digits = digits_RB.reshape(-1, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint16)[:, None]
+        packed = digits.sum(axis=2, dtype=np.uint16).astype(np.uint8)
+        return [packed.reshape(len(digits_RB), 64)]
+
+    @staticmethod
+    def _unpack_two_bits(raw_RN: Bytes) -> list[Codes]:
+        bytes_R2 = raw_RN[:, :64].reshape(-1, 2, 1, 32)
+        digits = (bytes_R2 >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & np.uint8(3)
+        return [digits.reshape(len(raw_RN), 256)]
+
+
+CODECS = (TernaryCodec("TQ2_0"), TernaryCodec("TQ1_0"))

@@ -1,0 +1,235 @@
+"""A checkpoint's tokenizer as a GGUF carries it: the tokens, and what llama.cpp must do around them.
+
+Which token begins and ends a text, whether they are added to every prompt, and the chat template are
+spread over six files that repeat and contradict each other.  transformers' own order of precedence
+decides: tokenizer_config.json, special_tokens_map.json, then config.json and generation_config.json;
+and for what is added around a text, an explicit flag before tokenizer.json's post-processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.formats.ggml import Field, ValueType, array, boolean, string, u32
+from dither.formats.mapped import MappedFile
+from dither.models.checkpoint import Checkpoint
+from dither.models.tokenizers import byte_level, sentencepiece
+from dither.models.tokenizers.templates import read_templates, template_fields
+from dither.models.tokenizers.vocabulary import AddedToken, Token, Vocabulary, added_tokens, padded
+
+Json = Mapping[str, Any]
+
+# transformers' name → GGUF's, whose "seperator" is spelled so in every file there is
+SPECIAL = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls",
+    "mask": "mask",
+}  # fmt: skip
+# Texts that llama.cpp takes for an end of generation by themselves.
+KNOWN_ENDS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+    "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>",
+}  # fmt: skip
+FETCH = "Fetch the tokenizer's files beside the weights."
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Everything a GGUF says about it.  `tokens` and the rest are as long as the embedding has rows."""
+
+    vocabulary: Vocabulary
+    tokens: Mapping[str, int]  # text → id
+    listed: tuple[Token, ...]
+    used: int  # tokens up to the last real one; what follows is padding
+    special: Mapping[str, int]  # GGUF's name → id
+    add_bos: bool
+    add_eos: bool
+    templates: Mapping[str, str]
+    swallows_space: bool  # special tokens that eat the white space behind them, as Phi-3's do
+    notes: tuple[str, ...]
+
+    def fields(self, size: int) -> dict[str, Field]:
+        """GGUF's tokenizer keys for a vocabulary of `size` tokens."""
+        listed = self.listed[:size]
+        keys = {
+            "model": string(self.vocabulary.model),
+            "pre": string(self.vocabulary.pre),
+            "tokens": array(ValueType.STRING, [token.text for token in listed]),
+            "token_type": array(ValueType.INT32, [int(token.type) for token in listed]),
+        }
+        if self.vocabulary.model == "llama":
+            keys["scores"] = array(ValueType.FLOAT32, [token.score for token in listed])
+        else:
+            keys["merges"] = array(ValueType.STRING, self.vocabulary.merges)
+        keys |= {f"{name}_token_id": u32(number) for name, number in self.special.items()}
+        keys |= {"add_bos_token": boolean(self.add_bos), "add_eos_token": boolean(self.add_eos)}
+        if self.vocabulary.add_space_prefix is not None:
+            keys["add_space_prefix"] = boolean(self.vocabulary.add_space_prefix)
+        named = {f"tokenizer.ggml.{name}": field for name, field in keys.items()}
+        return {**named, **template_fields(self.templates)}
+
+
+def read_tokenizer(checkpoint: Checkpoint, *, rows: int, pre: str | None, config: Json) -> Tokenizer:
+    """The tokenizer of a checkpoint whose embedding has `rows` rows.
+
+    Raises SourceError where files are missing or contradict each other, UnsupportedError for a
+    tokenizer that llama.cpp does not have, UsageError for a `pre` that it does not know.
+    """
+    settings = checkpoint.read_json("tokenizer_config.json") or {}
+    tokenizer = _checked(checkpoint.read_json("tokenizer.json"))
+    added = added_tokens(tokenizer, settings, checkpoint.read_json("added_tokens.json"))
+    vocabulary = _read_vocabulary(checkpoint, tokenizer, settings, added, pre)
+    beyond = [number for number in vocabulary.tokens if number >= rows]
+    notes = list(vocabulary.notes)
+    if beyond:
+        notes.append(f"{len(beyond)} tokens lie beyond the embedding's {rows} rows: left out")
+    listed = padded(vocabulary.tokens, rows)
+    ids = {token.text: number for number, token in enumerate(listed)}
+    sources = _special_sources(checkpoint, settings, config)
+    special = dict(_special_ids(sources, ids, rows))
+    special |= _more_ends(sources, special, listed)
+    if vocabulary.model == "gpt2":
+        special = _against_defaults(special)
+    add_bos, add_eos = _added_around(settings, tokenizer, special, vocabulary.model)
+    return Tokenizer(
+        vocabulary=vocabulary, tokens=ids, listed=tuple(listed),
+        used=1 + max(number for number in vocabulary.tokens if number < rows), special=special,
+        add_bos=add_bos, add_eos=add_eos, templates=read_templates(checkpoint.folder, settings),
+        swallows_space=any(token.rstrip for token in added.values()), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _checked(tokenizer: Json | None) -> Json | None:
+    """tokenizer.json, if its parts have the types that everything below relies on."""
+    if tokenizer is None:
+        return None
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    added = tokenizer.get("added_tokens") or []
+    sound = isinstance(model, dict) and isinstance(added, list)
+    sound = sound and all(isinstance(entry, dict) and {"id", "content"} <= set(entry) for entry in added)
+    if sound and model and model.get("type") in (None, "BPE"):
+        sound = isinstance(vocab, dict) and all(isinstance(number, int) for number in vocab.values())
+    if not sound:
+        raise SourceError("tokenizer.json", "lacks a model with a vocabulary", "Fetch the file again.")
+    return tokenizer
+
+
+def _read_vocabulary(
+    checkpoint: Checkpoint,
+    tokenizer: Json | None,
+    settings: Json,
+    added: Mapping[int, AddedToken],
+    pre: str | None,
+) -> Vocabulary:
+    if tokenizer and byte_level.is_byte_level(tokenizer):
+        return byte_level.read(tokenizer, added, pre)
+    if pre is not None:
+        raise UsageError(f"--pre {pre}", "is for byte-level BPE, and this tokenizer is none", "Leave it out.")
+    prefix = settings.get("add_prefix_space")
+    prefix = prefix if isinstance(prefix, bool) else None
+    path = checkpoint.folder / sentencepiece.MODEL_FILE
+    if path.is_file():
+        found = sentencepiece.read_model(MappedFile(path).data[:], tokenizer, added, prefix)
+        if tokenizer is None or _same_tokens(tokenizer, found):
+            return found
+    if tokenizer and sentencepiece.is_sentencepiece(tokenizer):
+        found = sentencepiece.read_json(tokenizer, added, prefix)
+        if path.is_file():
+            found.notes.append(
+                "tokenizer.model and tokenizer.json differ: the latter counts, as in transformers"
+            )
+        return found
+    if tokenizer is None:
+        raise SourceError(str(checkpoint.folder), "has neither tokenizer.json nor tokenizer.model", FETCH)
+    raise UnsupportedError(
+        "tokenizer.json",
+        f"holds a {tokenizer['model'].get('type')} model, not BPE of bytes or of sentencepiece",
+        "llama.cpp has no tokenizer of this kind for these families.",
+    )  # fmt: skip
+
+
+def _same_tokens(tokenizer: Json, found: Vocabulary) -> bool:
+    vocab = tokenizer["model"].get("vocab")
+    if not isinstance(vocab, dict):
+        return False
+    return all(number in found.tokens for number in vocab.values()) and all(
+        text.replace("▁", " ") == found.tokens[number].text.replace("▁", " ")
+        for text, number in vocab.items()
+    )
+
+
+def _special_sources(checkpoint: Checkpoint, settings: Json, config: Json) -> list[Json]:
+    """Places that name special tokens, in transformers' order."""
+    files = (
+        checkpoint.read_json(name) or {} for name in ("special_tokens_map.json", "generation_config.json")
+    )
+    by_text, generation = files
+    return [settings, by_text, config, generation]
+
+
+def _special_ids(sources: list[Json], ids: Mapping[str, int], rows: int) -> Iterator[tuple[str, int]]:
+    for name, target in SPECIAL.items():
+        for source in sources:
+            token = source.get(f"{name}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            number = ids.get(text) if isinstance(text, str) else _first(source.get(f"{name}_token_id"))
+            if number is not None and 0 <= number < rows:
+                yield target, number
+                break
+
+
+def _first(value: Any) -> int | None:
+    items = value if isinstance(value, list) else [value]
+    return next((item for item in items if isinstance(item, int) and not isinstance(item, bool)), None)
+
+
+def _more_ends(sources: list[Json], special: Mapping[str, int], listed: list[Token]) -> dict[str, int]:
+    """Further ends of generation that llama.cpp would not know by their text: it has room for two."""
+    ends: list[int] = []
+    for source in reversed(sources):  # generation_config.json first: generation is its business
+        value = source.get("eos_token_id")
+        ends += [end for end in value if isinstance(end, int)] if isinstance(value, list) else []
+    fitting = [end for end in dict.fromkeys(ends) if 0 <= end < len(listed) and end != special.get("eos")]
+    unknown = [end for end in fitting if listed[end].text not in KNOWN_ENDS]
+    return dict(zip(("eot", "eom"), unknown, strict=False))
+
+
+def _against_defaults(special: dict[str, int]) -> dict[str, int]:
+    """llama.cpp takes token 11 for both ends of a byte-level BPE text unless told otherwise."""
+    if "eos" not in special:
+        raise SourceError(
+            "the tokenizer", "names no token that ends a text", "Put eos_token into tokenizer_config.json."
+        )
+    return {"bos": special["eos"], **special}
+
+
+def _added_around(
+    settings: Json, tokenizer: Json | None, special: Mapping[str, int], model: str
+) -> tuple[bool, bool]:
+    """Whether every text gets the first and the last special token."""
+    before, after = _template(tokenizer)
+    sentencepiece_alone = tokenizer is None and model == "llama"
+    found = {"bos": sentencepiece_alone or before, "eos": after}
+    for name in found:
+        flag = settings.get(f"add_{name}_token")
+        found[name] = (flag if isinstance(flag, bool) else found[name]) and name in special
+    return found["bos"], found["eos"]
+
+
+def _template(tokenizer: Json | None) -> tuple[bool, bool]:
+    """Whether tokenizer.json's post-processor puts a special token before and after a single text."""
+    waiting = [(tokenizer or {}).get("post_processor")]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, dict):
+            continue
+        waiting += node.get("processors") or []
+        if node.get("type") in ("RobertaProcessing", "BertProcessing"):
+            return True, True
+        parts = node.get("single")
+        if node.get("type") == "TemplateProcessing" and isinstance(parts, list) and parts:
+            return "SpecialToken" in parts[0], "SpecialToken" in parts[-1]
+    return False, False

@@ -1,0 +1,217 @@
+"""Sentencepiece BPE (Kudo & Richardson 2018): Llama 2, Mistral, Gemma and Phi-3.
+
+Spaces are written ▁ and merged like letters; what no token covers falls back to bytes.  A merge is
+chosen by the score of the token it makes.  Two files may hold it:
+
+    tokenizer.model   sentencepiece's own, a protobuf: pieces with scores and types
+    tokenizer.json    transformers' copy: the tokens, and merges in the order of those scores
+
+The protobuf is read by hand: three fields of it are wanted, the wire format is twenty lines, and a
+file from a stranger is better met with bounds checks than with a C++ parser.
+
+Source: sentencepiece_model.proto (field numbers), Protocol Buffers' encoding guide (wire format).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dither.errors import FormatError, UnsupportedError
+from dither.models.tokenizers.byte_level import merges as merges_of
+from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenType, Vocabulary, overlay
+
+MODEL_FILE = "tokenizer.model"
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass
+class Pieces:
+    """What a tokenizer.model says."""
+
+    tokens: list[Token] = field(default_factory=list)
+    model_type: int = UNIGRAM  # the default of the .proto
+    add_dummy_prefix: bool = True
+    collapse_spaces: bool = True
+    has_character_map: bool = False
+
+
+def fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a protobuf message: int, float (32 bits) or bytes.
+
+    Raises FormatError where a length leads outside the message or a wire type is unknown.
+    """
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        size, at = _varint(data, at) if wire == BYTES else ({FIXED32: 4, FIXED64: 8}.get(wire, -1), at)
+        if size < 0 or at + size > len(data):
+            raise _damaged()
+        raw = data[at : at + size]
+        yield number, struct.unpack("<f", raw)[0] if wire == FIXED32 else raw
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not data[at - 1] & 0x80:
+            return value, at
+    raise _damaged()
+
+
+def _damaged() -> FormatError:
+    return FormatError(MODEL_FILE, "is no sentencepiece model", "Fetch the file again.")
+
+
+def parse(data: bytes) -> Pieces:
+    """The pieces of a tokenizer.model.  Raises FormatError where it is none."""
+    found = Pieces()
+    for number, value in fields(data):
+        if not isinstance(value, bytes):
+            continue
+        if number == 1:
+            found.tokens.append(_piece(value))
+        elif number == 2:
+            found.model_type = next((int(v) for n, v in fields(value) if n == 3), found.model_type)
+        elif number == 3:
+            spec = dict(fields(value))
+            found.has_character_map = bool(spec.get(2))
+            found.add_dummy_prefix, found.collapse_spaces = bool(spec.get(3, 1)), bool(spec.get(4, 1))
+    if not found.tokens:
+        raise _damaged()
+    return found
+
+
+def _piece(data: bytes) -> Token:
+    parts = dict(fields(data))
+    try:
+        kind = TokenType(parts.get(3, TokenType.NORMAL))
+        return Token(parts[1].decode(), kind, float(parts.get(2, 0.0)))
+    except (KeyError, ValueError, AttributeError) as error:
+        raise _damaged() from error
+
+
+def read_model(
+    data: bytes,
+    tokenizer: Mapping[str, Any] | None,
+    added: Mapping[int, AddedToken],
+    space_prefix: bool | None,
+) -> Vocabulary:
+    """A vocabulary from tokenizer.model, with tokenizer.json (if there is one) deciding about prefixes.
+
+    Raises UnsupportedError for a unigram model, which llama.cpp's `llama` tokenizer is not.
+    """
+    pieces = parse(data)
+    if pieces.model_type != BPE:
+        raise UnsupportedError(
+            MODEL_FILE, "is not BPE but another kind of sentencepiece model",
+            "llama.cpp merges by score, as BPE does: no GGUF of this tokenizer would be right.",
+        )  # fmt: skip
+    tokens = dict(enumerate(pieces.tokens))
+    overlay(tokens, added, spaces=True)
+    if space_prefix is None:
+        space_prefix = prefixes(tokenizer) if tokenizer else pieces.add_dummy_prefix
+    notes = []
+    if pieces.has_character_map:
+        notes.append(
+            "tokenizer.model normalizes characters and llama.cpp does not: unusual forms are cut otherwise"
+        )
+    if pieces.collapse_spaces and tokenizer is None:
+        notes.append("tokenizer.model joins runs of spaces and llama.cpp keeps them")
+    return Vocabulary(
+        "llama", "default", tokens, add_space_prefix=space_prefix, notes=notes + anywhere(tokenizer)
+    )
+
+
+def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json is a copy of sentencepiece BPE: merged text, bytes to fall back on."""
+    model = tokenizer["model"]
+    return model.get("type") == "BPE" and bool(
+        model.get("byte_fallback") or "<0x0A>" in model.get("vocab", {})
+    )
+
+
+def read_json(
+    tokenizer: Mapping[str, Any], added: Mapping[int, AddedToken], space_prefix: bool | None
+) -> Vocabulary:
+    """A vocabulary from tokenizer.json alone: a token's score is minus the rank of its first merge."""
+    model = tokenizer["model"]
+    scores: dict[str, float] = {}
+    pairs = [merge.split(" ", 1) for merge in merges_of(tokenizer)]
+    for rank, (left, right) in enumerate(pairs):
+        scores.setdefault(left + right, float(-rank))
+    tokens = {
+        number: Token(text, _kind(text, model.get("unk_token")), scores.get(text, float(-len(pairs))))
+        for text, number in model["vocab"].items()
+    }
+    overlay(tokens, added, spaces=True)
+    prefix = prefixes(tokenizer) if space_prefix is None else space_prefix
+    notes = unlisted_merges(model["vocab"], {(left, right) for left, right in pairs}, added)
+    return Vocabulary("llama", "default", tokens, add_space_prefix=prefix, notes=notes + anywhere(tokenizer))
+
+
+def _kind(text: str, unknown: str | None) -> TokenType:
+    if text == unknown:
+        return TokenType.UNKNOWN
+    return TokenType.BYTE if BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
+
+
+def prefixes(tokenizer: Mapping[str, Any] | None) -> bool:
+    """Whether text gets a space in front: a `Prepend` normalizer, or a `Metaspace` that prepends."""
+    return any(
+        node.get("type") == "Prepend"
+        or (node.get("type") == "Metaspace" and node.get("prepend_scheme", "always") != "never")
+        for node in _nodes(tokenizer)
+    )
+
+
+def anywhere(tokenizer: Mapping[str, Any] | None) -> list[str]:
+    if any(node.get("prepend_scheme") == "first" for node in _nodes(tokenizer)):
+        return [
+            "llama.cpp also puts a space in front of text that follows a special token, transformers does not"
+        ]
+    return []
+
+
+def _nodes(tokenizer: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    waiting = [(tokenizer or {}).get("normalizer"), (tokenizer or {}).get("pre_tokenizer")]
+    while waiting:
+        node = waiting.pop()
+        if node:
+            yield node
+            waiting += [*node.get("normalizers", ()), *node.get("pretokenizers", ())]
+
+
+def unlisted_merges(
+    vocab: Mapping[str, int], pairs: set[tuple[str, str]], added: Mapping[int, AddedToken]
+) -> list[str]:
+    """llama.cpp merges any two tokens whose concatenation is one, tokenizer.json only pairs it lists.
+
+    A copy made from sentencepiece lists them all.  Where some are missing, the two may differ.
+    """
+    outside = {token.text for token in added.values()}
+    count = 0
+    for text in vocab:
+        if len(text) > 1 and text not in outside and not BYTE_TOKEN.fullmatch(text):
+            splits = ((text[:at], text[at:]) for at in range(1, len(text)))
+            count += any(
+                left in vocab and right in vocab and (left, right) not in pairs for left, right in splits
+            )
+    if not count:
+        return []
+    return [
+        f"{count} tokens can be merged in ways tokenizer.json does not list: some words may be cut otherwise"
+    ]

@@ -1,0 +1,108 @@
+"""The token list that every kind of tokenizer ends up as, and the tokens added on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from dither.errors import SourceError
+
+PADDING_SCORE = -10000.0
+ADDED_SCORE = -1000.0
+
+
+class TokenType(IntEnum):
+    """llama.cpp's kinds of token, with sentencepiece's numbers."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    type: TokenType = TokenType.NORMAL
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token matched in the text before anything else."""
+
+    text: str
+    special: bool
+    rstrip: bool = False  # swallows the white space behind it
+
+    @property
+    def is_control(self) -> bool:
+        """Some checkpoints fail to call their chat markup special; its shape gives it away."""
+        bars = (("<|", "|>"), ("<｜", "｜>"))
+        return self.special or any(self.text.startswith(a) and self.text.endswith(z) for a, z in bars)
+
+
+@dataclass
+class Vocabulary:
+    """Tokens by id, before padding."""
+
+    model: str  # GGUF's tokenizer.ggml.model: "gpt2" or "llama"
+    pre: str
+    tokens: dict[int, Token]
+    merges: list[str] = field(default_factory=list)
+    add_space_prefix: bool | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def added_tokens(
+    tokenizer: Mapping[str, Any] | None, config: Mapping[str, Any], plain: Mapping[str, Any] | None
+) -> dict[int, AddedToken]:
+    """Added tokens by id from tokenizer.json, else tokenizer_config.json, else added_tokens.json.
+
+    Later sources only fill ids that earlier ones lack: transformers lets them win in this order.
+    """
+    found: dict[int, AddedToken] = {}
+    for entry in (tokenizer or {}).get("added_tokens") or ():
+        found.setdefault(int(entry["id"]), _added(entry))
+    for number, entry in (config.get("added_tokens_decoder") or {}).items():
+        found.setdefault(int(number), _added(entry))
+    for text, number in (plain or {}).items():
+        found.setdefault(int(number), AddedToken(text, special=False))
+    return found
+
+
+def _added(entry: Mapping[str, Any]) -> AddedToken:
+    return AddedToken(str(entry["content"]), bool(entry.get("special")), bool(entry.get("rstrip")))
+
+
+def overlay(tokens: dict[int, Token], added: Mapping[int, AddedToken], spaces: bool) -> None:
+    """Puts added tokens over a vocabulary.  `spaces`: sentencepiece's ▁ stands for a space in them."""
+    for number, extra in added.items():
+        known = tokens.get(number)
+        if known and known.type == TokenType.UNKNOWN:
+            continue
+        kind = TokenType.CONTROL if extra.is_control else TokenType.USER_DEFINED
+        text = extra.text.replace("▁", " ") if spaces and kind == TokenType.USER_DEFINED else extra.text
+        tokens[number] = Token(text, kind, ADDED_SCORE)
+
+
+def padded(tokens: Mapping[int, Token], size: int) -> list[Token]:
+    """`size` tokens without gaps, `[PADi]` where the tokenizer has none; ids beyond `size` are left out.
+
+    Raises SourceError where two tokens have the same text, which llama.cpp refuses to load.
+    """
+    filler = [Token(f"[PAD{number}]", TokenType.UNUSED, PADDING_SCORE) for number in range(size)]
+    listed = [tokens.get(number, filler[number]) for number in range(size)]
+    seen: dict[str, int] = {}
+    for number, token in enumerate(listed):
+        if token.text in seen:
+            reason = f"is the text of both {seen[token.text]} and {number}"
+            raise SourceError(
+                f"token {token.text!r}", reason, "Take the tokenizer's files from the original model."
+            )
+        seen[token.text] = number
+    return listed

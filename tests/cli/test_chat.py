@@ -1,0 +1,255 @@
+"""`dither chat` with real models of known words: tiny Llamas whose next token is never in doubt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+sys.path.append(str(Path(__file__).parents[1] / "engines"))
+from llama_util import CHATML, IM_END, SPECIAL, TinyLlama
+
+from dither.cli import app
+from dither.cli.chat import harmless
+
+SAYS = "né €"
+RUDE = "\x1b[2J\rok"  # clears the screen and overwrites the line, if obeyed
+NEWLINE, COLON = (len(SPECIAL) + ord(letter) for letter in "\n:")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """polite answers SAYS, rude RUDE; base continues after a colon; endless never stops."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, text in (("polite", SAYS), ("rude", RUDE)):
+        TinyLlama(chat_template=CHATML).parrot(NEWLINE, text, end=IM_END).write(folder / f"{name}.gguf")
+    TinyLlama().parrot(COLON, " yes!").write(folder / "base.gguf")
+    endless = TinyLlama(chat_template=CHATML, context=2**16)
+    endless.parrot(NEWLINE, "abc", end=len(SPECIAL) + ord("a")).write(folder / "endless.gguf")
+    return folder
+
+
+def chat(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["chat", *map(str, arguments), "--threads", "1"], input=stdin)
+
+
+def test_one_prompt_prints_the_answer_alone(folder: Path) -> None:
+    result = chat(folder / "polite.gguf", "-p", "hello", "-t", 0)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{SAYS}\n", "")
+
+
+def test_a_prompt_may_come_through_a_pipe(folder: Path) -> None:
+    result = chat(folder / "polite.gguf", "-t", 0, stdin="hello\n")
+    assert (result.exit_code, result.stdout) == (0, f"{SAYS}\n")
+
+
+def test_json_is_one_document_with_the_figures(folder: Path) -> None:
+    result = chat(folder / "rude.gguf", "-p", "hello", "-t", 0, "--seed", 7, "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert document["answer"] == RUDE  # JSON escapes what a terminal would obey
+    assert "\x1b" not in result.stdout
+    assert document["tokens"] == len(RUDE) + 1 and document["stopped_by"] == "end"
+    assert document["tokens_per_second"] > 0 and document["seed"] == 7
+    assert document["model"].endswith("rude.gguf") and document["chat_template"] is True
+
+
+def test_escape_sequences_of_the_model_are_shown_not_obeyed(folder: Path) -> None:
+    assert chat(folder / "rude.gguf", "-p", "hello", "-t", 0).stdout == "␛[2J␍ok\n"
+
+
+def test_every_control_character_but_newline_and_tab_is_made_harmless() -> None:
+    everything = "".join(map(chr, range(0x110000)))
+    after = harmless(everything)
+    assert len(after) == len(everything)
+    left = [c for c in after if (ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0)]
+    assert left == ["\t", "\n"]
+    assert "\u202e" not in after and "\u2066" not in after  # text that runs backwards
+    assert all(c in after for c in "aé日👋\u200d\u0627")  # joiners and right-to-left letters are text
+
+
+def test_a_base_model_continues_the_text_and_says_so_on_stderr(folder: Path) -> None:
+    result = chat(folder / "base.gguf", "-p", "Well:", "-t", 0)
+    assert result.stdout == " yes!\n"
+    assert " ".join(result.stderr.split()).count("base.gguf has no chat template") == 1
+
+
+def test_the_system_text_reaches_the_model(folder: Path) -> None:
+    counts = [
+        json.loads(chat(folder / "polite.gguf", "-p", "hello", "--json", *extra).stdout)["prompt_tokens"]
+        for extra in ([], ["--system", "Be brief."])
+    ]
+    markers_and_role = 1 + len("system\n") + 1 + len("\n")
+    assert counts[1] - counts[0] == len("Be brief.") + markers_and_role
+
+
+def test_a_system_text_for_a_base_model_is_refused(folder: Path) -> None:
+    result = chat(folder / "base.gguf", "-p", "Well:", "--system", "Be brief.")
+    assert result.exit_code == 2 and "no chat template" in " ".join(result.stderr.split())
+
+
+def test_max_tokens_cuts_the_answer(folder: Path) -> None:
+    result = chat(folder / "endless.gguf", "-p", "hello", "-t", 0, "-n", 6)
+    assert result.stdout == "abcabc\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing.gguf", "-p", "hello"], 1, "no such file"),
+        ([".", "-p", "hello"], 1, "is a folder"),
+        (["polite.gguf"], 2, "standard input: is empty"),
+        (["polite.gguf", "-p", "hello", "-n", "0"], 2, "max-tokens"),
+        (["polite.gguf", "-p", "hello" * 100], 1, "larger context"),
+    ],
+)
+def test_mistakes_are_explained(folder: Path, arguments: list[str], code: int, message: str) -> None:
+    result = chat(folder / arguments[0], *arguments[1:], stdin="")
+    assert result.exit_code == code and result.stdout == ""
+    assert message in " ".join(result.stderr.split())
+
+
+def test_errors_under_json_are_json(folder: Path) -> None:
+    result = chat(folder / "nothing.gguf", "-p", "hello", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["reason"] == "there is no such file"
+
+
+class Terminal:
+    """The command on a terminal of its own, as a person has it."""
+
+    def __init__(self, *arguments: object) -> None:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-c", "from dither.cli import main; main()", "chat", *map(str, arguments)]
+        environment = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+            preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(theirs)
+        self.screen, self.seen = ours, ""
+
+    def expect(self, text: str) -> str:
+        """What was shown up to and including `text`; fails after 20 seconds of waiting for it."""
+        deadline = time.monotonic() + 20
+        while text not in self.seen:
+            ready, _, _ = select.select([self.screen], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come; the screen shows {self.seen!r}"
+            try:
+                self.seen += os.read(self.screen, 4096).decode("utf-8", "replace")
+            except OSError as closed:  # how Linux says that the other side is gone
+                raise AssertionError(f"ended without {text!r}; the screen shows {self.seen!r}") from closed
+        shown, self.seen = self.seen.split(text, 1)
+        return shown + text
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self.screen)
+
+
+def _take_terminal() -> None:
+    """Make standard input the session's terminal, so that Ctrl-C becomes a signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: object) -> Terminal:
+        opened.append(Terminal(*arguments))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        each.close()
+
+
+def test_a_conversation_on_a_terminal(folder: Path, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal(folder / "polite.gguf", "-t", 0, "--threads", 1)
+    screen.expect("Ctrl-D leaves.")
+    screen.expect("> ")
+    screen.type("hello\r")
+    assert SAYS in screen.expect("tokens, ")
+    screen.expect("> ")
+    screen.type("/help\r")
+    screen.expect("Ctrl-C stops an answer.")
+    screen.type("/clear\r")
+    screen.expect("forgotten")
+    screen.type("/shout\r")
+    screen.expect("/shout is no command")
+    screen.expect("> ")
+    screen.type("\x03")
+    screen.expect("/quit or Ctrl-D leaves")
+    screen.expect("> ")
+    screen.type("\x04")
+    assert screen.process.wait(20) == 0
+
+
+def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(
+    folder: Path, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal(folder / "endless.gguf", "-c", 60000, "-n", 50000, "-t", 0, "--threads", 1)
+    screen.expect("> ")
+    screen.type("hello\r")
+    screen.expect("abcabc")
+    screen.type("\x03")
+    assert len(screen.expect("stopped")) < 50000
+    screen.expect("> ")
+    screen.type("/quit\r")
+    assert screen.process.wait(20) == 0
+
+
+def test_ctrl_c_ends_a_single_answer(folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from dither.cli import main; main()",
+        "chat",
+        str(folder / "endless.gguf"),
+    ]
+    options = ["-p", "hello", "-c", "60000", "-n", "50000", "-t", "0", "--threads", "1"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        rest, complaints = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(rest) < 50000 and rest.endswith(b"\n") and complaints == b""
+
+
+def test_the_conversation_is_remembered_and_cleared(folder: Path) -> None:
+    from dither.cli.chat import Conversation, _Sampling
+    from dither.engines.llamacpp import LlamaCpp
+
+    with LlamaCpp(folder / "polite.gguf", threads=1) as engine:
+        talk = Conversation(engine, _Sampling(20, 0.0, 0), system="Be brief.")
+        lengths = []
+        for _ in range(3):
+            reply = talk.say("hello")
+            talk.heard("hello", "".join(reply))
+            lengths.append(reply.prompt_tokens)
+        assert lengths[1] - lengths[0] == lengths[2] - lengths[1] > len("hello") + len(SAYS)
+        talk.clear()
+        again = talk.say("hello")
+        assert "".join(again) == SAYS and again.prompt_tokens == lengths[0]

@@ -1,0 +1,48 @@
+"""The README's blocks run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_first_session_and_the_python_block(tmp_path: Path) -> None:
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    (console,), (python,) = blocks("console"), blocks("python")
+    for line in console.splitlines():
+        _, *words = shlex.split(line.removeprefix("$ "))
+        done = subprocess.run(
+            [sys.executable, "-m", "dither", *words],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout.strip()
+    done = subprocess.run(
+        [sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"4\.\d\d bits per weight, relative error \d+\.\d%\n\{'", done.stdout)
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_its_two_commands_are_targets() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    commands = re.findall(r"^make (\w+)", blocks("sh")[0], flags=re.MULTILINE)
+    assert set(commands) <= set(targets)
+    assert commands == ["demo", "test"]
