@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
-
-sys.path.append(str(Path(__file__).parents[1] / "engines"))
 from llama_util import CHATML, IM_END, SPECIAL, TinyLlama
+from typer.testing import CliRunner, Result
 
 from dither.cli import app
 from dither.cli.chat import harmless
@@ -131,12 +129,15 @@ class Terminal:
 
     def __init__(self, *arguments: object) -> None:
         ours, theirs = pty.openpty()
-        command = [sys.executable, "-c", "from dither.cli import main; main()", "chat", *map(str, arguments)]
+        # the child takes the terminal itself, so that Ctrl-C reaches it as a signal
+        code = (
+            "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\nfrom dither.cli import main; main()"
+        )
+        command = [sys.executable, "-c", code, "chat", *map(str, arguments)]
         environment = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
-            preexec_fn=_take_terminal,
-        )  # fmt: skip
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        )
         os.close(theirs)
         self.screen, self.seen = ours, ""
 
@@ -162,14 +163,6 @@ class Terminal:
         self.process.wait()
         with contextlib.suppress(OSError):
             os.close(self.screen)
-
-
-def _take_terminal() -> None:
-    """Make standard input the session's terminal, so that Ctrl-C becomes a signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture

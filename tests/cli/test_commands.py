@@ -56,7 +56,7 @@ def test_people_read_tables_of_eighty_columns(checkpoint: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["quantize", "no-such-folder/here", "--to", "Q4_K_M"], 1, "no such"),
+        (["quantize", "./no-such-folder", "--to", "Q4_K_M"], 1, "no such"),
         (["quantize", "{checkpoint}", "--to", "Q4_KM"], 2, "Q4_K_M"),
         (["quantize", "{checkpoint}"], 2, "--to"),
         (["quantize", "{checkpoint}", "--to", "Q4_K_M", "--tensor", "ffn"], 2, "REGEX=TYPE"),

@@ -55,8 +55,9 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _send_file(self, name: str, with_body: bool) -> None:
         data = self.server.files.get(name)
-        if data is None:
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+        if data is None or self.server.gated:
+            status, code = (403, "GatedRepo") if self.server.gated else (404, "EntryNotFound")
+            self._send(status, b"", {"X-Error-Code": code}, with_body)
             return
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
         self._send(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT}, with_body)
@@ -77,6 +78,7 @@ class LocalHub(ThreadingHTTPServer):
     def __init__(self, repo: str, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Hub)
         self.repo, self.files = repo, files
+        self.gated = False  # listed, but no file is given out
         self.requests: list[tuple[str, str, str]] = []
 
     @property

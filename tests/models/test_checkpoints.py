@@ -17,6 +17,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sources_util import folder_bytes
 
@@ -24,6 +26,10 @@ from dither.errors import DitherError, FormatError, SourceError, UnsupportedErro
 from dither.models.checkpoint import Checkpoint, open_checkpoint
 from dither.models.source import open_model
 
+KEYS = (
+    "quantization_config", "compression_config", "quant_method", "weight_block_size", "config_groups",
+    "format", "weights", "block_structure", "auto_map", "weight_map", "w",
+)  # fmt: skip
 FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
 
 
@@ -384,6 +390,37 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(FormatError, match=r"config\.json"):
             open_checkpoint(tmp_path, tmp_path / "one.safetensors")
+
+
+VALUE = st.recursive(
+    st.sampled_from(
+        [None, True, 0, -1, 2**70, 1.5, float("nan"), "", "fp8", "gptq", "float-quantized", "a.safetensors"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@given(
+    config=st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=4),
+    index=st.fixed_dictionaries({"weight_map": VALUE}) | VALUE,
+)
+def test_any_json_gives_a_checkpoint_or_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, config: Any, index: Any
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any-json"
+    folder.mkdir(exist_ok=True)
+    save_file({"w": fp8(128, 128), "w_scale": torch.ones(1)}, folder / "a.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for weights in (None, folder / "a.safetensors"):
+        try:
+            opened = open_checkpoint(folder, weights)
+        except DitherError:
+            continue
+        assert opened.config.keys() == config.keys()
+        assert set(opened.tensors) == {"w"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tells own memory from mapped memory by Linux's counters")

@@ -270,7 +270,7 @@ def test_what_the_hub_cannot_give(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", {"w": (np.ones((2, 32), np.float32), "F32")})
     content = (tmp_path / "a.gguf").read_bytes()
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    with local_hub("org/ggufs", {"a.gguf": content, "b.gguf": content}) as hub:
+    with local_hub("org/ggufs", {"a.gguf": content, "b.gguf": content + b"x"}) as hub:
         online = {"HF_ENDPOINT": hub.url, **home}
         several = run_python(OPEN.format(source="org/ggufs"), **online)
         assert several.startswith("UsageError|") and "org/ggufs:FILE of a.gguf, b.gguf" in several
@@ -280,6 +280,9 @@ def test_what_the_hub_cannot_give(tmp_path: Path) -> None:
         )
         assert hub.fetched == {"a.gguf"}
         assert any(path.endswith("/v2") for _, path, _ in hub.requests)
+        hub.gated = True
+        gated = run_python(OPEN.format(source="org/ggufs:b.gguf"), **online)
+        assert gated.startswith("SourceError|org/ggufs: is gated") and "HF_TOKEN" in gated
         absent = run_python(OPEN.format(source="org/absent"), **online)
         assert absent.startswith("SourceError|org/absent: is not on the hub") and "HF_TOKEN" in absent
     offline = {"HF_HUB_OFFLINE": "1", **home}

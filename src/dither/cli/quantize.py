@@ -37,7 +37,7 @@ def quantize(
     """Quantize a model to GGUF."""
     from dither import _quantize
 
-    with stop_on_error(as_json):
+    with stop_on_error(as_json, resumable=not dry_run):
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
             "imatrix": imatrix, "tensors": overrides, "output_type": output_type,

@@ -35,10 +35,10 @@ def print_json(document: Any) -> None:
 
 
 class stop_on_error:  # noqa: N801 — reads as a statement: `with stop_on_error(as_json):`
-    """Turns a DitherError into its message and exit code; Ctrl-C into 130 with a word on resuming."""
+    """Turns a DitherError into its message and exit code, Ctrl-C into 130 (and says if work can resume)."""
 
-    def __init__(self, as_json: bool = False) -> None:
-        self.as_json = as_json
+    def __init__(self, as_json: bool = False, resumable: bool = False) -> None:
+        self.as_json, self.resumable = as_json, resumable
 
     def __enter__(self) -> None:
         return None
@@ -54,7 +54,8 @@ class stop_on_error:  # noqa: N801 — reads as a statement: `with stop_on_error
             err.print(f"[bold red]error:[/] {plain(error)}")
             raise typer.Exit(error.exit_code)
         if isinstance(error, KeyboardInterrupt):
-            err.print("\ninterrupted; the same command continues where this stopped")
+            again = "; the same command continues where this stopped" if self.resumable else ""
+            err.print(f"\ninterrupted{again}")
             raise typer.Exit(130)
         if isinstance(error, BrokenPipeError):
             raise typer.Exit(1)

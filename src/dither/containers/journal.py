@@ -48,11 +48,21 @@ class PartFile:
         self._lines = self._lock()
         try:
             self._open(size, identity)
-        except BaseException:
+        except BaseException as error:
             self._lines.close()
             if not self.part.exists():
                 self.journal.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._unwritable(self.part, error) from None
             raise
+
+    @staticmethod
+    def _unwritable(path: Path, error: OSError) -> OutputError:
+        return OutputError(
+            str(path),
+            f"cannot be written ({error.strerror})",
+            "Mend that and run the same command again: finished tensors are kept.",
+        )
 
     def _lock(self) -> Any:
         try:
@@ -72,7 +82,7 @@ class PartFile:
 
     def _open(self, size: int, identity: str) -> None:
         kept = self._read_journal(identity, size)
-        held = self.part.stat().st_blocks * 512 if self.part.exists() and kept else 0
+        held = self.part.stat().st_blocks * 512 if self.part.exists() else 0
         free = shutil.disk_usage(self.target.parent).free + held
         if size > free:
             raise OutputError(
@@ -87,7 +97,12 @@ class PartFile:
             self._lines.flush()
         flags = os.O_RDWR | os.O_CREAT | (0 if kept else os.O_TRUNC)
         self._file = os.open(self.part, flags, 0o666)
-        os.truncate(self._file, size)
+        try:
+            os.truncate(self._file, size)
+        except OSError:
+            os.close(self._file)
+            self.part.unlink()
+            raise
 
     def _read_journal(self, identity: str, size: int) -> bool:
         self._lines.seek(0)
@@ -127,10 +142,7 @@ class PartFile:
                 written = os.pwrite(self._file, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
-            raise OutputError(
-                str(self.part), f"cannot be written ({error.strerror})",
-                "Mend that and run the same command again: finished tensors are kept.",
-            ) from None  # fmt: skip
+            raise self._unwritable(self.part, error) from None
 
     def finish(self, tensor: str, record: Mapping[str, Any], size: int) -> None:
         """Notes that a tensor's bytes are all written; `record` comes back on resuming."""

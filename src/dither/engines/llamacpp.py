@@ -186,7 +186,9 @@ class LlamaCpp:
                     "The weights hold NaN or are too large for its arithmetic; quantize the model again.",
                 )  # fmt: skip
             log_V[entry["id"]] = entry["logprob"]
-        return np.exp(log_V).astype(np.float32)
+        exponential_V = np.exp(log_V)
+        probability_V: Floats = (exponential_V / exponential_V.sum()).astype(np.float32)
+        return probability_V  # normalized again: llama.cpp's own sum is a float32's
 
     def generate(
         self,

@@ -75,6 +75,8 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
         folder = huggingface_hub.snapshot_download(
             hub_id.repo, revision=hub_id.revision, allow_patterns=[glob.escape(name) for name in wanted]
         )
+    except errors.GatedRepoError as error:
+        raise _not_found(hub_id, error) from None
     except failures as error:
         reason = f"could not be downloaded ({_first_line(error)})"
         raise SourceError(hub_id.repo, reason, "Run it again: what is complete is kept.") from None

@@ -88,7 +88,7 @@ def _least_squares(a, b, c, d, e, base):
     offset_share = c * d - b * e
     flat = less(determinant, splat(1e-5) * a * c + splat(LEAST))
     bound = less(splat(0.0), base * determinant + offset_share)
-    pinned = where(bound, splat(0.0) - base, splat(0.0))
+    pinned = where(flat, splat(0.0), where(bound, splat(0.0) - base, splat(0.0)))
     fixed = either(flat, bound)
     share = splat(1.0) / where(fixed, larger(c, splat(LEAST)), determinant)
     scale = where(fixed, e - pinned * b, a * e - b * d) * share

@@ -34,13 +34,13 @@ REACH = np.float32(2.0**30)
 # Importance is divided by its mean over the super-block, then this is added: where it is zero, the
 # weights are still stored sensibly, at the price of one millionth of the objective.
 FLOOR = np.float32(1e-6)
-LEAST = np.float32(1e-30)  # guards divisions by sums of squares
+LEAST = np.float32(1e-30)  # what divides is larger than this
 
 
 @njit
 def reciprocal(x):
-    """1 / x, and 0 where x is 0."""
-    usable = less(splat(0.0), magnitude(x))
+    """1 / x, and 0 where x is 0 or so small that no float16 scale could follow it."""
+    usable = less(splat(LEAST), magnitude(x))
     return where(usable, splat(1.0) / where(usable, x, splat(1.0)), splat(0.0))
 
 

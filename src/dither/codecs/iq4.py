@@ -1,0 +1,176 @@
+"""IQ4_NL and IQ4_XS: four bits that index sixteen unevenly spaced numbers.
+
+Weights gather around zero, so a codebook that is dense there and sparse outside beats equal steps at the same
+four bits.  The sixteen numbers are the format's, `kvalues_iq4nl` in ggml-common.h; layouts are its `block_iq4_nl`
+and `block_iq4_xs`:
+
+    IQ4_NL   32 weights, ŵ = d · codebook[code]: float16 d, then 16 bytes of nibbles
+    IQ4_XS   8 × 32 weights, ŵ = d · (l − 32) · codebook[code]: float16 d, the upper two bits of each l in two
+             bytes, the lower four in four bytes, then 8 × 16 bytes of nibbles
+
+Byte j of each 16 holds weight j below weight j + 16.  How scales are searched for: kernels/iq4.py.
+
+Legend: R rows, C columns, B weights of a block, S sub-blocks of 32, K some columns, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.codecs.base import BlockCodec
+from dither.codecs.legacy import blocks, half_bytes, half_values, importance_blocks, invert
+from dither.formats.ggml import GGML_TYPES
+from dither.types import Bytes, Codes, Floats, Grid
+
+CODEBOOK = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+# Entry k is the code nearest to the numbers from (k − 512) / 2 up to the next half step.
+CENTER = np.float32(512)
+NEAREST = np.searchsorted(
+    (CODEBOOK[1:] + CODEBOOK[:-1]) / 2, (np.arange(1024) - 512) / 2, side="right"
+).astype(np.int32)
+NEAREST_VALUE = CODEBOOK[NEAREST]
+# Codebook positions on which the largest weight is tried to land, on the long side and the short one.
+CANDIDATES = np.concatenate([-np.linspace(108, 150, 8), np.linspace(95, 140, 8)]).astype(np.float32)
+
+
+def nearest_codes(w_RK: Floats, scale_RK: Floats) -> Codes:
+    """Codes of the codebook entries nearest to w / scale, by the arithmetic of the kernel; code 8 (that is 1, the
+    entry nearest to zero) where the scale is zero."""
+    with np.errstate(over="ignore"):  # an infinite quotient is clamped like any other
+        steps_RK = np.asarray(w_RK, np.float32) * invert(scale_RK) * np.float32(2) + CENTER
+    codes: Codes = NEAREST[np.clip(steps_RK, 0, len(NEAREST) - 1).astype(np.int32)].astype(np.uint8)
+    return codes
+
+
+def nibbles(codes_RB: Codes) -> Bytes:
+    codes_RS = codes_RB.astype(np.uint8).reshape(len(codes_RB), -1, 2, 16)
+    return (codes_RS[:, :, 0] | codes_RS[:, :, 1] << np.uint8(4)).reshape(len(codes_RB), -1)
+
+
+def codes_of_nibbles(raw_RN: Bytes) -> Codes:
+    bytes_RS = raw_RN.reshape(len(raw_RN), -1, 1, 16)
+    return np.concatenate([bytes_RS & 15, bytes_RS >> 4], axis=2).reshape(len(raw_RN), -1)
+
+
+class NonLinearGrid(NamedTuple):
+    scale_R: Floats  # a float16's value
+
+
+class NonLinear(BlockCodec):
+    name, block = "IQ4_NL", 32
+    block_bytes = GGML_TYPES["IQ4_NL"].block_bytes
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        from dither.codecs.kernels import iq4
+
+        w_NB = blocks(w_RB, self.block)
+        scale_N = np.empty(len(w_NB), np.float32)
+        importance_PB = importance_blocks(importance_B, self.block)
+        ones_1B = importance_blocks(None, self.block)
+        iq4.fit_nl(w_NB, importance_PB, ones_1B, CANDIDATES, NEAREST_VALUE, scale_N)
+        return NonLinearGrid(scale_N)
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        return nearest_codes(w_RK, grid.scale_R[:, None])
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = CODEBOOK[codes_RK] * grid.scale_R[:, None]
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        return np.concatenate([half_bytes(grid.scale_R), nibbles(codes_RB)], axis=1)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        return codes_of_nibbles(raw_RN[:, 2:]), NonLinearGrid(half_values(raw_RN[:, :2]))
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import iq4
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        grid = self.fit(w_NB, importance_C)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        iq4.pack_nl(w_NB, grid.scale_R, NEAREST, raw_NN)
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import iq4
+
+        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        iq4.decode_nl(raw_NN, CODEBOOK, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+
+class SuperGrid(NamedTuple):
+    scale_R: Floats  # a float16's value
+    multiple_RS: npt.NDArray[np.int8]  # −32 … 31
+
+
+class NonLinearSuper(BlockCodec):
+    name, block = "IQ4_XS", 256
+    block_bytes = GGML_TYPES["IQ4_XS"].block_bytes
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        from dither.codecs.kernels import iq4
+
+        w_NB = blocks(w_RB, self.block)
+        scale_N = np.empty(len(w_NB), np.float32)
+        multiple_NS = np.empty((len(w_NB), 8), np.int8)
+        importance_PB = importance_blocks(importance_B, self.block)
+        ones_1B = importance_blocks(None, self.block)
+        iq4.fit_xs(w_NB, importance_PB, ones_1B, CANDIDATES, NEAREST_VALUE, scale_N, multiple_NS)
+        return SuperGrid(scale_N, multiple_NS)
+
+    @staticmethod
+    def scales_of(grid: Grid, at: slice) -> Floats:
+        """The scale of each column in `at`."""
+        scale_RS: Floats = grid.scale_R[:, None] * grid.multiple_RS.astype(np.float32)
+        return scale_RS[:, np.arange(*at.indices(256)) // 32]
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        return nearest_codes(w_RK, self.scales_of(grid, at))
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = CODEBOOK[codes_RK] * self.scales_of(grid, at)
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        biased_RS = (grid.multiple_RS + np.int8(32)).astype(np.uint8)
+        low = biased_RS & np.uint8(15)
+        upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype="<u2")
+        parts = [half_bytes(grid.scale_R), upper.view(np.uint8).reshape(-1, 2), low[:, ::2] | low[:, 1::2] << 4]
+        return np.concatenate([*parts, nibbles(codes_RB)], axis=1)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        upper_R = np.ascontiguousarray(raw_RN[:, 2:4]).view("<u2")
+        upper_RS = (upper_R >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
+        low_RS = np.stack([raw_RN[:, 4:8] & 15, raw_RN[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+        multiple_RS = (low_RS | (upper_RS << 4)).astype(np.int8) - np.int8(32)
+        return codes_of_nibbles(raw_RN[:, 8:]), SuperGrid(half_values(raw_RN[:, :2]), multiple_RS)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import iq4
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        grid = self.fit(w_NB, importance_C)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        iq4.pack_xs(w_NB, grid.scale_R, grid.multiple_RS, NEAREST, raw_NN)
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import iq4
+
+        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        iq4.decode_xs(raw_NN, CODEBOOK, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+
+CODECS = (NonLinear(), NonLinearSuper())
