@@ -81,9 +81,7 @@ def measure(codec: Codec, weights: dict[str, Floats], importance_C: Floats, repe
         if importance is None and always:
             continue
         result[case] = {
-            "error_ratio": {
-                kind: error_ratio(codec, w_RC, importance) for kind, w_RC in weights.items()
-            }
+            "error_ratio": {kind: error_ratio(codec, w_RC, importance) for kind, w_RC in weights.items()}
         } | race(codec, weights["gaussian"], importance, repeats)
     return result
 

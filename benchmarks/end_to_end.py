@@ -66,7 +66,7 @@ print(json.dumps({
 
 def measure(model: Path, to: str, encoder: str, threads: int, scratch: Path) -> dict[str, float]:
     command = [sys.executable, "-c", CHILD, str(model), to, str(scratch / "out.gguf"), encoder, str(threads)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     (scratch / "out.gguf").unlink()
     return dict(json.loads(printed))
 

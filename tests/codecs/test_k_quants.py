@@ -49,9 +49,7 @@ def importance() -> np.ndarray:
 
 
 def ggml_encode(codec: BlockCodec, w_RC: np.ndarray, importance_C: np.ndarray | None) -> np.ndarray:
-    raw = libgguf.quantize_rows_raw(
-        int(GGMLQuantizationType[codec.name]), w_RC, *w_RC.shape, importance_C
-    )
+    raw = libgguf.quantize_rows_raw(int(GGMLQuantizationType[codec.name]), w_RC, *w_RC.shape, importance_C)
     return np.frombuffer(raw, np.uint8).reshape(len(w_RC), -1)
 
 
@@ -119,7 +117,7 @@ def test_error_is_below_ggmls(codec, kind, weighted):
 
 
 def nearest_rounding(codec: BlockCodec, w_RB: np.ndarray) -> np.ndarray:
-    """Plain rounding in float64: scales from the extremes of each sub-block, super-scales from the largest."""
+    """Plain rounding in float64: scales from each sub-block's extremes, super-scales from the largest."""
     affine = isinstance(codec, AffineK)
     w = w_RB.astype(np.float64).reshape(len(w_RB), -1, codec.size if affine else 16)
 
@@ -203,7 +201,10 @@ def test_snap_takes_the_nearest_of_all_values_in_any_columns(codec):
 
 @every_type
 def test_values_snap_to_themselves(codec):
-    for raw_RN in (any_bytes(codec, 64), codec.encode(weights("student_t3", 8)).reshape(-1, codec.block_bytes)):
+    for raw_RN in (
+        any_bytes(codec, 64),
+        codec.encode(weights("student_t3", 8)).reshape(-1, codec.block_bytes),
+    ):
         codes_RB, grid = codec.unpack(raw_RN)
         value_RB = codec.value(codes_RB, grid, WHOLE)
         again = codec.value(codec.snap(value_RB, grid, WHOLE), grid, WHOLE)
@@ -270,6 +271,15 @@ def test_importance_counts_only_in_proportion(codec):
 
 
 @every_type
+def test_importance_out_of_range_does_no_harm(codec):
+    w_RC, odd = weights("gaussian", 4), importance()
+    odd[::7], odd[1::7], odd[2::7] = np.nan, np.inf, -1
+    decoded = ggml_decode(codec, codec.encode(w_RC, odd))
+    assert np.isfinite(decoded).all()
+    assert ((w_RC - decoded) ** 2).sum() < 0.5 * (w_RC**2).sum()
+
+
+@every_type
 def test_columns_without_importance_do_not_disturb_the_others(codec):
     w_RC, importance_C = weights("gaussian", 16), importance()
     importance_C[::2] = 0
@@ -291,6 +301,8 @@ def test_what_does_not_fit_is_refused(codec):
     with pytest.raises(UsageError, match="importance of 256 columns"):
         codec.encode(np.zeros((1, 512), np.float32), np.ones(256, np.float32))
     grid = codec.fit(np.ones((1, 256), np.float32), None)
+    with pytest.raises(UsageError, match="importance of 3 blocks"):
+        codec.fit(np.ones((1, 256), np.float32), np.ones((3, 256), np.float32))
     with pytest.raises(UsageError, match="columns 0:4"):
         codec.snap(np.ones((1, 8), np.float32), grid, slice(0, 4))
 

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers made on the spot: transformers' random weights, a GGUF of ours, llama.cpp's answer.
+"""Tiny models and tokenizers made on the spot: random weights from transformers, a GGUF of ours.
 
 Legend: R rows, C columns, V vocabulary.
 """
@@ -16,6 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from dither.engines.llamacpp import LlamaCpp
 from dither.formats.gguf import lay_out
 from dither.models.arch import convert
 from dither.models.checkpoint import open_checkpoint
@@ -29,7 +30,8 @@ the ice holds." I'd counted 1234 herring and 56789 shrimp. It wasn't luck: it's 
         return crates * 17 + 3   # in cents
 
 Tous les matins, à l'aube, les bateaux étaient déjà loin; le café coûtait 2,50 euros. Die Möwen schrien über
-dem Hafen. Ёлка стоит в порту, и дети смеются. 船は朝早く港を出た。我们数了三百条鱼。 naïve façade — coöperate!
+dem Hafen. Ёлка стоит в порту, и дети смеются. 船は朝早く港を出た。我们数了三百条鱼。
+naïve façade — coöperate!
 WHAT'S THIS? IT'S A TEST, ISN'T IT? HTTPServer getUserName snake_case_name CamelCase123 x=y+z; a[i]!=b[j]
 \t\ttabs\there\n\n\nand   many    spaces     in a row.  Two. 3.14159 1,000,000 2024-11-05 +44 20 7946 0958
 """
@@ -79,7 +81,9 @@ def byte_level_tokenizer(
 def split_chain(*regexes: str) -> pre_tokenizers.PreTokenizer:
     """The pre-tokenizer most checkpoints have: isolating splits, then bytes."""
     splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in regexes]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def with_bos(tokenizer: Tokenizer, bos: str = "<s>") -> Tokenizer:
@@ -110,7 +114,9 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
                 weight.copy_(0.5 * noise)
             elif "embed" in name:
                 # as the output matrix too, the embedding must not make one token certain
-                weight.copy_(noise * (1.5 / np.sqrt(config.hidden_size) if config.tie_word_embeddings else 0.8))
+                weight.copy_(
+                    noise * (1.5 / np.sqrt(config.hidden_size) if config.tie_word_embeddings else 0.8)
+                )
             else:
                 weight.copy_(noise * 1.6 / np.sqrt(weight.shape[-1]))
     return model
@@ -140,6 +146,14 @@ def write_gguf(model: Model, path: Path, kind: str = "F32") -> Path:
 
 def converted(folder: Path, kind: str = "F32") -> Path:
     return write_gguf(convert(open_checkpoint(folder)), folder / "model.gguf", kind)
+
+
+def opened(path: Path, **settings: Any) -> LlamaCpp:
+    """The file in llama.cpp.  It computes one token at once: a server closed before its loop has begun
+    may wait for it forever, and tests that only tokenize would close it so soon."""
+    llama = LlamaCpp(path, threads=1, **{"context": 256} | settings)
+    list(llama.generate([0], max_tokens=1))
+    return llama
 
 
 def expected_probabilities(model: PreTrainedModel, prompt: Sequence[int]) -> npt.NDArray[np.float64]:

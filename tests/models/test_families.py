@@ -15,17 +15,25 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from families_util import (
-    converted, expected_probabilities, random_model, save_model, write_gguf,
-)  # fmt: skip
+from families_util import converted, expected_probabilities, opened, random_model, save_model, write_gguf
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig, Gemma2Config, Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, LlamaConfig,
-    MistralConfig, MixtralConfig, Phi3Config, PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+    AutoConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )  # fmt: skip
 
-from dither.engines.llamacpp import LlamaCpp
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import u32
 from dither.models.arch import convert, families, family_of, feeds
@@ -51,7 +59,12 @@ def rope(kind: str, **numbers: Any) -> dict[str, Any]:
 
 
 YARN = {"factor": 16.0, "original_max_position_embeddings": 32}
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 LOCAL_AND_GLOBAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
@@ -71,7 +84,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2 yarn with attention factor": Qwen2Config(**SMALL, **rope("yarn", **YARN, attention_factor=1.2)),
     "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
     "qwen3 moe": Qwen3MoeConfig(
-        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True
+        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
+        norm_topk_prob=True,
     ),
     "gemma 2": Gemma2Config(
         **SMALL | {"num_hidden_layers": 4}, head_dim=32, sliding_window=16, query_pre_attn_scalar=32,
@@ -104,10 +118,12 @@ def copied(folder: Path, target: Path, **config: Any) -> Path:
     return target
 
 
-def divergences(path: Path, model: transformers.PreTrainedModel, prompts: Any = PROMPTS, **engine: Any) -> list[float]:
+def divergences(
+    path: Path, model: transformers.PreTrainedModel, prompts: Any = PROMPTS, **engine: Any
+) -> list[float]:
     """Kullback-Leibler divergence of llama.cpp's distribution from transformers', per prompt."""
     found = []
-    with LlamaCpp(path, threads=1, **{"context": 256} | engine) as llama:
+    with opened(path, **engine) as llama:
         for prompt in prompts:
             expected_V = expected_probabilities(model, prompt)
             actual_V = llama.next_token_probabilities(prompt).astype(np.float64)
@@ -139,7 +155,9 @@ def test_the_comparison_notices_a_change_left_out(
     model = random_model(CONFIGS[name])
     folder = save_model(model, tmp_path)
     family = family_of(json.loads((folder / "config.json").read_text()))
-    plain = tuple(dataclasses.replace(rule, change="") if rule.change == change else rule for rule in family.rules)
+    plain = tuple(
+        dataclasses.replace(rule, change="") if rule.change == change else rule for rule in family.rules
+    )
     without = dataclasses.replace(family, rules=plain)
     monkeypatch.setattr("dither.models.arch.family_of", lambda _: without)
     assert max(divergences(converted(folder), model)) > 1e-2
@@ -157,7 +175,9 @@ def test_the_comparison_notices_rope_left_out(name: str, tmp_path: Path) -> None
 def test_longrope_uses_short_factors_in_a_short_context_and_long_ones_in_a_long(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
     config = Phi3Config(
-        **SMALL | {"max_position_embeddings": 1024}, original_max_position_embeddings=256, **rope("longrope", **factors)
+        **SMALL | {"max_position_embeddings": 1024},
+        original_max_position_embeddings=256,
+        **rope("longrope", **factors),
     )
     model = random_model(config)
     path = converted(save_model(model, tmp_path))
@@ -171,7 +191,9 @@ def test_fused_experts_give_the_same_rows_as_separate_ones(name: str, tmp_path: 
     model = random_model(CONFIGS[name])
     separate = save_model(model, tmp_path / "separate")
     fused = copied(separate, tmp_path / "fused")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, fused / "model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, fused / "model.safetensors"
+    )
     names = {source for source in load_file(fused / "model.safetensors") if "gate_up_proj" in source}
     assert names, "transformers no longer fuses experts in memory: write the fused form by hand"
     assert not any("gate_up_proj" in source for source in load_file(separate / "model.safetensors"))
@@ -209,8 +231,8 @@ def test_permuted_rows_match_the_formula(tmp_path: Path) -> None:
 def test_a_multimodal_gemma_3_gives_up_its_text_model(tmp_path: Path) -> None:
     text = CONFIGS["gemma 3"].to_dict() | {"vocab_size": 310}
     vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16,
-        "patch_size": 8,
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "image_size": 16, "patch_size": 8,
     }  # fmt: skip
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
     torch.manual_seed(0)
@@ -221,7 +243,7 @@ def test_a_multimodal_gemma_3_gives_up_its_text_model(tmp_path: Path) -> None:
     ours = convert(open_checkpoint(folder))
     assert any("vision" in note for note in ours.notes)
     assert any("10 rows of the embedding have no token" in note for note in ours.notes)
-    with LlamaCpp(write_gguf(ours, tmp_path / "text.gguf"), threads=1, context=256) as llama:
+    with opened(write_gguf(ours, tmp_path / "text.gguf")) as llama:
         for prompt in PROMPTS:
             # the ten rows left out get no probability here
             expected_V = expected_probabilities(text_model, prompt)[:300]
@@ -235,9 +257,15 @@ def test_the_older_spelling_of_rope_gives_the_same_metadata(tmp_path: Path) -> N
         stored = json.loads((folder / "config.json").read_text())
         new = stored.pop("rope_parameters")
         if "full_attention" in new:
-            old = {"rope_theta": 1e6, "rope_local_base_freq": 5000.0, "rope_scaling": {"type": "linear", "factor": 8.0}}
+            old = {
+                "rope_theta": 1e6,
+                "rope_local_base_freq": 5000.0,
+                "rope_scaling": {"type": "linear", "factor": 8.0},
+            }
         else:
-            scaling = {key: value for key, value in new.items() if key not in ("rope_theta", "partial_rotary_factor")}
+            scaling = {
+                key: value for key, value in new.items() if key not in ("rope_theta", "partial_rotary_factor")
+            }
             old = {"rope_theta": new["rope_theta"], "rope_scaling": scaling}
             old |= {"partial_rotary_factor": new.get("partial_rotary_factor", 1.0)}
         before = convert(open_checkpoint(folder))
@@ -317,10 +345,12 @@ def test_metadata_says_what_the_config_says(tmp_path: Path) -> None:
     expected = {
         "general.architecture": "qwen3moe", "general.type": "model", "general.name": "Tiny-Qwen",
         "general.size_label": "4x141K", "qwen3moe.block_count": 3, "qwen3moe.context_length": 512,
-        "qwen3moe.embedding_length": 64, "qwen3moe.feed_forward_length": 96, "qwen3moe.attention.head_count": 4,
+        "qwen3moe.embedding_length": 64, "qwen3moe.feed_forward_length": 96,
+        "qwen3moe.attention.head_count": 4,
         "qwen3moe.attention.head_count_kv": 2, "qwen3moe.expert_count": 4, "qwen3moe.expert_used_count": 2,
         "qwen3moe.expert_feed_forward_length": 48, "qwen3moe.attention.key_length": 32,
-        "qwen3moe.attention.value_length": 32, "qwen3moe.rope.dimension_count": 32, "qwen3moe.rope.freq_base": 10000.0,
+        "qwen3moe.attention.value_length": 32, "qwen3moe.rope.dimension_count": 32,
+        "qwen3moe.rope.freq_base": 10000.0,
         "qwen3moe.vocab_size": 300, "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
     }  # fmt: skip
     assert values == expected
@@ -331,7 +361,15 @@ def test_names_and_sizes() -> None:
     cache = Path("/cache/models--org--Some-Model/snapshots/" + "0" * 40)
     assert plain_name(cache, "") == "Some-Model"
     assert plain_name(Path("/x") / ("a" * 40), "org/Other-Model") == "Other-Model"
-    counts = {135e6: "135M", 1.24e9: "1.2B", 7.2e9: "7.2B", 9.97e9: "10B", 70.6e9: "71B", 5e3: "5.0K", 999: "1.0K"}
+    counts = {
+        135e6: "135M",
+        1.24e9: "1.2B",
+        7.2e9: "7.2B",
+        9.97e9: "10B",
+        70.6e9: "71B",
+        5e3: "5.0K",
+        999: "1.0K",
+    }
     assert {count: rounded_count(int(count)) for count in counts} == counts
 
 
@@ -398,8 +436,14 @@ def test_missing_experts_and_layers_are_named(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act: is 'gelu'"),
         ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1.0}}, "RoPE scaling 'mrope'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 8}}, "beta_fast"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 8}},
+            "beta_fast",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial",
+        ),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -441,7 +485,7 @@ def test_names_that_llama_cpp_reads_meaning_into_are_changed(tmp_path: Path) -> 
     folder = save_model(random_model(CONFIGS["phi-3"]), tmp_path / "Phi-3-clone")
     model = convert(open_checkpoint(folder))
     assert model.name == "Phi 3-clone" and "general.name" in model.notes[0]
-    with LlamaCpp(write_gguf(model, tmp_path / "model.gguf"), threads=1, context=256) as llama:
+    with opened(write_gguf(model, tmp_path / "model.gguf")) as llama:
         assert llama.vocabulary_size == 300
 
 
@@ -473,5 +517,6 @@ def test_importing_needs_neither_torch_nor_transformers() -> None:
     import subprocess
     import sys
 
-    code = "import sys, dither.models.arch; sys.exit(bool({'torch', 'transformers', 'sentencepiece'} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "sentencepiece"}
+    code = f"import sys, dither.models.arch; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

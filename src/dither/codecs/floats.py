@@ -12,8 +12,9 @@ Legend: R rows, C columns, K some columns, N bytes of a packed row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec
 from dither.types import Bytes, Codes, Floats, Grid
@@ -25,7 +26,7 @@ class FloatCodec(BlockCodec):
     """A float format of `code_dtype`'s width; subclasses say how bits and numbers correspond."""
 
     block = 1
-    code_dtype: np.dtype[np.unsignedinteger[npt.NBitBase]]
+    code_dtype: np.dtype[Any]
 
     def to_bits(self, w: Floats) -> Codes:
         raise NotImplementedError

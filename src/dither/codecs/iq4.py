@@ -1,8 +1,8 @@
 """IQ4_NL and IQ4_XS: four bits that index sixteen unevenly spaced numbers.
 
-Weights gather around zero, so a codebook that is dense there and sparse outside beats equal steps at the same
-four bits.  The sixteen numbers are the format's, `kvalues_iq4nl` in ggml-common.h; layouts are its `block_iq4_nl`
-and `block_iq4_xs`:
+Weights gather around zero, so a codebook that is dense there and sparse outside beats equal steps at the
+same four bits.  Source of the sixteen numbers (`kvalues_iq4nl`) and of the layouts (`block_iq4_nl`,
+`block_iq4_xs`): ggml-common.h.
 
     IQ4_NL   32 weights, ŵ = d · codebook[code]: float16 d, then 16 bytes of nibbles
     IQ4_XS   8 × 32 weights, ŵ = d · (l − 32) · codebook[code]: float16 d, the upper two bits of each l in two
@@ -25,9 +25,7 @@ from dither.codecs.legacy import blocks, half_bytes, half_values, importance_blo
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
-CODEBOOK = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
+CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # Entry k is the code nearest to the numbers from (k − 512) / 2 up to the next half step.
 CENTER = np.float32(512)
 NEAREST = np.searchsorted(
@@ -39,8 +37,10 @@ CANDIDATES = np.concatenate([-np.linspace(108, 150, 8), np.linspace(95, 140, 8)]
 
 
 def nearest_codes(w_RK: Floats, scale_RK: Floats) -> Codes:
-    """Codes of the codebook entries nearest to w / scale, by the arithmetic of the kernel; code 8 (that is 1, the
-    entry nearest to zero) where the scale is zero."""
+    """Codes of the codebook entries nearest to w / scale, by the arithmetic of the kernel.
+
+    Where the scale is zero, code 8: the entry 1, which is nearest to zero.
+    """
     with np.errstate(over="ignore"):  # an infinite quotient is clamped like any other
         steps_RK = np.asarray(w_RK, np.float32) * invert(scale_RK) * np.float32(2) + CENTER
     codes: Codes = NEAREST[np.clip(steps_RK, 0, len(NEAREST) - 1).astype(np.int32)].astype(np.uint8)
@@ -70,9 +70,7 @@ class NonLinear(BlockCodec):
 
         w_NB = blocks(w_RB, self.block)
         scale_N = np.empty(len(w_NB), np.float32)
-        importance_PB = importance_blocks(importance_B, self.block)
-        ones_1B = importance_blocks(None, self.block)
-        iq4.fit_nl(w_NB, importance_PB, ones_1B, CANDIDATES, NEAREST_VALUE, scale_N)
+        iq4.fit_nl(w_NB, importance_blocks(importance_B, 32), CANDIDATES, NEAREST_VALUE, scale_N)
         return NonLinearGrid(scale_N)
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -119,12 +117,10 @@ class NonLinearSuper(BlockCodec):
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import iq4
 
-        w_NB = blocks(w_RB, self.block)
-        scale_N = np.empty(len(w_NB), np.float32)
-        multiple_NS = np.empty((len(w_NB), 8), np.int8)
-        importance_PB = importance_blocks(importance_B, self.block)
-        ones_1B = importance_blocks(None, self.block)
-        iq4.fit_xs(w_NB, importance_PB, ones_1B, CANDIDATES, NEAREST_VALUE, scale_N, multiple_NS)
+        w_N32, importance_P32 = blocks(w_RB, 32), importance_blocks(importance_B, 32)
+        scale_N = np.empty(len(w_N32) // 8, np.float32)
+        multiple_NS = np.empty((len(scale_N), 8), np.int8)
+        iq4.fit_xs(w_N32, importance_P32, CANDIDATES, NEAREST_VALUE, scale_N, multiple_NS)
         return SuperGrid(scale_N, multiple_NS)
 
     @staticmethod
@@ -143,8 +139,14 @@ class NonLinearSuper(BlockCodec):
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         biased_RS = (grid.multiple_RS + np.int8(32)).astype(np.uint8)
         low = biased_RS & np.uint8(15)
-        upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype="<u2")
-        parts = [half_bytes(grid.scale_R), upper.view(np.uint8).reshape(-1, 2), low[:, ::2] | low[:, 1::2] << 4]
+        upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(
+            axis=1, dtype="<u2"
+        )
+        parts = [
+            half_bytes(grid.scale_R),
+            upper.view(np.uint8).reshape(-1, 2),
+            low[:, ::2] | low[:, 1::2] << 4,
+        ]
         return np.concatenate([*parts, nibbles(codes_RB)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:

@@ -48,10 +48,21 @@ class _KQuant(BlockCodec):
     block = BLOCK
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        if importance_B is not None and importance_B.ndim == 2 and len(importance_B) != len(w_RB):
+            raise UsageError(f"importance of {len(importance_B)} blocks", f"does not fit {len(w_RB)} blocks")
         return self._fit(_floats(w_RB), _importance_rows(importance_B, BLOCK))
 
-    def _fit(self, w_RB: Floats, importance_IB: Floats) -> Grid:
-        """As `fit`; row r has importance r modulo I, and I = 0 stands for equal importance."""
+    def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> Grid:
+        """As `fit`, with row r modulo I of the importance for block r."""
+        raise NotImplementedError
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        w_RK = np.empty(codes_RK.shape, np.float32)
+        self._write_values(codes_RK, grid, _first_column(at, codes_RK), w_RK)
+        return w_RK
+
+    def _write_values(self, codes_RK: Codes, grid: Grid, start: int, w_RK: Floats) -> None:
+        """Into `w_RK`, contiguous, the numbers of columns start … start + K."""
         raise NotImplementedError
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
@@ -73,7 +84,7 @@ class _KQuant(BlockCodec):
         step = _CHUNK // BLOCK
         for start in range(0, len(blocks_RN), step):
             codes_RB, grid = self.unpack(blocks_RN[start : start + step])
-            w_RB[start : start + step] = self.value(codes_RB, grid, _WHOLE)
+            self._write_values(codes_RB, grid, 0, w_RB[start : start + step])
         return w_RB.reshape(rows, size // self.block_bytes * BLOCK)
 
 
@@ -106,7 +117,7 @@ class AffineK(_KQuant):
             np.empty((rows, self.subs), np.uint8), np.empty((rows, self.subs), np.uint8),
         )  # fmt: skip
 
-    def _fit(self, w_RB: Floats, importance_IB: Floats) -> AffineGrid:
+    def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> AffineGrid:
         from dither.codecs.kernels.k_affine import fit_affine
 
         grid = self._empty(len(w_RB))
@@ -122,11 +133,8 @@ class AffineK(_KQuant):
         _layout().snap_affine(_floats(w_RK), start, self.size, self.top, *_patterns(grid), codes_RK)
         return codes_RK
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        w_RK = np.empty(codes_RK.shape, np.float32)
-        start = _first_column(at, codes_RK)
+    def _write_values(self, codes_RK: Codes, grid: Grid, start: int, w_RK: Floats) -> None:
         _layout().value_affine(_as(codes_RK, np.uint8), start, self.size, *_patterns(grid), w_RK)
-        return w_RK
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
@@ -143,7 +151,7 @@ class SymmetricK(_KQuant):
     """Sixteen sub-blocks of 16, codes −`half` … `half` − 1, integer scales −`reach` … `reach` − 1."""
 
     def __init__(self, name: str, half: int, reach: int, starts: list[float], thorough: bool) -> None:
-        """`starts`: codes that the largest weight is given; `thorough`: polish, and try several d."""
+        """`starts`: codes that the largest weight is given; `thorough`: try several d."""
         bits = (2 * half - 1).bit_length()
         self.name = name
         self.half, self.reach = np.float32(half), np.float32(reach)
@@ -153,12 +161,12 @@ class SymmetricK(_KQuant):
         self._shares = np.array([reach / (reach + k) for k in more], np.float32)
         self._rounds = 1
 
-    def _fit(self, w_RB: Floats, importance_IB: Floats) -> SymmetricGrid:
+    def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> SymmetricGrid:
         from dither.codecs.kernels.k_symmetric import fit_symmetric
 
         grid = SymmetricGrid(np.empty(len(w_RB), np.float16), np.empty((len(w_RB), 16), np.int8))
         fit_symmetric(
-            w_RB, importance_IB, self.half, self.reach, self._starts, 0, self._shares, self._rounds,
+            w_RB, importance_IB, self.half, self.reach, self._starts, self._shares, self._rounds,
             *_patterns(grid),
         )  # fmt: skip
         return grid
@@ -169,11 +177,8 @@ class SymmetricK(_KQuant):
         _layout().snap_symmetric(_floats(w_RK), start, self.half, *_patterns(grid), codes_RK)
         return codes_RK
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        w_RK = np.empty(codes_RK.shape, np.float32)
-        start = _first_column(at, codes_RK)
+    def _write_values(self, codes_RK: Codes, grid: Grid, start: int, w_RK: Floats) -> None:
         _layout().value_symmetric(_as(codes_RK, np.int8), start, *_patterns(grid), w_RK)
-        return w_RK
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
@@ -214,10 +219,10 @@ def _first_column(at: slice, array: npt.NDArray[Any]) -> int:
     return start
 
 
-def _importance_rows(importance: Floats | None, columns: int) -> Floats:
-    """Importance of shape (C,), (B,) or (R, B) as rows of blocks; none at all as no rows."""
+def _importance_rows(importance: Floats | None, columns: int) -> Floats | None:
+    """Importance of shape (C,), (B,) or (R, B) as rows of blocks."""
     if importance is None:
-        return np.empty((0, BLOCK), np.float32)
+        return None
     if importance.shape[-1] != columns:
         raise UsageError(
             f"importance of {importance.shape[-1]} columns", f"does not fit weights of {columns}",

@@ -31,20 +31,22 @@ _ready: set[str] = set()
 def tame(importance_C: Floats) -> Floats:
     """The same importance in units, and with a floor, that ggml's searches survive.
 
-    They compare weighted sums with fixed thresholds, so that tiny importance looks like no weights at all, and
-    an all-zero block finds no lattice point.  The unit is the power of two at the mean, which changes no
-    mantissa; whatever is below a millionth of it counts as a millionth.
+    They compare weighted sums with fixed thresholds, so that tiny importance looks like no weights at all,
+    and without any importance they find no lattice point.  The unit is the power of two at the mean, which
+    changes no mantissa; whatever is below a millionth of it counts as a millionth.
     """
     largest = float(importance_C.max(initial=0.0))
     if not largest > 0.0:
         return np.ones(importance_C.shape, np.float32)
     mean = float(np.mean(importance_C / largest, dtype=np.float64)) * largest
     unit = 2.0 ** np.floor(np.log2(mean))
-    return np.maximum(importance_C.astype(np.float64) / unit, 1e-6).astype(np.float32)
+    tamed: Floats = np.maximum(importance_C.astype(np.float64) / unit, 1e-6).astype(np.float32)
+    return tamed
 
 
 class LatticeGrid(NamedTuple):
     importance_RB: Floats | None  # (B,), (R, B), or nothing
+    stored_RN: Bytes | None = None  # the bytes it was read from
 
 
 class LatticeCodec(BlockCodec):
@@ -66,10 +68,18 @@ class LatticeCodec(BlockCodec):
         return LatticeGrid(importance_B)
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
-        """The packed bytes, uint8 (R, block_bytes), of whole blocks; UsageError for part of a block."""
+        """The packed bytes, uint8 (R, block_bytes), of whole blocks; UsageError for part of a block.
+
+        Blocks that a stored grid decodes to are those bytes: ggml's search might settle on others.
+        """
         self._check_whole(at)
         w_RB = np.ascontiguousarray(w_RK, dtype=np.float32)
         importance: Floats | None = grid.importance_RB
+        if grid.stored_RN is not None:
+            known_R = (self.decode(grid.stored_RN) == w_RB).all(axis=1)
+            codes_RN = grid.stored_RN.copy()
+            codes_RN[~known_R] = self.encode(w_RB[~known_R], importance) if not known_R.all() else 0
+            return codes_RN
         if importance is None or importance.ndim == 1:
             return self.encode(w_RB, importance)
         if len(importance) and (importance == importance[0]).all():
@@ -85,7 +95,8 @@ class LatticeCodec(BlockCodec):
         return codes_RB
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        return np.ascontiguousarray(raw_RN, dtype=np.uint8), LatticeGrid(None)
+        raw_RN = np.ascontiguousarray(raw_RN, dtype=np.uint8)
+        return raw_RN, LatticeGrid(None, raw_RN)
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
         import libgguf
@@ -120,7 +131,8 @@ class LatticeCodec(BlockCodec):
     def _check_whole(self, at: slice) -> None:
         if at.indices(self.block) != (0, self.block, 1):
             raise UsageError(
-                f"columns {at.start} to {at.stop} of a block", f"{self.name} rounds {self.block} weights together",
+                f"columns {at.start} to {at.stop} of a block",
+                f"{self.name} rounds {self.block} weights together",
                 "Round whole blocks, or choose a type whose weights stand alone, such as IQ4_XS.",
             )  # fmt: skip
 

@@ -30,7 +30,7 @@ BELOW_HALF = np.float32(0.49999997)
 
 
 class ScaleGrid(NamedTuple):
-    """`scale_R` and `minimum_R` are stored (as float16); a weight's code is (w − origin) · inverse, rounded."""
+    """Stored, as float16: `scale_R` and `minimum_R`.  A weight's code is (w − origin) · inverse, rounded."""
 
     scale_R: Floats
     inverse_R: Floats
@@ -146,9 +146,11 @@ class LowBits(BlockCodec):
         # codes reach one step further down than up, so the largest weight may lie on either side.
         steps = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1 if bits == 4 else 0.125)
         if affine:
-            self.candidates = self.most + steps * np.float32(1.0)
+            self.candidates = self.most + steps
         else:
-            self.candidates = np.concatenate([-(self.middle + steps), self.middle - 1 + steps + np.float32(0.5)])
+            self.candidates = np.concatenate(
+                [-(self.middle + steps), self.middle - 1 + steps + np.float32(0.5)]
+            )
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """ggml's formula without importance; the best of a few dozen scales with it."""
@@ -192,12 +194,12 @@ class LowBits(BlockCodec):
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         codes_RB = codes_RB.astype(np.uint8)
-        parts = [half_bytes(grid.scale_R)]
+        parts: list[Bytes] = [half_bytes(grid.scale_R)]
         if self.affine:
             parts.append(half_bytes(grid.minimum_R))
         if self.bits == 5:
             parts.append(np.packbits(codes_RB >> 4, axis=1, bitorder="little"))
-        parts.append((codes_RB[:, :16] & 15) | (codes_RB[:, 16:] << 4))
+        parts.append((codes_RB[:, :16] & np.uint8(15)) | (codes_RB[:, 16:] << np.uint8(4)))
         return np.concatenate(parts, axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:

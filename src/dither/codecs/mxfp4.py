@@ -1,7 +1,7 @@
 """MXFP4 and NVFP4: four-bit floats (E2M1) under a shared scale that is a tiny float too.
 
     MXFP4   32 weights, scale 2^(e − 127) (E8M0): one byte e, then 16 bytes of codes
-    NVFP4   64 weights in four groups of 16, each with an unsigned E4M3 scale: 4 bytes, then 4 × 8 bytes of codes
+    NVFP4   64 weights in four groups of 16, each with an unsigned E4M3 scale: 4 bytes, then 4 × 8 of codes
 
 A code is a sign bit above an index into 0, ½, 1, 1½, 2, 3, 4, 6.  Byte j of a group holds weight j below
 weight j + half a group.  Sources: OCP Microscaling Formats v1.0 §5.2 and §5.4; `block_mxfp4` and
@@ -69,7 +69,7 @@ class Fp4Codec(BlockCodec):
             w_NG, importance_blocks(importance_B, self.group), self.scales, self.name == "MXFP4",
             self.below, self.above, self.last, index_N,
         )  # fmt: skip
-        return Fp4Grid(index_N.reshape(-1, self.groups))
+        return Fp4Grid(index_N.reshape(len(w_NG) // self.groups, self.groups))
 
     def scales_of(self, grid: Grid, at: slice) -> Floats:
         """The scale of each column in `at`."""
@@ -93,7 +93,8 @@ class Fp4Codec(BlockCodec):
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         codes_RSG = codes_RB.astype(np.uint8).reshape(-1, self.groups, self.group)
         low, high = codes_RSG[..., : self.group // 2], codes_RSG[..., self.group // 2 :]
-        return np.concatenate([grid.index_RS, (low | high << np.uint8(4)).reshape(len(codes_RB), -1)], axis=1)
+        codes_RN = (low | high << np.uint8(4)).reshape(len(codes_RB), self.block // 2)
+        return np.concatenate([grid.index_RS, codes_RN], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         bytes_RSG = raw_RN[:, self.groups :].reshape(len(raw_RN), self.groups, self.group // 2)
@@ -109,7 +110,7 @@ class Fp4Codec(BlockCodec):
         grid = self.fit(w_NG, importance_C)
         codes_N = np.empty((len(w_NG), self.group // 2), np.uint8)
         fp4.pack_codes(w_NG, self.scales, grid.index_RS.reshape(-1), codes_N)
-        raw = np.concatenate([grid.index_RS, codes_N.reshape(len(grid.index_RS), -1)], axis=1)
+        raw = np.concatenate([grid.index_RS, codes_N.reshape(len(grid.index_RS), self.block // 2)], axis=1)
         return raw.reshape(rows, columns // self.block * self.block_bytes)
 
     def decode(self, raw_RN: Bytes) -> Floats:

@@ -3,10 +3,10 @@
     TQ1_0   five base-3 digits in a byte, which has room for 3⁵ = 243 of its 256 values: 1.6875 bits a weight
     TQ2_0   four two-bit digits in a byte: 2.0625 bits a weight
 
-A byte of TQ1_0 is the number 0.d₀d₁d₂d₃d₄ (base 3) in units of 1/256, rounded up, so that a decoder peels off
-digits by multiplying by 3 and taking what overflows.  The first 32 bytes hold weights m, m + 32, … m + 128, the
-next 16 bytes 160 + m, 176 + m, …, the last four bytes 240 + m, 244 + m, … with a fifth digit of zero; d follows.
-Byte m of half a block of TQ2_0 holds weights m, m + 32, m + 64, m + 96.
+A byte of TQ1_0 is the number 0.d₀d₁d₂d₃d₄ (base 3) in units of 1/256, rounded up, so that a decoder peels
+off digits by multiplying by 3 and taking what overflows.  The first 32 bytes hold weights m, m + 32, …
+m + 128, the next 16 bytes 160 + m, 176 + m, …, the last four bytes 240 + m, 244 + m, … with a fifth digit of
+zero; d follows.  Byte m of half a block of TQ2_0 holds weights m, m + 32, m + 64, m + 96.
 Source: `block_tq1_0` and `block_tq2_0` in ggml-common.h.
 
 Without importance d is the largest magnitude and the bytes are ggml's, which is exact for a ternary model and
@@ -116,10 +116,11 @@ class TernaryCodec(BlockCodec):
     def _unpack_base3(raw_RN: Bytes) -> list[Codes]:
         parts = []
         for _, _, count, where in REGIONS:
-            rest = raw_RN[:, where].astype(np.uint16)
+            rest: Codes = raw_RN[:, where].astype(np.uint16)
             for _ in range(count):
-                parts.append(rest * 3 >> 8)
-                rest = rest * 3 & 255
+                tripled: Codes = rest * np.uint16(3)
+                parts.append(tripled >> np.uint16(8))
+                rest = tripled & np.uint16(255)
         return parts
 
     @staticmethod

@@ -2,8 +2,9 @@
 
 Which token begins and ends a text, whether they are added to every prompt, and the chat template are
 spread over six files that repeat and contradict each other.  transformers' own order of precedence
-decides: tokenizer_config.json, special_tokens_map.json, then config.json and generation_config.json;
-and for what is added around a text, an explicit flag before tokenizer.json's post-processor.
+decides: tokenizer_config.json, special_tokens_map.json, then config.json and generation_config.json.
+What is added around a text is what tokenizer.json's post-processor adds: since version 5 the flags in
+tokenizer_config.json count only where there is no tokenizer.json.
 """
 
 from __future__ import annotations
@@ -88,16 +89,16 @@ def read_tokenizer(checkpoint: Checkpoint, *, rows: int, pre: str | None, config
     listed = padded(vocabulary.tokens, rows)
     ids = {token.text: number for number, token in enumerate(listed)}
     sources = _special_sources(checkpoint, settings, config)
-    special = dict(_special_ids(sources, ids, rows))
+    special = {**vocabulary.special, **dict(_special_ids(sources, ids, rows))}
     special |= _more_ends(sources, special, listed)
     if vocabulary.model == "gpt2":
         special = _against_defaults(special)
-    add_bos, add_eos = _added_around(settings, tokenizer, special, vocabulary.model)
+    around, contradictions = _added_around(settings, tokenizer, special, ids)
     return Tokenizer(
         vocabulary=vocabulary, tokens=ids, listed=tuple(listed),
         used=1 + max(number for number in vocabulary.tokens if number < rows), special=special,
-        add_bos=add_bos, add_eos=add_eos, templates=read_templates(checkpoint.folder, settings),
-        swallows_space=any(token.rstrip for token in added.values()), notes=tuple(notes),
+        add_bos=around["bos"], add_eos=around["eos"], templates=read_templates(checkpoint.folder, settings),
+        swallows_space=any(token.rstrip for token in added.values()), notes=(*notes, *contradictions),
     )  # fmt: skip
 
 
@@ -207,29 +208,40 @@ def _against_defaults(special: dict[str, int]) -> dict[str, int]:
 
 
 def _added_around(
-    settings: Json, tokenizer: Json | None, special: Mapping[str, int], model: str
-) -> tuple[bool, bool]:
-    """Whether every text gets the first and the last special token."""
-    before, after = _template(tokenizer)
-    sentencepiece_alone = tokenizer is None and model == "llama"
-    found = {"bos": sentencepiece_alone or before, "eos": after}
-    for name in found:
-        flag = settings.get(f"add_{name}_token")
-        found[name] = (flag if isinstance(flag, bool) else found[name]) and name in special
-    return found["bos"], found["eos"]
+    settings: Json, tokenizer: Json | None, special: Mapping[str, int], ids: Mapping[str, int]
+) -> tuple[dict[str, bool], list[str]]:
+    """Whether every text gets the token that begins and the one that ends a text, and notes."""
+    flags = {name: settings.get(f"add_{name}_token") for name in ("bos", "eos")}
+    if tokenizer is None:
+        wanted = {"bos": flags["bos"] is not False, "eos": flags["eos"] is True}
+        return {name: on and name in special for name, on in wanted.items()}, []
+    found, notes = {}, []
+    for name, text in zip(("bos", "eos"), _template(tokenizer), strict=True):
+        found[name] = text is not None and ids.get(text) == special.get(name)
+        if text is not None and not found[name]:
+            notes.append(
+                f"tokenizer.json puts {text!r} around texts, which is not its {name} token: left out"
+            )
+        if isinstance(flags[name], bool) and flags[name] != found[name]:
+            notes.append(
+                f"add_{name}_token is {str(flags[name]).lower()} in tokenizer_config.json and tokenizer.json "
+                "does the opposite: the latter counts, as in transformers 5"
+            )
+    return found, notes
 
 
-def _template(tokenizer: Json | None) -> tuple[bool, bool]:
-    """Whether tokenizer.json's post-processor puts a special token before and after a single text."""
-    waiting = [(tokenizer or {}).get("post_processor")]
+def _template(tokenizer: Json) -> tuple[str | None, str | None]:
+    """The special tokens that tokenizer.json's post-processor puts before and after a single text."""
+    waiting = [tokenizer.get("post_processor")]
     while waiting:
         node = waiting.pop()
         if not isinstance(node, dict):
             continue
         waiting += node.get("processors") or []
-        if node.get("type") in ("RobertaProcessing", "BertProcessing"):
-            return True, True
         parts = node.get("single")
         if node.get("type") == "TemplateProcessing" and isinstance(parts, list) and parts:
-            return "SpecialToken" in parts[0], "SpecialToken" in parts[-1]
-    return False, False
+            first, last = (part.get("SpecialToken") or {} for part in (parts[0], parts[-1]))
+            return first.get("id"), last.get("id")
+        if node.get("type") in ("RobertaProcessing", "BertProcessing"):
+            return node["cls"][0], node["sep"][0]
+    return None, None

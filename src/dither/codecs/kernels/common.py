@@ -2,13 +2,15 @@
 
 Every block format stores its scales as IEEE 754 binary16, which numba does not know on the CPU, so both
 directions are spelled out here on the bit patterns.  They agree with numpy's float16 on every bit of every
-finite number (tests/codecs/test_k_quants.py walks all of them) and need no hardware support.
+finite number (tests/codecs/test_kernel_basics.py walks all of them) and need no hardware support.
 
 Nothing here is compiled with fast-math: rounding must not be optimized away, and what a kernel stores has
 to be what a decoder reads.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit, types
@@ -19,6 +21,11 @@ F16_TINY = np.float32(2.0**-24)  # the smallest positive float16
 
 # Adding 1.5·2²³ to a float32 leaves no room for a fraction: hardware rounds to nearest, ties to even.
 ROUND_MAGIC = np.float32(12582912.0)
+
+
+# For functions that only kernels call: no way in from Python or C, which would be compiled for each.
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inner = njit(**_INNER)
 
 
 def _bitcast(source, target):
@@ -38,7 +45,7 @@ float_bits = _bitcast(types.float32, types.uint32)  # float32 → uint32
 bits_float = _bitcast(types.uint32, types.float32)  # uint32 → float32
 
 
-@njit
+@inner
 def f32_to_f16(x):
     """The uint16 pattern of the float16 nearest to float32 `x`, ties to even; 65520 and more is infinity."""
     bits = float_bits(x)
@@ -55,7 +62,7 @@ def f32_to_f16(x):
     return np.uint16(sign | (rounded >> np.uint32(13)))
 
 
-@njit
+@inner
 def f32_to_f16_finite(x):
     """As `f32_to_f16`, but what does not fit becomes ±65504: a stored scale must never be infinite."""
     if x > F16_MAX:
@@ -65,7 +72,7 @@ def f32_to_f16_finite(x):
     return f32_to_f16(x)
 
 
-@njit
+@inner
 def f16_to_f32(pattern):
     """The float32 with the value of a float16 given as its uint16 pattern; exact."""
     half = np.uint32(pattern)
@@ -80,20 +87,20 @@ def f16_to_f32(pattern):
     return bits_float(sign | magnitude)
 
 
-@njit
+@inner
 def load_f16(raw, at):
     """The float32 value of the little-endian float16 in bytes `at` and `at + 1`."""
     return f16_to_f32(np.uint16(raw[at]) | (np.uint16(raw[at + 1]) << np.uint16(8)))
 
 
-@njit
+@inner
 def store_f16(raw, at, pattern):
     """Write a float16 pattern as two little-endian bytes."""
     raw[at] = np.uint8(pattern & np.uint16(0xFF))
     raw[at + 1] = np.uint8(pattern >> np.uint16(8))
 
 
-@njit
+@inner
 def round_even(x):
     """Nearest integer as float32, ties to even; exact for |x| < 2²², which callers ensure by clamping."""
     return (x + ROUND_MAGIC) - ROUND_MAGIC

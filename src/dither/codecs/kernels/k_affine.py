@@ -25,16 +25,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dither.codecs.kernels.common import ROUND_MAGIC, f32_to_f16_finite
+from dither.codecs.kernels.common import ROUND_MAGIC, f32_to_f16_finite, inner
 from dither.codecs.kernels.k_stage import (
     LEAST,
-    buffers,
     nearest_f16,
     reciprocal,
+    room,
+    room_for,
     round_between,
     stage_importance,
     stage_weights,
     take_where,
+    weighed,
 )
 from dither.codecs.kernels.simd import (
     LANES,
@@ -56,12 +58,12 @@ _A, _B, _C, _SCALE, _OFFSET = range(5)
 _MOST_SUBS = 16
 
 
-@njit
+@inner
 def _slot(kind, sub):
     return (kind * _MOST_SUBS + sub) * LANES
 
 
-@njit
+@inner
 def _code_sums(x, w, at, size, base, inverse, top):
     """Σwq, Σwq² and Σwqu over one sub-block for u = x − base and q = u · inverse rounded to 0 … top."""
     magic = splat(ROUND_MAGIC)
@@ -70,14 +72,14 @@ def _code_sums(x, w, at, size, base, inverse, top):
     for j in range(at, at + LANES * size, LANES):
         u = load(x, j) - base
         q = larger(smaller(fma(u, inverse, magic), ceiling), magic) - magic
-        wq = load(w, j) * q
+        wq = weighed(w, j, q)
         b = b + wq
         c = fma(wq, q, c)
         e = fma(wq, u, e)
     return b, c, e
 
 
-@njit
+@inner
 def _least_squares(a, b, c, d, e, base):
     """(s, o) that minimize Σw(u − s·q − o)² with base + o ≤ 0, from Σw, Σwq, Σwq², Σwu, Σwqu.
 
@@ -95,7 +97,7 @@ def _least_squares(a, b, c, d, e, base):
     return larger(scale, splat(0.0)), where(fixed, pinned, offset_share * share)
 
 
-@njit
+@inner
 def _span(x, w, at, size):
     """The lowest weight or 0, the distance to the highest, and Σw, Σwu, Σwu² of u = x − lowest."""
     low = splat(0.0)
@@ -106,14 +108,14 @@ def _span(x, w, at, size):
     a = d = f = splat(0.0)
     for j in range(at, at + LANES * size, LANES):
         u = load(x, j) - low
-        wu = load(w, j) * u
-        a = a + load(w, j)
+        wu = weighed(w, j, u)
+        a = a + weighed(w, j, splat(1.0))
         d = d + wu
         f = fma(wu, u, f)
     return low, larger(high - low, splat(0.0)), a, d, f
 
 
-@njit
+@inner
 def _fit_sub_block(x, w, at, size, top, starts, sub, state):
     """Stage 1: the best (s, o) with o ≤ 0, s ≥ 0; the optimum's record goes to `state`."""
     zero, two = splat(0.0), splat(2.0)
@@ -141,7 +143,7 @@ def _fit_sub_block(x, w, at, size, top, starts, sub, state):
     return scale, offset
 
 
-@njit
+@inner
 def _record(state, sub, b, c, scale, offset):
     store(state, _slot(_B, sub), b)
     store(state, _slot(_C, sub), c)
@@ -149,7 +151,7 @@ def _record(state, sub, b, c, scale, offset):
     store(state, _slot(_OFFSET, sub), offset)
 
 
-@njit
+@inner
 def _excess(state, sub, scale, offset):
     """How much worse than the optimum a scale and an offset are, the codes being fixed."""
     ds = scale - load(state, _slot(_SCALE, sub))
@@ -158,7 +160,7 @@ def _excess(state, sub, scale, offset):
     return ds * (c * ds + splat(2.0) * b * do) + a * do * do
 
 
-@njit
+@inner
 def _total_excess(state, subs, d, dmin, sc, m):
     total = splat(0.0)
     for sub in range(subs):
@@ -167,7 +169,7 @@ def _total_excess(state, subs, d, dmin, sc, m):
     return total
 
 
-@njit
+@inner
 def _choose_integers(state, subs, d, dmin, most, sc, m):
     """For given d and dmin the better of two neighboring sc, each with its best m; returns the excess."""
     zero, top = splat(0.0), splat(most)
@@ -189,7 +191,7 @@ def _choose_integers(state, subs, d, dmin, most, sc, m):
     return total
 
 
-@njit
+@inner
 def _refit_super(state, subs, d, dmin, sc, m):
     """The d and dmin of least squares for given integers and codes, as float16; else the old ones."""
     zero = splat(0.0)
@@ -215,7 +217,7 @@ def _refit_super(state, subs, d, dmin, sc, m):
     )
 
 
-@njit
+@inner
 def _resnap(x, w, size, subs, top, d, dmin, sc, m, state):
     """Codes anew under the stored scales, and the record of each sub-block with them."""
     for sub in range(subs):
@@ -225,12 +227,12 @@ def _resnap(x, w, size, subs, top, d, dmin, sc, m, state):
         b, c, e = _code_sums(x, w, at, size, base, inverse, top)
         wu = splat(0.0)
         for j in range(at, at + LANES * size, LANES):
-            wu = fma(load(w, j), load(x, j) - base, wu)
+            wu = wu + weighed(w, j, load(x, j) - base)
         scale, offset = _least_squares(load(state, _slot(_A, sub)), b, c, wu, e, base)
         _record(state, sub, b, c, scale, base + offset)
 
 
-@njit
+@inner
 def _search(x, w, size, top, most, starts, shares, rounds, state, sc, m, sc_try, m_try):
     """All three stages; d and dmin are returned, the integers left in `sc` and `m`."""
     subs = 256 // size
@@ -267,20 +269,19 @@ def _search(x, w, size, top, most, starts, shares, rounds, state, sc, m, sc_try,
 def fit_affine(w_RB, importance_IB, size, top, most, starts, shares, rounds, d_R, dmin_R, sc_RS, m_RS):
     """Fill d_R, dmin_R (float16 patterns, uint16) and sc_RS, m_RS (uint8) for R super-blocks.
 
-    `w_RB` and `importance_IB` are float32; super-block r has importance r modulo I, and I = 0 stands for
-    equal importance.  `size` weights share an integer scale; codes go to `top`, integers to `most`.
+    `w_RB` and `importance_IB` are float32; super-block r has importance r modulo I, None stands for equal
+    importance.  `size` weights share an integer scale; codes go to `top`, integers to `most`.
     `starts` (K, 2): code steps over the range, and how far the lower end moves up, as shares of the range.
     `shares`: multiples of the largest d to try.  `rounds` of stage 3.
     """
-    x, w, spare = buffers()
+    x, w, spare = room(), room_for(importance_IB), room()
     state = aligned_floats(5 * _MOST_SUBS * LANES)
     sc, m = aligned_floats(_MOST_SUBS * LANES), aligned_floats(_MOST_SUBS * LANES)
     sc_try, m_try = aligned_floats(_MOST_SUBS * LANES), aligned_floats(_MOST_SUBS * LANES)
     ends = aligned_floats(2 * LANES)
     for first in range(0, w_RB.shape[0], LANES):
         stage_weights(w_RB, first, spare, x)
-        if importance_IB.shape[0]:
-            stage_importance(importance_IB, first, spare, w)
+        stage_importance(importance_IB, first, spare, w)
         d, dmin = _search(x, w, size, top, most, starts, shares, rounds, state, sc, m, sc_try, m_try)
         store(ends, 0, d)
         store(ends, LANES, dmin)

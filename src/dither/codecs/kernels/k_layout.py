@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dither.codecs.kernels.common import ROUND_MAGIC, f16_to_f32, round_even, store_f16
+from dither.codecs.kernels.common import ROUND_MAGIC, f16_to_f32, inner, round_even, store_f16
 from dither.codecs.kernels.simd import (
     LANES,
     larger,
@@ -34,12 +34,12 @@ from dither.codecs.kernels.simd import (
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
-@njit
+@inner
 def _inverse(scale):
     return ONE / scale if scale != ZERO else ZERO
 
 
-@njit
+@inner
 def _nearest_codes(w, at, count, minimum, inverse, low, high, codes):
     """Items at … at + count of flat arrays: (w + minimum) · inverse, cut to low … high, rounded."""
     whole = at + count // LANES * LANES
@@ -54,7 +54,7 @@ def _nearest_codes(w, at, count, minimum, inverse, low, high, codes):
         codes[i] = np.int32(round_even(x))
 
 
-@njit
+@inner
 def _numbers(codes, at, count, scale, minimum, w):
     """Items at … at + count of flat arrays: scale · code − minimum."""
     whole = at + count // LANES * LANES
@@ -124,7 +124,7 @@ def value_symmetric(codes_RK, start, d_R, sc_RS, w_RK):
             at, sub = at + count, sub + 1
 
 
-@njit
+@inner
 def _pack_six_bits(sc_RS, m_RS, r, raw_RN):
     """Q4_K's and Q5_K's eight scales and eight minima of 6 bits in 12 bytes from byte 4 on.
 
@@ -137,7 +137,7 @@ def _pack_six_bits(sc_RS, m_RS, r, raw_RN):
         raw_RN[r, 12 + j] = (sc_RS[r, j + 4] & 15) | ((m_RS[r, j + 4] & 15) << 4)
 
 
-@njit
+@inner
 def _unpack_six_bits(raw_RN, r, sc_RS, m_RS):
     for j in range(4):
         first, second, third = raw_RN[r, 4 + j], raw_RN[r, 8 + j], raw_RN[r, 12 + j]
@@ -146,7 +146,7 @@ def _unpack_six_bits(raw_RN, r, sc_RS, m_RS):
         m_RS[r, j + 4] = (third >> 4) | ((second >> 6) << 4)
 
 
-@njit
+@inner
 def _pack_pairs(codes_RB, r, raw_RN, at):
     """Low nibbles: the first 32 of each 64 codes below, the other 32 above."""
     for chunk in range(4):
@@ -155,7 +155,7 @@ def _pack_pairs(codes_RB, r, raw_RN, at):
             raw_RN[r, at + 32 * chunk + j] = (low & 15) | ((high & 15) << 4)
 
 
-@njit
+@inner
 def _unpack_pairs(raw_RN, r, at, codes_RB):
     for chunk in range(4):
         for j in range(32):
@@ -310,7 +310,7 @@ def unpack_q6_k(raw_RN, codes_RB, d_R, sc_RS):
                     codes_RB[r, 128 * half + 32 * quarter + j] = ((low & 15) | ((high & 3) << 4)) - 32
 
 
-@njit
+@inner
 def pattern(raw_RN, r, at):
     """Two little-endian bytes as a uint16."""
     return np.uint16(raw_RN[r, at]) | (np.uint16(raw_RN[r, at + 1]) << np.uint16(8))

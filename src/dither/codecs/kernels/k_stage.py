@@ -11,9 +11,10 @@ every decision ("is this candidate better?") is one comparison for sixteen block
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import types
+from numba.extending import overload
 
-from dither.codecs.kernels.common import F16_MAX, F16_TINY, ROUND_MAGIC
+from dither.codecs.kernels.common import F16_MAX, F16_TINY, ROUND_MAGIC, inner
 from dither.codecs.kernels.simd import (
     LANES,
     aligned_floats,
@@ -37,21 +38,21 @@ FLOOR = np.float32(1e-6)
 LEAST = np.float32(1e-30)  # what divides is larger than this
 
 
-@njit
+@inner
 def reciprocal(x):
     """1 / x, and 0 where x is 0 or so small that no float16 scale could follow it."""
     usable = less(splat(LEAST), magnitude(x))
     return where(usable, splat(1.0) / where(usable, x, splat(1.0)), splat(0.0))
 
 
-@njit
+@inner
 def round_between(x, low, high):
     """The whole number nearest to x from `low` to `high`; right for any x, however large."""
     magic = splat(ROUND_MAGIC)
     return larger(smaller(x + magic, high + magic), low + magic) - magic
 
 
-@njit
+@inner
 def nearest_f16(x):
     """The float16 nearest to x, as float32; at most 65504 in size, and never 0 unless x is.
 
@@ -67,7 +68,7 @@ def nearest_f16(x):
     return where(less(splat(0.0), magnitude(x)), smaller(signed, splat(F16_MAX)), splat(0.0))
 
 
-@njit
+@inner
 def take_where(chosen, source, target, count):
     """Copy `count` vectors, only the lanes of the mask."""
     for i in range(count):
@@ -75,7 +76,7 @@ def take_where(chosen, source, target, count):
         store(target, at, where(chosen, load(source, at), load(target, at)))
 
 
-@njit
+@inner
 def _turn(rows, first, spare, target):
     """Lay sixteen rows of 256, from row `first` on and around the end, into lanes."""
     count = rows.shape[0]
@@ -84,13 +85,15 @@ def _turn(rows, first, spare, target):
         flat, offset = rows.reshape(-1), start * SUPER
     else:
         for lane in range(LANES):
-            spare[lane * SUPER : (lane + 1) * SUPER] = rows[(start + lane) % count]
+            row = (start + lane) % count
+            for j in range(SUPER):
+                spare[lane * SUPER + j] = rows[row, j]
         flat, offset = spare, 0
     for j in range(0, SUPER, LANES):
         store_transposed(flat, offset + j, SUPER, target, LANES * j)
 
 
-@njit
+@inner
 def stage_weights(w_RB, first, spare, target):
     """Super-blocks first … first + 15 into lanes; past the end, the lanes repeat earlier ones."""
     _turn(w_RB, first, spare, target)
@@ -99,12 +102,14 @@ def stage_weights(w_RB, first, spare, target):
         store(target, LANES * j, larger(smaller(x, splat(REACH)), splat(-REACH)))
 
 
-@njit
+@inner
 def stage_importance(importance_IB, first, spare, target):
     """The importance of super-blocks first … first + 15 (row number modulo I), its mean made 1.
 
-    A block without any importance is treated as if all its weights mattered alike.
+    Without any (None) there is nothing to do; in a block where all is zero, all weights matter alike.
     """
+    if importance_IB is None:
+        return
     _turn(importance_IB, first, spare, target)
     total = splat(0.0)
     for j in range(SUPER):
@@ -116,16 +121,27 @@ def stage_importance(importance_IB, first, spare, target):
         store(target, LANES * j, where(known, w, splat(1.0)))
 
 
-@njit
-def fill(target, count, value):
-    """Set `count` vectors to one number."""
-    for i in range(count):
-        store(target, LANES * i, splat(value))
+@inner
+def weighed(w, at, value):
+    """value · importance; numba compiles kernels without importance (None) apart, free of this product."""
+    if w is None:
+        return value
+    return load(w, at) * value
 
 
-@njit
-def buffers():
-    """Staged weights, staged importance (all ones) and room to gather rows in."""
-    weights, importance = aligned_floats(SUPER * LANES), aligned_floats(SUPER * LANES)
-    fill(importance, SUPER, np.float32(1.0))
-    return weights, importance, aligned_floats(SUPER * LANES)
+@inner
+def room():
+    """Space for a staged batch."""
+    return aligned_floats(SUPER * LANES)
+
+
+def room_for(importance_IB):
+    """Space for staged importance; None without any."""
+    raise NotImplementedError("known inside kernels only")
+
+
+@overload(room_for)
+def _room_for(importance_IB):
+    if isinstance(importance_IB, types.NoneType):
+        return lambda importance_IB: None
+    return lambda importance_IB: room()

@@ -6,7 +6,8 @@ Codes run from −half to half − 1 (half is 4 or 32), so the side that reaches
 more the fewer bits there are: a scale may be negative.  The search is that of `k_affine.py` with one unknown
 less.  For fixed codes the best scale of a sub-block is Σwqx / Σwq², and what it removes from Σwx² is
 (Σwqx)² / Σwq²: the start that removes most wins.  `d` and the integers follow from quadratics, and after
-codes are rounded anew under what will be stored, d comes from its own least squares.
+codes are rounded anew under what will be stored, d comes from its own least squares.  Repeating the step
+for a sub-block gains next to nothing; more starts do, also such as leave a part of the codes unused.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dither.codecs.kernels.common import ROUND_MAGIC, f32_to_f16_finite
+from dither.codecs.kernels.common import ROUND_MAGIC, f32_to_f16_finite, inner
 from dither.codecs.kernels.k_stage import (
     LEAST,
-    buffers,
     nearest_f16,
     reciprocal,
+    room,
+    room_for,
     round_between,
     stage_importance,
     stage_weights,
     take_where,
+    weighed,
 )
 from dither.codecs.kernels.simd import (
     LANES,
@@ -44,7 +47,7 @@ SIZE, SUBS = 16, 16
 _C, _SCALE = 0, SUBS * LANES
 
 
-@njit
+@inner
 def _code_sums(x, w, at, inverse, half):
     """Σwq² and Σwqx over one sub-block for q = x · inverse rounded to −half … half − 1."""
     magic = splat(ROUND_MAGIC)
@@ -53,15 +56,15 @@ def _code_sums(x, w, at, inverse, half):
     for j in range(at, at + LANES * SIZE, LANES):
         v = load(x, j)
         q = larger(smaller(fma(v, inverse, magic), ceiling), floor) - magic
-        wq = load(w, j) * q
+        wq = weighed(w, j, q)
         c = fma(wq, q, c)
         e = fma(wq, v, e)
     return c, e
 
 
-@njit
-def _fit_sub_block(x, w, at, half, starts, polish, sub, state):
-    """The best real scale among `starts` (codes for the largest weight), then polished."""
+@inner
+def _fit_sub_block(x, w, at, half, starts, sub, state):
+    """The best real scale among `starts` (codes for the largest weight)."""
     zero = splat(0.0)
     extreme = zero
     for j in range(at, at + LANES * SIZE, LANES):
@@ -70,12 +73,8 @@ def _fit_sub_block(x, w, at, half, starts, polish, sub, state):
     per_extreme = reciprocal(extreme)
     best_e = zero
     best_c = splat(LEAST)
-    for k in range(starts.shape[0] + polish):
-        if k < starts.shape[0]:
-            inverse = splat(starts[k]) * per_extreme
-        else:
-            inverse = reciprocal(best_e / best_c)
-        c, e = _code_sums(x, w, at, inverse, half)
+    for k in range(starts.shape[0]):
+        c, e = _code_sums(x, w, at, splat(starts[k]) * per_extreme, half)
         better = less(best_e * best_e * c, e * e * best_c)  # e²/c, without the division
         best_c, best_e = where(better, c, best_c), where(better, e, best_e)
     scale = best_e / best_c
@@ -84,7 +83,7 @@ def _fit_sub_block(x, w, at, half, starts, polish, sub, state):
     return scale
 
 
-@njit
+@inner
 def _choose_integers(state, d, reach, sc):
     """The nearest integers for a given d, which for fixed codes are the best; returns the excess loss."""
     low, high = splat(-reach), splat(reach) - splat(1.0)
@@ -99,7 +98,7 @@ def _choose_integers(state, d, reach, sc):
     return total
 
 
-@njit
+@inner
 def _excess(state, d, sc):
     """How much worse than the optimum the stored scales are, the codes being fixed."""
     total = splat(0.0)
@@ -109,7 +108,7 @@ def _excess(state, d, sc):
     return total
 
 
-@njit
+@inner
 def _refit_super(state, d, sc):
     """The d of least squares for given integers and codes, as float16; the old one where there is none."""
     square = product = splat(0.0)
@@ -122,7 +121,7 @@ def _refit_super(state, d, sc):
     return nearest_f16(where(known, product / where(known, square, splat(1.0)), d))
 
 
-@njit
+@inner
 def _resnap(x, w, half, d, sc, state):
     """Codes anew under the stored scales, and the record of each sub-block with them."""
     for n in range(0, LANES * SUBS, LANES):
@@ -132,13 +131,13 @@ def _resnap(x, w, half, d, sc, state):
         store(state, _SCALE + n, where(less(splat(LEAST), c), e / larger(c, splat(LEAST)), stored))
 
 
-@njit
-def _search(x, w, half, reach, starts, polish, shares, rounds, state, sc, sc_try):
+@inner
+def _search(x, w, half, reach, starts, shares, rounds, state, sc, sc_try):
     """d is returned, the integers are left in `sc`."""
     zero = splat(0.0)
     extreme = zero
     for sub in range(SUBS):
-        scale = _fit_sub_block(x, w, LANES * SIZE * sub, half, starts, polish, sub, state)
+        scale = _fit_sub_block(x, w, LANES * SIZE * sub, half, starts, sub, state)
         extreme = where(less(magnitude(extreme), magnitude(scale)), scale, extreme)
     widest = (zero - extreme) / splat(reach)
     d = nearest_f16(widest)
@@ -163,24 +162,23 @@ def _search(x, w, half, reach, starts, polish, shares, rounds, state, sc, sc_try
 
 
 @njit(cache=True, nogil=True)
-def fit_symmetric(w_RB, importance_IB, half, reach, starts, polish, shares, rounds, d_R, sc_RS):
+def fit_symmetric(w_RB, importance_IB, half, reach, starts, shares, rounds, d_R, sc_RS):
     """Fill d_R (float16 patterns, uint16) and sc_RS (int8) for R super-blocks.
 
-    `w_RB` and `importance_IB` are float32; super-block r has importance r modulo I, and I = 0 stands for
-    equal importance.  Codes run from −half to half − 1, integer scales from −reach to reach − 1.
+    `w_RB` and `importance_IB` are float32; super-block r has importance r modulo I, None stands for equal
+    importance.  Codes run from −half to half − 1, integer scales from −reach to reach − 1.
     `starts` (K,): the codes, whole or not, that the weight of largest size is given before rounding.
-    `polish`: repetitions from the best.  `shares`: multiples of the largest d to try.  `rounds` of looking
+    `shares`: multiples of the largest d to try.  `rounds` of looking
     back once scales are stored.
     """
-    x, w, spare = buffers()
+    x, w, spare = room(), room_for(importance_IB), room()
     state = aligned_floats(2 * SUBS * LANES)
     sc, sc_try = aligned_floats(SUBS * LANES), aligned_floats(SUBS * LANES)
     ends = aligned_floats(LANES)
     for first in range(0, w_RB.shape[0], LANES):
         stage_weights(w_RB, first, spare, x)
-        if importance_IB.shape[0]:
-            stage_importance(importance_IB, first, spare, w)
-        store(ends, 0, _search(x, w, half, reach, starts, polish, shares, rounds, state, sc, sc_try))
+        stage_importance(importance_IB, first, spare, w)
+        store(ends, 0, _search(x, w, half, reach, starts, shares, rounds, state, sc, sc_try))
         for lane in range(min(LANES, w_RB.shape[0] - first)):
             d_R[first + lane] = f32_to_f16_finite(ends[lane])
             for sub in range(SUBS):

@@ -20,9 +20,13 @@ import operator
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.typing.templates import ConcreteTemplate, infer_global
+from numba.core.typing.templates import signature as make_signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from dither.codecs.kernels.common import inner
 
 LANES = 16
 
@@ -236,7 +240,7 @@ def store_transposed(typing_context, source, start, stride, target, at):
     return types.void(source, types.intp, types.intp, target, types.intp), generate
 
 
-@njit
+@inner
 def aligned_floats(count):
     """An uninitialized float32 array that starts on a 64-byte line, so that no vector straddles two."""
     room = np.empty(count + LANES, np.float32)
@@ -253,20 +257,15 @@ def _lane_numbers():
 
 
 def _operator(symbol, instruction):
-    """Let numba apply a Python operator to two vectors."""
+    """Let numba apply a Python operator to two vectors, as one LLVM instruction."""
 
-    @intrinsic
-    def apply(typing_context, a, b):
-        def generate(context, builder, signature, arguments):
-            return getattr(builder, instruction)(*arguments)
+    @infer_global(symbol)
+    class Typing(ConcreteTemplate):
+        cases = (make_signature(vector, vector, vector),)
 
-        return vector(vector, vector), generate
-
-    @overload(symbol)
-    def typed(a, b):
-        if isinstance(a, Vector) and isinstance(b, Vector):
-            return lambda a, b: apply(a, b)
-        return None
+    @lower_builtin(symbol, Vector, Vector)
+    def generate(context, builder, signature, arguments):
+        return getattr(builder, instruction)(*arguments)
 
 
 for _symbol, _instruction in (

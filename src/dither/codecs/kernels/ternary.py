@@ -12,7 +12,7 @@ from dither.codecs.kernels.common import f32_to_f16, load_f16, store_f16
 from dither.codecs.kernels.legacy import BELOW_HALF, ONE, ZERO
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def digits_of(w_NB, n, inverse, digits):
     """0, 1 or 2 for each weight of block n, rounded as C's roundf does."""
     factor = inverse if np.isfinite(inverse) else ZERO
@@ -22,9 +22,9 @@ def digits_of(w_NB, n, inverse, digits):
         digits[j] = np.uint8(np.int32(min(max(t, -ONE), ONE)) + np.int32(1))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def put_base3(digits, start, width, count, raw, at):
-    """Bytes of `count` base-3 digits, `width` weights apart, as the fraction digits / 3⁵ of 256, rounded up."""
+    """Bytes of `count` base-3 digits, `width` weights apart: digits / 3⁵ in units of 1/256, rounded up."""
     for m in range(width):
         number = np.uint32(0)
         for k in range(5):
@@ -33,7 +33,7 @@ def put_base3(digits, start, width, count, raw, at):
         raw[at + m] = np.uint8((number * np.uint32(256) + np.uint32(242)) // np.uint32(243))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def pack_tq1(w_NB, scale_N, inverse_N, raw_N):
     digits = np.empty(256, np.uint8)
     for n in range(w_NB.shape[0]):
@@ -44,7 +44,7 @@ def pack_tq1(w_NB, scale_N, inverse_N, raw_N):
         store_f16(raw_N[n], 52, f32_to_f16(scale_N[n]))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def pack_tq2(w_NB, scale_N, inverse_N, raw_N):
     digits = np.empty(256, np.uint8)
     for n in range(w_NB.shape[0]):
@@ -58,18 +58,20 @@ def pack_tq2(w_NB, scale_N, inverse_N, raw_N):
         store_f16(raw_N[n], 64, f32_to_f16(scale_N[n]))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def get_base3(raw, at, width, count, scale, w_NB, n, start):
     """Digit k is the leading digit of the byte, as a fraction of 256, after k digits are shifted away."""
     for m in range(width):
         rest = np.uint32(raw[at + m])
         for k in range(count):
             tripled = rest * np.uint32(3)
-            w_NB[n, start + m + k * width] = np.float32(np.int32(tripled >> np.uint32(8)) - np.int32(1)) * scale
+            w_NB[n, start + m + k * width] = (
+                np.float32(np.int32(tripled >> np.uint32(8)) - np.int32(1)) * scale
+            )
             rest = tripled & np.uint32(255)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def decode_tq1(raw_N, w_NB):
     for n in range(raw_N.shape[0]):
         scale = load_f16(raw_N[n], 52)
@@ -78,7 +80,7 @@ def decode_tq1(raw_N, w_NB):
         get_base3(raw_N[n], 48, 4, 4, scale, w_NB, n, 240)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def decode_tq2(raw_N, w_NB):
     for n in range(raw_N.shape[0]):
         scale = load_f16(raw_N[n], 64)

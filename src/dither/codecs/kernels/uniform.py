@@ -26,7 +26,7 @@ NOTHING = np.float32(1e-30)  # below it a block's numbers all round to zero as f
 POLISH = 2
 
 
-@njit(nogil=True, fastmath=SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=SUMS)
 def load_block(w_NB, importance_PB, n, unit, x, v):
     """Weights in units of `unit`, and importance with mean 1; ones where it is all zero."""
     p = n % importance_PB.shape[0]
@@ -39,7 +39,7 @@ def load_block(w_NB, importance_PB, n, unit, x, v):
         v[j] = importance_PB[p, j] * norm if total > ZERO else ONE
 
 
-@njit(nogil=True, fastmath=SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=SUMS)
 def signed_sums(x, v, inverse, low, most):
     """Σ v·x·q and Σ v·q² of codes q = low … low + most rounded from x · inverse."""
     xq, qq = ZERO, ZERO
@@ -51,7 +51,7 @@ def signed_sums(x, v, inverse, low, most):
     return xq, qq
 
 
-@njit(nogil=True, fastmath=SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=SUMS)
 def signed_error(x, v, scale, inverse, low, most):
     error = ZERO
     shift = HALF - low
@@ -61,7 +61,7 @@ def signed_error(x, v, scale, inverse, low, most):
     return error
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)
 def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse_N):
     """Improve the plain grid in `scale_N`, `inverse_N`: codes low … low + most times a scale."""
     x = np.empty(w_NB.shape[1], np.float32)
@@ -93,7 +93,7 @@ def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse
             scale_N[n], inverse_N[n] = scale, ONE / scale
 
 
-@njit(nogil=True, fastmath=SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=SUMS)
 def affine_sums(x, v, inverse, origin, most):
     """Σ v·q, Σ v·q², Σ v·x·q of codes q = 0 … most rounded from (x − origin) · inverse."""
     q1, q2, xq = ZERO, ZERO, ZERO
@@ -105,7 +105,7 @@ def affine_sums(x, v, inverse, origin, most):
     return q1, q2, xq
 
 
-@njit(nogil=True, fastmath=SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=SUMS)
 def affine_error(x, v, scale, minimum, inverse, origin, most):
     error = ZERO
     for j in range(x.size):
@@ -114,7 +114,7 @@ def affine_error(x, v, scale, minimum, inverse, origin, most):
     return error
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)
 def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, minimum_N, inverse_N, origin_N):
     """Improve the plain grid: codes 0 … most times a scale plus a minimum, both by least squares."""
     size = w_NB.shape[1]
@@ -154,7 +154,13 @@ def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, minimum_N, i
         if scale == ZERO:
             continue
         plain = affine_error(
-            x, v, scale_N[n] / spread, minimum_N[n] / spread, inverse_N[n] * spread, origin_N[n] / spread, most
+            x,
+            v,
+            scale_N[n] / spread,
+            minimum_N[n] / spread,
+            inverse_N[n] * spread,
+            origin_N[n] / spread,
+            most,
         )
         found = affine_error(x, v, scale / spread, minimum / spread, spread / scale, minimum / spread, most)
         if not plain <= found:

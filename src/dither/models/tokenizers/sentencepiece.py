@@ -26,6 +26,7 @@ from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenType, Vo
 
 MODEL_FILE = "tokenizer.model"
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+SPECIAL_IDS = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}  # TrainerSpec's fields; −1 means none
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -39,6 +40,7 @@ class Pieces:
     add_dummy_prefix: bool = True
     collapse_spaces: bool = True
     has_character_map: bool = False
+    special: dict[str, int] = field(default_factory=lambda: {"unknown": 0, "bos": 1, "eos": 2})
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -85,7 +87,10 @@ def parse(data: bytes) -> Pieces:
         if number == 1:
             found.tokens.append(_piece(value))
         elif number == 2:
-            found.model_type = next((int(v) for n, v in fields(value) if n == 3), found.model_type)
+            spec = dict(fields(value))
+            found.model_type = int(spec.get(3, found.model_type))
+            numbers = {**found.special, **{SPECIAL_IDS[key]: spec[key] for key in SPECIAL_IDS if key in spec}}
+            found.special = {name: number for name, number in numbers.items() if number < 2**31}
         elif number == 3:
             spec = dict(fields(value))
             found.has_character_map = bool(spec.get(2))
@@ -132,8 +137,9 @@ def read_model(
     if pieces.collapse_spaces and tokenizer is None:
         notes.append("tokenizer.model joins runs of spaces and llama.cpp keeps them")
     return Vocabulary(
-        "llama", "default", tokens, add_space_prefix=space_prefix, notes=notes + anywhere(tokenizer)
-    )
+        "llama", "default", tokens, add_space_prefix=space_prefix, special=pieces.special,
+        notes=notes + anywhere(tokenizer),
+    )  # fmt: skip
 
 
 def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:

@@ -55,6 +55,7 @@ class Vocabulary:
     tokens: dict[int, Token]
     merges: list[str] = field(default_factory=list)
     add_space_prefix: bool | None = None
+    special: dict[str, int] = field(default_factory=dict)  # GGUF's name → id, where nothing else names them
     notes: list[str] = field(default_factory=list)
 
 
