@@ -37,7 +37,7 @@ from dither.progress import Progress, Silent
 from dither.solvers.nearest import Nearest
 from dither.types import Bytes, Evidence, Floats, Model
 
-CHUNK_WEIGHTS = 2**20  # 4 MiB of float32 for each thread
+CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
 _FLOATS = ("F32", "F16", "BF16")
 _LARGEST_F16 = 65504.0
 

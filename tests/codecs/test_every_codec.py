@@ -60,8 +60,8 @@ def stored(c: Codec, importance_C: np.ndarray | None = None):
 
 
 def test_the_folder_holds_every_type_of_the_issue() -> None:
-    named = """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ3_S IQ3_XXS IQ2_S
-        IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0 MXFP4 NVFP4"""
+    named = """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ3_S IQ3_XXS
+        IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0 MXFP4 NVFP4"""
     assert set(CODECS) == set(named.split())
     assert codec("iq4_xs") is CODECS["IQ4_XS"]
 
@@ -203,7 +203,7 @@ def test_evidence_lowers_the_error_it_weighs(name: str) -> None:
 
 @every_codec
 def test_error_falls_with_bits(name: str) -> None:
-    """Above what any code of this many bits must lose on a Gaussian source, 2^(−2·bits), but not far above."""
+    """Above what any code of this many bits must lose on a Gaussian source, 2^(−2·bits), not far above."""
     c = CODECS[name]
     w_RC = np.random.default_rng(11).standard_normal((8, COLUMNS)).astype(np.float32)
     decoded_RC = reference(c, c.encode(w_RC, np.ones(COLUMNS, np.float32)))
@@ -233,6 +233,12 @@ def test_memory_layout_and_emptiness_do_not_matter(name: str) -> None:
     raw_RN = c.encode(w_RC, evidence(c))
     np.testing.assert_array_equal(c.encode(np.asfortranarray(w_RC), evidence(c)), raw_RN)
     np.testing.assert_array_equal(c.decode(np.asfortranarray(raw_RN)), c.decode(raw_RN))
+    frozen_RC, frozen_RN = w_RC.copy(), raw_RN.copy()
+    frozen_RC.flags.writeable = frozen_RN.flags.writeable = False
+    np.testing.assert_array_equal(c.encode(frozen_RC, evidence(c)), raw_RN)
+    np.testing.assert_array_equal(c.decode(frozen_RN), c.decode(raw_RN))
+    shifted_RC = np.frombuffer(b"-" + w_RC.tobytes(), np.float32, offset=1).reshape(w_RC.shape)
+    np.testing.assert_array_equal(c.encode(shifted_RC, evidence(c)), raw_RN)
     assert c.encode(w_RC[:0], evidence(c)).shape == (0, raw_RN.shape[1])
     assert c.decode(raw_RN[:0]).shape == (0, COLUMNS)
 

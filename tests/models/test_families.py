@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 import transformers
 from families_util import converted, expected_probabilities, opened, random_model, save_model, write_gguf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -34,11 +37,13 @@ from transformers import (
     SmolLM3Config,
 )  # fmt: skip
 
-from dither.errors import SourceError, UnsupportedError
+from dither.errors import DitherError, SourceError, UnsupportedError
 from dither.formats.ggml import u32
+from dither.formats.gguf import lay_out
 from dither.models.arch import convert, families, family_of, feeds
 from dither.models.arch.naming import plain_name, rounded_count
 from dither.models.checkpoint import open_checkpoint
+from dither.types import Model
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
@@ -429,6 +434,8 @@ def test_missing_experts_and_layers_are_named(tmp_path: Path) -> None:
         convert(open_checkpoint(without))
     with pytest.raises(SourceError, match=r"layer 3: config\.json promises 4 layers, the tensors have 3"):
         convert(open_checkpoint(copied(folder, tmp_path / "more", num_hidden_layers=4)))
+    with pytest.raises(SourceError, match="num_hidden_layers: is 16000000, but there are only"):
+        convert(open_checkpoint(copied(folder, tmp_path / "most", num_hidden_layers=16_000_000)))
 
 
 @pytest.mark.parametrize(
@@ -471,6 +478,44 @@ def test_what_a_family_has_built_in_is_checked(
     folder = save_model(random_model(CONFIGS[name]), tmp_path / "plain")
     with pytest.raises(UnsupportedError, match=message):
         convert(open_checkpoint(copied(folder, tmp_path / "copy", **change)))
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3),
+    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a JSON document, long lists by their first items."""
+    items = node.items() if isinstance(node, dict) else enumerate(node[:3]) if isinstance(node, list) else ()
+    for key, value in list(items)[:40]:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_junk_in_any_json_file_is_an_error_of_ours(
+    data: st.DataObject, small_llama: Path, tmp_path: Path
+) -> None:
+    folder = copied(small_llama, tmp_path / "copy", **rope("llama3", **LLAMA3))
+    name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
+    document = json.loads((folder / name).read_text())
+    path = data.draw(st.sampled_from(list(places(document))))
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = data.draw(JUNK)
+    (folder / name).write_text(json.dumps(document))
+    try:
+        lay_out(*listed(convert(open_checkpoint(folder))))
+    except DitherError as error:
+        assert len(str(error)) < 4000
+
+
+def listed(model: Model) -> tuple[Any, list[tuple[str, tuple[int, ...], str]]]:
+    return model.metadata, [(tensor.name, tensor.shape, "F32") for tensor in model.tensors]
 
 
 def test_sliding_windows_that_llama_cpp_ignores_are_told(tmp_path: Path) -> None:

@@ -105,7 +105,17 @@ def print_result(result: object) -> None:
     out.print(types_table(result.plan))
     out.print(
         f"[bold]{plain(result.path)}[/]: {format_bytes(result.bytes)}, "
-        f"{result.bits_per_weight:.2f} bits per weight, {result.compression:.2f}× smaller than the source, "
+        f"{result.bits_per_weight:.2f} bits per weight, {against_source(result.compression)}, "
         f"relative weight error {100 * result.relative_error:.2f} %, {format_seconds(result.seconds)}"
     )
     out.print(f"Talk to it:  dither chat {plain(result.path)}")
+
+
+def against_source(compression: float) -> str:
+    """
+    >>> against_source(3.3), against_source(0.93)
+    ('3.30× smaller than the source', 'larger than the source (0.93×)')
+    """
+    if compression < 1:
+        return f"larger than the source ({compression:.2f}×)"
+    return f"{compression:.2f}× smaller than the source"

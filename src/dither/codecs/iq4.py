@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec
-from dither.codecs.legacy import blocks, half_bytes, half_values, importance_blocks, invert
+from dither.codecs.legacy import blocks, half_bytes, half_values, importance_blocks, invert, packed_blocks
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -99,7 +99,7 @@ class NonLinear(BlockCodec):
     def decode(self, raw_RN: Bytes) -> Floats:
         from dither.codecs.kernels import iq4
 
-        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         w_NB = np.empty((len(raw_NN), self.block), np.float32)
         iq4.decode_nl(raw_NN, CODEBOOK, w_NB)
         return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
@@ -169,7 +169,7 @@ class NonLinearSuper(BlockCodec):
     def decode(self, raw_RN: Bytes) -> Floats:
         from dither.codecs.kernels import iq4
 
-        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         w_NB = np.empty((len(raw_NN), self.block), np.float32)
         iq4.decode_xs(raw_NN, CODEBOOK, w_NB)
         return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)

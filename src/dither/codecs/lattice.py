@@ -77,7 +77,7 @@ class LatticeCodec(BlockCodec):
         importance: Floats | None = grid.importance_RB
         if grid.stored_RN is not None:
             known_R = (self.decode(grid.stored_RN) == w_RB).all(axis=1)
-            codes_RN = grid.stored_RN.copy()
+            codes_RN: Bytes = grid.stored_RN.copy()
             codes_RN[~known_R] = self.encode(w_RB[~known_R], importance) if not known_R.all() else 0
             return codes_RN
         if importance is None or importance.ndim == 1:

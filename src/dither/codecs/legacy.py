@@ -49,7 +49,16 @@ def invert(scale_R: Floats) -> Floats:
 
 
 def blocks(w: Floats, size: int) -> Floats:
-    return np.ascontiguousarray(w, dtype=np.float32).reshape(-1, size)
+    """One line per block.
+
+    A copy if read-only or unaligned, as memory-mapped arrays may be: numba would compile anew for those.
+    """
+    return np.require(w, np.float32, ("C", "A", "W")).reshape(-1, size)
+
+
+def packed_blocks(raw: Bytes, size: int) -> Bytes:
+    """As `blocks`, for bytes."""
+    return np.require(raw, np.uint8, ("C", "A", "W")).reshape(-1, size)
 
 
 def importance_blocks(importance: Floats | None, size: int) -> Floats:
@@ -116,7 +125,7 @@ class Q8(BlockCodec):
     def decode(self, raw_RN: Bytes) -> Floats:
         from dither.codecs.kernels import legacy as kernels
 
-        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         w_NB = np.empty((len(raw_NN), self.block), np.float32)
         kernels.decode_q8(raw_NN, w_NB)
         return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
@@ -227,7 +236,7 @@ class LowBits(BlockCodec):
     def decode(self, raw_RN: Bytes) -> Floats:
         from dither.codecs.kernels import legacy as kernels
 
-        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         w_NB = np.empty((len(raw_NN), self.block), np.float32)
         kernels.decode_low_bits(raw_NN, self.bits, self.affine, w_NB)
         return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)

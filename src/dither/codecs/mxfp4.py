@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec
-from dither.codecs.legacy import blocks, importance_blocks
+from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -116,7 +116,7 @@ class Fp4Codec(BlockCodec):
     def decode(self, raw_RN: Bytes) -> Floats:
         from dither.codecs.kernels import fp4
 
-        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         codes_N = np.ascontiguousarray(raw_NN[:, self.groups :]).reshape(-1, self.group // 2)
         index_N = np.ascontiguousarray(raw_NN[:, : self.groups]).reshape(-1)
         w_NG = np.empty((len(index_N), self.group), np.float32)
@@ -125,6 +125,6 @@ class Fp4Codec(BlockCodec):
 
 
 CODECS = (
-    Fp4Codec("NVFP4", 16, ue4m3_scales(), window=(4, 4), last=126),
+    Fp4Codec("NVFP4", 16, ue4m3_scales(), window=(3, 7), last=126),
     Fp4Codec("MXFP4", 32, e8m0_scales(), window=(1, 1), last=254),
 )

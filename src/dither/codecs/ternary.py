@@ -29,6 +29,7 @@ from dither.codecs.legacy import (
     half_values,
     importance_blocks,
     invert,
+    packed_blocks,
     steps_from,
 )
 from dither.formats.ggml import GGML_TYPES
@@ -97,7 +98,7 @@ class TernaryCodec(BlockCodec):
     def decode(self, raw_RN: Bytes) -> Floats:
         from dither.codecs.kernels import ternary
 
-        raw_NN = np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         w_NB = np.empty((len(raw_NN), self.block), np.float32)
         decode = ternary.decode_tq1 if self.name == "TQ1_0" else ternary.decode_tq2
         decode(raw_NN, w_NB)

@@ -96,7 +96,7 @@ def read_tokenizer(checkpoint: Checkpoint, *, rows: int, pre: str | None, config
     around, contradictions = _added_around(settings, tokenizer, special, ids)
     return Tokenizer(
         vocabulary=vocabulary, tokens=ids, listed=tuple(listed),
-        used=1 + max(number for number in vocabulary.tokens if number < rows), special=special,
+        used=1 + max((number for number in vocabulary.tokens if number < rows), default=0), special=special,
         add_bos=around["bos"], add_eos=around["eos"], templates=read_templates(checkpoint.folder, settings),
         swallows_space=any(token.rstrip for token in added.values()), notes=(*notes, *contradictions),
     )  # fmt: skip

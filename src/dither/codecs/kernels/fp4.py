@@ -14,14 +14,15 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import float_bits
-from dither.codecs.kernels.uniform import SUMS
+from dither.codecs.kernels.legacy import ENTRY, INNER
+from dither.codecs.kernels.uniform import INNER_SUMS
 
 ZERO, ONE = np.float32(0), np.float32(1)
 TWO, FOUR = np.float32(2), np.float32(4)
 HALF = np.float32(0.5)
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def nearest_magnitude(a):
     """The doubled magnitude nearest to a ≥ 0."""
     low = (ONE if a > HALF else ZERO) + (ONE if a > np.float32(1.5) else ZERO)
@@ -30,7 +31,7 @@ def nearest_magnitude(a):
     return low + middle + high + (FOUR if a > np.float32(10) else ZERO)
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**INNER_SUMS)
 def group_error(w_NB, importance_PB, n, scale):
     inverse = ONE / scale
     p = n % importance_PB.shape[0]
@@ -42,7 +43,7 @@ def group_error(w_NB, importance_PB, n, scale):
     return error
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def first_guess(amax, power_of_two):
     """The index of a scale at or just below the one that maps the largest weight to the largest code."""
     if power_of_two:  # E8M0: the exponent of amax, less the 2 of the magnitude 4
@@ -53,7 +54,7 @@ def first_guess(amax, power_of_two):
     return np.int32(float_bits(s) >> np.uint32(20)) - np.int32((127 - 7) << 3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def fit_scales(w_NB, importance_PB, scales, power_of_two, below, above, last, index_N):
     """The index into `scales` of least weighted error, among those near the first guess."""
     for n in range(w_NB.shape[0]):
@@ -73,7 +74,7 @@ def fit_scales(w_NB, importance_PB, scales, power_of_two, below, above, last, in
         index_N[n] = best
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def code_of(w, scale):
     a = nearest_magnitude(abs(w) / scale)
     # Doubled magnitude to index: 0 … 4 as they are, then 6, 8, 12 become 5, 6, 7.
@@ -82,7 +83,7 @@ def code_of(w, scale):
     return np.uint8(np.int32(index)) | (np.uint8(8) if w < ZERO and a > ZERO else np.uint8(0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_codes(w_NB, scales, index_N, raw_N):
     """Byte j of a group: the code of weight j, and above it that of weight j + B / 2."""
     half = w_NB.shape[1] // 2
@@ -98,7 +99,7 @@ def pack_codes(w_NB, scales, index_N, raw_N):
             raw_N[n, j] = codes[j] | (codes[half + j] << np.uint8(4))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def unpack_values(raw_N, scales, index_N, table, w_NB):
     half = raw_N.shape[1]
     for n in range(raw_N.shape[0]):

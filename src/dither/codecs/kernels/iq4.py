@@ -28,9 +28,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dither.codecs.kernels.common import f16_to_f32, f32_to_f16, f32_to_f16_finite, load_f16, store_f16
-from dither.codecs.kernels.legacy import extremes, key_float
-from dither.codecs.kernels.uniform import NOTHING, SUMS
+from dither.codecs.kernels.common import (
+    F16_TINY,
+    f16_to_f32,
+    f32_to_f16,
+    f32_to_f16_finite,
+    load_f16,
+    store_f16,
+)
+from dither.codecs.kernels.legacy import ENTRY, INNER, extremes, key_float
+from dither.codecs.kernels.uniform import INNER_SUMS, NOTHING, SUMS
+
+INLINE_SUMS = {**INNER_SUMS, "inline": "always"}
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 HALF = np.float32(0.5)
@@ -42,7 +51,7 @@ INFINITY = np.float32(np.inf)
 LONG, SHORT = (np.float32(107), np.float32(149)), (np.float32(96), np.float32(138))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def load_group(w_N32, bits_N32, importance_P32, n, p, start, x, vx, v):
     """32 weights over their peak, importance, their product; returns the peak and Σ v·x²."""
     low_key, high_key = extremes(bits_N32, n)
@@ -64,7 +73,7 @@ def load_group(w_N32, bits_N32, importance_P32, n, p, start, x, vx, v):
     return peak, energy
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def sums(x, vx, v, start, position, table):
     """Σ v·x·q and Σ v·q² when the peak lands on `position` of the codebook, |position| ≤ REACH."""
     xq, qq = ZERO, ZERO
@@ -76,7 +85,7 @@ def sums(x, vx, v, start, position, table):
     return xq, qq
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def best_scale(x, vx, v, start, candidates_K, table):
     """The real-valued scale, in units of the peak, of least error."""
     best, gain = ZERO, ZERO
@@ -89,7 +98,7 @@ def best_scale(x, vx, v, start, candidates_K, table):
     return xq / qq if xq * xq > gain * qq else best
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**ENTRY, fastmath=SUMS)
 def fit_nl(w_N32, importance_P32, candidates_K, table, scale_N):
     """The float16 scale of each 32 weights, as float32."""
     x, vx, v = np.empty(32, np.float32), np.empty(32, np.float32), np.empty(32, np.float32)
@@ -102,7 +111,7 @@ def fit_nl(w_N32, importance_P32, candidates_K, table, scale_N):
         scale_N[n] = f16_to_f32(f32_to_f16_finite(scale))
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def try_multiple(x, vx, v, start, multiple, unit, energy, table):
     """Error, Σ v·x·q and Σ v·q² of sub-scale multiple · d, where unit = peak / d."""
     reachable = abs(unit) < REACH * abs(np.float32(multiple))
@@ -112,7 +121,7 @@ def try_multiple(x, vx, v, start, multiple, unit, energy, table):
     return energy - scale * (TWO * xq - scale * qq), xq, qq
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def search_multiples(x, vx, v, start, unit, energy, table):
     """The multiple of least error among all under which the peak lands in reach, with its sums."""
     best, error, best_xq, best_qq = np.int32(0), energy, ZERO, ZERO
@@ -130,7 +139,7 @@ def search_multiples(x, vx, v, start, unit, energy, table):
     return best, best_xq, best_qq
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def neighbors(x, vx, v, start, middle, unit, energy, table):
     """The multiple of least error among `middle` and the two beside it, with its sums."""
     best, error, best_xq, best_qq = middle, INFINITY, ZERO, ZERO
@@ -141,7 +150,7 @@ def neighbors(x, vx, v, start, middle, unit, energy, table):
     return best, best_xq, best_qq
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS, inline="always")
+@njit(**INLINE_SUMS)
 def first_scale(x, vx, v, one, peaks, candidates_K, table):
     """d as the 32 weights with the largest peak want it, but large enough to reach every other peak."""
     widest = 0
@@ -159,7 +168,7 @@ def first_scale(x, vx, v, one, peaks, candidates_K, table):
     return f16_to_f32(f32_to_f16_finite(best / np.float32(-32)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**ENTRY, fastmath=SUMS)
 def fit_xs(w_N32, importance_P32, candidates_K, table, scale_N, multiple_NS):
     """float16 scale of each block as float32, int8 multiple of each sub-block."""
     x, vx, v = np.empty(256, np.float32), np.empty(256, np.float32), np.empty(256, np.float32)
@@ -190,7 +199,7 @@ def fit_xs(w_N32, importance_P32, candidates_K, table, scale_N, multiple_NS):
         scale_N[n] = d if d != ZERO else scale_N[n]
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def put_nibbles(w_NB, n, start, scale, codes, most, raw, at):
     """Nearest codes of 32 weights; byte j holds weight j below weight j + 16."""
     inverse = ONE / scale if scale != ZERO else ZERO
@@ -201,7 +210,7 @@ def put_nibbles(w_NB, n, start, scale, codes, most, raw, at):
         raw[at + j] = np.uint8(pair)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_nl(w_NB, scale_N, codes, raw_N):
     most = np.float32(codes.size - 1)
     for n in range(w_NB.shape[0]):
@@ -209,7 +218,7 @@ def pack_nl(w_NB, scale_N, codes, raw_N):
         put_nibbles(w_NB, n, 0, scale_N[n], codes, most, raw_N[n], 2)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_xs(w_NB, scale_N, multiple_NS, codes, raw_N):
     most = np.float32(codes.size - 1)
     for n in range(w_NB.shape[0]):
@@ -227,20 +236,20 @@ def pack_xs(w_NB, scale_N, multiple_NS, codes, raw_N):
         raw[2], raw[3] = np.uint8(high & np.uint32(255)), np.uint8(high >> np.uint32(8))
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def get_nibbles(raw, at, scale, codebook, w_NB, n, start):
     for j in range(16):
         w_NB[n, start + j] = codebook[raw[at + j] & np.uint8(15)] * scale
         w_NB[n, start + 16 + j] = codebook[raw[at + j] >> np.uint8(4)] * scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def decode_nl(raw_N, codebook, w_NB):
     for n in range(raw_N.shape[0]):
         get_nibbles(raw_N[n], 2, load_f16(raw_N[n], 0), codebook, w_NB, n, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def decode_xs(raw_N, codebook, w_NB):
     for n in range(raw_N.shape[0]):
         raw = raw_N[n]

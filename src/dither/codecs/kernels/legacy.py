@@ -13,6 +13,8 @@ Legend: N blocks, B = 32 weights of a block, raw_N one packed block per row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -25,12 +27,17 @@ from dither.codecs.kernels.common import (
     store_f16,
 )
 
+# Division by zero gives an infinity, as in C, rather than a branch to an exception.
+ENTRY: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+# For functions that only kernels call: no way in from Python or C, which would be compiled for each.
+INNER: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 BELOW_HALF = np.float32(0.49999997)
 MAGNITUDE = np.int32(0x7FFFFFFF)
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def stored_scale(scale, grid_scale, grid_inverse, n):
     """Put the float16 that is stored for `scale`, and what weights are multiplied by, in the grid.
 
@@ -44,7 +51,7 @@ def stored_scale(scale, grid_scale, grid_inverse, n):
     grid_inverse[n] = ONE / scale if scale != ZERO else ZERO
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def fit_absmax(w_NB, divisor, scale_N, inverse_N):
     """max|w| / divisor: Q8_0 with 127, the ternary types with 1."""
     bits_NB = w_NB.view(np.int32)
@@ -55,7 +62,7 @@ def fit_absmax(w_NB, divisor, scale_N, inverse_N):
         stored_scale(bits_float(np.uint32(largest)) / divisor, scale_N, inverse_N, n)
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def extremes(bits_NB, n):
     """Least and greatest weight of block n as the bits of an ordered integer."""
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -66,12 +73,12 @@ def extremes(bits_NB, n):
     return low, high
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def key_float(key):
     return bits_float(np.uint32(key ^ ((key >> np.int32(31)) & MAGNITUDE)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def fit_signed(w_NB, levels, scale_N, inverse_N):
     """The weight of largest magnitude, sign included, becomes the most negative code: Q4_0 and Q5_0."""
     bits_NB = w_NB.view(np.int32)
@@ -87,7 +94,7 @@ def fit_signed(w_NB, levels, scale_N, inverse_N):
         stored_scale(peak / -levels, scale_N, inverse_N, n)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def fit_affine(w_NB, steps, scale_N, minimum_N, inverse_N, origin_N):
     """The range from least to greatest weight in equal steps: Q4_1 and Q5_1."""
     bits_NB = w_NB.view(np.int32)
@@ -105,13 +112,13 @@ def fit_affine(w_NB, steps, scale_N, minimum_N, inverse_N, origin_N):
         origin_N[n] = low if abs(low) <= np.float32(65504.0) else minimum_N[n]
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def whole(t, most):
     """`t` without its fraction, clamped to 0 … most, as an integer."""
     return np.int32(min(max(t, ZERO), most))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_q8(w_NB, scale_N, inverse_N, raw_N):
     for n in range(w_NB.shape[0]):
         store_f16(raw_N[n], 0, f32_to_f16(scale_N[n]))
@@ -123,7 +130,7 @@ def pack_q8(w_NB, scale_N, inverse_N, raw_N):
             raw_N[n, 2 + j] = np.uint8(np.int32(t))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_low_bits(w_NB, scale_N, minimum_N, inverse_N, origin_N, half, bits, affine, raw_N):
     """Round and pack every type below 8 bits: scale, minimum if affine, fifth bits, nibbles."""
     most = np.float32((1 << bits) - 1)
@@ -151,7 +158,7 @@ def pack_low_bits(w_NB, scale_N, minimum_N, inverse_N, origin_N, half, bits, aff
                 raw[start + j] = np.uint8(high >> np.uint32(8 * j))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def decode_q8(raw_N, w_NB):
     for n in range(raw_N.shape[0]):
         scale = load_f16(raw_N[n], 0)
@@ -159,7 +166,7 @@ def decode_q8(raw_N, w_NB):
             w_NB[n, j] = np.float32(np.int8(raw_N[n, 2 + j])) * scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def decode_low_bits(raw_N, bits, affine, w_NB):
     start = 4 if affine else 2
     nibbles = start + (4 if bits == 5 else 0)

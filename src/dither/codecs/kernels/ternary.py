@@ -9,10 +9,10 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import f32_to_f16, load_f16, store_f16
-from dither.codecs.kernels.legacy import BELOW_HALF, ONE, ZERO
+from dither.codecs.kernels.legacy import BELOW_HALF, ENTRY, INNER, ONE, ZERO
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def digits_of(w_NB, n, inverse, digits):
     """0, 1 or 2 for each weight of block n, rounded as C's roundf does."""
     factor = inverse if np.isfinite(inverse) else ZERO
@@ -22,7 +22,7 @@ def digits_of(w_NB, n, inverse, digits):
         digits[j] = np.uint8(np.int32(min(max(t, -ONE), ONE)) + np.int32(1))
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def put_base3(digits, start, width, count, raw, at):
     """Bytes of `count` base-3 digits, `width` weights apart: digits / 3⁵ in units of 1/256, rounded up."""
     for m in range(width):
@@ -33,7 +33,7 @@ def put_base3(digits, start, width, count, raw, at):
         raw[at + m] = np.uint8((number * np.uint32(256) + np.uint32(242)) // np.uint32(243))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_tq1(w_NB, scale_N, inverse_N, raw_N):
     digits = np.empty(256, np.uint8)
     for n in range(w_NB.shape[0]):
@@ -44,7 +44,7 @@ def pack_tq1(w_NB, scale_N, inverse_N, raw_N):
         store_f16(raw_N[n], 52, f32_to_f16(scale_N[n]))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def pack_tq2(w_NB, scale_N, inverse_N, raw_N):
     digits = np.empty(256, np.uint8)
     for n in range(w_NB.shape[0]):
@@ -58,7 +58,7 @@ def pack_tq2(w_NB, scale_N, inverse_N, raw_N):
         store_f16(raw_N[n], 64, f32_to_f16(scale_N[n]))
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(**INNER)
 def get_base3(raw, at, width, count, scale, w_NB, n, start):
     """Digit k is the leading digit of the byte, as a fraction of 256, after k digits are shifted away."""
     for m in range(width):
@@ -71,7 +71,7 @@ def get_base3(raw, at, width, count, scale, w_NB, n, start):
             rest = tripled & np.uint32(255)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def decode_tq1(raw_N, w_NB):
     for n in range(raw_N.shape[0]):
         scale = load_f16(raw_N[n], 52)
@@ -80,7 +80,7 @@ def decode_tq1(raw_N, w_NB):
         get_base3(raw_N[n], 48, 4, 4, scale, w_NB, n, 240)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**ENTRY)
 def decode_tq2(raw_N, w_NB):
     for n in range(raw_N.shape[0]):
         scale = load_f16(raw_N[n], 64)

@@ -18,15 +18,16 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import f16_to_f32, f32_to_f16_finite
-from dither.codecs.kernels.legacy import ONE, ZERO, whole
+from dither.codecs.kernels.legacy import ENTRY, INNER, ONE, ZERO, whole
 
 SUMS = {"reassoc", "contract", "nsz", "arcp"}
+INNER_SUMS = {**INNER, "fastmath": SUMS}
 HALF = np.float32(0.5)
 NOTHING = np.float32(1e-30)  # below it a block's numbers all round to zero as float16 scales do
 POLISH = 2
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**INNER_SUMS)
 def load_block(w_NB, importance_PB, n, unit, x, v):
     """Weights in units of `unit`, and importance with mean 1; ones where it is all zero."""
     p = n % importance_PB.shape[0]
@@ -39,7 +40,7 @@ def load_block(w_NB, importance_PB, n, unit, x, v):
         v[j] = importance_PB[p, j] * norm if total > ZERO else ONE
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**INNER_SUMS)
 def signed_sums(x, v, inverse, low, most):
     """Σ v·x·q and Σ v·q² of codes q = low … low + most rounded from x · inverse."""
     xq, qq = ZERO, ZERO
@@ -51,7 +52,7 @@ def signed_sums(x, v, inverse, low, most):
     return xq, qq
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**INNER_SUMS)
 def signed_error(x, v, scale, inverse, low, most):
     error = ZERO
     shift = HALF - low
@@ -61,7 +62,7 @@ def signed_error(x, v, scale, inverse, low, most):
     return error
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**ENTRY, fastmath=SUMS)
 def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse_N):
     """Improve the plain grid in `scale_N`, `inverse_N`: codes low … low + most times a scale."""
     x = np.empty(w_NB.shape[1], np.float32)
@@ -93,7 +94,7 @@ def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse
             scale_N[n], inverse_N[n] = scale, ONE / scale
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**INNER_SUMS)
 def affine_sums(x, v, inverse, origin, most):
     """Σ v·q, Σ v·q², Σ v·x·q of codes q = 0 … most rounded from (x − origin) · inverse."""
     q1, q2, xq = ZERO, ZERO, ZERO
@@ -105,7 +106,7 @@ def affine_sums(x, v, inverse, origin, most):
     return q1, q2, xq
 
 
-@njit(nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**INNER_SUMS)
 def affine_error(x, v, scale, minimum, inverse, origin, most):
     error = ZERO
     for j in range(x.size):
@@ -114,7 +115,7 @@ def affine_error(x, v, scale, minimum, inverse, origin, most):
     return error
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)
+@njit(**ENTRY, fastmath=SUMS)
 def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, minimum_N, inverse_N, origin_N):
     """Improve the plain grid: codes 0 … most times a scale plus a minimum, both by least squares."""
     size = w_NB.shape[1]

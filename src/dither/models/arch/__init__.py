@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from dither.errors import UnsupportedError
+from dither.errors import FormatError, UnsupportedError
 from dither.models.arch.conversion import convert_with
 from dither.models.arch.family import Config, Family, Feed
 from dither.models.checkpoint import Checkpoint
@@ -82,4 +82,12 @@ def convert(checkpoint: Checkpoint, *, pre: str | None = None) -> Model:
     Raises UnsupportedError for a family, a tokenizer or a setting that is not known, SourceError for
     a checkpoint that contradicts itself, UsageError for a `pre` that llama.cpp does not have.
     """
-    return convert_with(family_of(checkpoint.config), checkpoint, pre)
+    try:
+        return convert_with(family_of(checkpoint.config), checkpoint, pre)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        # JSON from a stranger may hold anything anywhere: here, and only here, a wrong kind is caught.
+        raise FormatError(
+            str(checkpoint.folder),
+            f"a JSON file holds something of an unexpected kind ({type(error).__name__}: {error})",
+            "Fetch config.json and the tokenizer's files again.",
+        ) from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
+from dither.formats.mapped import shown
 from dither.models.arch import rows
 from dither.models.arch.family import Config, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
@@ -25,11 +26,18 @@ from dither.types import Floats, Model, Tensor
 
 # Buffers that old transformers saved although they follow from the config.
 DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")
+NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+LIMITS = {
+    **dict.fromkeys(NEEDED, 2**24), "num_key_value_heads": 2**24, "head_dim": 2**16,
+    "num_local_experts": 2**16, "num_experts": 2**16,
+    "max_position_embeddings": 2**32 - 1, "original_max_position_embeddings": 2**32 - 1,
+}  # fmt: skip
 FETCH_AGAIN = "Fetch the checkpoint again, or take it from its authors."
 
 
 def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Model:
     config = full_config(family, checkpoint.config)
+    check_numbers(config, len(checkpoint.tensors))
     check_assumptions(family, config)
     found, dropped = match_tensors(family, checkpoint.tensors)
     notes = [*checkpoint.notes, *dropped]
@@ -76,14 +84,26 @@ def full_config(family: Family, config: Config) -> dict[str, Any]:
     return filled
 
 
+def check_numbers(config: Config, tensors: int) -> None:
+    """Holds the numbers that sizes are computed from against reason, before anything is made of them.
+
+    Raises SourceError naming the key.
+    """
+    for name, limit in LIMITS.items():
+        value = config.get(name)
+        absent = value is None and name not in NEEDED
+        if not absent and (type(value) is not int or not 0 < value <= limit):
+            raise SourceError(f"config.json, {name}", f"is {shown(repr(value))}", FETCH_AGAIN)
+    if config["num_hidden_layers"] > tensors:
+        reason = f"is {config['num_hidden_layers']}, but there are only {tensors} tensors"
+        raise SourceError("config.json, num_hidden_layers", reason, FETCH_AGAIN)
+
+
 def check_assumptions(family: Family, config: Config) -> None:
     """Refuses settings that llama.cpp has built in otherwise: it would run and be wrong.
 
-    Raises SourceError where a number every family needs is missing, UnsupportedError for the rest.
+    Raises UnsupportedError naming the setting.
     """
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
-        if not isinstance(config.get(name), int) or config[name] < 1:
-            raise SourceError("config.json", f"{name} is {config.get(name)!r}", FETCH_AGAIN)
     built_in = {**family.assumes, **(family.assumes_of(config) if family.assumes_of else {})}
     for name, expected in built_in.items():
         actual = config.get(name, expected)
@@ -122,10 +142,10 @@ def hyperparameters(family: Family, config: Config, rope: Rope) -> dict[str, Fie
 def key_value(key: Key, config: Config) -> Any:
     for source in key.sources:
         value = config.get(source)
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)) and 0 <= value < 2**32:
             return value
         if value is not None:
-            raise SourceError(f"config.json, {source}", f"is {value!r}, not a number", FETCH_AGAIN)
+            raise SourceError(f"config.json, {source}", f"is {shown(repr(value))}", FETCH_AGAIN)
     if key.fallback is None:
         raise SourceError("config.json", f"lacks {' and '.join(key.sources)}", FETCH_AGAIN)
     return key.fallback or None
@@ -270,8 +290,9 @@ def build_tensor(
 def _heads(config: Config, change: str, source: StoredTensor) -> int:
     name = "num_attention_heads" if change == "rope_rows_q" else "num_key_value_heads"
     heads = int(config.get(name) or config["num_attention_heads"])
-    if source.shape[0] != heads * head_dimension(config):
-        reason = f"has {source.shape[0]} rows, which are not {heads} heads of {head_dimension(config)}"
+    size = head_dimension(config)
+    if source.shape[0] != heads * size or size % 2:
+        reason = f"has {source.shape[0]} rows, which are not {heads} heads of {size} in pairs"
         raise SourceError(f"tensor {source.name}", reason, FETCH_AGAIN)
     return heads
 

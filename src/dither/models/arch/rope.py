@@ -23,6 +23,7 @@ import numpy as np
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
+from dither.formats.mapped import shown
 from dither.types import Floats
 
 Parameters = Mapping[str, Any]
@@ -65,10 +66,14 @@ def rope_of(config: Parameters, head_dim: int, scalings: tuple[str, ...], family
             "config.json", f"RoPE scaling {kind!r} is not known for {family}",
             f"llama.cpp computes {known} there: convert a checkpoint that uses one of these.",
         )  # fmt: skip
-    dimensions = int(head_dim * shared.get("partial_rotary_factor", 1.0))
-    metadata = {"rope.dimension_count": u32(dimensions), "rope.freq_base": f32(_needed(shared, "rope_theta"))}
+    share = _positive({"partial_rotary_factor": 1.0, **shared}, "partial_rotary_factor")
+    dimensions = int(head_dim * min(share, 1.0))
+    metadata = {
+        "rope.dimension_count": u32(dimensions),
+        "rope.freq_base": f32(_positive(shared, "rope_theta")),
+    }
     if "rope_theta" in local:
-        metadata["rope.freq_base_swa"] = f32(local["rope_theta"])
+        metadata["rope.freq_base_swa"] = f32(_positive(local, "rope_theta"))
     if local.get("rope_type", "default") != "default":
         raise UnsupportedError("config.json", "local layers have a RoPE scaling of their own", "")
     if kind == "linear":
@@ -87,27 +92,35 @@ def rope_of(config: Parameters, head_dim: int, scalings: tuple[str, ...], family
 
 def _needed(shared: Parameters, name: str) -> Any:
     if shared.get(name) is None:
-        kind = shared["rope_type"]
-        raise SourceError(
-            "config.json", f"RoPE of type {kind!r} lacks {name}", "Take the file from the original model."
-        )
+        raise _wrong(f"RoPE needs {name}")
     return shared[name]
 
 
+def _positive(shared: Parameters, name: str) -> float:
+    value = _needed(shared, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise _wrong(f"{name} of RoPE is {shown(repr(value))}")
+    return float(value)
+
+
+def _wrong(reason: str) -> SourceError:
+    return SourceError("config.json", reason, "Take the file from the original model.")
+
+
 def _scaling(kind: str, shared: Parameters) -> dict[str, Field]:
-    return {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(_needed(shared, "factor"))}
+    return {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(_positive(shared, "factor"))}
 
 
 def _yarn(shared: Parameters, config: Parameters) -> dict[str, Field]:
     """llama.cpp multiplies `attn_factor` by 1 + 0.1 ln factor, which is the paper's own default."""
-    original = shared.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    original = shared.get("original_max_position_embeddings") or _needed(config, "max_position_embeddings")
     found = {**_scaling("yarn", shared), "rope.scaling.original_context_length": u32(original)}
-    factor = shared["factor"]
-    attention = shared.get("attention_factor")
-    if attention is None and shared.get("mscale") and shared.get("mscale_all_dim"):
-        attention = _mscale(factor, shared["mscale"]) / _mscale(factor, shared["mscale_all_dim"])
-    if attention is not None:
-        found["rope.scaling.attn_factor"] = f32(attention / _mscale(factor, 1.0))
+    factor = _positive(shared, "factor")
+    if shared.get("attention_factor") is not None:
+        found["rope.scaling.attn_factor"] = f32(_positive(shared, "attention_factor") / _mscale(factor, 1.0))
+    elif shared.get("mscale") and shared.get("mscale_all_dim"):
+        above, below = (_mscale(factor, _positive(shared, name)) for name in ("mscale", "mscale_all_dim"))
+        found["rope.scaling.attn_factor"] = f32(above / below / _mscale(factor, 1.0))
     for name, built_in in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
         # llama.cpp has keys for the first two, but reads them for few architectures, and none of ours.
         if shared.get(name, built_in) not in (built_in, None):
@@ -128,22 +141,26 @@ def llama3_factors(shared: Parameters, dimensions: int) -> Floats:
     Source: `_compute_llama3_parameters` of transformers, which took it from Meta's reference code.
     """
     factor, low, high, original = (
-        float(_needed(shared, name))
+        _positive(shared, name)
         for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     )
+    if high <= low:
+        raise _wrong("high_freq_factor of RoPE is not above low_freq_factor")
     exponents = np.arange(0, dimensions, 2, dtype=np.float64) / dimensions
-    wavelengths = 2 * np.pi * float(_needed(shared, "rope_theta")) ** exponents
+    wavelengths = 2 * np.pi * _positive(shared, "rope_theta") ** exponents
     turns = original / wavelengths  # how often the pair goes around within the original context
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return np.asarray(1 / ((1 - kept) / factor + kept), dtype=np.float32)
 
 
 def _longrope(metadata: dict[str, Field], shared: Parameters, config: Parameters, dimensions: int) -> Rope:
-    original = _needed(shared, "original_max_position_embeddings")
-    attention = shared.get("attention_factor")
-    if attention is None:
+    original = int(_positive(shared, "original_max_position_embeddings"))
+    attention = 1.0
+    if shared.get("attention_factor") is not None:
+        attention = _positive(shared, "attention_factor")
+    elif _needed(config, "max_position_embeddings") > original > 1:
         scale = config["max_position_embeddings"] / original
-        attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+        attention = math.sqrt(1 + math.log(scale) / math.log(original))
     metadata = {
         **metadata,
         "rope.scaling.type": string("longrope"),
