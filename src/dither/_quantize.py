@@ -189,11 +189,12 @@ class _Run:
                 self.output.finish(name, _record(sums.pop(name)))
 
     def _compile(self) -> None:
-        """Kernels are compiled on their first use on a machine and kept on disk: seconds, once."""
+        """Kernels are compiled on their first use on a machine and kept on disk: seconds, once.  ggml's
+        lattice encoders build their tables in every process, which takes seconds as well."""
         from dither.codecs.kernels import stats
 
         slow = threading.Timer(
-            1.0, self.report.note, ("Compiling kernels for this processor (first use only) …",)
+            1.0, self.report.note, ("Preparing the encoders: kernels are compiled once per machine …",)
         )
         slow.start()
         try:

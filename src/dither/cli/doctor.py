@@ -42,7 +42,6 @@ _PACKAGES = {
     "numba": (True, "compiles the quantization kernels"),
     "libgguf": (True, "the lower IQ types, through ggml's own encoders"),
     "huggingface_hub": (True, "fetches models named org/name"),
-    "sentencepiece": (True, "reads SentencePiece vocabularies"),
     "torch": (False, "not needed; the tests compare with it"),
     "transformers": (False, "not needed; the tests compare conversions with it"),
     "vllm": (False, "not needed; serves unquantized checkpoints"),

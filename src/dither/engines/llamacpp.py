@@ -127,6 +127,8 @@ class LlamaCpp:
         params = self._params(context, threads or usable_cores(), gpu_layers)
         self._server: Any = _start(params, str(path))
         self._address = urlsplit(self._server.listening_address).netloc
+        # Answered by the serving loop itself: a server that is destroyed before its loop runs waits forever.
+        self._call("/slots")
         properties = self._call("/props")
         described = self._call("/v1/models")["data"][0]["meta"]
         self.vocabulary_size: int = int(described["n_vocab"])
@@ -141,7 +143,7 @@ class LlamaCpp:
         params.n_gpu_layers, params.fit_params = wanted, wanted < 0
         params.verbosity = _SILENT
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
-        params.endpoint_props, params.endpoint_slots, params.ui = True, False, False
+        params.endpoint_props, params.endpoint_slots, params.ui = True, True, False
         params.offline, params.warmup, params.n_parallel = True, False, 1
         params.cache_ram_mib = 0  # prompts of earlier conversations are not worth gigabytes here
         params.n_threads_http = 2
