@@ -167,6 +167,12 @@ def save_model(model, tokenizer: Tokenizer, out: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(out)
+    path = out / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("backend", None)  # a name that every version of transformers knows
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+    (out / "model.safetensors").chmod(0o644)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dither.cli.screen import err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
 from dither.units import format_bytes, format_count, format_seconds
 
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
@@ -44,7 +44,9 @@ def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None
     from dither.engines.llamacpp import LlamaCpp
 
     err.print(f"quantizing to {to} …")
-    result = quantize(model, to, folder / f"dither-demo-{to}.gguf", threads=threads, force=True)
+    with Meter() as meter:
+        path = folder / f"dither-demo-{to}.gguf"
+        result = quantize(model, to, path, threads=threads, force=True, progress=meter)
     with LlamaCpp(result.path, context=256, threads=threads) as engine:
         text = "".join(engine.generate(prompt, max_tokens=24, temperature=0.0))
     return {
@@ -83,8 +85,9 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
     example = folder / "dither-demo-Q4_K_M.gguf"
     out.print(
-        "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file and a larger weight error. "
-        "Around 4 bits (Q4_K_M, IQ4_XS) most of the model's skill is left; at 2 bits it loses its thread.\n"
+        "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from "
+        "the original's. The error is measured on the files just written; how much of the model's skill is "
+        "left, no table of weights can say.\n"
         f"\n[bold]Next[/]\n  dither chat {plain(example)}\n  dither inspect {plain(example)}"
         "\n  dither quantize path/to/your-model --to Q4_K_M"
     )
