@@ -1,6 +1,6 @@
 """Time and error of every codec against ggml's own C encoder, on one thread and the same weights.
 
-    python benchmarks/encode.py [TYPE …] [--weights 262144] [--repeats 5] [--json]
+    python benchmarks/encode.py [TYPE …] [--weights 262144] [--repeats 5] [--json] [--save NAME]
 
 The yardstick is `libgguf`, ggml's encoders in a wheel.  Both contestants run in turn within each repeat, and
 the ratio is the median over repeats, so that a busy machine disturbs both alike; times are CPU time of the
@@ -20,6 +20,7 @@ from typing import Any
 
 import libgguf
 import numpy as np
+import record
 
 from dither.codecs import all_codecs
 from dither.formats.ggml import GGML_TYPES
@@ -34,6 +35,7 @@ def main() -> None:
     options.add_argument("--weights", type=int, default=1 << 18)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    options.add_argument("--save", metavar="NAME", help="keep the numbers in results/NAME.json")
     chosen = options.parse_args()
     if hasattr(os, "sched_setaffinity"):  # libgguf starts as many threads as there are cores to run on
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -46,6 +48,8 @@ def main() -> None:
         rows.append(measure(codec, weights, importance_C, chosen.repeats))
         if not chosen.json:
             show(rows[-1], header=len(rows) == 1)
+    if chosen.save:
+        record.save(chosen.save, rows)
     if chosen.json:
         print(json.dumps({"columns": COLUMNS, "weights": chosen.weights, "types": rows}, indent=2))
 

@@ -5,28 +5,29 @@ ggml's encoders (`libgguf`, a wheel around them), with the same reader, writer, 
 threads; only the encoder differs.  Reported: user-CPU nanoseconds per weight, peak resident memory beyond
 the mapped file, and the ratios.
 
-    python benchmarks/end_to_end.py [--types Q8_0,Q4_K_M] [--threads 1] [--json FILE]
+    python benchmarks/end_to_end.py [--types Q8_0,Q4_K_M] [--threads 1] [--save NAME]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import record
+import synthetic
+
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K"
 
 CHILD = """
-import json, resource, sys, threading, time
-from pathlib import Path
+import json, os, resource, sys, threading, time
 from dither import _quantize
 model, to, out, encoder, threads = sys.argv[1:]
+if hasattr(os, "sched_setaffinity"):  # libgguf starts as many threads as there are cores to run on
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(threads)])
 if encoder == "ggml":
     import gguf, libgguf, numpy as np
     class Ggml:
@@ -71,23 +72,14 @@ def measure(model: Path, to: str, encoder: str, threads: int, scratch: Path) -> 
     return dict(json.loads(printed))
 
 
-def processor() -> str:
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"model name\s*: (.*)", text)
-    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--model", type=Path, help="default: a synthetic 1.1 B model, made now")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--save", metavar="NAME", help="keep the numbers in results/NAME.json")
     args = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))
-    import synthetic
-
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         model = args.model or synthetic.write(scratch / "llama-1b")
@@ -113,9 +105,8 @@ def main() -> None:
                 f"{row['time_ratio']:6.3f} {row['error_ratio']:11.4f} {ours['anonymous_bytes'] / 2**20:9.0f}",
                 flush=True,
             )
-    if args.json:
-        document = {"command": " ".join(["python", *sys.argv]), "processor": processor(), "rows": rows}
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    if args.save:
+        record.save(args.save, rows)
 
 
 if __name__ == "__main__":

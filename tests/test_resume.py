@@ -65,14 +65,14 @@ def test_a_torn_last_line_of_the_journal_is_ignored(tmp_path: Path) -> None:
         file.sync()
         raise KeyboardInterrupt
     with file.journal.open("a") as journal:
-        journal.write('{"tensor": "second", "n"')
+        journal.write('00000000 {"tensor": "second", "n"')
     with PartFile(target, 8, "work") as file:
         assert file.finished == {"first": {"n": 1}}
         file.write_at(4, b"efgh")
         file.finish("second", {"n": 2}, 4)
         file.sync()
         lines = file.journal.read_text().splitlines()
-        assert [json.loads(line).get("tensor") for line in lines] == [None, "first", "second"]
+        assert [json.loads(line[9:]).get("tensor") for line in lines] == [None, "first", "second"]
         file.commit()
     assert target.read_bytes() == b"abcdefgh"
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from dither import __version__
 from dither.codecs import codec as find_codec
 from dither.containers.gguf import GGUFOutput
 from dither.containers.importance import gather_evidence, matrix_notes
+from dither.containers.journal import unfinished
 from dither.containers.presets import preset_names
 from dither.containers.provenance import output_metadata, recipe_json, source_notes
 from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
@@ -135,7 +138,8 @@ def quantize(
     matrix = read_imatrix(imatrix) if imatrix else None
     plan = make_plan(opened, options, matrix.means if matrix else ())
     evidence = gather_evidence(plan, matrix)
-    path = output_path(opened, plan, out, force)
+    inputs = [Path(file) for file in (*opened.files, *([imatrix] if imatrix else []))]
+    path = output_path(opened, plan, out, force, inputs)
     notes = [*opened.notes, *source_notes(opened, plan), *plan.fallback_notes()]
     notes += matrix_notes(plan, matrix)
     for note in notes:
@@ -180,13 +184,15 @@ class _Run:
         self.report.start(self.plan.parameters, done)
         sums: dict[str, list[tuple[float, float]]] = {tensor.name: [] for tensor in self.todo}
         left = {tensor.name: self._chunk_count(tensor) for tensor in self.todo}
-        for chunk, error, norm in local.run(self._work, self._chunks(), self.threads):
-            name = chunk.tensor.name
-            sums[name].append((error, norm))
-            left[name] -= 1
-            self.report.advance((chunk.stop - chunk.start) * self.sources[name].columns, name)
-            if left[name] == 0:
-                self.output.finish(name, _record(sums.pop(name)))
+        # Closed in any case, so that no thread writes on after the file below it is.
+        with closing(local.run(self._work, self._chunks(), self.threads)) as results:
+            for chunk, error, norm in results:
+                name = chunk.tensor.name
+                sums[name].append((error, norm))
+                left[name] -= 1
+                self.report.advance((chunk.stop - chunk.start) * self.sources[name].columns, name)
+                if left[name] == 0:
+                    self.output.finish(name, _record(sums.pop(name)))
 
     def _compile(self) -> None:
         """Kernels are compiled on their first use on a machine and kept on disk: seconds, once.  ggml's
@@ -300,22 +306,35 @@ def file_stem(model: Model) -> str:
     last = Path(model.origin).name or Path(model.origin).resolve().name
     last = re.split(r"[@:]", last)[0]
     if last.endswith(".gguf"):
-        last = last.removesuffix(".gguf")
+        last = re.sub(r"-\d{5}-of-\d{5}$", "", last.removesuffix(".gguf"))
         last = re.sub(rf"[-._](?:{'|'.join(preset_names())})$", "", last, flags=re.IGNORECASE)
     return last or model.name
 
 
-def output_path(model: Model, plan: Plan, out: str | Path | None, force: bool) -> Path:
+def output_path(
+    model: Model, plan: Plan, out: str | Path | None, force: bool, inputs: Sequence[Path] = ()
+) -> Path:
     """Where the result goes.  Raises OutputError: an input, an existing file, no such folder."""
     name = f"{file_stem(model)}-{plan.to}.gguf"
     path = Path(out) if out is not None else Path(name)
-    if path.is_dir():
-        path = path / name
-    for file in model.files:
-        if path.exists() and Path(file).exists() and path.samefile(file):
-            raise OutputError(str(path), "is the model itself", "Choose another name with -o.")
-    if path.exists() and not force:
-        raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
-    if not path.parent.is_dir():
-        raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another with -o.")
+    try:
+        if path.is_dir() or (out is not None and os.fspath(out).endswith("/")):
+            path = path / name
+        _refuse_inputs(path, inputs)
+        if path.exists() and not force:
+            raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
+        if not path.parent.is_dir():
+            raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another with -o.")
+    except OSError as error:  # a name too long, a folder that may not be searched
+        reason = f"cannot be written ({error.strerror})"
+        raise OutputError(str(path), reason, "Choose another name with -o.") from None
     return path
+
+
+def _refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:
+    """Neither the result nor what it grows in may be a file that is read."""
+    for place in (path, *unfinished(path)):
+        if any(place.exists() and file.exists() and place.samefile(file) for file in inputs):
+            raise OutputError(
+                str(place), "is the model itself or read with it", "Choose another name with -o."
+            )

@@ -7,7 +7,6 @@ sequences, and a model can be made to write them.
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,13 +69,19 @@ def chat(
             prompt = _piped()
         if prompt is None and as_json:
             raise UsageError("--json", "needs one prompt", "Give it with -p or on standard input.")
-        sampling = _Sampling(max_tokens, temperature, secrets.randbits(31) if seed is None else seed)
+        sampling = _Sampling(max_tokens, temperature, _drawn() if seed is None else seed)
         with _loaded(file, context, threads) as engine:
             talk = _conversation(engine, system, sampling)
             if prompt is None:
                 _converse(talk)
             else:
                 _once(talk, prompt, as_json)
+
+
+def _drawn() -> int:
+    import secrets
+
+    return secrets.randbits(31)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
+from dither.errors import OutputError
 from dither.units import format_bytes, format_count, format_seconds
 
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
@@ -30,12 +31,22 @@ def demo(
 ) -> None:
     """Quantize the bundled model to a ladder of types and let each file write a line."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
         if as_json:
             print_json({"model": "dither-demo", "prompt": prompt, "rows": rows})
             return
         show(rows, prompt, output)
+
+
+def make_folder(folder: Path) -> None:
+    """Raises OutputError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            str(folder), f"cannot be made a folder ({error.strerror})", "Choose another with -o."
+        ) from None
 
 
 def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None) -> dict[str, Any]:
@@ -87,7 +98,8 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
     out.print(
         "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from "
         "the original's. The error is measured on the files just written; how much of the model's skill is "
-        "left, no table of weights can say.\n"
-        f"\n[bold]Next[/]\n  dither chat {plain(example)}\n  dither inspect {plain(example)}"
-        "\n  dither quantize path/to/your-model --to Q4_K_M"
+        "left, no table of weights can say.\n\n[bold]Next[/]"
     )
+    quantize = ("quantize", "path/to/your-model", "--to", "Q4_K_M")
+    for words in (("chat", example), ("inspect", example), quantize):
+        out.print(f"  {copyable('dither', *words)}", soft_wrap=True)

@@ -18,9 +18,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Say what a model or a file is, and how it was made."""
-    from dither._inspect import inspect as look
-
     with stop_on_error(as_json):
+        from dither._inspect import inspect as look
+
         found = look(model, pre=pre)
         if as_json:
             document = found.to_json()
@@ -43,10 +43,9 @@ def facts_table(found: Any) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     size = f"{format_bytes(found.bytes)} of tensors, {found.bits_per_weight:.3f} bits per weight"
-    heads = f"{found.heads} heads, {found.kv_heads} for keys and values"
     facts = [
         ("model", f"{found.name} ({found.kind})"),
-        ("architecture", f"{found.arch}, {found.blocks} blocks, width {found.embedding}, {heads}"),
+        ("architecture", _architecture(found)),
         (
             "parameters",
             format_count(found.parameters) + (f", {found.experts} experts" if found.experts else ""),
@@ -62,6 +61,23 @@ def facts_table(found: Any) -> Table:
     for note in found.notes:
         table.add_row("note", plain(note))
     return table
+
+
+def _architecture(found: Any) -> str:
+    facts = [
+        (found.blocks, f"{found.blocks} blocks"),
+        (found.embedding, f"width {found.embedding}"),
+        (found.heads, f"{_per_layer(found.heads)} heads"),
+        (found.kv_heads, f"{_per_layer(found.kv_heads)} for keys and values"),
+    ]
+    return ", ".join([found.arch, *(text for value, text in facts if value is not None)])
+
+
+def _per_layer(value: Any) -> str:
+    """A number, or the range of those that differ from layer to layer."""
+    if not isinstance(value, list) or not value:
+        return str(value)
+    return str(value[0]) if min(value) == max(value) else f"{min(value)} to {max(value)}"
 
 
 def _tokenizer(found: Any) -> str:
@@ -120,9 +136,9 @@ def tensors_table(found: Any) -> Table:
 
 def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """List the types one may quantize to, in plain words."""
-    from dither.containers.presets import describe, preset_names
-
     with stop_on_error(as_json):
+        from dither.containers.presets import describe, preset_names
+
         if as_json:
             print_json({name: describe(name) for name in preset_names()})
             return

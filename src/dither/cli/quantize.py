@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes, format_count, format_seconds
 
@@ -19,7 +19,8 @@ def quantize(
         str, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Default: <model>-<TYPE>.gguf.")
+        str | None,
+        typer.Option("-o", "--output", metavar="PATH", help="A file or a folder; <model>-<TYPE>.gguf."),
     ] = None,
     imatrix: Annotated[Path | None, typer.Option(help="An importance matrix (.gguf or .dat).")] = None,
     tensor: Annotated[
@@ -35,17 +36,21 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Quantize a model to GGUF."""
-    from dither import _quantize
-
     with stop_on_error(as_json, resumable=not dry_run):
+        from dither import _quantize
+        from dither.containers.provenance import source_notes
+        from dither.models.source import open_model
+
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
             "imatrix": imatrix, "tensors": overrides, "output_type": output_type,
             "embedding_type": embedding_type, "pure": pure, "pre": pre,
         }  # fmt: skip
         if dry_run:
-            plan = _quantize.preview(model, to, **common)  # type: ignore[arg-type]
-            print_json(plan.to_json()) if as_json else print_plan(plan)
+            opened = open_model(model, pre=pre)
+            plan = _quantize.preview(opened, to, **common)  # type: ignore[arg-type]
+            notes = [*opened.notes, *source_notes(opened, plan), *plan.fallback_notes()]
+            print_json({**plan.to_json(), "notes": notes}) if as_json else print_plan(plan, notes)
             return
         with Meter() as meter:
             result = _quantize.quantize(
@@ -68,12 +73,12 @@ def parse_override(text: str) -> tuple[str, str]:
     return pattern, kind.upper()
 
 
-def print_plan(plan: object) -> None:
+def print_plan(plan: object, notes: list[str]) -> None:
     from dither.containers.recipe import Plan
 
     assert isinstance(plan, Plan)
     out.print(types_table(plan))
-    for note in plan.fallback_notes():
+    for note in notes:
         err.print(f"[yellow]note:[/] {plain(note)}")
     out.print(
         f"{format_count(plan.parameters)} parameters, {plan.bits_per_weight:.2f} bits per weight: "
@@ -108,7 +113,7 @@ def print_result(result: object) -> None:
         f"{result.bits_per_weight:.2f} bits per weight, {against_source(result.compression)}, "
         f"relative weight error {100 * result.relative_error:.2f} %, {format_seconds(result.seconds)}"
     )
-    out.print(f"Talk to it:  dither chat {plain(result.path)}")
+    out.print(f"Talk to it:  {copyable('dither', 'chat', result.path)}", soft_wrap=True)
 
 
 def against_source(compression: float) -> str:

@@ -126,5 +126,5 @@ class Fp4Codec(BlockCodec):
 
 CODECS = (
     Fp4Codec("NVFP4", 16, ue4m3_scales(), window=(3, 7), last=126),
-    Fp4Codec("MXFP4", 32, e8m0_scales(), window=(1, 1), last=254),
+    Fp4Codec("MXFP4", 32, e8m0_scales(), window=(1, 1), last=252),
 )

@@ -1,20 +1,24 @@
 """A file that is written in pieces and never seen half done.
 
 Beside the target `model.gguf` a run keeps `model.gguf.part` (the bytes) and `model.gguf.part.journal`
-(one JSON line per finished tensor, under a first line that identifies the work).  Data reaches the
-disk before the line that promises it, so whatever kills the run, the journal never lies; a run of
-the same work continues after the last line.  When all is written the part is synced and renamed.
+(one JSON line per finished tensor, under a first line that identifies the work, each behind its
+CRC-32).  Data reaches the disk before the line that promises it, so whatever kills the run, the journal
+never lies; a run of the same work continues after the last line that is whole.  When all is written the
+part is synced and renamed.
 
-The journal's lock is held while a run lives, so that two runs cannot write one file.
+The journal's lock is held while a run lives, so that two runs cannot write one file.  A `.part` that
+has no journal is somebody else's (browsers name their downloads so) and is left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -39,12 +43,17 @@ class PartFile:
 
     def __init__(self, target: Path, size: int, identity: str) -> None:
         self.target = target
-        self.part = target.with_name(target.name + ".part")
-        self.journal = target.with_name(target.name + ".part.journal")
+        self.part, self.journal = unfinished(target)
         self.finished: dict[str, dict[str, Any]] = {}
         self.discarded = False
         self._waiting: list[str] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
+        try:
+            self._refuse_strangers()
+        except OSError as error:
+            raise OutputError(
+                str(target), f"cannot be written ({error.strerror})", "Choose another name with -o."
+            ) from None
         self._lines = self._lock()
         try:
             self._open(size, identity)
@@ -64,24 +73,40 @@ class PartFile:
             "Mend that and run the same command again: finished tensors are kept.",
         )
 
+    def _refuse_strangers(self) -> None:
+        """Nothing is truncated or replaced that an earlier run did not leave here."""
+        way_out = "Move it away or choose another name with -o."
+        for path in (self.target, self.part, self.journal):
+            if path.exists() and not path.is_file():
+                raise OutputError(str(path), "exists and is no regular file", way_out)
+        for path in (self.part, self.journal):
+            if path.is_symlink():
+                raise OutputError(str(path), "is a link, and writing would reach through it", way_out)
+        if self.part.exists() and not self.journal.exists():
+            raise OutputError(str(self.part), "has no journal, so it is not an unfinished run's", way_out)
+
     def _lock(self) -> Any:
         try:
-            lines = self.journal.open("a+", encoding="utf-8")
+            lines = self.journal.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise OutputError(
                 str(self.target), f"cannot be written ({error.strerror})", "Choose another place with -o."
             ) from None
         try:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ended between opening and locking took its journal away: this lock guards nothing.
+            ours = os.fstat(lines.fileno()).st_ino == self.journal.stat().st_ino
         except OSError:
+            ours = False
+        if not ours:
             lines.close()
             raise OutputError(
                 str(self.target), "is being written by another run", "Wait for it or choose another name."
-            ) from None
+            )
         return lines
 
     def _open(self, size: int, identity: str) -> None:
-        kept = self._read_journal(identity, size)
+        self._read_journal(identity, size)
         held = self.part.stat().st_blocks * 512 if self.part.exists() else 0
         free = shutil.disk_usage(self.target.parent).free + held
         if size > free:
@@ -90,48 +115,38 @@ class PartFile:
                 f"needs {format_bytes(size)} and {self.target.parent} has {format_bytes(free)} free",
                 "Free some space or choose another place with -o.",
             )
-        if not kept:
-            self._lines.seek(0)
-            self._lines.truncate()
-            self._lines.write(json.dumps({"identity": identity, "size": size}) + "\n")
-            self._lines.flush()
-        flags = os.O_RDWR | os.O_CREAT | (0 if kept else os.O_TRUNC)
+        self._rewrite(identity, size)
+        # Without finished tensors nothing is worth keeping, and what stands there may be another recipe's.
+        flags = os.O_RDWR | os.O_CREAT | (0 if self.finished else os.O_TRUNC)
         self._file = os.open(self.part, flags, 0o666)
         try:
             os.truncate(self._file, size)
         except OSError:
             os.close(self._file)
-            self.part.unlink()
+            if not self.finished:
+                self.part.unlink()
             raise
 
-    def _read_journal(self, identity: str, size: int) -> bool:
+    def _read_journal(self, identity: str, size: int) -> None:
         self._lines.seek(0)
         lines = self._lines.read().splitlines()
-        if not lines:
-            return False
-        try:
-            same = json.loads(lines[0]) == {"identity": identity, "size": size} and self.part.exists()
-        except ValueError:
-            same = False
-        if not same:
+        same = bool(lines) and _parsed(lines[0]) == {"identity": identity, "size": size}
+        if not (same and self.part.exists() and self.part.stat().st_size == size):
             self.discarded = self.part.exists()
-            return False
+            return
         for line in lines[1:]:
-            try:
-                record = json.loads(line)
-            except ValueError:
+            record = _parsed(line)
+            if "tensor" not in record:
                 break  # the line being written when the run was killed
             self.finished[record.pop("tensor")] = record
-        self._rewrite(lines[0])
-        return True
 
-    def _rewrite(self, first: str) -> None:
-        """Drops a torn last line, so that later lines do not continue it."""
+    def _rewrite(self, identity: str, size: int) -> None:
+        """The first line and all that is finished: a torn last line must not be continued by the next."""
         self._lines.seek(0)
         self._lines.truncate()
-        self._lines.write(first + "\n")
+        self._lines.write(_line({"identity": identity, "size": size}))
         for name, record in self.finished.items():
-            self._lines.write(json.dumps({"tensor": name, **record}) + "\n")
+            self._lines.write(_line({"tensor": name, **record}))
         self._lines.flush()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
@@ -147,27 +162,34 @@ class PartFile:
     def finish(self, tensor: str, record: Mapping[str, Any], size: int) -> None:
         """Notes that a tensor's bytes are all written; `record` comes back on resuming."""
         self.finished[tensor] = dict(record)
-        self._waiting.append(json.dumps({"tensor": tensor, **record}))
+        self._waiting.append(_line({"tensor": tensor, **record}))
         self._unsynced += size
         if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        _sync_data(self._file)
-        for line in self._waiting:
-            self._lines.write(line + "\n")
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
+        """Bytes to the disk, then the lines that promise them.  Raises OutputError."""
+        lines = "".join(self._waiting)
         self._waiting.clear()
+        try:
+            _sync_data(self._file)
+            # Past Python's buffer: what a full disk refuses must not be tried again on closing.
+            os.write(self._lines.fileno(), lines.encode())
+            os.fsync(self._lines.fileno())
+        except OSError as error:
+            raise self._unwritable(self.part, error) from None
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def commit(self) -> None:
-        """Gives the finished file its name; replaces what stood there."""
-        os.fsync(self._file)
-        self.part.replace(self.target)
-        folder = os.open(self.target.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        """Gives the finished file its name; replaces what stood there.  Raises OutputError."""
+        try:
+            os.fsync(self._file)
+            self.part.replace(self.target)
+            folder = os.open(self.target.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        except OSError as error:
+            raise self._unwritable(self.target, error) from None
         self.journal.unlink()
 
     def __enter__(self) -> PartFile:
@@ -176,7 +198,30 @@ class PartFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.part.exists() and self._waiting:
-            self.sync()
-        os.close(self._file)
-        self._lines.close()
+        try:
+            if kind is not None and self.part.exists() and self._waiting:
+                with contextlib.suppress(OutputError):  # the first error is the one to tell
+                    self.sync()
+        finally:
+            os.close(self._file)
+            self._lines.close()
+
+
+def unfinished(target: Path) -> tuple[Path, Path]:
+    """Where the bytes of an unfinished `target` and their journal are."""
+    return target.with_name(target.name + ".part"), target.with_name(target.name + ".part.journal")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return _checked(json.dumps(record)) + "\n"
+
+
+def _checked(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x} {text}"
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """What `_line` was given, or nothing where the line is damaged."""
+    text = line[9:]
+    found: dict[str, Any] = json.loads(text) if line == _checked(text) else {}
+    return found

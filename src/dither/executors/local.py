@@ -7,7 +7,7 @@ tasks are in flight: each holds a chunk of weights, so the window bounds peak me
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -22,10 +22,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def run(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result, None, None]:
     """`function(item)` for every item, results as they finish, at most `threads` + 1 in flight.
 
-    The first error stops the rest and is raised; leaving the loop early stops them too.
+    The first error stops the rest and is raised; closing the generator stops them too, and waits for
+    those that run.
     """
     if threads <= 1:
         yield from map(function, items)

@@ -64,14 +64,18 @@ class StoredTensor:
         """
         if not 0 <= start <= stop <= self.rows:
             raise UsageError(shown(self.name), f"has {self.rows} rows, not {start} to {stop}")
-        if self.dtype not in dtypes.READABLE:
-            raise UnsupportedError(
-                f"tensor {shown(self.name)}", f"is stored as {self.dtype}", "Take a bf16 checkpoint."
-            )  # fmt: skip
+        self.check_readable()
         w_RC = self.read_flat(start * self.columns, stop * self.columns).reshape(-1, self.columns)
         if self._scale:
             self._scale.apply(w_RC, start, f"tensor {shown(self.name)}")
         return w_RC
+
+    def check_readable(self) -> None:
+        """Raises UnsupportedError where nothing here knows the dtype."""
+        if self.dtype not in dtypes.READABLE:
+            raise UnsupportedError(
+                f"tensor {shown(self.name)}", f"is stored as {self.dtype}", "Take a bf16 checkpoint."
+            )  # fmt: skip
 
     def read_flat(self, start: int, stop: int) -> Floats:
         """Stored numbers `start` to `stop`, in order and unscaled, as a new float32 array."""

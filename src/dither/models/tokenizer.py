@@ -112,7 +112,8 @@ def _checked(tokenizer: Json | None) -> Json | None:
     sound = isinstance(model, dict) and isinstance(added, list)
     sound = sound and all(isinstance(entry, dict) and {"id", "content"} <= set(entry) for entry in added)
     if sound and model and model.get("type") in (None, "BPE"):
-        sound = isinstance(vocab, dict) and all(isinstance(number, int) for number in vocab.values())
+        numbers = vocab.values() if isinstance(vocab, dict) else [None]
+        sound = all(type(number) is int and number >= 0 for number in numbers)
     if not sound:
         raise SourceError("tokenizer.json", "lacks a model with a vocabulary", "Fetch the file again.")
     return tokenizer

@@ -20,6 +20,7 @@ from dither.models.arch import rows
 from dither.models.arch.family import Config, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
 from dither.models.arch.rope import Rope, parameters, rope_of
+from dither.models.arch.shapes import check_shapes
 from dither.models.checkpoint import Checkpoint, StoredTensor
 from dither.models.tokenizer import read_tokenizer
 from dither.types import Floats, Model, Tensor
@@ -48,6 +49,7 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Mod
         notes.append(f"{embedding.shape[0] - vocabulary} rows of the embedding have no token: left out")
     rope = rope_of(config, head_dimension(config), family.scalings, family.name)
     tensors = tuple(build_tensors(family, config, found, rope, vocabulary))
+    check_shapes(tensors, config, vocabulary)
     name, renamed = model_name(checkpoint.folder, checkpoint.config, tokenizer)
     metadata = {
         "general.architecture": string(family.arch),
@@ -93,7 +95,8 @@ def check_numbers(config: Config, tensors: int) -> None:
         value = config.get(name)
         absent = value is None and name not in NEEDED
         if not absent and (type(value) is not int or not 0 < value <= limit):
-            raise SourceError(f"config.json, {name}", f"is {shown(repr(value))}", FETCH_AGAIN)
+            reason = "is missing" if value is None else f"is {shown(repr(value))}"
+            raise SourceError(f"config.json, {name}", reason, FETCH_AGAIN)
     if config["num_hidden_layers"] > tensors:
         reason = f"is {config['num_hidden_layers']}, but there are only {tensors} tensors"
         raise SourceError("config.json, num_hidden_layers", reason, FETCH_AGAIN)
@@ -207,6 +210,7 @@ def build_tensors(
     """Tensors in the order llama.cpp reads them: embedding, layer by layer, output."""
     before, layered, after = _sorted_targets(family, found)
     check_layers(config, layered)
+    check_complete(family, found)
     drop_tied_output(family, config, found, after)
     for target in before:
         yield build_tensor(target, *found.targets[target], config, vocabulary)
@@ -248,6 +252,18 @@ def check_layers(config: Config, layered: Mapping[int, list[str]]) -> None:
             raise SourceError(f"layer {layer}", f"lacks {missing}, which other layers have", FETCH_AGAIN)
 
 
+def check_complete(family: Family, found: Found) -> None:
+    """Nothing that the family cannot do without is missing from every layer, or from the model.
+
+    Biases are left out freely; the output matrix has rules of its own.
+    """
+    present = {re.sub(r"^blk\.\d+\.", "blk.*.", target) for target in found.targets}
+    for rule in family.rules:
+        if rule.target.endswith(".weight") and rule.target not in (*present, "output.weight"):
+            reason = f"is missing: a {family.name} model has it as {rule.target}"
+            raise SourceError(f"tensor {rule.source}", reason, FETCH_AGAIN)
+
+
 def drop_tied_output(family: Family, config: Config, found: Found, after: list[str]) -> None:
     """A tied model's output matrix is its embedding: llama.cpp takes it from there."""
     target = "output.weight"
@@ -269,6 +285,8 @@ def build_tensor(
     target: str, rule: Rule, sources: dict[int, StoredTensor], config: Config, vocabulary: int
 ) -> Tensor:
     """One target tensor with the change its rule asks for."""
+    for stored in sources.values():
+        stored.check_readable()
     source = sources[min(sources)]
     read: rows.Read = source.read
     shape, share = source.shape, 1.0

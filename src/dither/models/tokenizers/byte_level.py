@@ -40,10 +40,14 @@ def read(tokenizer: Mapping[str, Any], added: Mapping[int, AddedToken], pre: str
 
 def merges(tokenizer: Mapping[str, Any]) -> list[str]:
     """Merges as "left right", from that form or from pairs."""
-    listed = []
+    listed, vocab = [], tokenizer["model"]["vocab"]
     for merge in tokenizer["model"].get("merges") or ():
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if len(pair) != 2 or any(" " in part for part in pair):
             raise SourceError("tokenizer.json", f"merge {merge!r} is no pair", "Fetch the file again.")
+        if not {*pair, "".join(pair)} <= vocab.keys():  # the tokenizers library refuses this as well
+            raise SourceError(
+                "tokenizer.json", f"merge {merge!r} makes or takes what is no token", "Fetch the file again."
+            )
         listed.append(f"{pair[0]} {pair[1]}")
     return listed

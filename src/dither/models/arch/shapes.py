@@ -1,0 +1,109 @@
+"""The shapes that llama.cpp will ask for, held against those that are there.
+
+llama.cpp computes the size of every tensor from the metadata and refuses a file that disagrees, minutes
+after it was written.  A header with transposed sizes, or a config.json of another model, shows here first.
+
+Sizes, by name: hidden (the residual stream), query and key (all heads of one kind side by side), head
+(one of them), inner (the feed-forward layer, an expert's where there are experts).  A product of a
+number and a size is written 2*inner, a sum query+2*key.  Tensors that no line names are not checked.
+
+Source: llama.cpp's model loader, which creates every tensor with these dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dither.errors import SourceError
+from dither.formats.mapped import shown
+from dither.types import Tensor
+
+COMMON = """
+token_embd.weight = vocabulary hidden
+output.weight = vocabulary hidden
+output_norm.weight = hidden
+attn_norm.weight = hidden
+ffn_norm.weight = hidden
+post_attention_norm.weight = hidden
+post_ffw_norm.weight = hidden
+attn_q.weight = query hidden
+attn_k.weight = key hidden
+attn_v.weight = key hidden
+attn_qkv.weight = query+2*key hidden
+attn_output.weight = hidden query
+attn_q.bias = query
+attn_k.bias = key
+attn_v.bias = key
+attn_qkv.bias = query+2*key
+attn_output.bias = hidden
+attn_q_norm.weight = head
+attn_k_norm.weight = head
+ffn_gate.weight = inner hidden
+ffn_up.weight = inner hidden
+ffn_down.weight = hidden inner
+ffn_gate.bias = inner
+ffn_up.bias = inner
+ffn_down.bias = hidden
+ffn_gate_inp.weight = experts hidden
+ffn_gate_exps.weight = experts inner hidden
+ffn_up_exps.weight = experts inner hidden
+ffn_down_exps.weight = experts hidden inner
+"""
+GATE_AND_UP_FUSED = """
+ffn_up.weight = 2*inner hidden
+ffn_up.bias = 2*inner
+"""
+_WAY_OUT = "Take config.json and the weights from the same model, and fetch both again."
+
+
+def check_shapes(tensors: Iterable[Tensor], config: Mapping[str, Any], vocabulary: int) -> None:
+    """Raises SourceError naming the first tensor whose shape is not the one that config.json makes."""
+    listed = list(tensors)
+    fused = not any(tensor.name.endswith(".ffn_gate.weight") for tensor in listed)
+    table = _table(COMMON) | (_table(GATE_AND_UP_FUSED) if fused else {})
+    sizes = _sizes(config, vocabulary)
+    for tensor in listed:
+        terms = table.get(_without_layer(tensor.name))
+        if terms is None:
+            continue
+        expected = tuple(_size(term, sizes) for term in terms)
+        if tensor.shape != expected:
+            reason = f"has shape {list(tensor.shape)}, but config.json makes it {list(expected)}"
+            raise SourceError(f"tensor {shown(tensor.name)}", reason, _WAY_OUT)
+
+
+def _table(text: str) -> dict[str, list[str]]:
+    lines = (line.split("=") for line in text.splitlines() if line.strip())
+    return {name.strip(): terms.split() for name, terms in lines}
+
+
+def _sizes(config: Mapping[str, Any], vocabulary: int) -> dict[str, int]:
+    heads = int(config["num_attention_heads"])
+    head = int(config.get("head_dim") or config["hidden_size"] // heads)
+    inner = config.get("moe_intermediate_size") or config.get("intermediate_size")
+    return {
+        "vocabulary": vocabulary,
+        "hidden": int(config["hidden_size"]),
+        "head": head,
+        "query": heads * head,
+        "key": int(config.get("num_key_value_heads") or heads) * head,
+        "inner": int(inner or 0),
+        "experts": int(config.get("num_local_experts") or config.get("num_experts") or 0),
+    }
+
+
+def _size(term: str, sizes: Mapping[str, int]) -> int:
+    """
+    >>> _size("query+2*key", {"query": 64, "key": 16})
+    96
+    """
+    total = 0
+    for part in term.split("+"):
+        factor, _, name = part.rpartition("*")
+        total += int(factor or 1) * sizes[name]
+    return total
+
+
+def _without_layer(name: str) -> str:
+    return name.split(".", 2)[2] if name.startswith("blk.") else name
