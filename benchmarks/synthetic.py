@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-HIDDEN, FFN, LAYERS, KV, VOCABULARY = 2048, 5632, 22, 256, 32000
+HIDDEN, FFN, KV, VOCABULARY = 2048, 5632, 256, 32000
+LAYERS = 22  # 1.1 B parameters
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(layers: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "lm_head.weight": (VOCABULARY, HIDDEN),
         "model.norm.weight": (HIDDEN,),
     }
-    for i in range(LAYERS):
+    for i in range(layers):
         block = f"model.layers.{i}."
         found |= {
             f"{block}self_attn.q_proj.weight": (HIDDEN, HIDDEN),
@@ -40,7 +41,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, layers: int = LAYERS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").exists():
         return folder
@@ -48,14 +49,14 @@ def write(folder: Path) -> Path:
     values = (rng.standard_normal(2**24, dtype=np.float32) * 0.02).view(np.uint32)
     block = ((values + 0x8000) >> 16).astype("<u2")
     header, offset = {}, 0
-    for name, shape in shapes().items():
+    for name, shape in shapes(layers).items():
         size = 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for i, shape in enumerate(shapes().values()):
+        for i, shape in enumerate(shapes(layers).values()):
             left, start = int(np.prod(shape)), 7919 * i % len(block)
             while left:
                 piece = block[start : start + left]
@@ -64,7 +65,7 @@ def write(folder: Path) -> Path:
     write_tokenizer(folder)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
+        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": layers,
         "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
         "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",

@@ -155,7 +155,7 @@ def quantize(
         if resumed:
             report.note(f"Resuming: {resumed} of {len(entries)} tensors were already written.")
         elif output.discarded:
-            report.note("An unfinished file of another recipe was discarded.")
+            report.note("An unfinished file of another recipe, or with a damaged journal, was discarded.")
         _Run(opened, plan, evidence, output, solver, report, threads or local.available_cores()).all()
         output.commit()
         records = {name: dict(record) for name, record in output.finished.items()}

@@ -294,3 +294,23 @@ def test_what_the_hub_cannot_give(tmp_path: Path) -> None:
     assert "in the cache holds no GGUF called b.gguf" in partial and "HF_HUB_OFFLINE" in partial
     snapshot = tmp_path / "home" / "hub" / "models--org--ggufs" / "snapshots" / COMMIT
     assert [path.name for path in snapshot.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.parametrize(("mode", "inner"), [(0o000, "m"), (0o444, "m"), (0o111, "m"), (0o000, "m/sub/x.gguf")])
+def test_a_folder_that_may_not_be_read_says_so(mode: int, inner: str) -> None:
+    """Not that it is empty, nor that it does not exist."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "m"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        Path(made).chmod(0o755)
+        folder.chmod(mode)
+        user = os.geteuid()
+        try:
+            if user == 0:  # root may read everything
+                os.seteuid(65534)
+            with pytest.raises(SourceError, match=r"m.*cannot be read \(Permission denied\)"):
+                open_model(Path(made) / inner)
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)

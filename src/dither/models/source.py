@@ -41,10 +41,19 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
 
 
 def _exists(path: Path) -> bool:
+    """Raises SourceError where a folder on the way may not be searched, so that nobody can tell."""
     try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, or a NUL in it
+        os.stat(path)
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
+    except (OSError, ValueError):  # too long, a NUL in it, a link to itself
         return False
+    return True
+
+
+def _unreadable(path: Path, error: OSError) -> SourceError:
+    reason = f"cannot be read ({error.strerror})"
+    return SourceError(shown(str(path)), reason, "Check its permissions and those of the folders above it.")
 
 
 def _open_path(path: Path, pre: str | None) -> Model:
@@ -68,6 +77,11 @@ def _open_path(path: Path, pre: str | None) -> Model:
 
 
 def _open_folder(folder: Path, pre: str | None) -> Model:
+    try:
+        os.listdir(folder)
+        os.stat(os.path.join(folder, "."))  # a folder may be listed and yet not be entered
+    except OSError as error:
+        raise _unreadable(folder, error) from None
     if any(folder.glob("*.safetensors")) or (folder / INDEX).exists():
         return _open_checkpoint(folder, pre)
     ggufs = sorted(path for path in folder.glob("*.gguf") if _is_first_part(path))
