@@ -7,6 +7,7 @@ import inspect as python_inspect
 
 import dither
 from dither import units
+from dither.cli import screen
 
 
 def test_the_public_names_are_these() -> None:
@@ -37,3 +38,4 @@ def test_the_flags_of_quantize_are_these() -> None:
 def test_doctests_of_units() -> None:
     assert doctest.testmod(units).failed == 0
     assert doctest.testmod(units).attempted >= 4
+    assert doctest.testmod(screen) == (0, 1)

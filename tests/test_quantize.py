@@ -199,6 +199,45 @@ def test_an_input_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> None
     assert Path(first.path).read_bytes() == before
 
 
+def test_nothing_that_is_read_is_grown_over(checkpoint: Path, tmp_path: Path) -> None:
+    """The file that a result grows in may be the model (browsers call downloads so), the matrix an input."""
+    model = tmp_path / "new.gguf.part"
+    Path(dither.quantize(checkpoint, "Q8_0", tmp_path / "q8.gguf").path).rename(model)
+    matrix = write_imatrix(tmp_path / "imatrix.gguf", {"blk.0.ffn_up.weight": np.ones(256, np.float32)})
+    before = model.read_bytes(), matrix.read_bytes()
+    with pytest.raises(OutputError, match=r"new\.gguf\.part: is the model itself"):
+        dither.quantize(model, "Q4_K_M", tmp_path / "new.gguf", force=True)
+    with pytest.raises(OutputError, match="read with it"):
+        dither.quantize(checkpoint, "Q4_K_M", matrix, imatrix=matrix, force=True)
+    assert (model.read_bytes(), matrix.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("missing/", "no folder"), ("x" * 255 + ".gguf", "too long"), ("x" * 245 + ".gguf", "too long")],
+)
+def test_a_name_that_cannot_be_written_is_refused(
+    checkpoint: Path, tmp_path: Path, out: str, reason: str
+) -> None:
+    with pytest.raises(OutputError, match=reason):
+        dither.quantize(checkpoint, "Q8_0", f"{tmp_path}/{out}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_thread_writes_on_after_an_interruption(checkpoint: Path, tmp_path: Path) -> None:
+    import threading
+
+    class Interrupting:
+        def note(self, text: str) -> None: ...
+        def start(self, total: int, done: int) -> None: ...
+        def advance(self, amount: int, what: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dither.quantize(checkpoint, "Q4_K_M", tmp_path / "m.gguf", threads=4, progress=Interrupting())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dither")]
+
+
 def test_the_default_name_says_model_and_type(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

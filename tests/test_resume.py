@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -104,3 +105,86 @@ def test_a_write_that_fails_names_the_file_and_keeps_the_work(checkpoint: Path, 
     assert process.returncode == 1
     assert "cannot be written" in process.stderr
     assert not (tmp_path / "model.gguf").exists()
+
+
+def stopped_halfway(target: Path, identity: str = "work") -> PartFile:
+    """An interrupted run that finished its first tensor of two."""
+    with pytest.raises(KeyboardInterrupt), PartFile(target, 8, identity) as file:
+        file.write_at(0, b"abcdXXXX")
+        file.finish("first", {"n": 1}, 4)
+        raise KeyboardInterrupt
+    return file
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda journal: b"", []),
+        (lambda journal: bytes(range(256)) * 4, []),
+        (lambda journal: journal.splitlines()[0] + b"\n[1, 2]\n", []),
+        (lambda journal: journal.replace(b'"first"', b'"other"'), []),
+        (lambda journal: journal.replace(b'"n": 1', b'"n": 2'), []),
+        (lambda journal: journal[:-4], []),
+        (lambda journal: journal + b"\xff\xfe", ["first"]),
+        (lambda journal: journal, ["first"]),
+    ],
+)
+def test_a_damaged_journal_promises_only_what_is_whole(tmp_path: Path, damage: object, kept: list) -> None:
+    target = tmp_path / "file.bin"
+    file = stopped_halfway(target)
+    file.journal.write_bytes(damage(file.journal.read_bytes()))  # type: ignore[operator]
+    with PartFile(target, 8, "work") as file:
+        assert list(file.finished) == kept
+        assert file.part.read_bytes() == (b"abcdXXXX" if kept else bytes(8))  # no old byte stays in a gap
+
+
+def test_a_part_of_another_size_is_not_continued(tmp_path: Path) -> None:
+    target = tmp_path / "file.bin"
+    file = stopped_halfway(target)
+    file.part.write_bytes(b"ab")
+    with PartFile(target, 8, "work") as file:
+        assert not file.finished
+        assert file.discarded
+
+
+@pytest.mark.parametrize("ending", ["", ".part", ".part.journal"])
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, ending: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"kept")
+    place = tmp_path / f"file.bin{ending}"
+    place.symlink_to(precious)
+    with pytest.raises(OutputError, match="symbolic link"):
+        PartFile(tmp_path / "file.bin", 8, "work")
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(OutputError, match="no regular file"):
+        PartFile(tmp_path / "file.bin", 8, "work")
+    assert place.is_fifo()
+    assert precious.read_bytes() == b"kept"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_part_without_a_journal_is_somebody_elses(tmp_path: Path) -> None:
+    download = tmp_path / "file.bin.part"
+    download.write_bytes(b"half a download")
+    with pytest.raises(OutputError, match="no journal"):
+        PartFile(tmp_path / "file.bin", 8, "work")
+    assert download.read_bytes() == b"half a download"
+    assert list(tmp_path.iterdir()) == [download]
+
+
+def test_a_lock_on_a_journal_that_was_taken_away_guards_nothing(tmp_path: Path) -> None:
+    """Between opening and locking, the run that held the lock may finish and delete the journal."""
+    import fcntl
+
+    real, target = fcntl.flock, tmp_path / "file.bin"
+
+    def late(file: object, how: int) -> None:
+        (tmp_path / "file.bin.part.journal").unlink()
+        real(file, how)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        with pytest.raises(OutputError, match="another run"):
+            PartFile(target, 8, "work")
+    assert not list(tmp_path.iterdir())

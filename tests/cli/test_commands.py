@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +84,81 @@ def test_an_error_is_one_json_document_too(tmp_path: Path) -> None:
     assert set(json.loads(failed.stdout)["error"]) == {"thing", "reason", "way_out"}
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_and_continues(
+    checkpoint: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    script = (
+        "import os, sys\n"
+        "from dither.cli import main, screen\n"
+        "class Stopping(screen.Meter):\n"
+        "    def advance(self, amount, what):\n"
+        f"        if what == 'blk.1.attn_q.weight': os.kill(os.getpid(), {int(number)})\n"
+        "import dither.cli.quantize as command\n"
+        "sys.modules['dither.cli.quantize'].Meter = Stopping\n"
+        "main()"
+    )
+    request = ["quantize", str(checkpoint), "--to", "Q4_K_M", "-o", "model.gguf", "--threads", "1", "--json"]
+    stopped = subprocess.run(
+        [sys.executable, "-c", script, *request], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert stopped.returncode == code, stopped.stderr
+    assert "continues where this stopped" in json.loads(stopped.stdout)["error"]["way_out"]
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "model.gguf").exists()
+    resumed = json.loads(dither(*request, cwd=tmp_path).stdout)
+    assert resumed["resumed_tensors"] > 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["types"], ["types", "--json"], ["inspect", "{checkpoint}", "--json"]])
+def test_a_full_disk_behind_stdout_is_an_error_of_one_line(
+    checkpoint: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    words = [argument.format(checkpoint=checkpoint) for argument in arguments]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        failed = subprocess.run(
+            [sys.executable, "-m", "dither", *words],
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert failed.returncode == 1
+    assert failed.stderr == "error: standard output: No space left on device.\n"
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path) -> None:
+    for arguments in (["types"], ["types", "--json"], ["doctor", "--json"]):
+        read, write = os.pipe()
+        os.close(read)
+        left = subprocess.run(
+            [sys.executable, "-m", "dither", *arguments],
+            cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        os.close(write)
+        assert (left.returncode, left.stderr) == (1, "")
+
+
+def test_a_dry_run_has_every_note_of_the_run(checkpoint: Path, tmp_path: Path) -> None:
+    dither("quantize", checkpoint, "--to", "Q8_0", "-o", "q8.gguf", cwd=tmp_path)
+    request = ["quantize", "q8.gguf", "--to", "Q4_K_M", "--json"]
+    promised = json.loads(dither(*request, "--dry-run", cwd=tmp_path).stdout)["notes"]
+    assert promised == json.loads(dither(*request, cwd=tmp_path).stdout)["notes"]
+    assert any("quantized already" in note for note in promised)
+
+
+def test_the_command_to_go_on_with_can_be_pasted(checkpoint: Path, tmp_path: Path) -> None:
+    name = "a model with a long name, which a narrow terminal may not break in two.gguf"
+    made = dither("quantize", checkpoint, "--to", "Q8_0", "-o", name, cwd=tmp_path, columns=60)
+    last = made.stdout.splitlines()[-1]
+    assert shlex.split(last.removeprefix("Talk to it:")) == ["dither", "chat", name]
+
+
+def test_a_folder_for_the_demo_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed = dither("demo", "-o", "file", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: file: cannot be made a folder")
+
+
 def test_names_from_a_file_cannot_drive_the_terminal(tmp_path: Path) -> None:
     import gguf
     import numpy as np
@@ -97,6 +174,7 @@ def test_names_from_a_file_cannot_drive_the_terminal(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "\x1b" not in shown.stdout
     assert "[bold red]model[/]" in shown.stdout
+    assert "None" not in shown.stdout  # what a file does not say is left out
 
 
 def test_starting_is_light() -> None:

@@ -103,3 +103,12 @@ def test_codes_are_nearest(name: str) -> None:
     )  # code 1 is 1 × scale
     least = abs(w_RB[:, :, None] - scale_RB[:, :, None] * CODES).min(axis=2)
     assert (abs(w_RB - chosen) <= least + 1e-6 * scale_RB).all()
+
+
+def test_the_largest_floats_stay_finite() -> None:
+    """The largest magnitude under the largest scale would leave float32."""
+    w_RC = np.full((1, COLUMNS), np.finfo(np.float32).max, np.float32)
+    w_RC[0, ::3] *= -0.7
+    values_RC = decoded("MXFP4", codec("MXFP4").encode(w_RC))
+    assert np.isfinite(values_RC).all()
+    np.testing.assert_allclose(values_RC, w_RC, rtol=0.3)

@@ -203,6 +203,7 @@ BAD_FILES = {
     "promises 4 bytes": b"GGUF\3",
     "metadata keys": build(counts=(0, 2**63)),
     "1152921504606846976 tensors": build(counts=(2**60, 0)),
+    "bad.gguf: promises 288230376151711744 tensors": build([(b"k", 0, b"\1")], counts=(2**58, 1)),
     "k: promises 1099511627776 bytes of text": build([(b"k", STRING, struct.pack("<Q", 2**40) + b"x")]),
     "k: promises 1099511627776 numbers": build([(b"k", ARRAY, array(5, 2**40, b"xxxx"))]),
     "k: promises 1099511627776 strings": build([(b"k", ARRAY, array(STRING, 2**40, b"xxxx"))]),

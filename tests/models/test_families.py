@@ -426,6 +426,64 @@ def test_missing_tensors_are_named(missing: str, message: str, small_llama: Path
         convert(open_checkpoint(folder))
 
 
+@pytest.mark.parametrize("missing", ["model.norm.weight", "mlp.up_proj.weight", "input_layernorm.weight"])
+def test_what_is_missing_from_every_layer_is_named(missing: str, small_llama: Path, tmp_path: Path) -> None:
+    names = load_file(small_llama / "model.safetensors")
+    without = [name for name in names if name.endswith(missing)]
+    folder = damaged_tensors(small_llama, tmp_path / "copy", without=without)
+    with pytest.raises(SourceError, match=rf"{missing}: is missing"):
+        convert(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "weight"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", "blk.1.ffn_up.weight", torch.zeros(64, 96)),
+        ("model.layers.0.self_attn.v_proj.weight", "blk.0.attn_v.weight", torch.zeros(32, 32)),
+        ("model.layers.2.mlp.down_proj.weight", "blk.2.ffn_down.weight", torch.zeros(64 * 96)),
+        ("model.embed_tokens.weight", "token_embd.weight", torch.zeros(300, 65)),
+        ("model.norm.weight", "output_norm.weight", torch.tensor(1.0)),
+        ("lm_head.weight", "output.weight", torch.zeros(300, 63)),
+    ],
+)
+def test_shapes_that_llama_cpp_would_refuse_are_named(
+    source: str, target: str, weight: torch.Tensor, small_llama: Path, tmp_path: Path
+) -> None:
+    folder = damaged_tensors(small_llama, tmp_path / "copy", added={source: weight})
+    with pytest.raises(SourceError, match=rf"tensor {target}: has shape .* config\.json makes"):
+        convert(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("shape", [(301, 64), (299, 64)])
+def test_an_output_matrix_unlike_the_embedding_is_refused(
+    shape: tuple[int, int], small_llama: Path, tmp_path: Path
+) -> None:
+    folder = damaged_tensors(small_llama, tmp_path / "copy", added={"lm_head.weight": torch.zeros(shape)})
+    with pytest.raises(SourceError, match=r"lm_head\.weight: has shape .* not the embedding's 300 rows"):
+        convert(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "num_key_value_heads"])
+def test_a_config_of_another_model_is_refused(key: str, small_llama: Path, tmp_path: Path) -> None:
+    folder = copied(small_llama, tmp_path / "copy", **{key: 4 * SMALL[key], "head_dim": 16})
+    with pytest.raises(SourceError, match="tensor "):
+        convert(open_checkpoint(folder))
+
+
+def test_a_tie_is_true_or_false(small_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="tie_word_embeddings: is 'no', neither"):
+        convert(open_checkpoint(copied(small_llama, tmp_path / "copy", tie_word_embeddings="no")))
+
+
+def test_a_type_that_is_no_weight_is_refused_at_once(small_llama: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = damaged_tensors(
+        small_llama, tmp_path / "copy", added={name: torch.zeros(96, 64, dtype=torch.complex64)}
+    )
+    with pytest.raises(UnsupportedError, match=r"up_proj\.weight: is stored as C64"):
+        convert(open_checkpoint(folder))
+
+
 def test_missing_experts_and_layers_are_named(tmp_path: Path) -> None:
     folder = save_model(random_model(CONFIGS["mixtral"]), tmp_path / "mixtral")
     name = "model.layers.2.block_sparse_moe.experts.1.w3.weight"

@@ -6,6 +6,8 @@ the loopback interface.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -296,7 +298,9 @@ def test_what_the_hub_cannot_give(tmp_path: Path) -> None:
     assert [path.name for path in snapshot.iterdir()] == ["a.gguf"]
 
 
-@pytest.mark.parametrize(("mode", "inner"), [(0o000, "m"), (0o444, "m"), (0o111, "m"), (0o000, "m/sub/x.gguf")])
+@pytest.mark.parametrize(
+    ("mode", "inner"), [(0o000, "m"), (0o444, "m"), (0o111, "m"), (0o000, "m/sub/x.gguf")]
+)
 def test_a_folder_that_may_not_be_read_says_so(mode: int, inner: str) -> None:
     """Not that it is empty, nor that it does not exist."""
     with tempfile.TemporaryDirectory() as made:

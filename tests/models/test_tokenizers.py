@@ -214,6 +214,23 @@ def test_merges_as_strings_and_as_pairs_are_the_same(folder: Path) -> None:
         convert(open_checkpoint(folder))
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [("merges", [["t", "no-token"]], "no-token.* is no token"), ("vocab", {"a": -1}, "lacks a model")],
+)
+def test_what_the_tokenizers_library_refuses_is_refused(
+    part: str, value: Any, message: str, folder: Path
+) -> None:
+    stored = json.loads(byte_level_tokenizer().to_str())
+    stored["model"][part] = value
+    with pytest.raises(Exception, match=r"out of vocabulary|invalid value|did not match"):
+        Tokenizer.from_str(json.dumps(stored))
+    save_tokenizer(byte_level_tokenizer(), folder)
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(SourceError, match=message):
+        convert(open_checkpoint(folder))
+
+
 # Special tokens
 
 

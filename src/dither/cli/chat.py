@@ -45,7 +45,7 @@ def harmless(text: str) -> str:
 
 
 def chat(
-    file: Annotated[Path, typer.Argument(help="The GGUF to talk to.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF to talk to.", show_default=False)],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and leave.")
     ] = None,

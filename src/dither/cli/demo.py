@@ -29,7 +29,7 @@ def demo(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Quantize the bundled model to a ladder of types and let each file write a line."""
+    """Quantize the bundled model to a ladder of types."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
         make_folder(output)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
@@ -98,8 +98,9 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
     out.print(
         "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from "
         "the original's. The error is measured on the files just written; how much of the model's skill is "
-        "left, no table of weights can say.\n\n[bold]Next[/]"
+        "left, no table of weights can say. The time includes compiling an encoder on its first use.\n\n"
+        "[bold]Next[/]"
     )
-    quantize = ("quantize", "path/to/your-model", "--to", "Q4_K_M")
-    for words in (("chat", example), ("inspect", example), quantize):
-        out.print(f"  {copyable('dither', *words)}", soft_wrap=True)
+    for command in ("chat", "inspect"):
+        out.print(f"  {copyable('dither', command, example)}", soft_wrap=True)
+    out.print("  dither quantize path/to/your-model --to Q4_K_M")

@@ -58,7 +58,7 @@ class Finding:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
-    """Show what is installed here, what it enables and what is missing."""
+    """Show what is installed here and what it enables."""
     with stop_on_error(as_json):
         findings = list(examine())
         if as_json:

@@ -12,7 +12,10 @@ from dither.units import format_bytes, format_count
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A .gguf file, a checkpoint folder, or a hub id (org/name).")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A .gguf file, a checkpoint folder, or a hub id (org/name)."),
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

@@ -14,7 +14,10 @@ from dither.units import format_bytes, format_count, format_seconds
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder, a .gguf file, or a hub id (org/name).")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name)."),
+    ],
     to: Annotated[
         str, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")
     ],

@@ -44,7 +44,7 @@ def print_json(document: Any) -> None:
 
 
 def copyable(*words: object) -> str:
-    """A command as a shell takes it, whatever is in the names.
+    """A command of words and file names, no options, as a shell takes it, whatever is in the names.
 
     >>> copyable("dither", "chat", "my model.gguf"), copyable("dither", "chat", "-x.gguf")
     ("dither chat 'my model.gguf'", 'dither chat ./-x.gguf')

@@ -79,7 +79,11 @@ class Float16(FloatCodec):
         return half.view(self.code_dtype)
 
     def from_bits(self, codes: Codes) -> Floats:
-        return np.ascontiguousarray(codes).view(np.float16).astype(np.float32)
+        from dither.codecs.kernels.widen import widen_f16
+
+        bits = np.empty(codes.size, np.uint32)
+        widen_f16(np.ascontiguousarray(codes).reshape(-1), bits)
+        return bits.view(np.float32).reshape(codes.shape)
 
 
 class BFloat16(FloatCodec):

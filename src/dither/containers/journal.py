@@ -70,18 +70,17 @@ class PartFile:
         return OutputError(
             str(path),
             f"cannot be written ({error.strerror})",
-            "Mend that and run the same command again: finished tensors are kept.",
+            "Mend that and run the same command again: it continues where it can.",
         )
 
     def _refuse_strangers(self) -> None:
         """Nothing is truncated or replaced that an earlier run did not leave here."""
         way_out = "Move it away or choose another name with -o."
         for path in (self.target, self.part, self.journal):
+            if path.is_symlink():  # writing would reach through it, or replace the link itself
+                raise OutputError(str(path), "is a symbolic link", "Name the file it leads to.")
             if path.exists() and not path.is_file():
                 raise OutputError(str(path), "exists and is no regular file", way_out)
-        for path in (self.part, self.journal):
-            if path.is_symlink():
-                raise OutputError(str(path), "is a link, and writing would reach through it", way_out)
         if self.part.exists() and not self.journal.exists():
             raise OutputError(str(self.part), "has no journal, so it is not an unfinished run's", way_out)
 

@@ -56,6 +56,8 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
+    """What will be written: every tensor's type and bytes, in the file's order."""
+
     to: str
     file_type: int
     tensors: tuple[PlannedTensor, ...]

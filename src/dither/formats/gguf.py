@@ -108,6 +108,7 @@ def parse_header(data: Buffer, file: str) -> Header:
             raise FormatError(f"{file}, key {shown(key)}", "occurs twice", "Write the file anew without it.")
         metadata[key] = value
     alignment = _alignment_of(metadata, file)
+    cursor.thing = file
     cursor.promise(tensor_count, _LEAST_TENSOR, "tensors")
     infos = [_read_tensor_info(cursor) for _ in range(tensor_count)]
     data_offset = _padded(cursor.at, alignment)

@@ -18,11 +18,11 @@ from dither.types import Bytes, Floats
 
 _CHUNK = 1 << 15  # numbers whose table indices, widened by numpy to 8 bytes each, still fit the L2 cache
 _PLAIN = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
-READABLE = frozenset(_PLAIN) | FP8 | {"BF16", "F8_E8M0"}
+READABLE = frozenset(_PLAIN) | FP8 | {"BF16", "F16", "F8_E8M0"}
 
 
 def to_float32(raw_N: Bytes, dtype: str) -> Floats:
@@ -31,9 +31,11 @@ def to_float32(raw_N: Bytes, dtype: str) -> Floats:
     `dtype` is safetensors' name, one of READABLE.  F64 and integers are rounded to the nearest
     float32; a value beyond its range becomes infinite.
     """
-    if dtype == "BF16":
+    if dtype in ("BF16", "F16"):
+        from dither.codecs.kernels.widen import widen_bf16, widen_f16
+
         bits_n = np.empty(raw_N.size // 2, dtype=np.uint32)
-        np.left_shift(raw_N.view("<u2"), 16, out=bits_n, dtype=np.uint32)
+        (widen_bf16 if dtype == "BF16" else widen_f16)(raw_N.view("<u2"), bits_n)
         return bits_n.view(np.float32)
     if dtype in _PLAIN:
         with np.errstate(over="ignore"):

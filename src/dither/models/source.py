@@ -43,7 +43,7 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
 def _exists(path: Path) -> bool:
     """Raises SourceError where a folder on the way may not be searched, so that nobody can tell."""
     try:
-        os.stat(path)
+        path.stat()
     except PermissionError as error:
         raise _unreadable(path, error) from None
     except (OSError, ValueError):  # too long, a NUL in it, a link to itself
@@ -78,8 +78,9 @@ def _open_path(path: Path, pre: str | None) -> Model:
 
 def _open_folder(folder: Path, pre: str | None) -> Model:
     try:
-        os.listdir(folder)
-        os.stat(os.path.join(folder, "."))  # a folder may be listed and yet not be entered
+        for path in folder.iterdir():
+            path.lstat()  # a folder may be listed and yet not be entered
+            break
     except OSError as error:
         raise _unreadable(folder, error) from None
     if any(folder.glob("*.safetensors")) or (folder / INDEX).exists():

@@ -5,6 +5,7 @@ A family is found by iterating this folder: every module may define `FAMILIES`, 
 
     family.py      what a family is: tables of names, changes, keys
     conversion.py  a table applied to a checkpoint
+    shapes.py      the shapes that must come out of it
     rows.py        what happens to rows on the way
     rope.py        rotary embedding and its scalings
 """

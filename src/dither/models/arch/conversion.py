@@ -97,6 +97,10 @@ def check_numbers(config: Config, tensors: int) -> None:
         if not absent and (type(value) is not int or not 0 < value <= limit):
             reason = "is missing" if value is None else f"is {shown(repr(value))}"
             raise SourceError(f"config.json, {name}", reason, FETCH_AGAIN)
+    tied = config.get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        reason = f"is {shown(repr(tied))}, neither true nor false"
+        raise SourceError("config.json, tie_word_embeddings", reason, FETCH_AGAIN)
     if config["num_hidden_layers"] > tensors:
         reason = f"is {config['num_hidden_layers']}, but there are only {tensors} tensors"
         raise SourceError("config.json, num_hidden_layers", reason, FETCH_AGAIN)
@@ -273,6 +277,11 @@ def drop_tied_output(family: Family, config: Config, found: Found, after: list[s
     elif not tied and target not in after:
         reason = "is missing, and config.json does not say that it is tied to the embedding"
         raise SourceError("tensor lm_head.weight", reason, FETCH_AGAIN)
+    elif target in after:
+        head, embedding = found.single(target).shape, found.single("token_embd.weight").shape
+        if head[:1] != embedding[:1]:
+            reason = f"has shape {list(head)}, which are not the embedding's {embedding[0]} rows"
+            raise SourceError("tensor lm_head.weight", reason, FETCH_AGAIN)
 
 
 def constant(name: str, values_C: Floats) -> Tensor:

@@ -81,7 +81,8 @@ def _table(text: str) -> dict[str, list[str]]:
 def _sizes(config: Mapping[str, Any], vocabulary: int) -> dict[str, int]:
     heads = int(config["num_attention_heads"])
     head = int(config.get("head_dim") or config["hidden_size"] // heads)
-    inner = config.get("moe_intermediate_size") or config.get("intermediate_size")
+    experts = config.get("num_local_experts") or config.get("num_experts")
+    inner = (experts and config.get("moe_intermediate_size")) or config.get("intermediate_size")
     return {
         "vocabulary": vocabulary,
         "hidden": int(config["hidden_size"]),
@@ -89,7 +90,7 @@ def _sizes(config: Mapping[str, Any], vocabulary: int) -> dict[str, int]:
         "query": heads * head,
         "key": int(config.get("num_key_value_heads") or heads) * head,
         "inner": int(inner or 0),
-        "experts": int(config.get("num_local_experts") or config.get("num_experts") or 0),
+        "experts": int(experts or 0),
     }
 
 
