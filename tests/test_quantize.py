@@ -175,7 +175,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, bad: float) -> None
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(SourceError, match=r"blk\.1\.ffn_up\.weight: holds -?(nan|inf) at row 3, column 5"):
         dither.quantize(folder, "Q4_K_M", tmp_path / "model.gguf")
-    assert not (tmp_path / "model.gguf").exists()
+    assert not list(tmp_path.glob("model.gguf*"))
 
 
 def test_a_weight_beyond_f16_is_named(tmp_path: Path) -> None:
@@ -271,3 +271,23 @@ def test_the_file_carries_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
     assert inspection.file_type == "Q4_K_M"
     assert inspection.made_by["recipe"] == recipe
     assert inspection.bits_per_weight == pytest.approx(result.bits_per_weight, abs=0)
+
+
+def test_a_scale_that_is_no_number_is_not_copied_on(checkpoint: Path, tmp_path: Path) -> None:
+    first = Path(dither.quantize(checkpoint, "Q8_0", tmp_path / "q8.gguf").path)
+    entry = next(t for t in gguf.GGUFReader(first).tensors if t.name == "blk.1.ffn_up.weight")
+    data = bytearray(first.read_bytes())
+    data[int(entry.data_offset) : int(entry.data_offset) + 2] = np.float16(np.nan).tobytes()
+    first.write_bytes(data)
+    with pytest.raises(SourceError, match=r"blk\.1\.ffn_up\.weight: holds nan at row 0, column 0"):
+        dither.quantize(first, "Q8_0", tmp_path / "again.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["q8.gguf"]
+
+
+def test_values_out_of_a_types_reach_are_said(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "huge")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 3e38
+    save_file(tensors, folder / "model.safetensors")
+    result = dither.quantize(folder, "Q8_0", tmp_path / "model.gguf")
+    assert any("blk.0.ffn_up.weight" in note and "beyond what Q8_0 can hold" in note for note in result.notes)

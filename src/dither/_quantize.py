@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,12 +43,14 @@ from dither.types import Bytes, Evidence, Floats, Model
 CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
 _FLOATS = ("F32", "F16", "BF16")
 _LARGEST_F16 = 65504.0
+_LOST = 0.95  # one bit per weight still keeps relative errors near 0.6
 
 
 @dataclass(frozen=True)
 class Result:
     """What was written, and what rounding cost.
 
+    `seconds` is reading, encoding and writing, without compiling kernels on their first use.
     `relative_error` is √(Σ(w − ŵ)² / Σw²) over the quantized matrices; `tensors` holds the same per
     tensor beside its type and bytes.
     """
@@ -156,14 +158,50 @@ def quantize(
             report.note(f"Resuming: {resumed} of {len(entries)} tensors were already written.")
         elif output.discarded:
             report.note("An unfinished file of another recipe, or with a damaged journal, was discarded.")
-        _Run(opened, plan, evidence, output, solver, report, threads or local.available_cores()).all()
+        preparing = time.monotonic()
+        prepare({tensor.type for tensor in plan.tensors}, bool(evidence), report)
+        started += time.monotonic() - preparing
+        run = _Run(opened, plan, evidence, output, solver, report, threads or local.available_cores())
+        try:
+            run.all()
+        except OutputError:
+            raise
+        except DitherError:  # the weights themselves: no later run could continue this one
+            output.discard()
+            raise
         output.commit()
         records = {name: dict(record) for name, record in output.finished.items()}
         total = output.total
+    for note in lost_notes(plan, records):
+        report.note(note)
+        notes.append(note)
     return Result(
         str(path), plan, total, time.monotonic() - started, _total_error(plan, records),
         records, resumed, tuple(notes),
     )  # fmt: skip
+
+
+def prepare(types: Iterable[str], with_importance: bool = False, progress: Progress | None = None) -> None:
+    """Gets encoders ready: seconds on their first use, and said when it is more than one.
+
+    Kernels are compiled once per machine and kept on disk; ggml's lattice encoders build their
+    tables anew in every process.
+    """
+    from dither.codecs.kernels import stats
+
+    tell = (progress or Silent()).note
+    slow = threading.Timer(1.0, tell, ("Preparing the encoders: kernels are compiled once per machine …",))
+    slow.start()
+    try:
+        for name in sorted(types):
+            codec = find_codec(name)
+            row = np.ones((1, codec.block), dtype=np.float32)
+            stats.sum_squared_difference(row[0], row[0])
+            stats.sum_squares(row[0])
+            importance = row[0] if with_importance or codec.needs_importance else None
+            codec.decode(codec.encode(row, importance))
+    finally:
+        slow.cancel()
 
 
 class _Run:
@@ -179,7 +217,6 @@ class _Run:
         self.solver, self.report, self.threads = solver, report, threads
 
     def all(self) -> None:
-        self._compile()
         done = self.plan.parameters - sum(tensor.size for tensor in self.todo)
         self.report.start(self.plan.parameters, done)
         sums: dict[str, list[tuple[float, float]]] = {tensor.name: [] for tensor in self.todo}
@@ -193,26 +230,6 @@ class _Run:
                 self.report.advance((chunk.stop - chunk.start) * self.sources[name].columns, name)
                 if left[name] == 0:
                     self.output.finish(name, _record(sums.pop(name)))
-
-    def _compile(self) -> None:
-        """Kernels are compiled on their first use on a machine and kept on disk: seconds, once.  ggml's
-        lattice encoders build their tables in every process, which takes seconds as well."""
-        from dither.codecs.kernels import stats
-
-        slow = threading.Timer(
-            1.0, self.report.note, ("Preparing the encoders: kernels are compiled once per machine …",)
-        )
-        slow.start()
-        try:
-            for name in {tensor.type for tensor in self.todo}:
-                codec = find_codec(name)
-                row = np.ones((1, codec.block), dtype=np.float32)
-                stats.sum_squared_difference(row[0], row[0])
-                stats.sum_squares(row[0])
-                importance = row[0] if self.evidence or codec.needs_importance else None
-                codec.decode(codec.encode(row, importance))
-        finally:
-            slow.cancel()
 
     def _rows_per_chunk(self, tensor: PlannedTensor) -> int:
         return max(1, CHUNK_WEIGHTS // self.sources[tensor.name].columns)
@@ -236,8 +253,7 @@ class _Run:
         source, tensor = self.sources[chunk.tensor.name], chunk.tensor
         if source.stored == tensor.type and source.read_raw is not None:
             raw_RN = source.read_raw(chunk.start, chunk.stop)
-            if tensor.type in _FLOATS:
-                _check_finite(tensor.name, source.read(chunk.start, chunk.stop), chunk.start)
+            _check_finite(tensor.name, source.read(chunk.start, chunk.stop), chunk.start)
             self.output.write_rows(tensor.name, chunk.start, raw_RN)
             return chunk, 0.0, 0.0
         w_RC = source.read(chunk.start, chunk.stop)
@@ -292,6 +308,16 @@ def _record(sums: list[tuple[float, float]]) -> dict[str, Any]:
     error, norm = math.fsum(e for e, _ in sums), math.fsum(n for _, n in sums)
     relative = math.sqrt(error / norm) if norm > 0 else 0.0
     return {"squared_error": error, "squared_norm": norm, "relative_error": relative}
+
+
+def lost_notes(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tensors of which next to nothing is left: their values are out of the type's reach."""
+    return [
+        f"{tensor.name}: relative weight error {records[tensor.name]['relative_error']:.0%}, "
+        f"its values are beyond what {tensor.type} can hold."
+        for tensor in plan.tensors
+        if records[tensor.name]["relative_error"] > _LOST
+    ]
 
 
 def _total_error(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> float:

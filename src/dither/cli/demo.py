@@ -32,6 +32,7 @@ def demo(
     """Quantize the bundled model to a ladder of types."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
         make_folder(output)
+        prepare_encoders(model)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
         if as_json:
             print_json({"model": "dither-demo", "prompt": prompt, "rows": rows})
@@ -47,6 +48,16 @@ def make_folder(folder: Path) -> None:
         raise OutputError(
             str(folder), f"cannot be made a folder ({error.strerror})", "Choose another with -o."
         ) from None
+
+
+def prepare_encoders(model: Path) -> None:
+    """Compiles what the ladder needs, so that the times in the table are those of every later run."""
+    from dither._quantize import prepare, preview
+    from dither.models.source import open_model
+
+    opened = open_model(model)
+    with Meter() as meter:
+        prepare({t.type for to in LADDER for t in preview(opened, to).tensors}, progress=meter)
 
 
 def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None) -> dict[str, Any]:
@@ -98,7 +109,7 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
     out.print(
         "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from "
         "the original's. The error is measured on the files just written; how much of the model's skill is "
-        "left, no table of weights can say. The time includes compiling an encoder on its first use.\n\n"
+        "left, no table of weights can say.\n\n"
         "[bold]Next[/]"
     )
     for command in ("chat", "inspect"):

@@ -84,6 +84,9 @@ class GGUFOutput:
     def commit(self) -> None:
         self._file.commit()
 
+    def discard(self) -> None:
+        self._file.discard()
+
     def __enter__(self) -> GGUFOutput:
         return self
 

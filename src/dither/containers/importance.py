@@ -60,6 +60,8 @@ def matrix_notes(plan: Plan, matrix: ImportanceMatrix | None) -> list[str]:
     if missing:
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notes.append(f"No importance for {len(missing)} of {len(quantized)} quantized tensors: {shown}.")
-    for tensor, experts in matrix.unseen.items():
-        notes.append(f"{tensor}: {experts} experts saw no token; their importance is uniform.")
+    if matrix.unseen:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(matrix.unseen.items())[:3])
+        more = " …" if len(matrix.unseen) > 3 else ""
+        notes.append(f"Experts that saw no token, whose importance is uniform: {shown}{more}.")
     return notes

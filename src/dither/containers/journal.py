@@ -191,6 +191,12 @@ class PartFile:
             raise self._unwritable(self.target, error) from None
         self.journal.unlink()
 
+    def discard(self) -> None:
+        """Takes the unfinished work away: where the source itself is at fault, nothing will continue it."""
+        self._waiting.clear()
+        self.part.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
     def __enter__(self) -> PartFile:
         return self
 

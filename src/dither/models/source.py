@@ -34,6 +34,8 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
     knows its architecture or its quantization, UsageError where a choice is left open.
     """
     text = os.fspath(source)
+    if not text:
+        raise UsageError("the model", "has an empty name", "Name a folder, a GGUF or a hub id.")
     path = Path(text).expanduser()
     if not text.startswith("hf://") and _exists(path):
         return _open_path(path, pre)

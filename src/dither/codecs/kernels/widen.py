@@ -2,8 +2,8 @@
 
 numpy converts float16 one number at a time, which would take a visible share of quantizing a half-precision
 checkpoint.  bfloat16 is a float32's upper half.  A float16's exponent and mantissa, moved to where float32
-has them, are the right number but for the exponent's bias, 112 apart: a product with 2¹¹² mends that, exactly,
-for subnormal numbers as well; infinity and NaN get their exponent back by hand.
+has them, are the right number but for the exponent's bias, 112 apart: a product with 2¹¹² mends that, exactly
+and for subnormal numbers as well; infinity and NaN get their exponent back by hand.
 """
 
 from __future__ import annotations
