@@ -2,8 +2,8 @@
 
 A synthetic bf16 checkpoint (263 M parameters; 1.1 B with --layers 22) is quantized to each type, once by our
 kernels and once by ggml's encoders (`libgguf`, a wheel around them), with the same reader, writer, count of
-the error and number of threads; only the encoder differs.  Reported: user-CPU nanoseconds per weight, peak resident
-memory beyond the mapped file, and the ratios; `--alone` measures Dither without the contestant.
+the error and number of threads; only the encoder differs.  Reported: user-CPU nanoseconds per weight, peak
+resident memory beyond the mapped file, and the ratios; `--alone` measures Dither without the contestant.
 
     python benchmarks/end_to_end.py [--types Q8_0,Q4_K_M] [--threads 1] [--alone] [--save NAME]
 """
