@@ -46,3 +46,10 @@ def test_its_two_commands_are_targets() -> None:
     commands = re.findall(r"^make (\w+)", blocks("sh")[0], flags=re.MULTILINE)
     assert set(commands) <= set(targets)
     assert commands == ["demo", "test"]
+
+
+def test_the_speed_page_shows_the_kept_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import render
+
+    assert render.PAGE.read_text() == render.page()
