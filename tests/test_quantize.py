@@ -291,3 +291,11 @@ def test_values_out_of_a_types_reach_are_said(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     result = dither.quantize(folder, "Q8_0", tmp_path / "model.gguf")
     assert any("blk.0.ffn_up.weight" in note and "beyond what Q8_0 can hold" in note for note in result.notes)
+
+
+def test_an_infinite_size_in_the_config_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "endless")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": float("inf")}))
+    with pytest.raises(dither.DitherError, match="unexpected kind"):
+        dither.open_model(folder)

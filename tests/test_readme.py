@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 

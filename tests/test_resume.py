@@ -16,6 +16,8 @@ import dither
 from dither.containers.journal import PartFile
 from dither.errors import OutputError
 
+pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
+
 KILLED_AT = """
 import os, signal, sys
 import dither.containers.journal as journal

@@ -21,6 +21,8 @@ from typer.testing import CliRunner, Result
 from dither.cli import app
 from dither.cli.chat import harmless
 
+pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
+
 SAYS = "né €"
 RUDE = "\x1b[2J\rok"  # clears the screen and overwrites the line, if obeyed
 NEWLINE, COLON = (len(SPECIAL) + ord(letter) for letter in "\n:")

@@ -45,6 +45,8 @@ from dither.models.arch.naming import plain_name, rounded_count
 from dither.models.checkpoint import open_checkpoint
 from dither.types import Model
 
+pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
+
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
 

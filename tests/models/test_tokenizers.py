@@ -40,6 +40,8 @@ from dither.models.tokenizers import sentencepiece as spm
 from dither.models.tokenizers.vocabulary import TokenType
 from dither.types import Model
 
+pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
+
 transformers.logging.set_verbosity_error()
 
 SIZE = 1200  # rows of the embedding; what a tokenizer lacks is padded

@@ -85,7 +85,7 @@ def convert(checkpoint: Checkpoint, *, pre: str | None = None) -> Model:
     """
     try:
         return convert_with(family_of(checkpoint.config), checkpoint, pre)
-    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # JSON from a stranger may hold anything anywhere: here, and only here, a wrong kind is caught.
         raise FormatError(
             str(checkpoint.folder),
