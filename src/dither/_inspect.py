@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.containers.presets import file_type, preset_names
+from dither.containers.recipe import count_by_type
 from dither.models.source import open_model
 from dither.types import Model
 
@@ -78,7 +79,7 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         pre=metadata.get("tokenizer.ggml.pre"),
         vocabulary=len(metadata["tokenizer.ggml.tokens"]) if "tokenizer.ggml.tokens" in metadata else None,
         chat_template="tokenizer.chat_template" in metadata,
-        types=_by_type(opened),
+        types=count_by_type((t.stored, t.size, t.stored_bytes) for t in opened.tensors),
         groups=_by_group(opened),
         made_by=_made_by(metadata),
         tensors=[
@@ -100,16 +101,6 @@ def _preset_called(number: Any) -> str | None:
         return None
     names = [name for name in preset_names() if file_type(name) == number]
     return names[0] if names else f"file type {number}"
-
-
-def _by_type(model: Model) -> dict[str, dict[str, int]]:
-    types: dict[str, dict[str, int]] = {}
-    for tensor in model.tensors:
-        entry = types.setdefault(tensor.stored, {"tensors": 0, "parameters": 0, "bytes": 0})
-        entry["tensors"] += 1
-        entry["parameters"] += tensor.size
-        entry["bytes"] += tensor.stored_bytes
-    return dict(sorted(types.items(), key=lambda item: -item[1]["bytes"]))
 
 
 def _by_group(model: Model) -> dict[str, dict[str, int]]:

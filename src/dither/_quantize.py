@@ -41,7 +41,6 @@ from dither.solvers.nearest import Nearest
 from dither.types import Bytes, Evidence, Floats, Model
 
 CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
-_FLOATS = ("F32", "F16", "BF16")
 _LARGEST_F16 = 65504.0
 _LOST = 0.95  # one bit per weight still keeps relative errors near 0.6
 
@@ -193,11 +192,12 @@ def prepare(types: Iterable[str], with_importance: bool = False, progress: Progr
     slow = threading.Timer(1.0, tell, ("Preparing the encoders: kernels are compiled once per machine …",))
     slow.start()
     try:
+        one = np.ones(1, dtype=np.float32)
+        stats.sum_squared_difference(one, one)
+        stats.sum_squares(one)
         for name in sorted(types):
             codec = find_codec(name)
             row = np.ones((1, codec.block), dtype=np.float32)
-            stats.sum_squared_difference(row[0], row[0])
-            stats.sum_squares(row[0])
             importance = row[0] if with_importance or codec.needs_importance else None
             codec.decode(codec.encode(row, importance))
     finally:

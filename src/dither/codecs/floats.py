@@ -12,6 +12,7 @@ Legend: R rows, C columns, K some columns, N bytes of a packed row.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,10 @@ class FloatCodec(BlockCodec):
     block = 1
     code_dtype: np.dtype[Any]
 
-    def to_bits(self, w: Floats) -> Codes:
-        raise NotImplementedError
-
-    def from_bits(self, codes: Codes) -> Floats:
-        raise NotImplementedError
+    @abstractmethod
+    def to_bits(self, w: Floats) -> Codes: ...
+    @abstractmethod
+    def from_bits(self, codes: Codes) -> Floats: ...
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """Nothing is shared between weights, so there is nothing to fit: an empty tuple."""

@@ -10,10 +10,9 @@ import numpy as np
 from dither.codecs import codec as find_codec
 from dither.containers.recipe import Plan, PlannedTensor
 from dither.errors import UsageError
+from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.imatrix import ImportanceMatrix
 from dither.types import Floats
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def gather_evidence(plan: Plan, matrix: ImportanceMatrix | None) -> dict[str, Floats]:
@@ -27,7 +26,7 @@ def gather_evidence(plan: Plan, matrix: ImportanceMatrix | None) -> dict[str, Fl
         values = matrix.means.get(planned.name) if matrix else None
         if values is not None and matrix is not None:
             found[planned.name] = _fit_importance(planned, values, matrix.name)
-        elif planned.type not in _FLOATS and find_codec(planned.type).needs_importance:
+        elif planned.type not in FLOAT_TYPES and find_codec(planned.type).needs_importance:
             raise UsageError(
                 planned.name, f"{planned.type} needs importance, and there is none for this tensor",
                 "Give an importance matrix with --imatrix, or choose a larger type.",
@@ -54,7 +53,7 @@ def _fit_importance(planned: PlannedTensor, values: Floats, matrix: str) -> Floa
 def matrix_notes(plan: Plan, matrix: ImportanceMatrix | None) -> list[str]:
     if matrix is None:
         return []
-    quantized = [t.name for t in plan.tensors if t.type not in _FLOATS]
+    quantized = [t.name for t in plan.tensors if t.type not in FLOAT_TYPES]
     missing = [name for name in quantized if name not in matrix.means]
     notes = []
     if missing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,13 +81,7 @@ class Plan:
 
     def by_type(self) -> dict[str, dict[str, int]]:
         """Type → number of tensors, parameters and bytes, the largest first."""
-        groups: dict[str, dict[str, int]] = {}
-        for tensor in self.tensors:
-            group = groups.setdefault(tensor.type, {"tensors": 0, "parameters": 0, "bytes": 0})
-            group["tensors"] += 1
-            group["parameters"] += tensor.size
-            group["bytes"] += tensor.bytes
-        return dict(sorted(groups.items(), key=lambda item: -item[1]["bytes"]))
+        return count_by_type((tensor.type, tensor.size, tensor.bytes) for tensor in self.tensors)
 
     def fallback_notes(self) -> list[str]:
         """One sentence per kind of fallback, then what they cost together; empty without any.
@@ -120,6 +114,17 @@ class Plan:
             "fallbacks": self.fallback_notes(),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
         }
+
+
+def count_by_type(tensors: Iterable[tuple[str, int, int]]) -> dict[str, dict[str, int]]:
+    """(type, weights, bytes) of every tensor → per type how many, the largest share first."""
+    groups: dict[str, dict[str, int]] = {}
+    for kind, size, stored in tensors:
+        group = groups.setdefault(kind, {"tensors": 0, "parameters": 0, "bytes": 0})
+        group["tensors"] += 1
+        group["parameters"] += size
+        group["bytes"] += stored
+    return dict(sorted(groups.items(), key=lambda item: -item[1]["bytes"]))
 
 
 def make_plan(model: Model, options: Options, importance: Collection[str] = ()) -> Plan:

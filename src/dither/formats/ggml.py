@@ -97,4 +97,5 @@ def _read_table() -> dict[str, GgmlType]:
 
 
 GGML_TYPES = _read_table()
+FLOAT_TYPES = ("F32", "F16", "BF16")  # plain numbers, no scales to search
 GGML_BY_ID = {kind.id: kind for kind in GGML_TYPES.values()}
