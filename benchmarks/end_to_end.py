@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import record
 import synthetic
 
+HERE = str(Path(__file__).parent)
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K"
 
 CHILD = """
@@ -30,17 +32,10 @@ from dither import _quantize
 model, to, out, encoder, threads = sys.argv[1:]
 if hasattr(os, "sched_setaffinity"):  # libgguf starts as many threads as there are cores to run on
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(threads)])
+solver = None
 if encoder == "ggml":
-    import gguf, libgguf, numpy as np
-    class Ggml:
-        name = "ggml"
-        def __call__(self, w_RC, codec, evidence):
-            kind = gguf.GGMLQuantizationType[codec.name]
-            if codec.name == "F32":
-                return codec.encode(w_RC)
-            raw = libgguf.quantize_rows_raw(kind, np.ascontiguousarray(w_RC), *w_RC.shape)
-            return np.frombuffer(raw, np.uint8).reshape(len(w_RC), -1)
-    _quantize.Nearest = Ggml
+    from ggml import Ggml
+    solver = Ggml()
 opened = _quantize.open_model(model)
 _quantize.preview(opened, to)
 class Meter:
@@ -57,7 +52,7 @@ def watch():
         time.sleep(0.02)
 threading.Thread(target=watch, daemon=True).start()
 meter = Meter()
-result = _quantize.quantize(opened, to, out, threads=int(threads), force=True, progress=meter)
+result = _quantize.quantize(opened, to, out, solver=solver, threads=int(threads), force=True, progress=meter)
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "ns_per_weight": (after.ru_utime - meter.before.ru_utime) / meter.total * 1e9,
@@ -69,7 +64,10 @@ print(json.dumps({
 
 def measure(model: Path, to: str, encoder: str, threads: int, scratch: Path) -> dict[str, float]:
     command = [sys.executable, "-c", CHILD, str(model), to, str(scratch / "out.gguf"), encoder, str(threads)]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    # -c puts the folder one stands in on the path, not the script's
+    printed = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": HERE}
+    ).stdout
     (scratch / "out.gguf").unlink()
     return dict(json.loads(printed))
 

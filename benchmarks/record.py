@@ -21,12 +21,17 @@ def processor() -> str:
     return f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, {widest}"
 
 
+def _without_folder(word: str) -> str:
+    """A file by its name: where it lies is this machine's business."""
+    return Path(word).name if "/" in word and Path(word).exists() else word
+
+
 def save(name: str, rows: Any) -> Path:
     """Writes `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
     script = Path(sys.argv[0]).name
     document = {
-        "command": " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{script}", *map(_without_folder, sys.argv[1:])]),
         "processor": processor(),
         "versions": {name: version(name) for name in ("numba", "numpy", "libgguf")},
         "rows": rows,

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dither.containers.presets import file_type, preset_names
+from dither.containers.provenance import MEASUREMENT
 from dither.containers.recipe import count_by_type
+from dither.errors import DitherError
 from dither.models.source import open_model
 from dither.types import Model
 
@@ -41,6 +43,7 @@ class Inspection:
     types: dict[str, dict[str, int]]  # type → tensors, parameters, bytes
     groups: dict[str, dict[str, int]]  # kind of tensor ("attn_q") → type → count
     made_by: dict[str, Any]  # Dither's version and recipe, or what other tools left
+    measurement: dict[str, Any] | None  # what the file says it lost (`measuring.schema.Measurement`)
     tensors: list[dict[str, Any]]
     notes: list[str]
 
@@ -56,6 +59,7 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
     opened = model if isinstance(model, Model) else open_model(model, pre=pre)
     size = sum(tensor.stored_bytes for tensor in opened.tensors)
     metadata = {key: field.value for key, field in opened.metadata.items()}
+    measurement, doubts = _measurement(metadata, opened.origin)
 
     def of_arch(key: str) -> Any:
         return _plain(metadata.get(f"{opened.arch}.{key}"))
@@ -82,12 +86,26 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         types=count_by_type((t.stored, t.size, t.stored_bytes) for t in opened.tensors),
         groups=_by_group(opened),
         made_by=_made_by(metadata),
+        measurement=measurement,
         tensors=[
             {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes}
             for t in opened.tensors
         ],
-        notes=list(opened.notes),
+        notes=[*opened.notes, *doubts],
     )
+
+
+def _measurement(metadata: Mapping[str, Any], origin: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The measurement that the metadata carries, and a note where it is none."""
+    text = str(metadata.get(MEASUREMENT, "")).strip()
+    if text in ("", "{}"):
+        return None, []
+    from dither.measuring.schema import parse  # pydantic, for those files alone that need it
+
+    try:
+        return parse(text, f"{origin}: {MEASUREMENT}").model_dump(), []
+    except DitherError as error:
+        return None, [str(error)]
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """The waist: the few types that every room shares.
 
 Legend of shape suffixes: R rows (out features, experts flattened in), C columns (in features),
-B the weights of one block, K some neighbouring columns of a block, N bytes of a packed row.
+B the weights of one block, K some neighbouring columns of a block, N bytes of a packed row,
+H input rows held back from calibration.
 Arrays are numpy's: a room that needs torch wraps them without copying.
 """
 
@@ -22,12 +23,19 @@ Grid = Any  # a codec's own record of scales for R rows of one block: opaque to 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What calibration learnt about one linear layer's input."""
+    """What calibration learnt about one linear layer's input x."""
 
     tokens: int  # token positions seen
     mean_square_C: Floats  # E[x_c²]: llama.cpp's importance matrix
-    hessian_CC: Floats | None = None  # E[x xᵀ]
+    hessian_CC: Floats | None = None  # E[x xᵀ], without the tokens held back
+    held_HC: Floats | None = None  # inputs held back from the Hessian, to judge its solution by
     data_sha256: str = ""
+
+
+class EvidenceSource(Protocol):
+    """Evidence by tensor: of `expert` where each has inputs of its own, None where nothing is known."""
+
+    def __call__(self, tensor: str, expert: int = 0) -> Evidence | None: ...
 
 
 class Codec(Protocol):
@@ -84,12 +92,26 @@ class Codec(Protocol):
 
 
 class Solver(Protocol):
-    """Chooses which of a codec's numbers each weight becomes."""
+    """Chooses which of a codec's numbers each weight becomes.
+
+    One that needs a Hessian is given all rows of a layer (or of one expert) at once; any other may be
+    given some of them.
+    """
 
     name: str
     needs: frozenset[str]  # {}, {"mean_square"}, {"hessian"}
 
-    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Bytes: ...
+    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved: ...
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solver's answer: the bytes, who found them, and what a person should know about it."""
+
+    raw_RN: Bytes
+    solver: str  # the one whose codes were kept: "gptq", or "nearest" where that was better
+    record: Mapping[str, float] = field(default_factory=dict)  # "objective", "damping", …
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,29 @@ class Model:
     @property
     def parameters(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """A model rewritten to compute the same function, and the evidence its layers would now give."""
+
+    model: Model
+    evidence: EvidenceSource
+    record: Mapping[str, Any]  # what was chosen, for the file's recipe
+    notes: tuple[str, ...] = ()
+
+
+class Transform(Protocol):
+    """Rewrites a model so that rounding hurts less; tensors stay lazy."""
+
+    name: str
+    needs: frozenset[str]
+
+    def __call__(
+        self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]
+    ) -> Transformed:
+        """`codec_of` names the codec each tensor will be stored in, None for tensors kept as floats."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from dither import __version__
+from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
+from dither.cli.compare import compare
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
 from dither.cli.inspect import inspect, types
+from dither.cli.measure import measure
 from dither.cli.quantize import quantize
 
 app = typer.Typer(
@@ -45,6 +48,9 @@ def options(
 
 app.command()(quantize)
 app.command("quantise", hidden=True)(quantize)
+app.command()(calibrate)
+app.command()(measure)
+app.command()(compare)
 app.command()(inspect)
 app.command()(types)
 app.command()(chat)

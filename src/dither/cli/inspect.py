@@ -58,6 +58,7 @@ def facts_table(found: Any) -> Table:
         ("tokenizer", _tokenizer(found)),
         ("chat template", "yes" if found.chat_template else "none: a base model, it continues text"),
         ("made by", _made_by(found.made_by)),
+        ("measured", _measured(found.measurement)),
     ]
     for label, text in facts:
         table.add_row(label, plain(text))
@@ -90,13 +91,32 @@ def _tokenizer(found: Any) -> str:
     return f"{found.tokenizer}, {found.vocabulary} tokens{pre}"
 
 
+def _measured(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not in the file"
+    return (
+        f"KL divergence {found['kl_mean']:.4f} ({found['kl_mean_low']:.4f} … {found['kl_mean_high']:.4f}) "
+        f"against {found['reference']}, same top token {100 * found['same_top']:.1f} %, "
+        f"perplexity × {found['ppl_ratio']:.3f}, on {format_count(found['tokens'])} tokens of {found['data']}"
+    )
+
+
 def _made_by(made: dict[str, Any]) -> str:
     parts = []
     for key, value in made.items():
         if key == "recipe" and isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items() if k != "source")
+            value = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if k != "source")
         parts.append(str(value) if key == "tool" else f"{key}: {value}")
     return "; ".join(parts) or "not said"
+
+
+def _short(value: Any) -> str:
+    """What stands in a recipe, without what only `--json` has room for."""
+    if not isinstance(value, dict):
+        return str(value)
+    if "sha256" in value:
+        return str(value.get("name") or value.get("data", {}).get("name", "")) + f" ({value['sha256'][:8]})"
+    return ", ".join(map(str, value))
 
 
 def types_table(found: Any) -> Table:

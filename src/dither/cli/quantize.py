@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from dither.measuring.schema import Measurement
 
 
 def quantize(
@@ -25,7 +28,37 @@ def quantize(
         str | None,
         typer.Option("-o", "--output", metavar="PATH", help="A file or a folder; <model>-<TYPE>.gguf."),
     ] = None,
-    imatrix: Annotated[Path | None, typer.Option(help="An importance matrix (.gguf or .dat).")] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            "--evidence",
+            "--imatrix",
+            metavar="PATH",
+            help="A folder of `dither calibrate`, or an importance matrix (.gguf, .dat).",
+        ),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(help="nearest, gptq or learned. Default: gptq where the evidence has Hessians."),
+    ] = None,
+    transform: Annotated[
+        list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate; repeatable, in order.")
+    ] = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            help="Hessians of the original's inputs (parallel), or behind quantized layers (sequential)."
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the KL divergence and keep it in the file.")
+    ] = False,
+    measure_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Text to measure on (or self). Default: what calibration held back."
+        ),
+    ] = None,
     tensor: Annotated[
         list[str] | None, typer.Option(metavar="REGEX=TYPE", help="A type for tensors by name; repeatable.")
     ] = None,
@@ -34,6 +67,7 @@ def quantize(
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
     pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs when it is measured: cpu, cuda.")] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -46,7 +80,7 @@ def quantize(
 
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
-            "imatrix": imatrix, "tensors": overrides, "output_type": output_type,
+            "evidence": evidence, "tensors": overrides, "output_type": output_type,
             "embedding_type": embedding_type, "pure": pure, "pre": pre,
         }  # fmt: skip
         if dry_run:
@@ -60,7 +94,12 @@ def quantize(
                 model,
                 to,
                 output,
+                solver=solver,
+                transforms=transform or (),
+                statistics=statistics,
+                measure=measure_data or measure,
                 threads=threads,
+                device=device,
                 force=force,
                 progress=meter,
                 **common,  # type: ignore[arg-type]
@@ -116,7 +155,20 @@ def print_result(result: object) -> None:
         f"{result.bits_per_weight:.2f} bits per weight, {against_source(result.compression)}, "
         f"relative weight error {100 * result.relative_error:.2f} %, {format_seconds(result.seconds)}"
     )
+    if result.solvers:
+        kept = ", ".join(f"{count} by {name}" for name, count in result.solvers.items())
+        out.print(f"Layers solved: {kept}.")
+    if result.measurement:
+        out.print(measured(result.measurement))
     out.print(f"Talk to it:  {copyable('dither', 'chat', result.path)}", soft_wrap=True)
+
+
+def measured(found: Measurement) -> str:
+    return (
+        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean_low:.4f} … {found.kl_mean_high:.4f}), same top token "
+        f"{100 * found.same_top:.1f} %, perplexity × {found.ppl_ratio:.3f}, on {format_count(found.tokens)} "
+        f"tokens of text {plain(found.data)}"
+    )
 
 
 def against_source(compression: float) -> str:

@@ -1,16 +1,69 @@
 """What block codecs have in common: arithmetic on their sizes, and rows cut into blocks.
 
-Legend: R rows, C columns, B the weights of one block, N bytes of a packed row.
+Legend: R rows, C columns, B the weights of one block, N bytes of a packed row, S sub-blocks, K levels,
+M multiples.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from dither.errors import UsageError
 from dither.types import Bytes, Codes, Floats, Grid
+
+
+class Levels(NamedTuple):
+    """A grid of scaled levels as data: ŵ = unit · multiples[i_s] · numbers[k] − below · lowers[j_s].
+
+    A block has one `unit` (and one `below`), each sub-block s of `size` neighbors its own multiples of them,
+    and each weight its level k.  Whoever holds this can round weights and improve scales in any metric
+    without knowing the codec.
+    """
+
+    numbers_K: Floats  # rising
+    codes_K: npt.NDArray[np.generic]  # the code that stands for each number
+    size: int
+    multiples_M: Floats  # rising; what a sub-block may multiply `unit` by
+    lowers_M: Floats  # rising; what it may multiply `below` by: (0,) where nothing is subtracted
+    free_unit: bool  # `unit` and `below` are any float16; otherwise they are 1 and 0
+
+
+class Scales(NamedTuple):
+    """The numbers that a grid of levels stores for R blocks."""
+
+    unit_R: Floats  # float16 values
+    multiple_RS: npt.NDArray[np.int16]  # index into `Levels.multiples_M`
+    below_R: Floats
+    lower_RS: npt.NDArray[np.int16]
+
+
+@runtime_checkable
+class LevelCodec(Protocol):
+    """A codec whose grids are scaled levels; lattices and plain floats are none."""
+
+    @property
+    def levels(self) -> Levels: ...
+    def to_scales(self, grid: Grid) -> Scales: ...
+    def from_scales(self, scales: Scales) -> Grid: ...
+
+
+def plain_levels(numbers: npt.ArrayLike, codes: npt.ArrayLike, size: int, lower: bool = False) -> Levels:
+    """Levels of a block that has one scale, and with `lower` one number subtracted."""
+    one = np.ones(1, np.float32)
+    return Levels(
+        np.asarray(numbers, np.float32), np.asarray(codes), size, one, one if lower else one * 0, True
+    )
+
+
+def plain_scales(scale_R: Floats, minimum_R: Floats | None = None) -> Scales:
+    """The record of blocks with one scale: a stored minimum is minus what is subtracted."""
+    zero_R1 = np.zeros((len(scale_R), 1), np.int16)
+    below_R = np.zeros_like(scale_R) if minimum_R is None else -minimum_R
+    return Scales(scale_R.copy(), zero_R1, below_R, zero_R1.copy())
 
 
 class BlockCodec(ABC):

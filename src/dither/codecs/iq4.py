@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import BlockCodec, Levels, Scales, plain_levels, plain_scales
 from dither.codecs.legacy import blocks, half_bytes, half_values, importance_blocks, invert, packed_blocks
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
@@ -64,6 +64,13 @@ class NonLinearGrid(NamedTuple):
 class NonLinear(BlockCodec):
     name, block = "IQ4_NL", 32
     block_bytes = GGML_TYPES["IQ4_NL"].block_bytes
+    levels = plain_levels(CODEBOOK, np.arange(16, dtype=np.uint8), 32)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R)
+
+    def from_scales(self, scales: Scales) -> NonLinearGrid:
+        return NonLinearGrid(scales.unit_R)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import iq4
@@ -113,6 +120,18 @@ class SuperGrid(NamedTuple):
 class NonLinearSuper(BlockCodec):
     name, block = "IQ4_XS", 256
     block_bytes = GGML_TYPES["IQ4_XS"].block_bytes
+    levels = Levels(
+        CODEBOOK, np.arange(16, dtype=np.uint8), 32, np.arange(-32, 32, dtype=np.float32),
+        np.zeros(1, np.float32), True,
+    )  # fmt: skip
+
+    def to_scales(self, grid: Grid) -> Scales:
+        multiple_RS = grid.multiple_RS.astype(np.int16) + np.int16(32)
+        none_R, none_RS = np.zeros_like(grid.scale_R), np.zeros_like(multiple_RS)
+        return Scales(grid.scale_R.copy(), multiple_RS, none_R, none_RS)
+
+    def from_scales(self, scales: Scales) -> SuperGrid:
+        return SuperGrid(scales.unit_R, (scales.multiple_RS - np.int16(32)).astype(np.int8))
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import iq4

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import BlockCodec, Levels, Scales
 from dither.errors import UsageError
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -110,6 +110,18 @@ class AffineK(_KQuant):
             np.float32,
         )
         self._shares = np.array([most / (most + more) for more in self._shares_above], np.float32)
+        integers, codes = np.arange(most + 1, dtype=np.float32), np.arange(top + 1, dtype=np.uint8)
+        self.levels = Levels(codes.astype(np.float32), codes, size, integers, integers, True)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        d_R, dmin_R = grid.d_R.astype(np.float32), grid.dmin_R.astype(np.float32)
+        return Scales(d_R, grid.sc_RS.astype(np.int16), dmin_R, grid.m_RS.astype(np.int16))
+
+    def from_scales(self, scales: Scales) -> AffineGrid:
+        return AffineGrid(
+            scales.unit_R.astype(np.float16), scales.below_R.astype(np.float16),
+            scales.multiple_RS.astype(np.uint8), scales.lower_RS.astype(np.uint8),
+        )  # fmt: skip
 
     def _empty(self, rows: int) -> AffineGrid:
         return AffineGrid(
@@ -160,6 +172,17 @@ class SymmetricK(_KQuant):
         more = (0.5, 1.0, 1.5) if thorough else ()
         self._shares = np.array([reach / (reach + k) for k in more], np.float32)
         self._rounds = 1
+        codes, multiples = np.arange(-half, half, dtype=np.int8), np.arange(-reach, reach, dtype=np.float32)
+        self.levels = Levels(codes.astype(np.float32), codes, 16, multiples, np.zeros(1, np.float32), True)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        multiple_RS = grid.sc_RS.astype(np.int16) + np.int16(self.reach)
+        d_R = grid.d_R.astype(np.float32)
+        return Scales(d_R, multiple_RS, np.zeros_like(d_R), np.zeros_like(multiple_RS))
+
+    def from_scales(self, scales: Scales) -> SymmetricGrid:
+        sc_RS = (scales.multiple_RS - np.int16(self.reach)).astype(np.int8)
+        return SymmetricGrid(scales.unit_R.astype(np.float16), sc_RS)
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> SymmetricGrid:
         from dither.codecs.kernels.k_symmetric import fit_symmetric

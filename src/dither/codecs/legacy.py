@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import BlockCodec, Scales, plain_levels, plain_scales
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -36,6 +36,12 @@ class ScaleGrid(NamedTuple):
     inverse_R: Floats
     minimum_R: Floats  # zero, as is the origin, where a type stores none
     origin_R: Floats
+
+
+def grid_of_scales(scales: Scales) -> ScaleGrid:
+    """A grid that rounds under what is stored."""
+    minimum_R = -scales.below_R
+    return ScaleGrid(scales.unit_R, invert(scales.unit_R), minimum_R, minimum_R)
 
 
 def empty_grid(rows: int) -> ScaleGrid:
@@ -81,6 +87,13 @@ def steps_from(w_RK: Floats, grid: ScaleGrid, shift: float) -> tuple[Floats, npt
 class Q8(BlockCodec):
     name, block = "Q8_0", 32
     block_bytes = GGML_TYPES["Q8_0"].block_bytes
+    levels = plain_levels(range(-127, 128), np.arange(-127, 128, dtype=np.int8), 32)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R)
+
+    def from_scales(self, scales: Scales) -> Grid:
+        return grid_of_scales(scales)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import legacy as kernels
@@ -160,6 +173,15 @@ class LowBits(BlockCodec):
             self.candidates = np.concatenate(
                 [-(self.middle + steps), self.middle - 1 + steps + np.float32(0.5)]
             )
+
+        codes = np.arange(self.most + 1, dtype=np.uint8)
+        self.levels = plain_levels(codes.astype(np.float32) - self.middle, codes, 32, lower=affine)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R, grid.minimum_R if self.affine else None)
+
+    def from_scales(self, scales: Scales) -> Grid:
+        return grid_of_scales(scales)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """ggml's formula without importance; the best of a few dozen scales with it."""

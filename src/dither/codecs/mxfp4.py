@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import BlockCodec, Levels, Scales
 from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
@@ -58,6 +58,21 @@ class Fp4Codec(BlockCodec):
         self.last = last  # the largest scale that may be chosen
         self.block, self.block_bytes = GGML_TYPES[name].block, GGML_TYPES[name].block_bytes
         self.groups = self.block // group
+        numbers, codes = np.unique(VALUES, return_index=True)
+        multiples = scales[: last + 1]
+        self.levels = Levels(
+            numbers, codes.astype(np.uint8), group, multiples, np.zeros(1, np.float32), False
+        )
+
+    def to_scales(self, grid: Grid) -> Scales:
+        multiple_RS = grid.index_RS.astype(np.int16)
+        rows = len(multiple_RS)
+        return Scales(
+            np.ones(rows, np.float32), multiple_RS, np.zeros(rows, np.float32), np.zeros_like(multiple_RS)
+        )
+
+    def from_scales(self, scales: Scales) -> Fp4Grid:
+        return Fp4Grid(scales.multiple_RS.astype(np.uint8))
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The scale byte of least weighted error for each group."""

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import BlockCodec, Scales, plain_levels, plain_scales
 from dither.codecs.legacy import (
     BELOW_HALF,
     ScaleGrid,
     blocks,
     empty_grid,
+    grid_of_scales,
     half_bytes,
     half_values,
     importance_blocks,
@@ -48,6 +49,13 @@ class TernaryCodec(BlockCodec):
     def __init__(self, name: str) -> None:
         self.name = name
         self.block_bytes = GGML_TYPES[name].block_bytes
+        self.levels = plain_levels((-1, 0, 1), np.arange(3, dtype=np.uint8), self.block)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R)
+
+    def from_scales(self, scales: Scales) -> Grid:
+        return grid_of_scales(scales)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import legacy, uniform

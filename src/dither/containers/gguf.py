@@ -9,6 +9,7 @@ Source: the GGUF specification, version 3.  Legend: R rows, N bytes of a packed 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,15 @@ def recipe_metadata(file_type: int, recipe_json: str, version: str) -> dict[str,
     }
 
 
+def reserved(size: int) -> Field:
+    """A string of spaces, which are nothing to JSON: room for a document that is not known yet."""
+    return string("{}".ljust(size))
+
+
+def _key_bytes(key: str) -> bytes:
+    return struct.pack("<Q", len(key)) + key.encode()
+
+
 class GGUFOutput:
     """A GGUF being written (see `types.Output`); a context manager.
 
@@ -55,6 +65,7 @@ class GGUFOutput:
     ) -> None:
         alignment = int(metadata["general.alignment"].value) if "general.alignment" in metadata else 32
         self._layout = lay_out(metadata, tensors, alignment)
+        self._metadata = metadata
         self._index = {name: i for i, (name, _, _) in enumerate(tensors)}
         digest = hashlib.sha256(self._layout.header + identity.encode()).hexdigest()
         self._file = PartFile(path, self._layout.total, digest)
@@ -64,6 +75,11 @@ class GGUFOutput:
     def total(self) -> int:
         """Bytes of the finished file."""
         return self._layout.total
+
+    @property
+    def part(self) -> Path:
+        """Where the bytes are until `commit`: a whole GGUF but for the tensors not written yet."""
+        return self._file.part
 
     @property
     def finished(self) -> Mapping[str, Mapping[str, Any]]:
@@ -80,6 +96,17 @@ class GGUFOutput:
 
     def finish(self, tensor: str, record: Mapping[str, Any]) -> None:
         self._file.finish(tensor, record, self._layout.sizes[self._index[tensor]])
+
+    def fill(self, key: str, text: str) -> bool:
+        """Writes text into the room that `reserved` keeps in the metadata; False where it is too small."""
+        room = len(str(self._metadata[key].value).encode())
+        raw = text.encode()
+        if len(raw) > room:
+            return False
+        before = _key_bytes(key)
+        at = self._layout.header.index(before) + len(before) + 4 + 8  # behind the value's type and length
+        self._file.write_at(at, raw.ljust(room))
+        return True
 
     def commit(self) -> None:
         self._file.commit()

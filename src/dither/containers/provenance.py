@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from dither.containers.gguf import recipe_metadata
 from dither.containers.recipe import Options, Plan
+from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import Field, array, string, u32
 from dither.formats.ggml import ValueType as V
-from dither.formats.imatrix import ImportanceMatrix
 from dither.types import Model
 
+MEASUREMENT = "dither.measure"  # metadata key: the measurement's JSON
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -26,7 +28,10 @@ def source_notes(model: Model, plan: Plan) -> list[str]:
     ]
 
 
-def recipe_json(model: Model, options: Options, matrix: ImportanceMatrix | None, solver: str) -> str:
+def recipe_json(
+    model: Model, options: Options, store: EvidenceStore | None, solver: str,
+    transforms: Mapping[str, Any] | None = None, sequential: bool = False,
+) -> str:  # fmt: skip
     """The recipe as it is kept in the file: enough to make it again, nothing of the machine."""
     recipe: dict[str, Any] = {
         "to": options.to.upper(),
@@ -38,16 +43,26 @@ def recipe_json(model: Model, options: Options, matrix: ImportanceMatrix | None,
     for key in ("output_type", "embedding_type", "pure"):
         if getattr(options, key):
             recipe[key] = getattr(options, key)
-    if matrix is not None:
-        recipe["imatrix"] = {"name": matrix.name, "sha256": matrix.sha256}
+    if sequential:
+        recipe["statistics"] = "sequential"
+    if transforms:
+        recipe["transforms"] = dict(transforms)
+    if store is not None and store.matrix is not None:
+        recipe["imatrix"] = {"name": store.matrix.name, "sha256": store.sha256}
+    elif store is not None:
+        kept = ("data", "seed", "tokens", "context", "sequences")
+        recipe["evidence"] = {key: store.manifest[key] for key in kept if key in store.manifest}
+        recipe["evidence"]["sha256"] = store.sha256
     return json.dumps(recipe)
 
 
 def output_metadata(
-    model: Model, plan: Plan, recipe: str, matrix: ImportanceMatrix | None, version: str
+    model: Model, plan: Plan, recipe: str, store: EvidenceStore | None, version: str
 ) -> dict[str, Field]:
     metadata = {key: value for key, value in model.metadata.items() if not key.startswith("quantize.")}
     metadata.update(recipe_metadata(plan.file_type, recipe, version))
+    metadata.pop(MEASUREMENT, None)  # of the source, if it had one
+    matrix = store.matrix if store else None
     if matrix is not None:
         metadata["quantize.imatrix.file"] = string(matrix.name)
         metadata["quantize.imatrix.entries_count"] = u32(len(matrix.means))

@@ -2,7 +2,9 @@
 
 Two forms exist.  GGUF, since mid-2025: `<tensor>.in_sum2` (sums of squares, one row per expert) and
 `<tensor>.counts` (how many tokens each row saw).  The old `.dat`: a count of entries, then for each
-a name, a number of calls and the sums.  Both are read here into mean squares.
+a name, a number of calls and the sums.  Both are read here into mean squares; written is the former,
+with the keys that llama-quantize asks for: `general.type` "imatrix", `imatrix.datasets`,
+`imatrix.chunk_count` and `imatrix.chunk_size` (`tools/imatrix/imatrix.cpp` in llama.cpp).
 
 Legend: E experts (1 for an ordinary layer), C columns.
 """
@@ -10,14 +12,18 @@ Legend: E experts (1 for an ordinary layer), C columns.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from dither.errors import FormatError, SourceError
-from dither.formats.gguf import Header, TensorEntry, read_header
+from dither.errors import FormatError, OutputError, SourceError
+from dither.formats.ggml import ValueType, array, string, u32
+from dither.formats.gguf import Header, TensorEntry, lay_out, read_header
 from dither.types import Floats
 
 _MAKE_IT_AGAIN = "Make the matrix again, or leave --imatrix out."
@@ -33,6 +39,7 @@ class ImportanceMatrix:
     chunks: int
     sha256: str
     name: str
+    counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # tokens per expert, where known
 
 
 def read_imatrix(path: str | Path) -> ImportanceMatrix:
@@ -47,14 +54,71 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF":
-        means, unseen, datasets, chunks = _read_gguf(path)
+        means, counts, datasets, chunks = _read_gguf(path)
     else:
-        means, unseen, datasets, chunks = _read_dat(path)
+        means, counts, datasets, chunks = _read_dat(path)
+    unseen = {tensor: int((counts_E == 0).sum()) for tensor, counts_E in counts.items()}
+    unseen = {tensor: number for tensor, number in unseen.items() if number}
     if not means:
         raise FormatError(str(path), "holds no importance values", _MAKE_IT_AGAIN)
     for tensor, values in means.items():
         _check(path, tensor, values)
-    return ImportanceMatrix(means, unseen, datasets, chunks, _sha256(path), path.name)
+    return ImportanceMatrix(means, unseen, datasets, chunks, _sha256(path), path.name, counts)
+
+
+def write_imatrix(
+    path: str | Path,
+    means: Mapping[str, Floats],
+    counts: Mapping[str, npt.NDArray[np.int64]],
+    *,
+    datasets: Sequence[str],
+    chunks: int,
+    context: int,
+) -> None:
+    """Writes mean squares in llama.cpp's GGUF form; the file stands there whole or not at all.
+
+    `means` are (E, C) per tensor, `counts` the tokens (E,) behind each row; the sums in the file are
+    their products.  llama.cpp gives an expert without tokens the same importance everywhere: to
+    hand over what is in `means`, its count must be at least 1.  `chunks` of `context` tokens were run.
+    Raises OutputError naming the tensor whose rows and counts differ in number, or the file.
+    """
+    arrays: dict[str, Floats] = {}
+    for tensor, means_EC in sorted(means.items()):
+        counts_E = counts[tensor]
+        if means_EC.ndim != 2 or len(counts_E) != len(means_EC):
+            reason = f"has means of shape {means_EC.shape} and {len(counts_E)} counts"
+            raise OutputError(f"importance of {tensor}", reason, "Give one count for each row.")
+        sums_EC = means_EC.astype(np.float64) * counts_E[:, None]
+        arrays[f"{tensor}.in_sum2"] = sums_EC.astype("<f4")
+        arrays[f"{tensor}.counts"] = counts_E.astype("<f4").reshape(-1, 1)
+    metadata = {
+        "general.type": string("imatrix"),
+        "imatrix.datasets": array(ValueType.STRING, datasets),
+        "imatrix.chunk_count": u32(chunks),
+        "imatrix.chunk_size": u32(context),
+    }
+    layout = lay_out(metadata, [(name, values.shape, "F32") for name, values in arrays.items()])
+    _write_whole(
+        Path(path), layout.header, layout.total, list(zip(layout.offsets, arrays.values(), strict=True))
+    )
+
+
+def _write_whole(path: Path, header: bytes, total: int, parts: Sequence[tuple[int, Floats]]) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.truncate(total)
+            file.write(header)
+            for offset, values in parts:
+                file.seek(offset)
+                file.write(values.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(
+            str(path), f"cannot be written ({error.strerror})", "Free some space or choose another place."
+        ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -74,11 +138,14 @@ def _check(path: Path, tensor: str, values: Floats) -> None:
         raise FormatError(f"{path}: {tensor}", "is zero throughout", _MAKE_IT_AGAIN)
 
 
-def _read_gguf(path: Path) -> tuple[dict[str, Floats], dict[str, int], tuple[str, ...], int]:
+_Read = tuple[dict[str, Floats], dict[str, npt.NDArray[np.int64]], tuple[str, ...], int]
+
+
+def _read_gguf(path: Path) -> _Read:
     header = read_header(path)
     entries = {entry.name: entry for entry in header.tensors}
     means: dict[str, Floats] = {}
-    unseen: dict[str, int] = {}
+    counts: dict[str, npt.NDArray[np.int64]] = {}
     for name, entry in entries.items():
         if not name.endswith(".in_sum2"):
             continue
@@ -92,9 +159,15 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], dict[str, int], tuple[str
             raise FormatError(f"{path}: {tensor}", "has as many counts as not experts", _MAKE_IT_AGAIN)
         seen = counts_E > 0
         means[tensor] = np.where(seen[:, None], sums_EC / np.maximum(counts_E, 1)[:, None], np.float32(1))
-        if not seen.all():
-            unseen[tensor] = int((~seen).sum())
-    return means, unseen, *_provenance(header)
+        counts[tensor] = _whole(counts_E)
+    return means, counts, *_provenance(header)
+
+
+def _whole(counts_E: Floats) -> npt.NDArray[np.int64]:
+    """Counts as whole numbers; a fraction below one still counts as seen, and NaN as not."""
+    bounded_E = np.clip(np.nan_to_num(counts_E, nan=0.0), 0.0, 2.0**62)
+    whole_E: npt.NDArray[np.int64] = np.ceil(bounded_E).astype(np.int64)
+    return whole_E
 
 
 def _provenance(header: Header) -> tuple[tuple[str, ...], int]:
@@ -110,7 +183,7 @@ def _floats(path: Path, entry: TensorEntry) -> Floats:
     return flat.reshape(-1, entry.shape[-1])
 
 
-def _read_dat(path: Path) -> tuple[dict[str, Floats], dict[str, int], tuple[str, ...], int]:
+def _read_dat(path: Path) -> _Read:
     data = path.read_bytes()
     position = 0
 

@@ -1,0 +1,29 @@
+"""Solvers by name, found by iterating this folder: every module may define `SOLVER`, a class that takes
+the number of threads.  A new solver is one new file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from dither.errors import UsageError
+from dither.types import Solver
+
+
+def solver_names() -> tuple[str, ...]:
+    """The modules here that hold a solver; their names are the solvers'."""
+    return tuple(m.name for m in pkgutil.iter_modules(__path__) if _has_solver(m.name))
+
+
+def find_solver(name: str, threads: int = 1) -> Solver:
+    """A solver that may use so many threads.  Raises UsageError for a name that is not known."""
+    if name not in solver_names():
+        known = ", ".join(solver_names())
+        raise UsageError(f"solver {name}", f"is not one of {known}")
+    found: Solver = importlib.import_module(f"{__name__}.{name}").SOLVER(threads=threads)
+    return found
+
+
+def _has_solver(module: str) -> bool:
+    return hasattr(importlib.import_module(f"{__name__}.{module}"), "SOLVER")

@@ -7,7 +7,7 @@ importance E[x²] of each column, which the codec's scale search minimizes again
 
 from __future__ import annotations
 
-from dither.types import Bytes, Codec, Evidence, Floats
+from dither.types import Codec, Evidence, Floats, Solved
 
 
 class Nearest:
@@ -16,5 +16,12 @@ class Nearest:
     name = "nearest"
     needs: frozenset[str] = frozenset()
 
-    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Bytes:
-        return codec.encode(w_RC, None if evidence is None else evidence.mean_square_C)
+    def __init__(self, *, threads: int = 1) -> None:
+        """`threads` change nothing: rows are independent, and the caller spreads them."""
+
+    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
+        importance_C = None if evidence is None else evidence.mean_square_C
+        return Solved(codec.encode(w_RC, importance_C), self.name)
+
+
+SOLVER = Nearest

@@ -83,6 +83,7 @@ class Family:
     prefixes: Mapping[str, str] = field(default_factory=dict)  # a text model's within a larger one → its own
     dropped: tuple[str, ...] = ()  # beginnings of names that are left out knowingly
     crop_embedding: bool = False  # rows past the tokenizer's last token are left out
+    scaled_embedding: bool = False  # a token's row is multiplied by √hidden_size before the first layer
 
 
 def rules(*tables: str) -> tuple[Rule, ...]:

@@ -2,9 +2,10 @@
 
 Gemma 2 caps attention scores and logits by tanh (Gemma Team 2024, arXiv:2408.00118, section 2); Gemma 3
 drops the caps for norms on queries and keys, and rotates its local layers with a base of their own
-(arXiv:2503.19786, section 2).  The embedding is the output matrix in both.  llama.cpp derives which
-layers are local, and the scale of attention scores, from the shape alone: both are held against
-config.json.  A multimodal Gemma 3 checkpoint gives up its text model; its eyes stay behind.
+(arXiv:2503.19786, section 2).  The embedding is the output matrix in both, scaled on its way in.
+llama.cpp derives which layers are local, and the scale of attention scores, from the shape alone: both
+are held against config.json.  A multimodal Gemma 3 checkpoint gives up its text model; its eyes stay
+behind.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ FAMILIES = (
         defaults=DEFAULTS_2,
         assumes=BUILT_IN,
         assumes_of=built_in_2,
+        scaled_embedding=True,
     ),
     Family(
         name="Gemma 3",
@@ -113,5 +115,6 @@ FAMILIES = (
             "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
         ),
         crop_embedding=True,
+        scaled_embedding=True,
     ),
 )  # fmt: skip

@@ -1,0 +1,129 @@
+"""`dither measure`: what quantization cost, in numbers with intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
+from dither.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from dither.measuring.schema import Measurement
+
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|self", help="Text, .jsonl, hf:DATASET; self lets the reference write it."),
+]
+Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of text to run; 8192.")]
+Context = Annotated[int | None, typer.Option("-c", "--context", min=2, help="Tokens per sequence; 512.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")]
+
+
+def measure(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Quantized files: GGUFs of any tool, or checkpoints.")
+    ],
+    against: Annotated[
+        str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
+    ],
+    data: Data = None,
+    tokens: Tokens = None,
+    context: Context = None,
+    skip: Annotated[
+        int | None,
+        typer.Option(min=0, help="First positions of each sequence not scored; default: its first half."),
+    ] = None,
+    device: Device = "cpu",
+    no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure what quantization cost: KL divergence, perplexity, lost top tokens."""
+    with stop_on_error(as_json):
+        from dither import _measure
+
+        with Meter() as meter:
+            found = _measure.measure(
+                files, against, data=data, tokens=tokens or _measure.TOKENS, context=context, skip=skip,
+                device=device, save=not no_save, progress=meter,
+            )  # fmt: skip
+        if as_json:
+            documents = [measurement.model_dump(mode="json") for measurement in found]
+            print_json(documents[0] if len(documents) == 1 else documents)
+            return
+        print_measurements(found)
+        if not no_save:
+            kept = [path for path in map(_kept, files) if path]
+            if kept:
+                out.print(f"Kept as {plain(kept[0])}{' and so on' if len(kept) > 1 else ''}.", soft_wrap=True)
+        if len(found) == 2:
+            out.print(f"Which is better:  {copyable('dither', 'compare', *files)}", soft_wrap=True)
+
+
+def _kept(file: str) -> str:
+    from dither.measuring.schema import path_for
+
+    return str(path_for(file)) if path_for(file).exists() else ""
+
+
+def print_measurements(found: Sequence[Measurement]) -> None:
+    out.print(table(found))
+    first = found[0]
+    out.print()
+    out.print(
+        f"KL, in nats per token, says how far the predictions are from {plain(first.reference)}'s: "
+        "0 is no loss. 1 % of the tokens lie above p99; same top: how often both find the same token "
+        f"likeliest; ppl: the perplexity, times the reference's {first.ppl_reference:.4g}."
+    )
+    out.print(
+        f"Measured on {plain(first.data)}: {first.tokens} tokens scored in {first.sequences} sequences "
+        f"of {first.context}, {format_seconds(first.seconds)}."
+    )
+    if len(found) == 1 and first.drift:
+        out.print(
+            f"Hidden states drift by {_percent(first.drift[0])} in the first block, "
+            f"by {_percent(first.drift[-1])} up to the last."
+        )
+
+
+def table(found: Sequence[Measurement], titles: Sequence[str] = ()) -> Table:
+    """Rows named by type, or by file where types repeat; `titles` stand before the names."""
+    repeated = max(Counter(measurement.type for measurement in found).values()) > 1
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("file" if repeated else "type", overflow="fold")
+    for heading in ("size", "bpw", "KL", "95 % interval", "p99", "same top", "ppl"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for index, measurement in enumerate(found):
+        name = measurement.file if repeated or not measurement.type else measurement.type
+        shown.add_row(
+            plain(f"{titles[index]} {name}" if titles else name),
+            format_bytes(measurement.bytes),
+            f"{measurement.bpw:.2f}",
+            short(measurement.kl_mean),
+            f"{short(measurement.kl_mean_low)}–{short(measurement.kl_mean_high)}",
+            short(measurement.kl_p99),
+            f"{100 * measurement.same_top:.1f} %",
+            f"×{measurement.ppl_ratio:.3f}",
+        )
+    return shown
+
+
+def short(value: float) -> str:
+    """Three digits that count.
+
+    >>> short(0.0095419), short(9.42e-05), short(1.5), short(0.0), short(0.1)
+    ('0.00954', '9.4e-05', '1.50', '0', '0.100')
+    """
+    if value == 0:
+        return "0"
+    if abs(value) < 0.0005:
+        return f"{value:.1e}"
+    return f"{value:#.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"

@@ -1,0 +1,253 @@
+"""What a block's linear layers see, added up while text goes through it.
+
+For every distinct input x of C columns, over all tokens that are no padding:
+
+    E[x_c²]      mean squares, llama.cpp's importance matrix
+    E[x xᵀ]      the Hessian of ½‖(w − ŵ)ᵀx‖² up to a factor (GPTQ, arXiv:2210.17323, section 3), over the
+                 sequences that are not held back
+    x itself     some rows of the held-back sequences, to judge a solution by inputs it was not fitted to
+
+Sums of squares end in float64.  Hessians are matrix products in float32, a panel of columns at a
+time, and only on and above the diagonal: five eighths of the work where there are four panels.
+
+Experts see the tokens routed to them, and each has counts of its own.  One that saw few is filled up
+from its layer's pool, all experts' tokens together: with n of N wanted tokens of its own it takes
+
+    (n · own + (N − n) · pool) / N
+
+so that it moves from the pool to its own statistics without a jump.  N is 256 for mean squares; a
+Hessian, which has C² numbers and is singular below C tokens, wants C of them where that is more.
+
+Which rows are kept is decided by a permutation of all positions drawn from a fixed seed: the held-back
+positions that come first in it, so the choice is spread evenly and no order of batches changes it.
+
+Legend: N tokens of a batch, C columns, E experts, H rows held back, S sequences, T token positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from dither.errors import DitherError
+from dither.formats.evidence import GroupStatistics
+
+FEW = 256  # tokens below which an expert's mean squares are filled up from the pool
+HELD_EVERY = 8  # of eight sequences one is held back
+HELD_ROWS = 1024
+_HELD_ROWS_PER_EXPERT = 256
+_PANEL = 512  # columns
+_RUN = 64  # rows whose squares are added in float32
+_SEED = 0x5EED
+
+
+def held_back(sequences: int) -> torch.Tensor:
+    """Which sequences are held back from the Hessians: bool (S,), every eighth; of fewer than eight
+    the last, of fewer than four none."""
+    held_S = torch.zeros(sequences, dtype=torch.bool)
+    held_S[HELD_EVERY - 1 :: HELD_EVERY] = True
+    if 4 <= sequences < HELD_EVERY:
+        held_S[-1] = True
+    return held_S
+
+
+@dataclass
+class _Sums:
+    """One expert's, or an ordinary layer's."""
+
+    squares_C: torch.Tensor  # float64
+    tokens: int = 0
+    hessian_CC: torch.Tensor | None = None  # Σ x xᵀ: the upper triangle, and below it only its panel
+    hessian_tokens: int = 0
+    held_HC: torch.Tensor | None = None
+    held_rank_H: torch.Tensor | None = None
+
+
+@dataclass
+class _Input:
+    """One input, whichever tensors read it."""
+
+    tensors: tuple[str, ...]
+    columns: int
+    experts: dict[int, _Sums] = field(default_factory=dict)
+    routed: bool = False
+
+
+class Collector:
+    """Adds up the inputs of one block.
+
+    `experts` says how many matrices each tensor stacks.  Call `batch` before each batch of
+    sequences goes through the block, with `see` as its watcher, and `finish` when all have.
+    """
+
+    def __init__(self, experts: dict[str, int], *, sequences: int, context: int, hessians: bool) -> None:
+        self.experts, self.hessians = experts, hessians
+        self.held_S = held_back(sequences) if hessians else torch.zeros(sequences, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(_SEED)
+        self._rank_P = torch.randperm(sequences * context, generator=generator)
+        self._context = context
+        self._inputs: dict[tuple[str, ...], _Input] = {}
+        self._valid_N = self._held_N = self._batch_rank_N = torch.zeros(0)
+        self._all_valid = False
+
+    def batch(self, index_B: Sequence[int], lengths_B: Sequence[int], device: Any = "cpu") -> None:
+        """The sequences that come next: their numbers and lengths, the context's width given before."""
+        chosen_B, length_B = torch.tensor(list(index_B)), torch.tensor(list(lengths_B))
+        valid_BT = torch.arange(self._context)[None, :] < length_B[:, None]
+        held_BT = self.held_S[chosen_B][:, None] & valid_BT
+        self._all_valid = bool(valid_BT.all())
+        self._any_held = bool(held_BT.any())
+        rank_BT = self._rank_P.reshape(-1, self._context)[chosen_B]
+        flat = [part.reshape(-1).to(device) for part in (valid_BT, held_BT, rank_BT)]
+        self._valid_N, self._held_N, self._batch_rank_N = flat
+
+    def see(
+        self, names: tuple[str, ...], x_NC: torch.Tensor, position_N: torch.Tensor, expert: int | None
+    ) -> None:
+        """One input of this batch (`models.blocks.See`): rows x_NC at `position_N` of the flattened batch."""
+        held_N, rank_N = self._held_N[position_N], self._batch_rank_N[position_N]
+        if not self._all_valid:
+            valid_N = self._valid_N[position_N]
+            x_NC, held_N, rank_N = x_NC[valid_N], held_N[valid_N], rank_N[valid_N]
+        known = self._inputs.setdefault(names, _Input(names, x_NC.shape[-1]))
+        known.routed = known.routed or expert is not None
+        if not len(x_NC):
+            return
+        sums = known.experts.setdefault(
+            expert or 0, _Sums(torch.zeros(known.columns, dtype=torch.float64, device=x_NC.device))
+        )
+        x_NC = x_NC.detach().float()
+        sums.squares_C += sum_of_squares(x_NC)
+        sums.tokens += len(x_NC)
+        if self.hessians:
+            limit = HELD_ROWS if expert is None else _HELD_ROWS_PER_EXPERT
+            self._add_hessian(sums, x_NC, held_N)
+            if self._any_held:
+                _keep(sums, x_NC[held_N], rank_N[held_N], limit)
+
+    def _add_hessian(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor) -> None:
+        if self._any_held:
+            x_NC = x_NC[~held_N]
+        if sums.hessian_CC is None:
+            columns = x_NC.shape[-1]
+            sums.hessian_CC = torch.zeros(columns, columns, device=x_NC.device)
+        add_products(sums.hessian_CC, x_NC)
+        sums.hessian_tokens += len(x_NC)
+
+    def finish(self) -> tuple[list[GroupStatistics], dict[str, list[int]]]:
+        """The statistics of every input, and for each layer the experts that saw fewer than 256 tokens.
+
+        Raises DitherError naming the tensor where inputs are not numbers or zero throughout.
+        """
+        groups = [self._group(known) for known in self._inputs.values()]
+        few = {
+            group.tensors[0]: [int(e) for e in np.flatnonzero(group.counts_E < FEW)]
+            for group, known in zip(groups, self._inputs.values(), strict=True)
+            if known.routed
+        }
+        return groups, {name: experts for name, experts in few.items() if experts}
+
+    def _group(self, known: _Input) -> GroupStatistics:
+        count = self.experts.get(known.tensors[0], 1) if known.routed else 1
+        empty = _Sums(torch.zeros(known.columns, dtype=torch.float64))
+        sums_E = [known.experts.get(expert, empty) for expert in range(count)]
+        counts_E = np.array([sums.tokens for sums in sums_E], dtype=np.int64)
+        mean_EC = _means(np.stack([sums.squares_C.cpu().numpy() for sums in sums_E]), counts_E, FEW)
+        if not np.isfinite(mean_EC).all():
+            raise DitherError(
+                known.tensors[0], "its inputs became NaN or infinite",
+                "The weights are damaged, or too large for float32: `dither inspect` looks at them.",
+            )  # fmt: skip
+        if not mean_EC.any(axis=-1).all():
+            raise DitherError(
+                known.tensors[0],
+                "its inputs are zero throughout",
+                "The weights before it are damaged or zero.",
+            )
+        held = [sums.held_HC for sums in sums_E]
+        empty_HC = np.zeros((0, known.columns), dtype=np.float32)
+        return GroupStatistics(
+            known.tensors,
+            mean_EC.astype(np.float32),
+            counts_E,
+            self._hessians(sums_E, known.columns),
+            [empty_HC if rows is None else rows.cpu().numpy() for rows in held] if self.hessians else None,
+        )
+
+    def _hessians(self, sums_E: list[_Sums], columns: int) -> Any:
+        if not self.hessians:
+            return None
+        counts_E = np.array([sums.hessian_tokens for sums in sums_E], dtype=np.int64)
+        if not counts_E.any():
+            return None
+        hessian_ECC = np.zeros((len(sums_E), columns, columns), dtype=np.float32)
+        for sums, target_CC in zip(sums_E, hessian_ECC, strict=True):
+            if sums.hessian_CC is not None:
+                target_CC[:] = sums.hessian_CC.cpu().numpy()
+                sums.hessian_CC = None
+                mirror(target_CC)
+        return _divide(hessian_ECC, counts_E, max(FEW, columns))
+
+
+def sum_of_squares(x_NC: torch.Tensor) -> torch.Tensor:
+    """Σ x² of each column, float64: short runs of rows in float32, which is four times faster, and their
+    sums in float64, which keeps seven digits."""
+    square_NC = x_NC.square()
+    whole = len(x_NC) // _RUN * _RUN
+    runs_RC = square_NC[:whole].reshape(-1, _RUN, x_NC.shape[-1]).sum(dim=1)
+    rest_C = square_NC[whole:].sum(dim=0, dtype=torch.float64)
+    return runs_RC.sum(dim=0, dtype=torch.float64) + rest_C
+
+
+def add_products(sums_CC: torch.Tensor, x_NC: torch.Tensor) -> None:
+    """sums += xᵀx on and above the diagonal, a panel of rows at a time; below it only within a panel."""
+    columns = x_NC.shape[-1]
+    for start in range(0, columns, _PANEL):
+        stop = min(start + _PANEL, columns)
+        sums_CC[start:stop, start:].addmm_(x_NC[:, start:stop].T, x_NC[:, start:])
+
+
+def mirror(hessian_CC: Any) -> None:
+    """Copies what is above the diagonal below it, in place."""
+    columns = len(hessian_CC)
+    for start in range(0, columns, _PANEL):
+        stop = min(start + _PANEL, columns)
+        hessian_CC[stop:, start:stop] = hessian_CC[start:stop, stop:].T
+        block = hessian_CC[start:stop, start:stop]
+        block[:] = np.triu(block) + np.triu(block, 1).T
+
+
+def _means(sums_EC: Any, counts_E: Any, wanted: int) -> Any:
+    """Σ/n, float64; a stack's experts with n < wanted filled up from the pool."""
+    if len(counts_E) == 1:
+        return sums_EC / max(1, counts_E[0])
+    pool_C = sums_EC.sum(axis=0) / max(1, counts_E.sum())
+    filled_E = np.maximum(wanted, counts_E)
+    missing_E = filled_E - counts_E
+    return (sums_EC + missing_E[:, None] * pool_C) / filled_E[:, None]
+
+
+def _divide(sums_ECC: Any, counts_E: Any, wanted: int) -> Any:
+    """`_means` in place, in float32: a stack of Hessians is too large for a copy."""
+    if len(counts_E) == 1:
+        sums_ECC /= np.float32(max(1, counts_E[0]))
+        return sums_ECC
+    pool_CC = sums_ECC.sum(axis=0) / np.float32(max(1, counts_E.sum()))
+    for sums_CC, count in zip(sums_ECC, counts_E, strict=True):
+        missing = max(0, wanted - int(count))
+        if missing:
+            sums_CC += np.float32(missing) * pool_CC
+        sums_CC /= np.float32(int(count) + missing)
+    return sums_ECC
+
+
+def _keep(sums: _Sums, x_HC: torch.Tensor, rank_H: torch.Tensor, limit: int) -> None:
+    """Of the rows kept so far and these, the `limit` of lowest rank, in the order of rank."""
+    if sums.held_HC is not None and sums.held_rank_H is not None:
+        x_HC, rank_H = torch.cat([sums.held_HC, x_HC]), torch.cat([sums.held_rank_H, rank_H])
+    order_H = rank_H.argsort()[:limit]
+    sums.held_HC, sums.held_rank_H = x_HC[order_H].clone(), rank_H[order_H].clone()

@@ -1,0 +1,97 @@
+"""Two measurements side by side: do they differ, or is it the text's luck?
+
+Intervals that do not overlap differ; ones that do may differ still, because both files met the same
+text.  Where they did, the difference is taken sequence by sequence and has an interval of its own.
+
+Legend: S sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dither.measuring.bootstrap import Interval, difference
+from dither.measuring.schema import Measurement
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A.  `a` is None where A is the reference itself: the original that B was made of."""
+
+    a: Measurement | None
+    b: Measurement
+    difference: Interval | None  # kl_mean of B less that of A, where both met the same text
+    max_kld: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether B's kl_mean keeps the limit; true where there is none."""
+        return self.max_kld is None or self.b.kl_mean <= self.max_kld
+
+    @property
+    def overlap(self) -> bool | None:
+        """Whether the intervals of both kl_mean share a point; None where they mean different things."""
+        if self.a is None or other_terms(self.a, self.b):
+            return None
+        return self.a.kl_mean_low <= self.b.kl_mean_high and self.b.kl_mean_low <= self.a.kl_mean_high
+
+    @property
+    def verdict(self) -> str:
+        """One of "lower", "higher" (B's divergence, beyond chance), "same" (cannot be told), "" (no A)."""
+        if self.difference is not None:
+            if self.difference.low <= 0 <= self.difference.high:
+                return "same"
+            return "lower" if self.difference.value < 0 else "higher"
+        if self.a is None or self.overlap is None:
+            return ""
+        if self.overlap:
+            return "same"
+        return "lower" if self.b.kl_mean < self.a.kl_mean else "higher"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "a": None if self.a is None else self.a.model_dump(mode="json"),
+            "b": self.b.model_dump(mode="json"),
+            "overlap": self.overlap,
+            "difference": None if self.difference is None else self.difference.value,
+            "difference_low": None if self.difference is None else self.difference.low,
+            "difference_high": None if self.difference is None else self.difference.high,
+            "verdict": self.verdict,
+            "max_kld": self.max_kld,
+            "passed": self.passed,
+            "notes": list(self.notes),
+        }
+
+
+def contrast(
+    a: Measurement | None, b: Measurement, *, max_kld: float | None = None, notes: tuple[str, ...] = ()
+) -> Comparison:
+    """Both measurements, their difference where it can be taken in pairs, and what keeps them apart."""
+    if a is None:
+        return Comparison(None, b, None, max_kld, notes)
+    terms = other_terms(a, b)
+    if terms:
+        notes = (*notes, f"A and B were measured on other terms ({', '.join(terms)}): only their own "
+                         "intervals can be read, not their difference.")  # fmt: skip
+        return Comparison(a, b, None, max_kld, notes)
+    pairs = len(a.sequence_kl) == len(b.sequence_kl) > 0 and a.sequence_tokens == b.sequence_tokens
+    found = None
+    if pairs and len(a.sequence_tokens) == len(a.sequence_kl):
+        tokens_S = np.array(a.sequence_tokens, dtype=np.float64)
+        found = difference(np.array(a.sequence_kl), np.array(b.sequence_kl), tokens_S)
+    return Comparison(a, b, found, max_kld, notes)
+
+
+def other_terms(a: Measurement, b: Measurement) -> list[str]:
+    """In what two measurements differ so that their numbers do not mean the same."""
+    terms = {
+        "reference": (a.reference_sha256, b.reference_sha256),
+        "text": (a.data_sha256, b.data_sha256),
+        "positions": (a.skipped, b.skipped),
+        "definition": (a.metric_version, b.metric_version),
+    }
+    return [name for name, (ours, theirs) in terms.items() if ours != theirs]

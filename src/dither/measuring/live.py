@@ -1,0 +1,161 @@
+"""A text carried through a model while it is quantized, and what solvers learn on the way.
+
+Parallel statistics, those of an evidence folder, are taken in the original model.  By the time a deep
+layer is reached its real inputs have drifted, and a solver that knows the drifted ones can make up for
+part of it (GPTQ, arXiv:2210.17323, section 4, quantizes block by block in this way).  `LiveEvidence` is
+asked for a tensor's evidence, runs the calibration text up to there, through the finished layers as they
+stand in the file being written, and watches what arrives.  `BlockTasks` hands a solver that trains a
+whole block what enters it behind the layers already quantized, and what left it in the original.
+
+Both must be asked in the order in which activations flow, each tensor's bytes being written before the
+next is asked for; a resumed run picks up at the first that is not.
+
+Legend: S sequences, T tokens of each, H hidden width, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dither.codecs import codec as find_codec
+from dither.formats.evidence import GroupStatistics
+from dither.measuring.collect import Collector, held_back
+from dither.measuring.stream import BATCH_TOKENS
+from dither.models.blocks import Block, Blocks
+from dither.solvers.learned import BlockTask
+from dither.types import Evidence, EvidenceSource, Floats, Model, Solved
+
+Tokens = npt.NDArray[np.int32]
+Weights = Callable[[], Model]  # the file as it stands
+
+
+class Passage:
+    """Hidden states of a text on their way through a model, kept at one place.
+
+    `weights` gives the tensors to run with, opened anew for every block; None runs the model's own.
+    """
+
+    def __init__(self, blocks: Blocks, tokens_ST: Tokens, lengths_S: Tokens, weights: Weights | None) -> None:
+        self.blocks, self.lengths_S, self.weights = blocks, lengths_S, weights
+        self._tokens_ST = torch.from_numpy(tokens_ST.astype(np.int64))
+        self._hidden_STH: torch.Tensor | None = None
+        self._at = 0
+
+    @torch.no_grad()
+    def entering(self, index: int) -> torch.Tensor:
+        """float32 (S, T, H) of what enters block `index`, changed by the next call with a larger one."""
+        if self._hidden_STH is None:
+            weights = self.weights() if self.weights else None
+            embedded = [
+                self.blocks.embed(self._tokens_ST[batch], weights).float() for batch in self.batches()
+            ]
+            self._hidden_STH = torch.cat(embedded)
+        while self._at < index:
+            block = self.blocks.load(self._at, self.weights() if self.weights else None)
+            for batch in self.batches():
+                self._hidden_STH[batch] = block(self._hidden_STH[batch]).float()
+            self._at += 1
+        return self._hidden_STH
+
+    def batches(self) -> list[slice]:
+        step = max(1, BATCH_TOKENS // self._tokens_ST.shape[1])
+        return [slice(start, start + step) for start in range(0, len(self.lengths_S), step)]
+
+
+class LiveEvidence:
+    """An `EvidenceSource` over a file that is being written.
+
+    `written` names the tensors that are whole in it.  Tensors outside the blocks, and whatever no block
+    reports, have `base`'s evidence.
+    """
+
+    def __init__(self, passage: Passage, base: EvidenceSource, written: Collection[str], sha256: str) -> None:
+        self.passage, self.base, self.written, self.sha256 = passage, base, written, sha256
+        tensors = passage.blocks.model.tensors
+        self._experts = {tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) > 2}
+        self._groups: dict[str, GroupStatistics] = {}
+
+    def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
+        parts = tensor.split(".")
+        if parts[0] != "blk" or self.base(tensor, expert) is None:
+            return self.base(tensor, expert)
+        if tensor not in self._groups:
+            self._groups = self._watch(int(parts[1]), tensor)
+        group = self._groups.get(tensor)
+        return self.base(tensor, expert) if group is None else self._evidence(group, expert)
+
+    def _evidence(self, group: GroupStatistics, expert: int) -> Evidence:
+        expert = min(expert, len(group.counts_E) - 1)
+        hessian_ECC, held_EHC = group.hessian_ECC, group.held_EHC
+        return Evidence(
+            int(group.counts_E[expert]),
+            group.mean_square_EC[expert],
+            None if hessian_ECC is None else hessian_ECC[expert],
+            None if held_EHC is None or not len(held_EHC[expert]) else held_EHC[expert],
+            self.sha256,
+        )
+
+    def _watch(self, index: int, tensor: str) -> dict[str, GroupStatistics]:
+        """The inputs of one group of layers: others of the block will have changed by their turn."""
+        hidden_STH, lengths_S = self.passage.entering(index), self.passage.lengths_S
+        block = self._half_written(index)
+        sequences, context = hidden_STH.shape[:2]
+        collector = Collector(self._experts, sequences=sequences, context=context, hessians=True)
+
+        def see(names: tuple[str, ...], x_NC: torch.Tensor, at_N: torch.Tensor, expert: int | None) -> None:
+            if tensor in names:
+                collector.see(names, x_NC, at_N, expert)
+
+        for batch in self.passage.batches():
+            collector.batch(range(sequences)[batch], lengths_S[batch].tolist(), hidden_STH.device)
+            block.watch(hidden_STH[batch], see)
+        groups, _ = collector.finish()
+        return {name: group for group in groups for name in group.tensors}
+
+    def _half_written(self, index: int) -> Block:
+        """A block of which the finished matrices are the file's, and the others still the model's."""
+        block = self.passage.blocks.load(index)
+        assert self.passage.weights is not None
+        stored = {tensor.name: tensor for tensor in self.passage.weights().tensors}
+        for name in block.names:
+            if name in self.written:
+                block.set_weight(name, stored[name].read(0, stored[name].rows).reshape(stored[name].shape))
+        return block
+
+
+class BlockTasks:
+    """What `solvers.learned` trains a block on: `quantized` and `original` carry the same text."""
+
+    def __init__(self, quantized: Passage, original: Passage, evidence: EvidenceSource) -> None:
+        self.quantized, self.original, self.evidence = quantized, original, evidence
+
+    def __call__(
+        self, index: int, weights: Mapping[str, Floats], types: Mapping[str, str], start: Mapping[str, Solved]
+    ) -> BlockTask:
+        """The task of one block whose matrices `start` are already in the file."""
+        inputs_STH = self.quantized.entering(index)
+        targets_STH = self.original.entering(index + 1)
+        assert self.quantized.weights is not None
+        block = self.quantized.blocks.load(index, self.quantized.weights())
+        held_S = held_back(len(inputs_STH)).numpy()
+        importance = {name: seen.mean_square_C for name in start if (seen := self.evidence(name)) is not None}
+        return BlockTask(
+            block,
+            list(self._pieces(inputs_STH, ~held_S)),
+            list(self._pieces(targets_STH, ~held_S)),
+            (list(self._pieces(inputs_STH, held_S)), list(self._pieces(targets_STH, held_S))),
+            weights,
+            {name: find_codec(kind) for name, kind in types.items()},
+            start,
+            importance,
+        )
+
+    def _pieces(self, hidden_STH: torch.Tensor, wanted_S: npt.NDArray[np.bool_]) -> Iterator[torch.Tensor]:
+        """Sequences of equal length together, so that none holds padding."""
+        lengths_S = self.quantized.lengths_S
+        for length in np.unique(lengths_S[wanted_S]):
+            yield hidden_STH[torch.from_numpy(wanted_S & (lengths_S == length)), : int(length)]

@@ -1,0 +1,80 @@
+"""What quantization did to the prediction of one token.
+
+At every position the reference model gives a distribution p over the next token and the quantized
+model gives q.  Five numbers are kept of each pair:
+
+    kl               Σ p · (log p − log q), in nats: how many nats longer a message about the
+                     reference's next token becomes when it is coded with q (Kullback, Leibler 1951)
+    same_top         whether both find the same token likeliest (of equals, the first)
+    delta_p          q(t) − p(t) of the token t that really came next in the text
+    nll_reference    −log p(t), whose mean's exponential is the perplexity
+    nll              −log q(t)
+
+The definitions are those of `llama-perplexity --kl-divergence` (`tools/perplexity/perplexity.cpp` in
+llama.cpp), which also skips the first half of each context: early positions have little to go on and
+are not how a model is used.  Two of its approximations are not made here: it keeps log p in 16 bits,
+and leaves out tokens with log p < −16.
+
+Logits come in float32; everything after them is float64, because the logarithms of two sums that agree
+to seven digits are subtracted, and a good quantization's divergence (1e-6) would drown in float32.
+
+Legend: N scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dither.measuring.per_token import Integers, PerToken
+
+CHUNK_LOGITS = 2**23  # of one model, held at a time: 32 MiB, and ten times that while they are scored
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The five numbers of some positions: tensors (N,), float64 and bool, on the CPU."""
+
+    kl_N: torch.Tensor
+    same_top_N: torch.Tensor
+    delta_p_N: torch.Tensor
+    nll_reference_N: torch.Tensor
+    nll_N: torch.Tensor
+
+
+def score(reference_NV: torch.Tensor, logits_NV: torch.Tensor, next_N: torch.Tensor) -> Scores:
+    """The five numbers from two models' logits (N, V) and the tokens that came next, int64 (N,).
+
+    The same logits twice give exactly zero divergence and Δp; a NaN or an infinity among the logits
+    gives a NaN or an infinity here, for the caller to refuse.
+    """
+    log_p_NV, log_q_NV = (torch.log_softmax(z.double(), dim=-1) for z in (reference_NV, logits_NV))
+    kl_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    at_N1 = next_N.to(log_p_NV.device)[:, None]
+    log_p_N, log_q_N = log_p_NV.gather(-1, at_N1)[:, 0], log_q_NV.gather(-1, at_N1)[:, 0]
+    same_top_N = reference_NV.argmax(-1) == logits_NV.argmax(-1)
+    # The sum is never negative but for its rounding, of the order of 1e-16.
+    found = (kl_N.clamp_min(0.0), same_top_N, log_q_N.exp() - log_p_N.exp(), -log_p_N, -log_q_N)
+    return Scores(*(values_N.cpu() for values_N in found))
+
+
+def gather(scores: Sequence[Scores], sequence_N: Integers, drift: Sequence[float] = ()) -> PerToken:
+    """The chunks' scores, joined."""
+
+    def joined(name: str) -> npt.NDArray[np.generic]:
+        if not scores:
+            return np.empty(0, bool if name == "same_top_N" else np.float64)
+        joined_N: npt.NDArray[np.generic] = torch.cat([getattr(chunk, name) for chunk in scores]).numpy()
+        return joined_N
+
+    names = ("kl_N", "same_top_N", "delta_p_N", "nll_reference_N", "nll_N")
+    return PerToken(**{name: joined(name) for name in names}, sequence_N=sequence_N, drift=tuple(drift))  # type: ignore[arg-type]
+
+
+def rows_per_chunk(vocabulary: int) -> int:
+    """Positions whose logits are held at a time."""
+    return max(1, CHUNK_LOGITS // max(1, vocabulary))

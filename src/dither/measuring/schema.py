@@ -1,0 +1,178 @@
+"""The measurement as it is kept: `<file>.measure.json`, one flat object.
+
+Every number that a chart or a CI job may want is a field of its own, with the ends of its 95 % interval
+beside it as `<field>_low` and `<field>_high`.  Two versions travel with it: `schema_version` changes
+when a field is renamed or removed, `metric_version` when a number is computed differently, so that
+figures of different meaning are never compared in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from dither.errors import FormatError, OutputError, SourceError, UnsupportedError
+
+SCHEMA_VERSION = 1
+METRIC_VERSION = 1
+SUFFIX = ".measure.json"
+_LARGEST_FILE = 64 * 2**20  # bytes; a measurement of a thousand blocks and sequences is under 1 MiB
+_AGAIN = "Measure the file again with `dither measure`."
+
+
+class Measurement(BaseModel):
+    """What one quantized file costs against its reference; KL divergences in nats, shares from 0 to 1."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
+
+    schema_version: int = SCHEMA_VERSION
+    metric_version: int = METRIC_VERSION
+    tool: str  # "dither 0.1.0"
+
+    file: str  # name without its folder
+    file_sha256: str = ""  # of the bytes; empty in a copy that the file itself carries
+    type: str = ""  # the preset's name where the file says so: "Q4_K_M"
+    bytes: NonNegativeInt  # of all tensors, scales included
+    bpw: float  # bits per weight: 8 · bytes / parameters
+    reference: str
+    reference_sha256: str = ""
+
+    data: str  # a file's name, a data set's, or "self": text the reference wrote
+    data_sha256: str  # of the token ids that were used
+    context: PositiveInt  # longest sequence, tokens
+    sequences: PositiveInt
+    tokens: PositiveInt  # positions scored
+    skipped: Literal["half"] | NonNegativeInt = "half"  # leading positions of each sequence not scored
+
+    kl_mean: float
+    kl_mean_low: float
+    kl_mean_high: float
+    kl_median: float
+    kl_median_low: float
+    kl_median_high: float
+    kl_p90: float
+    kl_p90_low: float
+    kl_p90_high: float
+    kl_p99: float
+    kl_p99_low: float
+    kl_p99_high: float
+    kl_p999: float
+    kl_p999_low: float
+    kl_p999_high: float
+    kl_max: float
+    kl_max_low: float
+    kl_max_high: float
+    same_top: float  # share of positions where both find the same token likeliest
+    same_top_low: float
+    same_top_high: float
+    delta_p_mean: float  # of the token that came next; below 0: the quantized model expects it less
+    delta_p_mean_low: float
+    delta_p_mean_high: float
+    delta_p_rms: float
+    delta_p_rms_low: float
+    delta_p_rms_high: float
+    ppl: float  # perplexity of the quantized file
+    ppl_low: float
+    ppl_high: float
+    ppl_reference: float
+    ppl_reference_low: float
+    ppl_reference_high: float
+    ppl_ratio: float
+    ppl_ratio_low: float
+    ppl_ratio_high: float
+
+    drift: tuple[float, ...] = ()  # after each block: mean of ‖h − ĥ‖ / ‖h‖ over the scored positions
+    sequence_kl: tuple[float, ...] = ()  # each sequence's mean, so that two files can be compared in pairs
+    sequence_tokens: tuple[int, ...] = ()
+
+    seconds: float = Field(default=0.0, ge=0)
+    notes: tuple[str, ...] = ()
+
+
+def path_for(file: str | Path) -> Path:
+    """Where the measurement of a file or a folder is kept: beside it.
+
+    >>> path_for("models/a.gguf").name
+    'a.gguf.measure.json'
+    """
+    path = Path(file)
+    name = path.name or path.resolve().name
+    return (path if path.name else path.resolve()).with_name(name + SUFFIX)
+
+
+def load(path: str | Path) -> Measurement:
+    """Reads and checks a measurement.
+
+    Raises SourceError where there is none, FormatError where it is no measurement, UnsupportedError
+    where a newer version of Dither wrote it.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise FormatError(str(path), "is far too large for a measurement", _AGAIN)
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SourceError(str(path), f"cannot be read ({error.strerror})", _AGAIN) from None
+    except UnicodeDecodeError:
+        raise FormatError(str(path), "is no measurement: it is not even text", _AGAIN) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, thing: str) -> Measurement:
+    """A measurement from its JSON; `thing` names it in errors.  Raises as `load` does."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FormatError(thing, "is no measurement: it is no JSON", _AGAIN) from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise FormatError(thing, "is no measurement: it has no schema_version", _AGAIN)
+    if version > SCHEMA_VERSION:
+        reason = f"was written by a newer Dither (schema {version}; this one reads up to {SCHEMA_VERSION})"
+        raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")
+    try:
+        return Measurement.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        reason = f"is no measurement: {where}: {first['msg']}"
+        raise FormatError(thing, reason, _AGAIN) from None
+
+
+def save(measurement: Measurement, path: Path) -> None:
+    """Writes it under a temporary name, syncs, renames.  Raises OutputError where that fails."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(measurement.model_dump_json(indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        reason = f"cannot be written ({error.strerror})"
+        raise OutputError(str(path), reason, "Pass --no-save to print it alone.") from None
+
+
+def check_writable(path: Path) -> None:
+    """Before the work: the folder is there, and nothing but a measurement would be replaced.
+
+    Raises OutputError.
+    """
+    if path.exists() or path.is_symlink():
+        try:
+            load(path)
+        except UnsupportedError:
+            raise OutputError(
+                str(path), "was written by a newer Dither", "Move it away, or pass --no-save."
+            ) from None
+        except SourceError as error:
+            raise OutputError(str(path), error.reason, "Move it away, or pass --no-save.") from None
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(str(path.parent), "is no folder one may write to", "Pass --no-save.")

@@ -1,0 +1,229 @@
+"""The reference and its quantized files, side by side through one block at a time.
+
+Other tools first write the reference's logits to disk: a vocabulary's worth of numbers per token,
+37 GB for a common test set.  Here nothing is written.  All hidden states of all sequences wait in
+memory; each block of each model is loaded once, carries every sequence one block further, and is
+dropped; at the end, both output matrices meet on a few positions at a time.  At any moment there are
+two blocks (or output matrices), the hidden states of each model, and one chunk of logits.
+
+On the way the hidden states of both models are compared after every block: where the drift jumps is
+where the bits are missing.
+
+Sequences are padded on the right.  Under causal attention no real position sees the padding, and a
+padded position is never scored.
+
+Legend: S sequences, T positions, H hidden width, N scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dither.errors import DitherError, OutputError
+from dither.measuring.metrics import Scores, gather, rows_per_chunk, score
+from dither.measuring.per_token import PerToken, scored_positions
+from dither.models.blocks import Blocks, open_blocks
+from dither.progress import Progress, Silent
+from dither.types import Model
+from dither.units import format_bytes
+
+Tokens = npt.NDArray[np.int32]
+Step = Callable[[torch.Tensor], torch.Tensor]
+
+BATCH_TOKENS = 2048  # go through a block together
+MEMORY = 4 * 2**30  # bytes of hidden states, all models together, before they go to disk
+_REFERENCE = None  # its place among the hidden states, where every other name is a file's
+
+
+class Stages(Protocol):
+    """A model in pieces; `models.blocks.Blocks` is one."""
+
+    def embed(self, tokens_ST: torch.Tensor) -> torch.Tensor: ...
+
+    def load(self, index: int) -> Step: ...
+
+    def head(self) -> Step: ...
+
+
+def measure_stream(
+    blocks: Blocks,
+    files: Mapping[str, Model | Blocks],
+    tokens_ST: Tokens,
+    lengths_S: npt.ArrayLike,
+    *,
+    skip: int | None = None,
+    scratch: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, PerToken]:
+    """Runs int32 tokens (S, T), right-padded to T, through `blocks` and every file: values by its name.
+
+    Each file runs by its own metadata, so that a wrong rope base in it is measured as well.  `skip`
+    leading positions of each sequence are not scored, None for its first half.  Hidden states that
+    outgrow memory go to an unnamed file in the folder `scratch`.
+    Raises DitherError where a model computes NaN, OutputError where the disk is too small.
+    """
+    stages: dict[str, Stages] = {
+        name: file if isinstance(file, Blocks) else open_blocks(file, device=str(blocks.device))
+        for name, file in files.items()
+    }
+    run = Lockstep(blocks, list(files), tokens_ST, lengths_S, skip=skip, scratch=scratch, progress=progress)
+    run.start()
+    run.embed(stages)
+    for index in range(blocks.count):
+        run.step(index, stages)
+    return run.finish(stages)
+
+
+class Lockstep:
+    """The same walk, for a caller who sets the pace: `embed`, `step` for each block, `finish`.
+
+    A file's block may come into being between two steps, as it does while a model is quantized.
+    """
+
+    def __init__(
+        self,
+        reference: Blocks,
+        names: Sequence[str],
+        tokens_ST: Tokens,
+        lengths_S: npt.ArrayLike,
+        *,
+        skip: int | None = None,
+        memory: int = MEMORY,
+        scratch: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.reference, self.progress = reference, progress or Silent()
+        self.tokens_ST = torch.from_numpy(np.ascontiguousarray(tokens_ST, dtype=np.int64))
+        self.lengths_S = np.asarray(lengths_S, dtype=np.int64)
+        self.sequence_N, self.position_N = scored_positions(self.lengths_S, skip)
+        shape = (*self.tokens_ST.shape, reference.width)
+        fits = 4 * np.prod(shape, dtype=np.int64) * (1 + len(names)) <= memory
+        self.hidden: dict[str | None, torch.Tensor] = {
+            name: torch.empty(shape) if fits else spilled(shape, scratch) for name in (_REFERENCE, *names)
+        }
+        self.drift: dict[str, list[float]] = {name: [] for name in names}
+
+    def start(self) -> None:
+        """Tells the progress how much there is to do."""
+        sizes = sum(self._block_weights(index) for index in range(self.reference.count))
+        files = len(self.drift)
+        self.progress.start(sizes * (1 + files) + 2 * files * self._head_weights(), 0)
+
+    @torch.no_grad()
+    def embed(self, files: Mapping[str, Stages]) -> None:
+        for name, stages in ((_REFERENCE, self.reference), *files.items()):
+            for batch, length in self._batches():
+                self.hidden[name][batch, :length] = stages.embed(self.tokens_ST[batch, :length]).cpu().float()
+
+    @torch.no_grad()
+    def step(self, index: int, files: Mapping[str, Stages]) -> None:
+        """Carries the reference and every file through block `index`, and notes how far they drifted."""
+        for name, stages in ((_REFERENCE, self.reference), *files.items()):
+            block = stages.load(index)
+            for batch, length in self._batches():
+                hidden_STH = self.hidden[name][batch, :length].to(self.reference.device)
+                self.hidden[name][batch, :length] = block(hidden_STH).cpu().float()
+            del block  # before the next one is loaded
+            self._compare_hidden(name, index)
+            self.progress.advance(self._block_weights(index), f"block {index}")
+
+    @torch.no_grad()
+    def finish(self, files: Mapping[str, Stages]) -> dict[str, PerToken]:
+        """Scores every file against the reference, and forgets the hidden states."""
+        found = {}
+        for name, stages in files.items():
+            scores = self._scores(name, self.reference.head(), stages.head())
+            found[name] = gather(scores, self.sequence_N, self.drift[name])
+            _check_finite(name, found[name])
+            self.progress.advance(2 * self._head_weights(), "output")
+        self.hidden.clear()
+        return found
+
+    def _scores(self, name: str, reference_head: Step, head: Step) -> list[Scores]:
+        scores = []
+        for chunk in self._chunks():
+            sequence_N, position_N = self.sequence_N[chunk], self.position_N[chunk]
+            reference_NV, logits_NV = (
+                run(self.hidden[lane][sequence_N, position_N].to(self.reference.device)[None])[0]
+                for lane, run in ((_REFERENCE, reference_head), (name, head))
+            )
+            next_N = self.tokens_ST[sequence_N, position_N + 1]
+            scores.append(score(reference_NV, logits_NV, next_N))
+        return scores
+
+    def _compare_hidden(self, name: str | None, index: int) -> None:
+        """Appends to the file's drift; of the reference, sees only that its numbers are numbers."""
+        total = 0.0
+        for chunk in self._chunks():
+            at = (self.sequence_N[chunk], self.position_N[chunk])
+            reference_NH = self.hidden[_REFERENCE][at].double()
+            size_N = reference_NH.norm(dim=-1)
+            if name is _REFERENCE:
+                total += float(size_N.sum())
+                continue
+            away_N = (self.hidden[name][at].double() - reference_NH).norm(dim=-1)
+            total += float((away_N / size_N.clamp_min(torch.finfo(torch.float32).tiny)).sum())
+        if not np.isfinite(total):
+            raise DitherError(
+                "the reference" if name is None else name, f"computes NaN or infinity in block {index}",
+                "Its weights are damaged, or too large for float32: fetch or make it again.",
+            )  # fmt: skip
+        if name is not _REFERENCE:
+            self.drift[name].append(total / max(1, len(self.sequence_N)))
+
+    def _batches(self) -> Iterator[tuple[slice, int]]:
+        """Sequences that go together, and the longest of them: no position beyond it is computed."""
+        step = max(1, BATCH_TOKENS // self.tokens_ST.shape[1])
+        for start in range(0, len(self.lengths_S), step):
+            yield slice(start, start + step), int(self.lengths_S[start : start + step].max())
+
+    def _chunks(self) -> Iterator[slice]:
+        step = rows_per_chunk(self.reference.vocabulary)
+        for start in range(0, len(self.sequence_N), step):
+            yield slice(start, start + step)
+
+    def _block_weights(self, index: int) -> int:
+        prefix = f"blk.{index}."
+        return sum(tensor.size for tensor in self.reference.model.tensors if tensor.name.startswith(prefix))
+
+    def _head_weights(self) -> int:
+        return int(self.reference.width * self.reference.vocabulary)
+
+
+def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
+    """Zeros, float32, in an unnamed file that vanishes with the tensor.
+
+    The disk's space is claimed at once: a mapped file that runs out of it later kills the process.
+    Raises OutputError where there is too little.
+    """
+    size = 4 * int(np.prod(shape, dtype=np.int64))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            with suppress(AttributeError):  # not on every system
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+        except OSError as error:
+            raise OutputError(
+                str(folder or tempfile.gettempdir()),
+                f"cannot hold {format_bytes(size)} of hidden states ({error.strerror})",
+                "Take fewer tokens, or set TMPDIR to a larger disk.",
+            ) from None
+        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
+
+
+def _check_finite(name: str, found: PerToken) -> None:
+    for values_N, whose in ((found.nll_reference_N, "the reference"), (found.kl_N, name)):
+        if not np.isfinite(values_N).all():
+            raise DitherError(
+                whose, "gives logits that are NaN or infinite",
+                "Its output matrix is damaged: fetch or make the file again.",
+            )  # fmt: skip

@@ -1,0 +1,284 @@
+"""Text becomes sequences of token ids: what calibration and measurement run through a model.
+
+    FILE                            plain text, cut into consecutive chunks of the context
+    FILE.jsonl                      one record a line: {"text": …}, {"messages": [{"role", "content"}, …]}
+                                    or {"prompt": …, "response": …}; each is a sequence of its own
+    hf:DATASET[:SPLIT[:COLUMN]]     records of a data set, through the `datasets` library
+    self                            the model writes its own (see `writing`)
+
+Plain text follows llama-imatrix and llama-perplexity (`tools/imatrix/imatrix.cpp`,
+`tools/perplexity/perplexity.cpp` in llama.cpp), so that figures can be compared: the text is tokenized
+in one piece, the begin token in front where the tokenizer adds one; chunks of the context's length
+follow each other without overlap, the rest that fills none is dropped, and the first token of every
+chunk is replaced by the begin token where there is one.
+
+Only as much of a file is read as the tokens asked for need: a prefix that ends at a line's end, twice
+as long each time it proves too short.
+
+Legend: S sequences, T token positions of the longest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.engines.vocabulary import Vocabulary
+from dither.errors import SourceError, UsageError
+from dither.measuring.records import Conversation, hub_records, json_records
+from dither.progress import Progress
+from dither.types import Model
+
+Ints = npt.NDArray[np.int32]
+
+DEFAULT_CONTEXT = 512  # llama-imatrix's
+SELF = "self"
+HUB = "hf:"
+_RECORDS = (".jsonl", ".json", ".ndjson")
+_SHORTEST = 2  # a position and its next token
+_FIRST_BYTES_PER_TOKEN = 6
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token ids as they go through a model.
+
+    `tokens_ST` int32; sequence s has `lengths_S[s]` of them, zeros to the right of those are padding
+    and never count.  `sha256` (hex) covers the ids and lengths, not the padding.
+    """
+
+    tokens_ST: Ints
+    lengths_S: Ints
+    name: str
+    sha256: str
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths_S.sum())
+
+
+def sequences(
+    model: Model,
+    data: str | Path,
+    *,
+    tokens: int,
+    context: int | None = None,
+    seed: int = 0,
+    scratch: Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Sequences:
+    """At most `tokens` token ids of `data`, in sequences of at most `context` (512, or the model's).
+
+    For `self`: `seed` draws what is written, `scratch` is a folder for a temporary file of the model's
+    size that may be needed, `threads` defaults to the physical cores.  Fewer tokens than asked for
+    become a note.
+
+    Raises UsageError, before any work, where the context is longer than the model's, where tokens do
+    not fill one context, where the data hold too few tokens; SourceError where it cannot be read.
+    """
+    context = checked_context(model, tokens, context)
+    if str(data) == SELF:
+        from dither.measuring.writing import write_text
+
+        ids, name, notes = write_text(
+            model, tokens=tokens, context=context, seed=seed, scratch=scratch, threads=threads,
+            progress=progress,
+        )  # fmt: skip
+        return pack(ids, name, seed, notes)
+    with Vocabulary(model) as vocabulary:
+        return _from_data(vocabulary, data, tokens, context, seed)
+
+
+def checked_context(model: Model, tokens: int, context: int | None) -> int:
+    """The context to use.  Raises UsageError: longer than the model's, shorter than 2, not filled."""
+    trained = trained_context(model)
+    if context is None:
+        context = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
+    if context < _SHORTEST:
+        raise UsageError(f"a context of {context}", "is too short", f"Give at least {_SHORTEST} tokens.")
+    if trained and context > trained:
+        raise UsageError(
+            f"a context of {context}", f"is longer than {model.name}'s {trained}",
+            f"Give at most {trained} with -c.",
+        )  # fmt: skip
+    if tokens < context:
+        raise UsageError(
+            f"{tokens} tokens", f"do not fill one sequence of {context}",
+            "Ask for more with --tokens, or for a shorter context with -c.",
+        )  # fmt: skip
+    return context
+
+
+def trained_context(model: Model) -> int:
+    """The context length in the model's metadata, 0 where it names none."""
+    field = model.metadata.get(f"{model.arch}.context_length")
+    return int(field.value) if field is not None else 0
+
+
+def pack(ids: Iterable[list[int]], name: str, seed: int, notes: Iterable[str] = ()) -> Sequences:
+    """Lists of token ids, right-padded with zeros."""
+    rows = list(ids)
+    lengths_S = np.array([len(row) for row in rows], dtype=np.int32)
+    tokens_ST = np.zeros((len(rows), int(lengths_S.max())), dtype=np.int32)
+    for row, target_T in zip(rows, tokens_ST, strict=True):
+        target_T[: len(row)] = row
+    return Sequences(tokens_ST, lengths_S, name, tokens_sha256(tokens_ST, lengths_S), seed, tuple(notes))
+
+
+def tokens_sha256(tokens_ST: Ints, lengths_S: Ints) -> str:
+    """sha256 (hex) over each sequence's length and ids, little-endian int32, padding left out."""
+    digest = hashlib.sha256()
+    for row_T, length in zip(tokens_ST, lengths_S, strict=True):
+        digest.update(np.array([length], "<i4").tobytes() + row_T[:length].astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def chunks(ids: list[int], context: int, bos: int | None) -> list[list[int]]:
+    """llama.cpp's chunks of one long text: consecutive, all full, each beginning with `bos`."""
+    stream = ids if bos is None else [bos, *ids]
+    found = [stream[at : at + context] for at in range(0, len(stream) - context + 1, context)]
+    return found if bos is None else [[bos, *chunk[1:]] for chunk in found]
+
+
+def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: int, seed: int) -> Sequences:
+    name = str(data)
+    if name.startswith(HUB):
+        return _from_records(vocabulary, hub_records(name.removeprefix(HUB)), tokens, context, seed, name)
+    path = Path(data).expanduser()
+    _check_file(path)
+    if path.suffix.lower() in _RECORDS:
+        return _from_records(vocabulary, json_records(path), tokens, context, seed, path.name)
+    count = tokens // context
+    found = _plain_chunks(vocabulary, path, count, context)
+    if not found:
+        raise _too_short(path.name, len(vocabulary.tokenize(_prefix(path, None))), context)
+    notes = []
+    if len(found) < count:
+        notes.append(
+            f"{path.name} fills {len(found)} sequences of {context} tokens, not the {count} asked for."
+        )
+    return pack(found, path.name, seed, notes)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
+    if not path.is_file():
+        raise SourceError(
+            str(path), "no such file",
+            "Name a text file, hf:DATASET, or `self` to let the model write its own text.",
+        )  # fmt: skip
+
+
+def _too_short(name: str, found: int, needed: int) -> UsageError:
+    reason = "is empty" if not found else f"holds {found} tokens, and one sequence needs {needed}"
+    return UsageError(name, reason, "Give more text, or a shorter context with -c.")
+
+
+def _plain_chunks(vocabulary: Vocabulary, path: Path, count: int, context: int) -> list[list[int]]:
+    needed, total = count * context, path.stat().st_size
+    size = min(total, needed * _FIRST_BYTES_PER_TOKEN + 1024)
+    while True:
+        ids = vocabulary.tokenize(_prefix(path, size))
+        # The last tokens before a cut may be others in the whole text: more than enough must be there.
+        if size >= total or len(ids) >= needed + 16:
+            return chunks(ids, context, vocabulary.bos)[:count]
+        size = min(total, 2 * size)
+
+
+def _prefix(path: Path, size: int | None) -> str:
+    """The first `size` bytes as text, less what follows the last end of a line where that cuts any.
+
+    Raises SourceError where the bytes are no UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read() if size is None else file.read(size)
+    except OSError as error:
+        raise SourceError(str(path), f"cannot be read ({error.strerror})", "Check its permissions.") from None
+    cut = size is not None and len(raw) < path.stat().st_size
+    if cut:
+        raw = raw[: raw.rfind(b"\n") + 1] or _whole_characters(raw)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            str(path), f"is not UTF-8 text (byte {error.start})", "Convert it: iconv -t UTF-8 FILE."
+        ) from None
+
+
+def _whole_characters(raw: bytes) -> bytes:
+    """Without the character that a cut went through: at most three bytes of a beginning."""
+    for back in range(1, min(4, len(raw)) + 1):
+        if raw[-back] >= 0xC0:
+            return raw[:-back]
+        if raw[-back] < 0x80:
+            break
+    return raw
+
+
+def _from_records(
+    vocabulary: Vocabulary, records: Iterator[str | Conversation], tokens: int, context: int, seed: int,
+    name: str,
+) -> Sequences:  # fmt: skip
+    found: list[list[int]] = []
+    left, dropped, plain = tokens, 0, 0
+    for record in records:
+        plain += not isinstance(record, str) and not vocabulary.has_chat_template
+        for piece in pieces(_record_ids(vocabulary, record), context, vocabulary.bos):
+            if len(piece) < _SHORTEST:
+                dropped += 1
+                continue
+            found.append(piece[:left])
+            left -= len(found[-1])
+            if left < _SHORTEST:
+                return pack(found, name, seed, _record_notes(name, tokens, 0, dropped, plain))
+    used = tokens - left
+    if used < min(tokens, context):
+        raise _too_short(name, used, min(tokens, context))
+    return pack(found, name, seed, _record_notes(name, tokens, left, dropped, plain))
+
+
+def pieces(ids: list[int], context: int, bos: int | None) -> list[list[int]]:
+    """One record's ids, `bos` in front, cut where it is longer than the context; the last may be short."""
+    if bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    found = [ids[at : at + context] for at in range(0, len(ids), context)]
+    return found if bos is None else [[bos, *piece[1:]] for piece in found]
+
+
+def _record_ids(vocabulary: Vocabulary, record: str | Conversation) -> list[int]:
+    if isinstance(record, str):
+        return vocabulary.tokenize(record)
+    if not vocabulary.has_chat_template:
+        return vocabulary.tokenize("\n\n".join(message["content"] for message in record))
+    return vocabulary.tokenize(vocabulary.apply_template(record), parse_special=True)
+
+
+def _record_notes(name: str, asked: int, missing: int, dropped: int, plain: int) -> list[str]:
+    notes = []
+    if missing:
+        notes.append(f"{name} holds {asked - missing} tokens, not the {asked} asked for.")
+    if dropped:
+        notes.append(f"{dropped} records of {name} are shorter than {_SHORTEST} tokens and were left out.")
+    if plain:
+        notes.append(f"The model has no chat template: {plain} conversations of {name} became plain text.")
+    return notes
+
+
+def batches(lengths_S: Ints, size: int) -> Iterator[Any]:
+    """Indices of neighboring sequences, at most `size` padded tokens at once."""
+    each = max(1, size // max(1, int(lengths_S.max())))
+    order = iter(range(len(lengths_S)))
+    while batch := list(islice(order, each)):
+        yield np.array(batch)

@@ -1,0 +1,145 @@
+"""One decoder block with its weights in memory, and the head behind the last block.
+
+Both are transformers' modules under GGUF's names: a matrix is read, replaced and reported as the GGUF
+has it, whatever transformers fused or permuted.
+
+Legend: S sequences, T tokens of each, H hidden width, R rows, C columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from dither.errors import UsageError
+from dither.models.blocks.restore import Restored
+from dither.models.blocks.surroundings import SurroundingsOf
+from dither.models.blocks.watch import See, Watching
+from dither.types import Floats
+
+
+class Block:
+    """One decoder block.  Dropping it frees its weights."""
+
+    def __init__(
+        self, index: int, layer: nn.Module, plans: Mapping[str, Restored], names: tuple[str, ...],
+        surroundings: SurroundingsOf,
+    ) -> None:  # fmt: skip
+        self.index = index
+        self.names = names  # its matrices, stacks of experts included: "blk.3.attn_q.weight"
+        self._layer = layer
+        self._plans = plans  # by the parameter's name within the layer
+        self._surroundings = surroundings
+        self._homes = {name: (key, at) for key, plan in plans.items() for at, name in enumerate(plan.tensors)}
+
+    def __call__(
+        self, hidden_STH: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The block's output for whole sequences from position 0, causal, without a cache.
+
+        `weights` replaces tensors by name, given in GGUF's shape and order of rows.  Gradients flow to
+        those of them that ask for one; otherwise none are recorded.  Raises UsageError for a name that
+        is not of this block, or another shape.
+        """
+        replaced = self._parameters(weights or {})
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _any_gradient(weights)):
+            return self._forward(hidden_STH, replaced)
+
+    def watch(self, hidden_STH: torch.Tensor, see: See) -> torch.Tensor:
+        """The same output; `see` is called once for every distinct input of the block's matrices.
+
+        An expert reports only tokens that were routed to it, in two calls (gate and up, then down); one
+        without tokens is not reported.
+        """
+        names: dict[torch.Tensor, tuple[str, ...]] = {
+            parameter: self._plans[key].tensors
+            for key, parameter in self._layer.named_parameters()
+            if self._plans[key].tensors[0] in self.names
+        }
+        watching = Watching(names, see)
+        with torch.no_grad(), watching:
+            output_STH = self._forward(hidden_STH, {})
+        watching.close()
+        return output_STH
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A tensor in GGUF's shape and order of rows: a float32 copy."""
+        plan, view, shape = self._view(name)
+        return (view.detach().to(torch.float32, copy=True) + plan.offset).reshape(shape)
+
+    def set_weight(self, name: str, w: torch.Tensor | Floats) -> None:
+        """Replaces a tensor, given in GGUF's shape and order of rows."""
+        plan, view, shape = self._view(name)
+        given = torch.from_numpy(np.array(w, np.float32)) if isinstance(w, np.ndarray) else w.detach().float()
+        _check_shape(name, given, shape)
+        view.copy_((given - plan.offset).reshape(view.shape))
+
+    def _forward(self, hidden_STH: torch.Tensor, replaced: dict[str, torch.Tensor]) -> torch.Tensor:
+        around = self._surroundings(self.index, hidden_STH.shape[1]).arguments()
+        if replaced:
+            found = functional_call(self._layer, replaced, (hidden_STH,), around)
+        else:
+            found = self._layer(hidden_STH, **around)
+        output: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return output
+
+    def _parameters(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The layer's parameters that differ, made from the tensors given and, of fused ones, the others."""
+        found = {}
+        for key in dict.fromkeys(self._home(name)[0] for name in weights):
+            plan = self._plans[key]
+            for name, shape in zip(plan.tensors, plan.shapes(), strict=True):
+                if name in weights:
+                    _check_shape(name, weights[name], shape)
+            own = self._layer.get_parameter(key)
+            stored = [weights[name] if name in weights else self.weight(name) for name in plan.tensors]
+            found[key] = plan.join(stored).to(own.device, own.dtype)
+        return found
+
+    def _view(self, name: str) -> tuple[Restored, torch.Tensor, tuple[int, ...]]:
+        key, at = self._home(name)
+        plan = self._plans[key]
+        return plan, plan.views(self._layer.get_parameter(key).data)[at], plan.shapes()[at]
+
+    def _home(self, name: str) -> tuple[str, int]:
+        if name not in self._homes:
+            raise UsageError(f"tensor {name}", f"is not part of block {self.index}")
+        return self._homes[name]
+
+
+class Head:
+    """The last norm and the output matrix."""
+
+    def __init__(self, norm: nn.Module, name: str, output_VH: torch.Tensor, softcap: float | None) -> None:
+        self.names = (name,)
+        self._norm = norm
+        self._output_VH = output_VH
+        self._softcap = softcap
+
+    @torch.no_grad()
+    def __call__(self, hidden_STH: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 (S, T, V)."""
+        logits_STV = functional.linear(self._norm(hidden_STH), self._output_VH).float()
+        if self._softcap is not None:
+            logits_STV.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits_STV
+
+    @torch.no_grad()
+    def watch(self, hidden_STH: torch.Tensor, see: See) -> None:
+        """Calls `see` with the output matrix's input; no logits are computed."""
+        x_NC = self._norm(hidden_STH).reshape(-1, hidden_STH.shape[-1]).float()
+        see(self.names, x_NC, torch.arange(len(x_NC), device=x_NC.device), None)
+
+
+def _any_gradient(weights: Mapping[str, torch.Tensor] | None) -> bool:
+    return any(w.requires_grad for w in (weights or {}).values())
+
+
+def _check_shape(name: str, w: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(w.shape) != shape:
+        raise UsageError(f"tensor {name}", f"is given as {list(w.shape)}, but has shape {list(shape)}")

@@ -1,0 +1,93 @@
+"""What every block reads besides hidden states: positions, their rotary embedding, a mask.
+
+All sequences are whole: positions count from 0, nothing is padded, and each token sees those before it,
+at most a window's width of them in a local layer (token q sees token k where 0 ≤ q − k < window).
+
+Legend: T tokens of a sequence, D rotated dimensions of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dither.errors import UnsupportedError
+from dither.models.blocks.rotary import FREQUENCIES, factors
+from dither.types import Model
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The same for all sequences of one length, in all layers of one kind."""
+
+    mask_11TT: torch.Tensor | None  # added to attention scores; None where causality alone decides
+    position_1T: torch.Tensor
+    rotation: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, T, D)
+
+    def arguments(self) -> dict[str, Any]:
+        """As transformers' decoder layers name them."""
+        return {
+            "attention_mask": self.mask_11TT, "position_ids": self.position_1T,
+            "position_embeddings": self.rotation, "past_key_values": None, "use_cache": False,
+        }  # fmt: skip
+
+
+class SurroundingsOf:
+    """Makes them for a layer and a length, and keeps those of the latest length."""
+
+    def __init__(
+        self, skeleton: PreTrainedModel, model: Model, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        config = skeleton.config
+        self._rotary = rotary_embedding(skeleton, model).to(device)
+        self._by_kind = "full_attention" in config.rope_parameters
+        self._kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        self._window = getattr(config, "sliding_window", None)
+        self._is_implied = config._attn_implementation == "sdpa"  # fused attention is causal without a mask
+        self._like = torch.empty(0, device=device, dtype=dtype)
+        self._length = 0
+        self._made: dict[str, Surroundings] = {}
+
+    def __call__(self, layer: int, length: int) -> Surroundings:
+        if length != self._length:
+            self._length, self._made = length, {}
+        kind = self._kinds[layer]
+        if kind not in self._made:
+            self._made[kind] = self._make(kind, length)
+        return self._made[kind]
+
+    @torch.inference_mode(False)  # kept for later calls, some of which may record gradients
+    def _make(self, kind: str, length: int) -> Surroundings:
+        position_1T = torch.arange(length, device=self._like.device)[None]
+        with torch.no_grad():
+            rotation = self._rotary(self._like, position_1T, *([kind] if self._by_kind else []))
+        window = self._window if kind == "sliding_attention" else None
+        mask_11TT = None
+        if not self._is_implied or (window and window < length):
+            mask_11TT = causal_mask(length, window, self._like)
+        return Surroundings(mask_11TT, position_1T, rotation)
+
+
+def causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    """Zero where a token may look, −∞ elsewhere."""
+    position_T = torch.arange(length, device=like.device)
+    behind_TT = position_T[:, None] - position_T
+    hidden_TT = (behind_TT < 0) | (behind_TT >= (window or length))
+    return like.new_zeros(length, length).masked_fill_(hidden_TT, -torch.inf)[None, None]
+
+
+def rotary_embedding(skeleton: PreTrainedModel, model: Model) -> torch.nn.Module:
+    """transformers' own module with memory, its frequencies divided by the model's factors if it has any."""
+    rotary: torch.nn.Module = type(skeleton.get_submodule("model.rotary_emb"))(skeleton.config)
+    if not any(tensor.name == FREQUENCIES for tensor in model.tensors):
+        return rotary
+    frequencies = dict(rotary.named_buffers())
+    if "inv_freq" not in frequencies:
+        raise UnsupportedError(f"tensor {FREQUENCIES}", "in a model whose layers rotate each in its own way")
+    divisor = torch.from_numpy(factors(model, FREQUENCIES, 2 * len(frequencies["inv_freq"])))
+    for frequency in frequencies.values():
+        frequency.div_(divisor)
+    return rotary

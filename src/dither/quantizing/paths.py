@@ -1,0 +1,52 @@
+"""Where a result goes, and what it must never overwrite."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dither.containers.journal import unfinished
+from dither.containers.presets import preset_names
+from dither.errors import OutputError
+from dither.types import Model
+
+
+def file_stem(model: Model) -> str:
+    """The model's name for a file: that of its folder, file or repository, without an old type."""
+    last = Path(model.origin).name or Path(model.origin).resolve().name
+    last = re.split(r"[@:]", last)[0]
+    if last.endswith(".gguf"):
+        last = re.sub(r"-\d{5}-of-\d{5}$", "", last.removesuffix(".gguf"))
+        last = re.sub(rf"[-._](?:{'|'.join(preset_names())})$", "", last, flags=re.IGNORECASE)
+    return last or model.name
+
+
+def output_path(
+    model: Model, to: str, out: str | Path | None, force: bool, inputs: Sequence[Path] = ()
+) -> Path:
+    """Where the result goes.  Raises OutputError: an input, an existing file, no such folder."""
+    name = f"{file_stem(model)}-{to}.gguf"
+    path = Path(out) if out is not None else Path(name)
+    try:
+        if path.is_dir() or (out is not None and os.fspath(out).endswith("/")):
+            path = path / name
+        _refuse_inputs(path, inputs)
+        if path.exists() and not force:
+            raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
+        if not path.parent.is_dir():
+            raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another with -o.")
+    except OSError as error:  # a name too long, a folder that may not be searched
+        reason = f"cannot be written ({error.strerror})"
+        raise OutputError(str(path), reason, "Choose another name with -o.") from None
+    return path
+
+
+def _refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:
+    """Neither the result nor what it grows in may be a file that is read."""
+    for place in (path, *unfinished(path)):
+        if any(place.exists() and file.exists() and place.samefile(file) for file in inputs):
+            raise OutputError(
+                str(place), "is the model itself or read with it", "Choose another name with -o."
+            )

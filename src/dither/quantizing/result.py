@@ -1,0 +1,104 @@
+"""What a run of `dither quantize` gives back, and what it says of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dither.containers.recipe import Plan
+
+if TYPE_CHECKING:
+    from dither.measuring.schema import Measurement
+
+_LOST = 0.95  # one bit per weight still keeps relative errors near 0.6
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written, and what rounding cost.
+
+    `seconds` is reading, solving and writing, without compiling kernels on their first use and without
+    measuring.  `relative_error` is √(Σ(w − ŵ)² / Σw²) over the quantized matrices; `tensors` holds the
+    same per tensor beside its type and bytes.  `solvers` counts who kept how many layers (each expert
+    of a stack is one) of those that had a choice.
+    """
+
+    path: str
+    plan: Plan
+    bytes: int  # of the file
+    seconds: float
+    relative_error: float
+    tensors: dict[str, dict[str, Any]]
+    resumed: int  # tensors an interrupted run had finished
+    notes: tuple[str, ...]
+    solver: str = "nearest"
+    solvers: Mapping[str, int] | None = None
+    transforms: Mapping[str, Any] | None = None
+    measurement: Measurement | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.plan.bits_per_weight
+
+    @property
+    def compression(self) -> float:
+        return self.plan.source_bytes / self.plan.bytes
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan.to_json()
+        for tensor in plan["tensors"]:
+            tensor["relative_error"] = self.tensors[tensor["name"]]["relative_error"]
+            for key in ("solvers", "objective", "nearest_objective", "held", "nearest_held", "damping"):
+                if key in self.tensors[tensor["name"]]:
+                    tensor[key] = self.tensors[tensor["name"]][key]
+        return {
+            **plan,
+            "path": self.path,
+            "tensor_bytes": plan["bytes"],
+            "bytes": self.bytes,
+            "compression": self.compression,
+            "seconds": self.seconds,
+            "relative_error": self.relative_error,
+            "solver": self.solver,
+            "solvers": dict(self.solvers or {}),
+            "transforms": dict(self.transforms or {}),
+            "resumed_tensors": self.resumed,
+            "measurement": self.measurement.model_dump() if self.measurement else None,
+            "notes": list(self.notes),
+        }
+
+
+def tensor_notes(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tensors of which next to nothing is left, and what solvers had to say."""
+    notes = [
+        f"{tensor.name}: relative weight error {records[tensor.name]['relative_error']:.0%}, "
+        f"its values are beyond what {tensor.type} can hold."
+        for tensor in plan.tensors
+        if records[tensor.name]["relative_error"] > _LOST
+    ]
+    said: dict[str, list[str]] = {}
+    for tensor in plan.tensors:
+        for note in records[tensor.name].get("notes", ()):
+            said.setdefault(note, []).append(tensor.name)
+    for note, names in said.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        notes.append(f"{shown}: {note}")
+    return notes
+
+
+def solver_counts(records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Who kept how many layers, of those that had a choice; the most first."""
+    kept: Counter[str] = Counter()
+    for record in records.values():
+        kept.update(record.get("solvers", {}))
+    return dict(kept.most_common())
+
+
+def total_error(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> float:
+    quantized = [records[tensor.name] for tensor in plan.tensors if len(tensor.shape) > 1]
+    norm = math.fsum(record["squared_norm"] for record in quantized)
+    error = math.fsum(record["squared_error"] for record in quantized)
+    return math.sqrt(error / norm) if norm > 0 else 0.0

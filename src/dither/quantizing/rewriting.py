@@ -1,0 +1,70 @@
+"""Transforms applied one after another, each to what the one before it left.
+
+A transform has to know the type each tensor will have, and may add a tensor (an output matrix untied
+from the embedding), so the plan is made anew after each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from dither.codecs import codec as find_codec
+from dither.containers.recipe import Options, Plan, make_plan
+from dither.errors import UsageError
+from dither.formats.ggml import FLOAT_TYPES
+from dither.models.arch import feeds
+from dither.transforms.awq import Awq
+from dither.transforms.rotate import Rotate
+from dither.types import Codec, EvidenceSource, Model, Transform
+
+TRANSFORMS = ("awq", "rotate")
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A model ready to be rounded, its evidence and its plan."""
+
+    model: Model
+    evidence: EvidenceSource
+    plan: Plan
+    record: dict[str, Any] = field(default_factory=dict)  # transform → what it chose
+    notes: tuple[str, ...] = ()
+
+
+def rewrite(
+    model: Model, evidence: EvidenceSource, known: Collection[str], transforms: Sequence[str],
+    options: Options, threads: int,
+) -> Rewritten:  # fmt: skip
+    """`model` through `transforms` in order.  `known` names the tensors that have importance.
+
+    Raises UsageError for a transform that is unknown or named twice.
+    """
+    for position, name in enumerate(transforms):
+        if name not in TRANSFORMS:
+            raise UsageError(f"--transform {name}", f"is not one of {', '.join(TRANSFORMS)}")
+        if name in transforms[:position]:
+            raise UsageError(f"--transform {name}", "is given twice", "Give it once.")
+    plan = make_plan(model, options, known)
+    record: dict[str, Any] = {}
+    notes: list[str] = []
+    for name in transforms:
+        types = {tensor.name: tensor.type for tensor in plan.tensors}
+        done = _transform(name, model, threads)(model, evidence, partial(_codec, types))
+        model, evidence = done.model, done.evidence
+        record[name] = done.record
+        notes.extend(done.notes)
+        plan = make_plan(model, options, known)
+    return Rewritten(model, evidence, plan, record, tuple(notes))
+
+
+def _transform(name: str, model: Model, threads: int) -> Transform:
+    given = feeds(model.arch)
+    return Awq(given, threads=threads) if name == "awq" else Rotate(given)
+
+
+def _codec(types: dict[str, str], tensor: str) -> Codec | None:
+    kind = types.get(tensor)
+    return None if kind is None or kind in FLOAT_TYPES else find_codec(kind)

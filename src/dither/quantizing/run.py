@@ -1,0 +1,322 @@
+"""One pass over a model's tensors: read rows, choose codes, write bytes, count the error.
+
+Two kinds of work.  *Chunks*: some rows of a matrix, for solvers that need no Hessian; memory stays at a
+few chunks whatever the tensor's size, and chunks go through threads.  *Wholes*: all rows of a layer, or
+of one expert, for solvers that do need one; they run one after another and use the cores themselves.
+
+Legend: R rows, C columns, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from typing import Any
+
+import numpy as np
+
+from dither.codecs import codec as find_codec
+from dither.containers.gguf import GGUFOutput
+from dither.containers.recipe import Plan, PlannedTensor
+from dither.errors import DitherError, SourceError
+from dither.executors import local
+from dither.formats.ggml import FLOAT_TYPES
+from dither.progress import Progress, Silent
+from dither.solvers.nearest import Nearest
+from dither.types import Evidence, EvidenceSource, Floats, Model, Solved, Solver
+
+CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
+_LARGEST_F16 = 65504.0
+
+
+def no_evidence(tensor: str, expert: int = 0) -> Evidence | None:
+    """An `EvidenceSource` that knows nothing."""
+    return None
+
+
+def prepare(types: Iterable[str], with_importance: bool = False, progress: Progress | None = None) -> None:
+    """Gets encoders ready: seconds on their first use, and said when it is more than one.
+
+    Kernels are compiled once per machine and kept on disk; ggml's lattice encoders build their
+    tables anew in every process.
+    """
+    from dither.codecs.kernels import stats
+
+    tell = (progress or Silent()).note
+    slow = threading.Timer(1.0, tell, ("Preparing the encoders: kernels are compiled once per machine …",))
+    slow.start()
+    try:
+        one = np.ones(1, dtype=np.float32)
+        stats.sum_squared_difference(one, one)
+        stats.sum_squares(one)
+        for name in sorted(types):
+            codec = find_codec(name)
+            row = np.ones((1, codec.block), dtype=np.float32)
+            importance = row[0] if with_importance or codec.needs_importance else None
+            codec.decode(codec.encode(row, importance))
+    finally:
+        slow.cancel()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of one tensor that are solved together."""
+
+    tensor: PlannedTensor
+    expert: int
+    start: int
+    stop: int
+
+
+Refine = Callable[[int, Mapping[str, Floats], Mapping[str, str], Mapping[str, Solved]], Mapping[str, Solved]]
+
+
+@dataclass(frozen=True)
+class _Done:
+    piece: _Piece
+    error: float  # Σ(w − ŵ)²
+    norm: float  # Σw²
+    solved: Solved | None  # None where bytes were copied
+
+
+class Run:
+    """All tensors of a plan that `output` does not have yet, through one solver.
+
+    A tensor without the evidence that `solver` needs is rounded to nearest, and its record says so.
+    `known` tells which tensors have a Hessian, where `evidence` itself must not be asked before its time.
+    `written` is kept up to date with the tensors whose bytes are in the file.  `refine`, where there is
+    one, is given a block's number, its matrices as they were read and as they were solved, and gives them
+    back better; then a block is finished as a whole or not at all.
+    """
+
+    def __init__(
+        self, model: Model, plan: Plan, evidence: EvidenceSource, output: GGUFOutput, solver: Solver,
+        report: Progress, threads: int, known: EvidenceSource | None = None, refine: Refine | None = None,
+    ) -> None:  # fmt: skip
+        self.known, self.refine = known or evidence, refine
+        self.written: set[str] = set(output.finished)
+        self.sources = {tensor.name: tensor for tensor in model.tensors}
+        self.plan, self.evidence, self.output = plan, evidence, output
+        self.solver, self.report, self.threads = solver, report, threads
+        self._nearest = Nearest()
+
+    def all(self) -> None:
+        wholes = [tensor for tensor in self.plan.tensors if self._is_whole(tensor)]
+        blocks = [list(group) for _, group in groupby(in_order_of_flow(wholes), block_of)]
+        names = {tensor.name for tensor in wholes}
+        chunked = self._unfinished([tensor for tensor in self.plan.tensors if tensor.name not in names])
+        blocks = [unfinished for block in blocks if (unfinished := self._unfinished(block))]
+        left = sum(tensor.size for tensor in [*chunked, *chain.from_iterable(blocks)])
+        self.report.start(self.plan.parameters, self.plan.parameters - left)
+        self._in_chunks(chunked)
+        for block in blocks:
+            self._in_wholes(block)
+
+    def _unfinished(self, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
+        """Of a block that is refined as a whole, all where any is missing."""
+        todo = [tensor for tensor in tensors if tensor.name not in self.output.finished]
+        if todo and self.refine and block_of(todo[0]) is not None:
+            todo = tensors
+        self.written -= {tensor.name for tensor in todo}
+        return todo
+
+    def _in_chunks(self, todo: list[PlannedTensor]) -> None:
+        done: dict[str, list[_Done]] = {tensor.name: [] for tensor in todo}
+        left = {tensor.name: sum(1 for _ in self._chunks(tensor)) for tensor in todo}
+        pieces = (piece for tensor in todo for piece in self._chunks(tensor))
+        # Closed in any case, so that no thread writes on after the file below it is.
+        with closing(local.run(self._work, pieces, self.threads)) as results:
+            for result in results:
+                name = result.piece.tensor.name
+                done[name].append(result)
+                left[name] -= 1
+                self._advance(result.piece)
+                if left[name] == 0:
+                    self._finish(result.piece.tensor, done.pop(name))
+
+    def _in_wholes(self, block: list[PlannedTensor]) -> None:
+        number = block_of(block[0])
+        solved: dict[str, list[_Done]] = {}
+        for tensor in block:
+            results = []
+            for piece in self._wholes(tensor):
+                results.append(self._work(piece, keep=self.refine is not None and number is not None))
+                self._advance(piece)
+            self.written.add(tensor.name)
+            if self.refine is None or number is None:
+                self._finish(tensor, results)
+            else:
+                solved[tensor.name] = results
+        if self.refine is not None and number is not None:
+            self._refine_block(self.refine, number, block, solved)
+
+    def _refine_block(
+        self, refine: Refine, number: int, block: list[PlannedTensor], solved: dict[str, list[_Done]]
+    ) -> None:
+        weights = {
+            t.name: self.sources[t.name].read(0, self.sources[t.name].rows).reshape(t.shape) for t in block
+        }
+        start = {name: _joined(results) for name, results in solved.items()}
+        found = refine(number, weights, {t.name: t.type for t in block}, start)
+        for tensor in block:
+            better, w_RC = found[tensor.name], weights[tensor.name].reshape(-1, tensor.shape[-1])
+            self.output.write_rows(tensor.name, 0, better.raw_RN)
+            whole = _Piece(tensor, 0, 0, len(w_RC))
+            norm = math.fsum(result.norm for result in solved[tensor.name])
+            self._finish(tensor, [_Done(whole, self._error(w_RC, tensor, better), norm, better)])
+
+    def _finish(self, tensor: PlannedTensor, done: list[_Done]) -> None:
+        self.output.finish(tensor.name, _record(done))
+        self.written.add(tensor.name)
+
+    def _advance(self, piece: _Piece) -> None:
+        name = piece.tensor.name
+        self.report.advance((piece.stop - piece.start) * self.sources[name].columns, name)
+
+    def _is_whole(self, tensor: PlannedTensor) -> bool:
+        if "hessian" not in self.solver.needs or tensor.type in FLOAT_TYPES or self._is_copy(tensor):
+            return False
+        evidence = self.known(tensor.name)
+        return evidence is not None and evidence.hessian_CC is not None
+
+    def _is_copy(self, tensor: PlannedTensor) -> bool:
+        source = self.sources[tensor.name]
+        return source.stored == tensor.type and source.read_raw is not None
+
+    def _expert_rows(self, tensor: PlannedTensor) -> int:
+        return tensor.shape[-2] if len(tensor.shape) > 2 else self.sources[tensor.name].rows
+
+    def _wholes(self, tensor: PlannedTensor) -> Iterator[_Piece]:
+        rows = self._expert_rows(tensor)
+        for expert, first in enumerate(range(0, self.sources[tensor.name].rows, rows)):
+            yield _Piece(tensor, expert, first, first + rows)
+
+    def _chunks(self, tensor: PlannedTensor) -> Iterator[_Piece]:
+        step = max(1, CHUNK_WEIGHTS // self.sources[tensor.name].columns)
+        for whole in self._wholes(tensor):
+            for start in range(whole.start, whole.stop, step):
+                yield replace(whole, start=start, stop=min(start + step, whole.stop))
+
+    def _work(self, piece: _Piece, keep: bool = False) -> _Done:
+        """One piece from source to file; its bytes are let go unless they are to be kept."""
+        source, tensor = self.sources[piece.tensor.name], piece.tensor
+        if self._is_copy(tensor) and source.read_raw is not None:
+            raw_RN = source.read_raw(piece.start, piece.stop)
+            _check_finite(tensor.name, source.read(piece.start, piece.stop), piece.start)
+            self.output.write_rows(tensor.name, piece.start, raw_RN)
+            return _Done(piece, 0.0, 0.0, None)
+        w_RC = source.read(piece.start, piece.stop)
+        norm = _check_finite(tensor.name, w_RC, piece.start)
+        if tensor.type == "F16" and float(np.abs(w_RC).max()) > _LARGEST_F16:
+            raise SourceError(
+                tensor.name, f"holds {float(np.abs(w_RC).max()):.4g}, beyond F16's {_LARGEST_F16:.0f}",
+                f"Keep it wider: --tensor '^{tensor.name}$=BF16'.",
+            )  # fmt: skip
+        solved = self._solve(w_RC, piece)
+        self.output.write_rows(tensor.name, piece.start, solved.raw_RN)
+        error = self._error(w_RC, tensor, solved)
+        return _Done(piece, error, norm, solved if keep else _without_bytes(solved))
+
+    def _solve(self, w_RC: Floats, piece: _Piece) -> Solved:
+        codec = find_codec(piece.tensor.type)
+        evidence = self.evidence(piece.tensor.name, piece.expert)
+        if evidence is not None:
+            evidence = _with_living_columns(evidence)
+        hessian = evidence is not None and evidence.hessian_CC is not None
+        able = "hessian" not in self.solver.needs or (hessian and piece.tensor.type not in FLOAT_TYPES)
+        return (self.solver if able else self._nearest)(w_RC, codec, evidence)
+
+    def _error(self, w_RC: Floats, tensor: PlannedTensor, solved: Solved) -> float:
+        from dither.codecs.kernels.stats import sum_squared_difference
+
+        if tensor.type == "F32":
+            return 0.0
+        decoded_RC = find_codec(tensor.type).decode(solved.raw_RN)
+        error = float(sum_squared_difference(w_RC.reshape(-1), decoded_RC.reshape(-1)))
+        if not math.isfinite(error):
+            raise DitherError(tensor.name, f"became NaN or infinite as {tensor.type}", "Please report this.")
+        return error
+
+
+def in_order_of_flow(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """The order in which activations meet them, where names tell it: the embedding, blocks by number and
+    within a block attention, its output, feed-forward, its way down; the output matrix last."""
+
+    def place(tensor: PlannedTensor) -> tuple[int, int]:
+        parts = tensor.name.split(".")
+        if parts[0] != "blk":
+            return (-1, 0) if parts[0] == "token_embd" else (2**31, 0)
+        stages = ("attn_output", "ffn_gate", "ffn_up", "ffn_down")
+        return int(parts[1]), next((i + 1 for i, s in enumerate(stages) if parts[2].startswith(s)), 0)
+
+    return sorted(tensors, key=place)
+
+
+def _with_living_columns(evidence: Evidence) -> Evidence:
+    """A column that no input ever reached still has a scale to share."""
+    floor = np.float32(evidence.mean_square_C.mean() * 1e-8)
+    if evidence.mean_square_C.min() >= floor:
+        return evidence
+    return replace(evidence, mean_square_C=np.maximum(evidence.mean_square_C, floor))
+
+
+def _check_finite(name: str, w_RC: Floats, start: int) -> float:
+    """Σw², or SourceError naming the first weight that is no number."""
+    from dither.codecs.kernels.stats import sum_squares
+
+    norm = float(sum_squares(w_RC.reshape(-1)))
+    if math.isfinite(norm):
+        return norm
+    row, column = np.argwhere(~np.isfinite(w_RC))[0]
+    raise SourceError(
+        name, f"holds {w_RC[row, column]} at row {start + row}, column {column}",
+        "The checkpoint is damaged: fetch or export it again.",
+    )  # fmt: skip
+
+
+def block_of(tensor: PlannedTensor) -> int | None:
+    """The number of a tensor's block, None where it is in none."""
+    parts = tensor.name.split(".")
+    return int(parts[1]) if parts[0] == "blk" else None
+
+
+def _without_bytes(solved: Solved) -> Solved:
+    return replace(solved, raw_RN=np.zeros((0, 0), np.uint8))
+
+
+def _joined(results: list[_Done]) -> Solved:
+    """The answers for all experts of a stack as one."""
+    solved = [result.solved for result in results if result.solved is not None]
+    notes = dict.fromkeys(note for s in solved for note in s.notes)
+    solver = Counter(s.solver for s in solved).most_common(1)[0][0]
+    return Solved(np.concatenate([s.raw_RN for s in solved]), solver, _summed(solved), tuple(notes))
+
+
+def _summed(solved: list[Solved]) -> dict[str, float]:
+    """Objectives added up, the worst damping."""
+    record = {}
+    for key in dict.fromkeys(key for s in solved for key in s.record):
+        values = [s.record[key] for s in solved if key in s.record]
+        record[key] = max(values) if key == "damping" else math.fsum(values)
+    return record
+
+
+def _record(done: list[_Done]) -> dict[str, Any]:
+    """What is kept of a tensor: its error, who solved it, and sums of what solvers counted."""
+    error, norm = math.fsum(d.error for d in done), math.fsum(d.norm for d in done)
+    record: dict[str, Any] = {
+        "squared_error": error,
+        "squared_norm": norm,
+        "relative_error": math.sqrt(error / norm) if norm > 0 else 0.0,
+    }
+    solved = [d.solved for d in done if d.solved is not None]
+    if any(s.record for s in solved):
+        record["solvers"] = dict(Counter(s.solver for s in solved))
+        record |= _summed(solved)
+    notes = list(dict.fromkeys(note for s in solved for note in s.notes))
+    return {**record, "notes": notes} if notes else record

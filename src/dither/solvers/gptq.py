@@ -1,0 +1,174 @@
+"""GPTQ: error feedback for every codec, with scales and codes refitted in the Hessian's metric.
+
+A layer's expected squared output error is tr(E H Eᵀ), with E = W − Ŵ and H = E[x xᵀ] of its inputs.  Nearest
+rounding minimizes it as if inputs were uncorrelated.  GPTQ (Frantar et al. 2022, arXiv:2210.17323) rounds one
+column at a time and moves the columns that are still free so that they make up for the error.  This file is
+the conductor:
+
+    linalg      damp H, choose an order of columns, factor it
+    places      what each block of columns costs, before and after the others are rounded
+    feedback    round block by block; scales fitted to what earlier blocks left, by several weightings of the
+                columns, the best kept per row
+    refit       with everything rounded, scales and codes in turn while that lowers the loss
+    blocks      how these two act on a codec: compiled loops for scaled levels, `fit` and `snap` for any other
+
+Rows are independent given H, so they go through threads in chunks of fixed size: the bytes do not depend on
+the number of threads.
+
+Feedback learns from few tokens what does not hold for others.  So its answer is compared with nearest
+rounding on input rows that were held back from H, and the better one is kept; without such rows, on H.
+
+Legend: R rows, C columns, H held-back input rows, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from dither.codecs.base import LevelCodec
+from dither.errors import UsageError
+from dither.solvers.blocks import Rounded, sub_block
+from dither.solvers.feedback import round_again, round_rows
+from dither.solvers.linalg import Factored, Order, check_hessian, column_order, factor
+from dither.solvers.places import Place, places
+from dither.solvers.refit import refit_rows
+from dither.types import Bytes, Codec, Evidence, Floats, Solved
+
+ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
+
+
+class Gptq:
+    """Error feedback (see the module).  Safe to call from several threads; each call uses `threads`."""
+
+    name = "gptq"
+    needs: frozenset[str] = frozenset({"hessian"})
+
+    def __init__(
+        self, *, damping: float = 0.05, act_order: bool = True, fits: int = 4, scale_rounds: int = 1,
+        refit_rounds: int = 3, passes: int = 1, threads: int | None = None,
+    ) -> None:  # fmt: skip
+        """`damping`: λ over the mean of H's diagonal, raised tenfold where H + λI cannot be factored.
+        `act_order`: columns by falling E[x²], as far as blocks allow; otherwise as stored.
+        `fits`: weightings of the columns under which scales are fitted, 1 … 4.
+        `scale_rounds`: improvements of a block's scales before the next one's turn.
+        `refit_rounds`: sweeps over all blocks afterwards, at most.
+        `passes`: times that feedback is repeated under the refitted scales, and refitted again: only where
+        there is refitting, and for codecs of scaled levels, as others have no scales to keep.
+        `threads`: all cores of this process by default.
+        """
+        self.damping, self.act_order = damping, act_order
+        self.fits, self.scale_rounds, self.refit_rounds = fits, scale_rounds, refit_rounds
+        self.passes = passes
+        self.threads = threads or len(os.sched_getaffinity(0))
+
+    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
+        """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), summed over rows.
+
+        Raises UsageError without a Hessian or where columns are no whole blocks, DitherError for a Hessian
+        that is none.
+        """
+        if evidence is None or evidence.hessian_CC is None:
+            raise UsageError(
+                "gptq", "needs a Hessian, and the evidence holds none",
+                "Calibrate with Hessians, or choose the nearest solver.",
+            )  # fmt: skip
+        columns = w_RC.shape[1]
+        if columns % codec.block:
+            raise UsageError(
+                f"{columns} columns", f"{codec.name} needs a multiple of {codec.block}",
+                "Choose a type with a smaller block, such as Q8_0.",
+            )  # fmt: skip
+        check_hessian(evidence.hessian_CC, columns)
+        w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
+        with threadpool_limits(1, user_api="blas"):
+            raw_RN, factored = self._solve(w_RC, codec, evidence.hessian_CC)
+            return self._choose(w_RC, codec, evidence, raw_RN, factored)
+
+    def _solve(self, w_RC: Floats, codec: Codec, hessian_CC: Floats) -> tuple[Bytes, Factored]:
+        order_C = np.arange(len(hessian_CC), dtype=np.intp)
+        if self.act_order:
+            order_C = column_order(hessian_CC, codec.block, within=codec.snap_columns == 1)
+        factored = factor(hessian_CC[np.ix_(order_C, order_C)], self.damping)
+        here = places(factored, order_C, codec.block, sub_block(codec))
+        upper_CC = factored.upper_CC.astype(np.float32)
+
+        def chunk(start: int) -> Bytes:
+            return self._rows(w_RC[start : start + ROWS, order_C], codec, here, upper_CC, factored, order_C)
+
+        starts = range(0, len(w_RC), ROWS)
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="gptq") as pool:
+            parts = list(pool.map(chunk, starts))
+        empty = np.empty((0, w_RC.shape[1] // codec.block * codec.block_bytes), np.uint8)
+        return np.concatenate([empty, *parts]), factored
+
+    def _rows(
+        self,
+        w_RC: Floats,
+        codec: Codec,
+        here: list[Place],
+        upper_CC: Floats,
+        factored: Factored,
+        order_C: Order,
+    ) -> Bytes:
+        blocks = round_rows(w_RC, codec, here, upper_CC, self.fits, self.scale_rounds)
+        if self.refit_rounds == 0:
+            return packed(blocks, here, order_C)
+        loss_R = refit_rows(w_RC, blocks, here, factored.damped_CC, self.refit_rounds)
+        for _ in range(self.passes if isinstance(codec, LevelCodec) else 0):
+            others = round_again(w_RC, blocks, here, upper_CC)
+            other_R = refit_rows(w_RC, others, here, factored.damped_CC, self.refit_rounds)
+            for block, other in zip(blocks, others, strict=True):
+                block.take(other, other_R < loss_R)
+            loss_R = np.minimum(loss_R, other_R)
+        return packed(blocks, here, order_C)
+
+    def _choose(
+        self, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes, factored: Factored
+    ) -> Solved:
+        assert evidence.hessian_CC is not None
+        nearest_RN = codec.encode(w_RC, evidence.mean_square_C)
+        error_RC, nearest_RC = w_RC - codec.decode(raw_RN), w_RC - codec.decode(nearest_RN)
+        record = {
+            "objective": objective(error_RC, evidence.hessian_CC),
+            "nearest_objective": objective(nearest_RC, evidence.hessian_CC),
+            "damping": factored.damping,
+        }
+        judge = "objective"
+        if evidence.held_HC is not None and len(evidence.held_HC):
+            judge = "held"
+            record["held"] = held_objective(error_RC, evidence.held_HC)
+            record["nearest_held"] = held_objective(nearest_RC, evidence.held_HC)
+        notes = []
+        if factored.damping > self.damping:
+            notes.append(
+                f"Hessian near singular: damping raised from {self.damping:g} to {factored.damping:g}"
+            )
+        if record[f"nearest_{judge}"] < record[judge]:
+            notes.append(
+                "error feedback was no better than nearest rounding on inputs held back; nearest kept"
+            )
+            return Solved(nearest_RN, "nearest", record, tuple(notes))
+        return Solved(raw_RN, self.name, record, tuple(notes))
+
+
+def packed(blocks: list[Rounded], here: list[Place], order_C: Order) -> Bytes:
+    """The bytes of blocks in the order in which rows are stored."""
+    stored = np.argsort([order_C[place.at].min() for place in here])
+    return np.concatenate([blocks[i].pack() for i in stored], axis=1)
+
+
+def objective(error_RC: Floats, hessian_CC: Floats) -> float:
+    """tr(E H Eᵀ)."""
+    return float(np.einsum("rc,rc->", error_RC @ hessian_CC, error_RC, dtype=np.float64))
+
+
+def held_objective(error_RC: Floats, held_HC: Floats) -> float:
+    """‖E Xᵀ‖² / n: the mean squared output error on n inputs, summed over rows."""
+    return float(np.square(error_RC @ held_HC.T, dtype=np.float64).sum() / len(held_HC))
+
+
+SOLVER = Gptq

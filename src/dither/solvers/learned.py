@@ -1,0 +1,154 @@
+"""Rounding and scales trained together for a whole decoder block, against the block's own output.
+
+Error feedback judges a layer by its own output.  What matters is what leaves the block: behind the
+softmax and the gate some errors vanish and others cancel, and seven matrices that know of each other can
+do better than seven that do not.  Here codes and scales of all of them move together, by sign gradient
+descent on the squared error of the block's output (SignRound, Cheng et al. 2023, arXiv:2309.05516), for
+those who have minutes to spend.  It begins where `gptq` ends rather than at nearest rounding, and keeps
+what it found only if the block's output on sequences that were held back is better for it.
+
+    learning/grids.py      what is trained, and how gradients pass through rounding
+    learning/descent.py    the steps
+
+Legend: R rows, C columns, E experts, S sequences, T tokens, H hidden width, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dither.errors import UsageError
+from dither.solvers.gptq import Gptq
+from dither.types import Codec, Evidence, Floats, Solved
+
+if TYPE_CHECKING:
+    import torch
+
+    from dither.solvers.learning.descent import Found
+
+Report = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """One decoder block to refine.  Tensors have GGUF's names, shapes and order of rows.
+
+    Sequences hold no padding; batches may differ in length.
+    """
+
+    run: Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+    """hidden_STH and the matrices that are replaced → the block's output, differentiable in these matrices"""
+    inputs: Sequence[torch.Tensor]  # batches (S, T, H): hidden states entering the block
+    targets: Sequence[torch.Tensor]  # the same sequences leaving the original block
+    held: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]  # inputs and targets of others, to judge by
+    weights: Mapping[str, Floats]  # original matrices (R, C), stacks of experts (E, R, C)
+    codecs: Mapping[str, Codec]
+    start: Mapping[str, Solved]  # bytes (R, N), experts flattened into R
+    importance: Mapping[str, Floats] = field(default_factory=dict)
+    """E[x²] of the inputs, (C,), for codecs that search with it: lattices"""
+
+
+class Learned:
+    """Sign gradient descent per block (see the module); `refine` is not safe to call from several threads."""
+
+    name = "learned"
+    needs: frozenset[str] = frozenset({"hessian", "block"})
+
+    def __init__(
+        self,
+        *,
+        steps: int = 200,
+        batch: int = 8,
+        rate: float = 0.002,
+        threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`steps` of `batch` sequences each; `rate` is how far the first moves a code, in steps of its grid.
+
+        `threads`: all cores of this process by default.  The bytes depend on the seed and, by the order in
+        which torch adds up, on the number of threads.
+        """
+        self.steps, self.batch, self.rate, self.seed = steps, batch, rate, seed
+        self.threads = threads or len(os.sched_getaffinity(0))
+
+    def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
+        """A matrix outside any block has no block's output to be trained against: gptq's answer."""
+        return Gptq(threads=self.threads)(w_RC, codec, evidence)
+
+    def refine(self, task: BlockTask, report: Report | None = None) -> dict[str, Solved]:
+        """New bytes of all matrices together, or the start's with a note where those were no better.
+
+        `report` is called after each step with its number and its loss.  Records hold "block_loss" and
+        "start_block_loss", the mean squared error of the block's output on `held` with the bytes returned and
+        with the start's, and "steps".  Raises UsageError where torch is missing, or nothing is held back.
+        """
+        if not task.held[0]:
+            raise UsageError(
+                "learned rounding", "needs sequences held back to judge by, and there are none",
+                "Calibrate with more tokens.",
+            )  # fmt: skip
+        found = self._train(task, report)
+        record = {
+            "block_loss": found.loss, "start_block_loss": found.start_loss, "steps": float(self.steps),
+        }  # fmt: skip
+        return {name: self._solved(name, start, found, record) for name, start in task.start.items()}
+
+    def _solved(self, name: str, start: Solved, found: Found, record: Mapping[str, float]) -> Solved:
+        record = {**start.record, **record}
+        if found.raw is None:
+            note = f"training did not improve the block on sequences held back; {start.solver} kept"
+            return replace(start, record=record, notes=(*start.notes, note))
+        return Solved(found.raw[name], self.name, record, start.notes)
+
+    def _train(self, task: BlockTask, report: Report | None) -> Found:
+        try:
+            from dither.solvers.learning.descent import Judge, descend
+            from dither.solvers.learning.grids import trainable
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "torch":
+                raise
+            raise UsageError(
+                "learned rounding", "needs torch, which is not installed", "pip install 'dither[calibrate]'"
+            ) from None
+        start = {name: solved.raw_RN for name, solved in task.start.items()}
+        shapes = {name: task.weights[name].shape for name in start}
+        with torch_threads(self.threads):
+            matrices = {
+                name: trainable(
+                    task.codecs[name], _rows(task.weights[name]), raw_RN, task.importance.get(name),
+                    task.inputs[0].device,
+                )
+                for name, raw_RN in start.items()
+            }  # fmt: skip
+            judge = Judge(task.run, task.held, task.codecs, shapes)
+            return descend(
+                task.run, task.inputs, task.targets, matrices, shapes, start, judge,
+                steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed, report=report,
+            )  # fmt: skip
+
+
+def _rows(w: Floats) -> Floats:
+    """Experts flattened into the rows."""
+    return np.ascontiguousarray(w, dtype=np.float32).reshape(-1, w.shape[-1])
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """So many threads inside torch, and as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+SOLVER = Learned

@@ -1,0 +1,307 @@
+"""AWQ: spread the columns that matter, by scales that cost nothing at run time.
+
+A block of weights shares one scale, so a column that meets large inputs is rounded as coarsely as one
+that meets small ones, and its error weighs more.  Multiply that column by s before rounding and divide
+its input by s: the layer computes the same, the column's rounding error shrinks by s as long as the
+block's largest weight stays what it was.  The division is folded into whatever made the input, a norm's
+gain or rows of the matrix before (`wiring.py`), and no trace of it is left in the file.
+
+    s_c = E[x_c²]^(α/2)   scaled to geometric mean 1, α found by trying 0, 0.05, … 1
+
+The objective is the expected squared error of the group's outputs, summed over its readers:
+
+    Σ_readers tr(E H Eᵀ),  E = decode(encode(W·s)) / s − W,  H = E[x xᵀ]  (or its diagonal alone)
+
+with the codec each reader will really be stored in, importance included, on some of its rows.  The α that
+won must then also beat α = 0 on more rows, and on held-back inputs where there are some; otherwise the
+group stays as it is.  Dividing by the weights' own size as well (AutoAWQ's "duo scaling") lowered this
+objective a little more and the KL divergence of whole models no further, so it is not searched.
+
+Source: Lin et al. 2023, "AWQ: Activation-aware Weight Quantization", arXiv:2306.00978, sections 3.2 and 4.
+
+Legend: R rows of a reader, C columns, E experts, G rows (or gains) of the source, H held-back inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from dither.errors import UsageError
+from dither.transforms.rewrite import ScaledEvidence, Scaling, digest, divided, rewritten_model
+from dither.transforms.wiring import Feeds, Group, Rows, by_name, feeding_rows, groups, strangers
+from dither.types import Bytes, Codec, Evidence, EvidenceSource, Floats, Model, Solver, Tensor, Transformed
+
+Doubles = npt.NDArray[np.float64]
+CodecOf = Callable[[str], "Codec | None"]
+
+ALPHAS = tuple(step / 20 for step in range(21))
+FEW_ALPHAS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)  # for a solver that takes its time
+_SEARCH_WEIGHTS, _CHECK_WEIGHTS = 2**19, 2**21  # per reader: the rows whose errors are counted
+_MOST_ROWS, _RUN = 512, 16  # rows of the search; rows read side by side
+_EXPERTS = 8  # of a stack, those that stand for all in the search
+_FLOOR = 1e-3  # of an input's overall size: a channel that never fires is no reason for a huge scale
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows of one reader, or of one expert of it, and what is known of its input.
+
+    `weight` makes experts count by the tokens they see.
+    """
+
+    w_RC: Floats
+    codec: Codec
+    seen: Evidence
+    weight: float
+    solver: Solver | None = None
+
+    def error(self, s_C: Floats, on_held: bool = False) -> float:
+        """Σ over the rows of e H eᵀ for scales s; held-back inputs stand for H where asked for and known."""
+        e_RC = self.codec.decode(self._rounded(s_C)) / s_C - self.w_RC
+        held_HC = self.seen.held_HC
+        if on_held and held_HC is not None and len(held_HC):
+            square = float(np.square(e_RC @ held_HC.T).sum(dtype=np.float64))
+            return self.weight * square / len(held_HC)
+        if self.seen.hessian_CC is None:
+            return self.weight * float((np.square(e_RC) @ self.seen.mean_square_C).sum(dtype=np.float64))
+        return self.weight * float(((e_RC @ self.seen.hessian_CC) * e_RC).sum(dtype=np.float64))
+
+    def _rounded(self, s_C: Floats) -> Bytes:
+        """The rows times s, as they will be stored."""
+        scaled_RC = np.ascontiguousarray(self.w_RC * s_C)
+        if self.solver is None:
+            return self.codec.encode(scaled_RC, self.seen.mean_square_C / s_C**2)
+        return self.solver(scaled_RC, self.codec, replace(divided(self.seen, s_C), held_HC=None)).raw_RN
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scales of one group: s as (E or 1, C) for its readers, and why."""
+
+    s_EC: Floats
+    alpha: float
+    ratio: float  # the objective on the rows of the check, over what it is without scales
+
+
+class Awq:
+    """Searches per-channel scales for every group of layers with one input, and folds them away.
+
+    `feeds` is the family's table of sources and readers; `threads` try candidates at once.
+    `solver` is the one that will round, where that is not nearest rounding: candidates are judged by it.
+    Raises UsageError where there is no evidence at all.
+    """
+
+    name = "awq"
+    needs: frozenset[str] = frozenset({"mean_square"})
+
+    def __init__(self, feeds: Sequence[Feeds], *, threads: int = 1, solver: Solver | None = None) -> None:
+        self._feeds = feeds
+        self._threads, self._solver = threads, solver
+
+    def __call__(self, model: Model, evidence: EvidenceSource, codec_of: CodecOf) -> Transformed:
+        tensors = by_name(model)
+        strange = strangers(model, self._feeds)
+        scalings: dict[str, Scaling] = {}
+        scales: dict[str, Floats] = {}
+        record: dict[str, Any] = {}
+        skipped: dict[str, list[str]] = {}
+        with ThreadPoolExecutor(self._threads) as pool, threadpool_limits(1 if self._threads > 1 else None):
+            for group in groups(model, self._feeds):
+                search = _Search(group, tensors, model, evidence, codec_of, self._solver)
+                reason = _unknown(strange, group) or search.reason
+                found = search.best(pool) if not reason else None
+                if found is None:
+                    skipped.setdefault(reason or "", []).append(group.source)
+                    continue
+                record[group.source] = _summary(found)
+                if found.ratio < 1:
+                    scales.update(dict.fromkeys(group.readers, found.s_EC))
+                    fold(group, tensors, found.s_EC, search.rows_C, scalings)
+        _refuse_no_evidence(record, skipped)
+        whole = {
+            "name": self.name, "groups": record,
+            "scales_sha256": digest(*(scales[name] for name in sorted(scales))),
+        }  # fmt: skip
+        changed = tuple(scalings[t.name].of(t) if t.name in scalings else t for t in model.tensors)
+        return Transformed(
+            rewritten_model(model, changed, whole), ScaledEvidence(evidence, scales), whole,
+            tuple(_notes(record, skipped)),
+        )  # fmt: skip
+
+
+def _unknown(strange: dict[str, list[str]], group: Group) -> str:
+    names = strange.get(group.layer)
+    return f"{names[0]} stands beside it and no table says what it reads" if names else ""
+
+
+class _Search:
+    """One group: its samples, and the scales that suit them best."""
+
+    def __init__(
+        self,
+        group: Group,
+        tensors: dict[str, Tensor],
+        model: Model,
+        evidence: EvidenceSource,
+        codec_of: CodecOf,
+        solver: Solver | None,
+    ) -> None:
+        self.reason = ""
+        self._solver = solver
+        self._group, self._evidence = group, evidence
+        codecs = {name: codec_of(name) for name in group.readers}
+        self._readers = [
+            (tensors[name], codec) for name, codec in codecs.items() if codec and codec.bits_per_weight < 16
+        ]
+        rows_C = feeding_rows(group, tensors, model)
+        if isinstance(rows_C, str):
+            self.reason = rows_C
+        elif not self._readers:
+            self.reason = "none of its readers is quantized"
+        elif _experts(tensors[group.source]) > 1 and f"{group.source.rpartition('.')[0]}.bias" in tensors:
+            self.reason = "a stack of experts with biases is not known here"
+        elif not self._statistics():
+            self.reason = "nothing is known of its readers' inputs"
+        else:
+            self.rows_C: Rows = rows_C
+
+    def _statistics(self) -> bool:
+        """E[x²] per input of its own: (1, C), or (E, C) where each expert's input has its own source."""
+        reader = self._readers[0][0]
+        self._own = self._group.kind == "up" and _experts(reader) > 1
+        if self._own:
+            seen = [self._evidence(reader.name, expert) for expert in range(_experts(reader))]
+            blank_C = np.zeros(reader.columns, np.float32)
+            self._mean_square_EC = np.stack([blank_C if e is None else e.mean_square_C for e in seen])
+            return any(e is not None for e in seen)
+        for tensor, _ in self._readers:  # one of them is enough: they read the same
+            seen = [self._evidence(tensor.name, expert) for expert in range(_experts(tensor))]
+            known = [(e.mean_square_C, max(e.tokens, 1)) for e in seen if e is not None]
+            if known:
+                means, tokens = zip(*known, strict=True)
+                self._mean_square_EC = np.average(means, axis=0, weights=tokens)[None].astype(np.float32)
+                return True
+        return False
+
+    def best(self, pool: ThreadPoolExecutor) -> Found | None:
+        searched = list(self._samples(min(_SEARCH_WEIGHTS, _MOST_ROWS * self._columns), first=0))
+        if not searched:
+            return None
+        alphas = ALPHAS if self._solver is None else FEW_ALPHAS
+        errors = list(pool.map(lambda alpha: self._error(searched, self._scales(alpha)), alphas))
+        alpha = alphas[int(np.argmin(errors))]
+        s_EC = self._scales(alpha)
+        if alpha == 0:
+            return Found(s_EC, 0.0, 1.0)
+        more = list(self._samples(_CHECK_WEIGHTS, first=_RUN))
+        before, after = (self._error(more, s, on_held=True) for s in (np.ones_like(s_EC), s_EC))
+        return Found(s_EC, alpha, after / before if before > 0 else 1.0)
+
+    def _error(self, samples: list[tuple[int, Sample]], s_EC: Floats, on_held: bool = False) -> float:
+        return math.fsum(s.error(s_EC[expert if self._own else 0], on_held) for expert, s in samples)
+
+    def _scales(self, alpha: float) -> Floats:
+        """s as (E or 1, C): equal wherever columns read the same row of the source."""
+        s_EC = _tied(self._mean_square_EC, self.rows_C) ** (alpha / 2)
+        s_EC /= np.exp(np.log(s_EC).mean(axis=1, keepdims=True))
+        return s_EC.astype(np.float32)
+
+    @property
+    def _columns(self) -> int:
+        return self._readers[0][0].columns
+
+    def _samples(self, weights: int, first: int) -> Iterable[tuple[int, Sample]]:
+        """Rows of every quantized reader, (expert, sample); `first` shifts which rows are taken."""
+        for tensor, codec in self._readers:
+            count = _experts(tensor)
+            experts = sorted({round(i) for i in np.linspace(0, count - 1, min(count, _EXPERTS))})
+            known = [(x, e) for x in experts if (e := self._evidence(tensor.name, x)) is not None]
+            total = sum(max(seen.tokens, 1) for _, seen in known)
+            for expert, seen in known:
+                rows = tensor.rows // count
+                wanted = max(_RUN, weights // tensor.columns // len(known))
+                w_RC = spread_rows(tensor, expert * rows, rows, wanted, first)
+                yield expert, Sample(w_RC, codec, seen, max(seen.tokens, 1) / total, self._solver)
+
+
+def _experts(tensor: Tensor) -> int:
+    return tensor.shape[0] if len(tensor.shape) > 2 else 1
+
+
+def _tied(values_EC: npt.NDArray[Any], rows_C: Rows) -> Doubles:
+    """Column statistics averaged over the columns that read the same row; none is far below the rest."""
+    group_C = rows_C - rows_C.min()
+    counts_G = np.bincount(group_C)
+    floor_E1 = np.maximum(values_EC.mean(axis=1, keepdims=True) * _FLOOR**2, 1e-30)
+    tied = [(np.bincount(group_C, weights=v_C) / np.maximum(counts_G, 1))[group_C] for v_C in values_EC]
+    return np.asarray(np.maximum(np.stack(tied), floor_E1))
+
+
+def spread_rows(tensor: Tensor, start: int, rows: int, wanted: int, first: int) -> Floats:
+    """About `wanted` of the `rows` rows from `start` on, in runs of neighbors spread evenly; the runs for
+    `first` = 16 lie beside those for 0.  All rows where that is no more than wanted."""
+    if rows <= wanted:
+        return np.array(tensor.read(start, start + rows), dtype=np.float32)
+    runs = max(1, wanted // _RUN)
+    begins = np.linspace(0, rows - min(2 * _RUN, rows), runs).astype(int)
+    spans = ((start + b + first, start + min(b + first + _RUN, rows)) for b in begins)
+    return np.concatenate([tensor.read(a, b) for a, b in spans if a < b]).astype(np.float32)
+
+
+def fold(
+    group: Group, tensors: dict[str, Tensor], s_EC: Floats, rows_C: Rows, scalings: dict[str, Scaling]
+) -> None:
+    """Adds to `scalings`: readers' columns times s, the source's gains or rows (and biases) divided by s."""
+
+    def put(name: str, scaling: Scaling) -> None:
+        scalings[name] = scalings.get(name, Scaling()).merged(scaling)
+
+    for name in group.readers:
+        put(name, Scaling(columns_EC=s_EC))
+    source = tensors[group.source]
+    rows = source.columns if group.kind == "norm" else source.shape[-2]
+    inverse_ER = np.ones((len(s_EC), rows), np.float32)
+    inverse_ER[:, rows_C] = 1 / s_EC
+    norm = group.kind == "norm"
+    put(group.source, Scaling(columns_EC=inverse_ER) if norm else Scaling(rows_R=inverse_ER.reshape(-1)))
+    bias = f"{group.source.rpartition('.')[0]}.bias"
+    if bias in tensors:
+        put(bias, Scaling(columns_EC=inverse_ER))
+
+
+def _summary(found: Found) -> dict[str, float]:
+    kept = found.ratio < 1
+    return {
+        "alpha": found.alpha if kept else 0.0,
+        "objective_ratio": round(min(found.ratio, 1.0), 6),
+    }
+
+
+def _refuse_no_evidence(record: dict[str, Any], skipped: dict[str, list[str]]) -> None:
+    if not record and any("nothing is known" in reason for reason in skipped):
+        raise UsageError(
+            "awq", "there is no evidence for any layer, and scales follow the inputs",
+            "Calibrate first: dither calibrate MODEL -o evidence/, then --evidence evidence/.",
+        )  # fmt: skip
+
+
+def _notes(record: dict[str, Any], skipped: dict[str, list[str]]) -> Iterable[str]:
+    ratios = [group["objective_ratio"] for group in record.values()]
+    changed = [ratio for ratio in ratios if ratio < 1]
+    if ratios:
+        mean = math.exp(math.fsum(map(math.log, changed)) / len(changed)) if changed else 1.0
+        yield (
+            f"awq: {len(changed)} of {len(ratios)} groups of layers scaled; their expected squared output "
+            f"error becomes {mean:.3f} of what it was."
+        )
+    for reason, sources in skipped.items():
+        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        yield f"awq: {sources[0]}{more} left as it was: {reason}."

@@ -1,0 +1,272 @@
+"""`quantize` with evidence: solvers, statistics, transforms, and the measurement a file is born with.
+
+The bundled model calibrated on its own text; what a file lost is computed here from transformers' logits
+of the decoded file, not by the code under test.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import dither
+from dither._calibrate import calibrate
+from dither.formats.evidence import EvidenceStore
+from dither.solvers.learned import Learned
+
+pytestmark = pytest.mark.slow
+BUNDLED = Path(str(files("dither") / "demo_model"))
+TOKENS = 8192
+
+
+@pytest.fixture(scope="session")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evidence") / "demo"
+    calibrate(BUNDLED, "self", tokens=TOKENS, context=256, out=folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text() -> torch.Tensor:
+    """Held-out tokens (S, T): what the model itself writes, sampled by transformers."""
+    model = reference()
+    torch.manual_seed(7)
+    openings = torch.randint(300, 4000, (12, 4))
+    return model.generate(openings, do_sample=True, max_new_tokens=124, min_new_tokens=124, pad_token_id=0)
+
+
+def reference() -> Any:
+    return AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+
+
+def divergence(path: str | Path, text: torch.Tensor) -> float:
+    """Mean KL divergence of a GGUF of the bundled model, by transformers and the gguf package's decoders."""
+    original, model = reference(), reference()
+    state = model.state_dict()
+    for tensor in gguf.GGUFReader(path).tensors:
+        w = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(tuple(tensor.shape)[::-1])
+        name = hugging_face_name(tensor.name)
+        if ".q_proj" in name or ".k_proj" in name:  # llama.cpp's order of rows back to transformers'
+            heads = len(w) // 64
+            w = w.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(w.shape)
+        state[name].copy_(torch.from_numpy(np.array(w, np.float32)))
+    with torch.no_grad():
+        p, q = (torch.log_softmax(m(text).logits.double(), dim=-1) for m in (original, model))
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+def hugging_face_name(name: str) -> str:
+    if not name.startswith("blk."):
+        return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[
+            name
+        ]
+    _, block, kind, _ = name.split(".")
+    part = {
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    }[kind]  # fmt: skip
+    return f"model.layers.{block}.{part}.weight"
+
+
+@pytest.fixture(scope="session")
+def made(evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dither.Result]:
+    folder = tmp_path_factory.mktemp("made")
+    return {
+        solver: dither.quantize(
+            BUNDLED, "Q3_K_M", folder / f"{solver}.gguf", evidence=evidence, solver=solver
+        )
+        for solver in ("nearest", "gptq")
+    }
+
+
+def test_error_feedback_loses_less_than_half_of_what_nearest_loses(
+    made: dict[str, dither.Result], text: torch.Tensor
+) -> None:
+    nearest, gptq = (divergence(made[solver].path, text) for solver in ("nearest", "gptq"))
+    assert 0 < gptq < 0.6 * nearest
+    assert made["nearest"].bytes == made["gptq"].bytes - _recipe_difference(made)
+
+
+def _recipe_difference(made: dict[str, dither.Result]) -> int:
+    """The headers name their solver; tensors are equal byte for byte in size."""
+    sizes = {name: Path(result.path).stat().st_size for name, result in made.items()}
+    assert made["nearest"].plan == made["gptq"].plan
+    return sizes["gptq"] - sizes["nearest"]
+
+
+def test_gptq_is_the_default_where_there_are_hessians(evidence: Path, tmp_path: Path) -> None:
+    result = dither.quantize(BUNDLED, "Q3_K_M", tmp_path / "m.gguf", evidence=evidence)
+    assert result.solver == "gptq"
+    assert result.solvers == {"gptq": 29}
+    matrix = dither.quantize(BUNDLED, "Q3_K_M", tmp_path / "n.gguf", evidence=evidence / "imatrix.gguf")
+    assert matrix.solver == "nearest"
+
+
+def test_the_records_hold_both_objectives(made: dict[str, dither.Result]) -> None:
+    for name, record in made["gptq"].tensors.items():
+        if "objective" in record:
+            assert record["objective"] < record["nearest_objective"], name
+            assert min(record["held"], record["nearest_held"]) > 0, name
+    assert sum("objective" in record for record in made["gptq"].tensors.values()) == 29
+
+
+def test_bytes_do_not_depend_on_the_number_of_threads(evidence: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{threads}.gguf" for threads in (1, 2)]
+    for threads, path in enumerate(paths, 1):
+        dither.quantize(BUNDLED, "Q2_K", path, evidence=evidence, threads=threads)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("extra", ["statistics='parallel'", "statistics='sequential'"])
+def test_a_killed_run_resumes_with_identical_bytes(evidence: Path, tmp_path: Path, extra: str) -> None:
+    whole, killed = tmp_path / "whole.gguf", tmp_path / "killed.gguf"
+    call = (
+        f"import dither; dither.quantize({str(BUNDLED)!r}, 'IQ4_XS', %r, evidence={str(evidence)!r}, {extra})"
+    )
+    subprocess.run([sys.executable, "-c", call % str(whole)], check=True)
+    process = subprocess.Popen([sys.executable, "-c", call % str(killed)])
+    journal = killed.with_name("killed.gguf.part.journal")
+    until = time.monotonic() + 120
+    while time.monotonic() < until and (not journal.exists() or journal.read_text().count("\n") < 2):
+        assert process.poll() is None, "it was over before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    subprocess.run([sys.executable, "-c", call % str(killed)], check=True)
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_statistics_behind_quantized_layers_give_another_file_of_like_quality(
+    evidence: Path, made: dict[str, dither.Result], text: torch.Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "sequential.gguf"
+    result = dither.quantize(BUNDLED, "Q3_K_M", path, evidence=evidence, statistics="sequential")
+    recipe = json.loads(gguf.GGUFReader(path).fields["dither.recipe"].contents())
+    assert recipe["statistics"] == "sequential"
+    assert path.read_bytes() != Path(made["gptq"].path).read_bytes()
+    assert divergence(result.path, text) < 1.2 * divergence(made["gptq"].path, text)
+
+
+def test_learned_rounding_loses_less_than_error_feedback(
+    evidence: Path, made: dict[str, dither.Result], text: torch.Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "learned.gguf"
+    result = dither.quantize(BUNDLED, "Q3_K_M", path, evidence=evidence, solver=Learned(steps=12))
+    assert result.solvers["learned"] >= 7
+    assert divergence(path, text) < divergence(made["gptq"].path, text)
+
+
+@pytest.mark.parametrize("transform", ["awq", "rotate"])
+def test_a_transformed_file_loses_little(
+    evidence: Path, made: dict[str, dither.Result], text: torch.Tensor, tmp_path: Path, transform: str
+) -> None:
+    """Measured by our own stream: a rotated model has an output matrix, which transformers' would not."""
+    path = tmp_path / "m.gguf"
+    result = dither.quantize(
+        BUNDLED, "Q3_K_M", path, evidence=evidence, solver="gptq", transforms=[transform], measure=True
+    )
+    assert result.measurement is not None
+    assert result.measurement.kl_mean < 2 * divergence(made["gptq"].path, text)
+    assert transform in json.loads(gguf.GGUFReader(path).fields["dither.recipe"].contents())["transforms"]
+    names = {tensor.name for tensor in gguf.GGUFReader(path).tensors}
+    assert ("output.weight" in names) == (transform == "rotate")
+
+
+class TestMeasured:
+    @pytest.fixture(scope="class")
+    def measured(self, evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dither.Result:
+        path = tmp_path_factory.mktemp("measured") / "m.gguf"
+        return dither.quantize(BUNDLED, "Q4_K_M", path, evidence=evidence, measure=True)
+
+    def test_the_figures_are_those_of_the_held_back_text(
+        self, measured: dither.Result, evidence: Path
+    ) -> None:
+        tokens_ST, lengths_S = EvidenceStore.open(evidence).tokens()
+        held_ST = torch.from_numpy(tokens_ST[7::8].astype(np.int64))
+        assert (lengths_S == held_ST.shape[1]).all()
+        half = held_ST.shape[1] // 2
+        assert measured.measurement.tokens == len(held_ST) * (held_ST.shape[1] - 1 - half)
+        expected = scored_divergence(measured.path, held_ST, half)
+        assert measured.measurement.kl_mean == pytest.approx(expected, rel=1e-3)
+
+    def test_file_and_side_file_agree(self, measured: dither.Result) -> None:
+        kept = json.loads(Path(measured.path + ".measure.json").read_text())
+        inside = json.loads(gguf.GGUFReader(measured.path).fields["dither.measure"].contents())
+        assert inside["kl_mean"] == kept["kl_mean"] == measured.measurement.kl_mean
+        assert inside["bytes"] == kept["bytes"] == measured.plan.bytes
+        sha256 = subprocess.run(
+            ["sha256sum", measured.path], capture_output=True, text=True, check=True
+        ).stdout
+        assert kept["file_sha256"] == sha256.split()[0]
+
+    def test_inspect_shows_recipe_and_measurement(self, measured: dither.Result) -> None:
+        found = dither.inspect(measured.path)
+        assert found.measurement["kl_mean"] == measured.measurement.kl_mean
+        assert found.made_by["recipe"]["solver"] == "gptq"
+        assert found.made_by["recipe"]["evidence"]["tokens"] >= TOKENS * 0.9
+
+    def test_a_file_made_of_it_carries_no_old_measurement(
+        self, measured: dither.Result, tmp_path: Path
+    ) -> None:
+        again = dither.quantize(measured.path, "Q8_0", tmp_path / "again.gguf")
+        assert dither.inspect(again.path).measurement is None
+
+
+def scored_divergence(path: str | Path, text_ST: torch.Tensor, skip: int) -> float:
+    original, model = reference(), reference()
+    state = model.state_dict()
+    for tensor in dither.open_model(path).tensors:
+        w = tensor.read(0, tensor.rows).reshape(tensor.shape)
+        name = hugging_face_name(tensor.name)
+        if ".q_proj" in name or ".k_proj" in name:
+            w = w.reshape(len(w) // 64, 32, 2, -1).swapaxes(1, 2).reshape(w.shape)
+        state[name].copy_(torch.from_numpy(np.array(w, np.float32)))
+    with torch.no_grad():
+        p, q = (torch.log_softmax(m(text_ST).logits.double(), dim=-1)[:, skip:-1] for m in (original, model))
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+class TestRefused:
+    def test_evidence_of_another_model(self, evidence: Path, checkpoint: Path, tmp_path: Path) -> None:
+        with pytest.raises(dither.DitherError, match="evidence"):
+            dither.quantize(checkpoint, "Q4_K_M", tmp_path / "m.gguf", evidence=evidence)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"solver": "gptq"}, "needs Hessians"),
+            ({"solver": "best"}, "is not one of"),
+            ({"measure": True}, "no held-back text"),
+            ({"transforms": ["awq"]}, "needs evidence"),
+            ({"transforms": ["shake"]}, "is not one of"),
+            ({"statistics": "sequential"}, "solvers that use Hessians"),
+            ({"statistics": "both"}, "is not one of"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said_before_anything_is_written(
+        self, checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(dither.DitherError, match=message):
+            dither.quantize(checkpoint, "Q4_K_M", tmp_path / "m.gguf", **arguments)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_matrix_cannot_drive_error_feedback(self, evidence: Path, tmp_path: Path) -> None:
+        with pytest.raises(dither.DitherError, match="needs Hessians"):
+            dither.quantize(
+                BUNDLED, "Q4_K_M", tmp_path / "m.gguf", imatrix=evidence / "imatrix.gguf", solver="gptq"
+            )
