@@ -1,4 +1,4 @@
-"""What Dither's files lose, against llama-quantize's at equal bytes: the KL divergence to the original, in one run.
+"""What Dither's files lose against llama-quantize's at equal bytes: KL to the original, in one run.
 
     python benchmarks/quality.py --calibration TRAIN.txt --text VALID.txt --text OTHER.txt
         [--models demo,smol,smol-rotated] [--types Q4_K_M,IQ4_XS,Q3_K_M,Q2_K] [--recipes gptq,…] [--save NAME]
@@ -104,10 +104,10 @@ def judge(
             row = {
                 "model": name, "type": to, "recipe": recipe, "text": Path(text).name,
                 "bytes": measured.bytes, "kl": measured.kl_mean, "kl_low": measured.kl_mean_low,
-                "kl_high": measured.kl_mean_high, "same_top": measured.same_top, "ppl_ratio": measured.ppl_ratio,
-                "seconds": seconds, "calibration_seconds": calibration, "solvers": dict(result.solvers or {}),
-                "ratio": ratio, "ratio_low": low, "ratio_high": high, "target": TARGETS.get(to),
-                "separate": measured.kl_mean_high < base.kl_mean_low,
+                "kl_high": measured.kl_mean_high, "same_top": measured.same_top,
+                "ppl_ratio": measured.ppl_ratio, "seconds": seconds, "calibration_seconds": calibration,
+                "solvers": dict(result.solvers or {}), "ratio": ratio, "ratio_low": low, "ratio_high": high,
+                "target": TARGETS.get(to), "separate": measured.kl_mean_high < base.kl_mean_low,
             }  # fmt: skip
             show(row, header=not rows)
             rows.append(row)
@@ -145,9 +145,10 @@ def show(row: dict[str, Any], header: bool) -> None:
             f"{'95 % interval':>17} {'ratio':>6} {'interval':>13} {'target':>6} {'s':>5}"
         )
     print(
-        f"{row['model']:12} {row['type']:7} {row['recipe']:22} {row['text'][:22]:22} {row['bytes'] / 2**20:6.2f} "
-        f"{row['kl']:8.5f} {row['kl_low']:8.5f}–{row['kl_high']:8.5f} {row['ratio']:6.3f} "
-        f"{row['ratio_low']:6.3f}–{row['ratio_high']:6.3f} {row['target'] or 0:6.2f} {row['seconds']:5.0f}",
+        f"{row['model']:12} {row['type']:7} {row['recipe']:22} {row['text'][:22]:22} "
+        f"{row['bytes'] / 2**20:6.2f} {row['kl']:8.5f} {row['kl_low']:8.5f}–{row['kl_high']:8.5f} "
+        f"{row['ratio']:6.3f} {row['ratio_low']:6.3f}–{row['ratio_high']:6.3f} "
+        f"{row['target'] or 0:6.2f} {row['seconds']:5.0f}",
         flush=True,
     )
 

@@ -12,8 +12,9 @@ from dither.cli import screen
 
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
-        "DitherError", "Inspection", "Plan", "Result", "__version__", "codec", "inspect", "open_model",
-        "preset_names", "preview", "quantize",
+        "Calibration", "DitherError", "EvidenceStore", "Inspection", "Measurement", "Plan", "Result",
+        "__version__", "calibrate", "codec", "inspect", "measure", "open_model", "preset_names", "preview",
+        "quantize",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None
@@ -27,11 +28,15 @@ def test_the_flags_of_quantize_are_these() -> None:
     from dither.cli import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    assert sorted(commands) == ["chat", "demo", "doctor", "inspect", "quantise", "quantize", "types"]
+    assert sorted(commands) == [
+        "calibrate", "chat", "compare", "demo", "doctor", "inspect", "measure", "quantise", "quantize",
+        "types",
+    ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}
     assert options == {
-        "model", "--to", "-o", "--output", "--imatrix", "--tensor", "--output-type", "--embedding-type",
-        "--pure", "--pre", "--threads", "--dry-run", "--force", "--json",
+        "model", "--to", "-o", "--output", "--evidence", "--imatrix", "--solver", "--transform",
+        "--statistics", "--measure", "--measure-data", "--tensor", "--output-type", "--embedding-type",
+        "--pure", "--pre", "--threads", "--device", "--dry-run", "--force", "--json",
     }  # fmt: skip
 
 

@@ -5,6 +5,12 @@
     print(result.bits_per_weight, result.relative_error)
     print(dither.inspect("model.gguf").bits_per_weight)
 
+With evidence the file loses far less, and `measure` says how much:
+
+    dither.calibrate("path/to/checkpoint", out="evidence")
+    dither.quantize("path/to/checkpoint", "Q4_K_M", "better.gguf", evidence="evidence")
+    print(dither.measure(["better.gguf"], "path/to/checkpoint")[0].kl_mean)
+
 Everything is imported on first use: `import dither` itself costs nothing.
 """
 
@@ -18,19 +24,28 @@ from dither.errors import DitherError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dither._calibrate import Calibration, calibrate
     from dither._inspect import Inspection, inspect
+    from dither._measure import measure
     from dither._quantize import Result, preview, quantize
     from dither.codecs import codec
     from dither.containers.presets import preset_names
     from dither.containers.recipe import Plan
+    from dither.formats.evidence import EvidenceStore
+    from dither.measuring.schema import Measurement
     from dither.models.source import open_model
 
 _HOMES = {
+    "Calibration": "dither._calibrate",
+    "EvidenceStore": "dither.formats.evidence",
     "Inspection": "dither._inspect",
+    "Measurement": "dither.measuring.schema",
     "Plan": "dither.containers.recipe",
     "Result": "dither._quantize",
+    "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
     "inspect": "dither._inspect",
+    "measure": "dither._measure",
     "open_model": "dither.models.source",
     "preset_names": "dither.containers.presets",
     "preview": "dither._quantize",
@@ -38,13 +53,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calibration",
     "DitherError",
+    "EvidenceStore",
     "Inspection",
+    "Measurement",
     "Plan",
     "Result",
     "__version__",
+    "calibrate",
     "codec",
     "inspect",
+    "measure",
     "open_model",
     "preset_names",
     "preview",

@@ -33,7 +33,7 @@ SEED = 1_000_003  # of the text the reference writes: not the one calibration st
 
 
 def measure(
-    files: Sequence[str | Path | Model],
+    files: str | Path | Model | Sequence[str | Path | Model],
     against: str | Path | Model,
     *,
     data: str | Path | None = None,
@@ -45,12 +45,13 @@ def measure(
     save: bool = True,
     progress: Progress | None = None,
 ) -> list[Measurement]:
-    """What each of `files` costs against the model `against`, both GGUFs or checkpoints of any tool.
+    """What each of `files`, or the one given, costs against the model `against`.
 
-    `data` is a text file, JSON lines, `hf:DATASET` or "self" (the default: the reference writes the
-    text, drawn with `seed`); of it, `tokens` tokens in sequences of `context` (512, or the model's)
-    are used, and the first `skip` positions of each sequence are not scored (None: the first half, as
-    llama-perplexity).  With `save`, each result is written as `<file>.measure.json` beside its file.
+    All of them are GGUFs or checkpoints, of any tool.  `data` is a text file, JSON lines, `hf:DATASET` or
+    "self" (the default: the reference writes the text, drawn with `seed`); of it, `tokens` tokens in
+    sequences of `context` (512, or the model's) are used, and the first `skip` positions of each sequence
+    are not scored (None: the first half, as llama-perplexity).  With `save`, each result is written as
+    `<file>.measure.json` beside its file.
 
     Raises UsageError where the files cannot be compared or the text is too short, SourceError where
     one cannot be read, OutputError where a result cannot be written: all before the pass begins.
@@ -172,7 +173,9 @@ def _side(path: str | Path, fresh: bool, reference: Model | None, report: Progre
     return model
 
 
-def _open_files(files: Sequence[str | Path | Model]) -> dict[str, Model]:
+def _open_files(files: str | Path | Model | Sequence[str | Path | Model]) -> dict[str, Model]:
+    if isinstance(files, (str, Path, Model)):
+        files = [files]
     if not files:
         raise UsageError("dither measure", "was given no file", "Name at least one quantized file.")
     opened = [file if isinstance(file, Model) else open_model(file) for file in files]

@@ -11,7 +11,10 @@ class Progress(Protocol):
         ...
 
     def start(self, total: int, done: int) -> None:
-        """The amount of work (in weights), and how much an interrupted run already did."""
+        """The amount of work, in whatever unit `advance` counts, and how much of it was done before.
+
+        A second call begins another piece of work.
+        """
         ...
 
     def advance(self, amount: int, what: str) -> None: ...

@@ -106,7 +106,7 @@ def test_two_files_side_by_side(checkpoint: Path, place: Path) -> None:
         (["measure", "{place}/tale.txt", "--against", "{checkpoint}"], 1, "neither GGUF nor"),
         (["compare", "{place}/tale.json", "{place}/Q8_0.gguf"], 1, "cannot be read"),
         (["compare", "{place}/Q8_0.gguf", "{place}/Q4_0.gguf", "--max-kld", "-1"], 2, "--max-kld"),
-        (["compare", "{place}/Q8_0.gguf", "{place}/Q4_0.gguf", "--max-kld", "nan"], 2, "a limit of nan"),
+        (["compare", "{place}/Q8_0.gguf", "{place}/Q4_0.gguf", "--max-kld", "inf"], 2, "a limit of inf"),
     ],
 )
 def test_errors_name_the_thing(

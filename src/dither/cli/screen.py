@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from dither.errors import DitherError
-from dither.units import format_count
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -123,7 +122,7 @@ class Meter:
         self.quiet = quiet
         self._bar: Progress | None = None
         self._task: Any = None
-        self._total, self._done = 0, 0
+        self._total, self._done, self._before = 0, 0, 0
         self._started = self._spoke = time.monotonic()
 
     def __enter__(self) -> Meter:
@@ -138,8 +137,10 @@ class Meter:
             err.print(f"[yellow]note:[/] {plain(text)}")
 
     def start(self, total: int, done: int) -> None:
-        self._total, self._done = total, done
+        self._total, self._done, self._before = total, done, done
         self._started = self._spoke = time.monotonic()
+        if self._bar is not None:  # one piece of work after another: writing text, then running it
+            self._bar.stop()
         if err.is_terminal and not self.quiet:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -156,9 +157,9 @@ class Meter:
             self._bar.update(self._task, advance=amount, description=plain(what))
         elif not self.quiet and time.monotonic() - self._spoke >= 10:
             self._spoke = time.monotonic()
-            rate = amount and self._done / max(1e-9, self._spoke - self._started)
-            left = (self._total - self._done) / rate if rate else 0.0
-            err.print(
-                f"{100 * self._done / self._total:.0f} % of {format_count(self._total)} weights, "
-                f"about {left:.0f} s left"
-            )
+            share = f"{100 * self._done / max(1, self._total):.0f} %"
+            done_now = self._done - self._before
+            if done_now:
+                left = (self._total - self._done) * (self._spoke - self._started) / done_now
+                share += f", about {left:.0f} s left"
+            err.print(f"{share} ({plain(what)})")

@@ -12,8 +12,10 @@ model gives q.  Five numbers are kept of each pair:
 
 The definitions are those of `llama-perplexity --kl-divergence` (`tools/perplexity/perplexity.cpp` in
 llama.cpp), which also skips the first half of each context: early positions have little to go on and
-are not how a model is used.  Two of its approximations are not made here: it keeps log p in 16 bits,
-and leaves out tokens with log p < −16.
+are not how a model is used.  Approximations of its base file are not made here: it keeps log p in 16
+bits, raises whatever is more than 16 below the likeliest token to that floor (so that the reference's
+perplexity comes out too low on text full of surprises), and leaves tokens with log p < −16 out of the
+divergence.
 
 Logits come in float32; everything after them is float64, because the logarithms of two sums that agree
 to seven digits are subtracted, and a good quantization's divergence (1e-6) would drown in float32.

@@ -63,7 +63,7 @@ def write_text(
     """
     report = progress or Silent()
     with _runnable(model, scratch, report) as (path, notes):
-        report.note("The model writes its own calibration text.")
+        report.note("The model writes its own text.")
         with _Writer(path, context, seed, threads) as writer:
             stream, more = _write(writer, model, tokens // context, context, seed, report)
     found = [stream[at : at + context] for at in range(0, len(stream) - context + 1, context)]

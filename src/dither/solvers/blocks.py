@@ -75,14 +75,16 @@ class LevelBlock:
         self._feed(x_RB)
 
     def take(self, other: LevelBlock, rows_R: Rows) -> None:
-        mine: tuple[npt.NDArray[Any], ...] = (self.level_RB, self.value_RB, self.loss_R, *self.scales)
-        theirs = (other.level_RB, other.value_RB, other.loss_R, *other.scales)
-        for target, source in zip(mine, theirs, strict=True):
+        for target, source in zip(self._by_rows(), other._by_rows(), strict=True):
             target[rows_R] = source[rows_R]
+
+    def _by_rows(self) -> list[npt.NDArray[Any]]:
+        return [self.level_RB, self.value_RB, self.loss_R, *self.scales]
 
     def improve(self, x_RB: Floats) -> None:
         trial, free = self._copy(), self.place.free
-        trial._rescale((x_RB - self.value_RB) @ free.m_BB, free)
+        gradient_RB: Floats = np.matmul(x_RB - self.value_RB, free.m_BB, dtype=np.float32)
+        trial._rescale(gradient_RB, free)
         trial._feed(x_RB)
         self.take(trial, trial.loss_R < self.loss_R)
 

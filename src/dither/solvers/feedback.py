@@ -50,6 +50,7 @@ def _in_turn(w_RC: Floats, here: list[Place], upper_CC: Floats, round_block: Rou
     for place in here:
         at = place.at
         past_RB = residual_RC[:, : at.start] @ upper_CC[: at.start, at]
-        blocks.append(round_block(place, w_RC[:, at] + past_RB @ place.inverse_BB))
+        x_RB: Floats = w_RC[:, at] + np.matmul(past_RB, place.inverse_BB, dtype=np.float32)
+        blocks.append(round_block(place, x_RB))
         residual_RC[:, at] = w_RC[:, at] - blocks[-1].value_RB
     return blocks

@@ -63,7 +63,7 @@ class Gptq:
         self.damping, self.act_order = damping, act_order
         self.fits, self.scale_rounds, self.refit_rounds = fits, scale_rounds, refit_rounds
         self.passes = passes
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or available_cores()
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
         """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), summed over rows.
@@ -147,12 +147,16 @@ class Gptq:
             notes.append(
                 f"Hessian near singular: damping raised from {self.damping:g} to {factored.damping:g}"
             )
-        if record[f"nearest_{judge}"] < record[judge]:
-            notes.append(
-                "error feedback was no better than nearest rounding on inputs held back; nearest kept"
-            )
+        if not record[judge] <= record[f"nearest_{judge}"]:
+            where = "inputs held back" if judge == "held" else "the Hessian itself"
+            notes.append(f"error feedback was no better than nearest rounding on {where}: nearest kept")
             return Solved(nearest_RN, "nearest", record, tuple(notes))
         return Solved(raw_RN, self.name, record, tuple(notes))
+
+
+def available_cores() -> int:
+    """Cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def packed(blocks: list[Rounded], here: list[Place], order_C: Order) -> Bytes:
