@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench bench-quality format clean
 
 demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of types and let each file write
 	$(BIN)/dither demo
@@ -27,6 +27,16 @@ bench: $(VENV)/.tested          ## the measurements behind the documentation's n
 	$(BIN)/python benchmarks/end_to_end.py --save end_to_end
 	$(BIN)/python benchmarks/end_to_end.py --alone --layers 22 --types Q4_K_M,IQ4_XS,Q2_K --threads 2 --save memory
 	$(BIN)/python benchmarks/render.py
+
+# CALIBRATION, TEXT and OTHER name text files: to calibrate on, of the same kind, of another kind.
+bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and how long solving takes
+	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
+		--recipes nearest,gptq,learned --tokens 32768 --measured 16384 --save quality
+	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --types Q4_K_M,Q2_K \
+		--recipes "awq,rotate,gptq,gptq sequential,awq+gptq,rotate+gptq" --tokens 32768 --measured 8192 \
+		--save quality_combinations
+	$(BIN)/python benchmarks/render_quality.py
+	$(BIN)/python benchmarks/gptq_speed.py --save gptq_speed
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .

@@ -38,6 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "nearest": {"solver": "nearest"},
     "gptq": {"solver": "gptq"},
     "gptq sequential": {"solver": "gptq", "statistics": "sequential"},
+    "awq": {"solver": "nearest", "transforms": ["awq"]},
+    "rotate": {"solver": "nearest", "transforms": ["rotate"]},
     "awq+gptq": {"solver": "gptq", "transforms": ["awq"]},
     "awq+gptq sequential": {"solver": "gptq", "transforms": ["awq"], "statistics": "sequential"},
     "rotate+gptq": {"solver": "gptq", "transforms": ["rotate"]},

@@ -23,8 +23,9 @@ def blocks(language: str) -> list[str]:
 
 def test_the_first_session_and_the_python_block(tmp_path: Path) -> None:
     (tmp_path / "src").symlink_to(ROOT / "src")
-    (console,), (python,) = blocks("console"), blocks("python")
-    for line in console.splitlines():
+    consoles, (python,) = blocks("console"), blocks("python")
+    assert len(consoles) == 2
+    for line in "".join(consoles).splitlines():
         _, *words = shlex.split(line.removeprefix("$ "))
         done = subprocess.run(
             [sys.executable, "-m", "dither", *words],
@@ -57,3 +58,10 @@ def test_the_speed_page_shows_the_kept_results() -> None:
     import render
 
     assert render.PAGE.read_text() == render.page()
+
+
+def test_the_quality_page_shows_the_kept_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import render_quality
+
+    assert render_quality.PAGE.read_text() == render_quality.page()
