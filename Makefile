@@ -15,7 +15,7 @@ demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of typ
 test: $(VENV)/.tested           ## everything
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.tested          ## lint, types, layers, fast tests: under a minute
+check: $(VENV)/.tested          ## lint, types, layers, fast tests: about two minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -217,7 +217,7 @@ class TestMeasured:
         found = dither.inspect(measured.path)
         assert found.measurement["kl_mean"] == measured.measurement.kl_mean
         assert found.made_by["recipe"]["solver"] == "gptq"
-        assert found.made_by["recipe"]["evidence"]["tokens"] >= TOKENS * 0.9
+        assert found.made_by["recipe"]["evidence"]["data"]["tokens"] >= TOKENS * 0.9
 
     def test_a_file_made_of_it_carries_no_old_measurement(
         self, measured: dither.Result, tmp_path: Path

@@ -290,6 +290,7 @@ class _Job:
             self.opened, open_model(output.part), path, self.store, None if data is True else str(data),
             device=self.device, progress=self.report,
         )  # fmt: skip
+        self.say(*found.measurement.notes)
         if not output.fill(MEASUREMENT, found.embedded):
             self.say("The measurement is too long for the file's metadata: it stands in its JSON file alone.")
         found.save()

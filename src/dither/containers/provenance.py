@@ -50,9 +50,7 @@ def recipe_json(
     if store is not None and store.matrix is not None:
         recipe["imatrix"] = {"name": store.matrix.name, "sha256": store.sha256}
     elif store is not None:
-        kept = ("data", "seed", "tokens", "context", "sequences")
-        recipe["evidence"] = {key: store.manifest[key] for key in kept if key in store.manifest}
-        recipe["evidence"]["sha256"] = store.sha256
+        recipe["evidence"] = {"data": store.manifest["data"], "sha256": store.sha256}
     return json.dumps(recipe)
 
 

@@ -81,4 +81,4 @@ def held_back_text(store: EvidenceStore) -> Sequences:
         held_S[-1] = True
     about = store.manifest["data"]
     kept = [tokens_ST[s, : lengths_S[s]].tolist() for s in np.flatnonzero(held_S)]
-    return pack(kept, f"held back from {about['name']}", int(store.manifest.get("seed", 0)), ())
+    return pack(kept, f"held back from {about['name']}", int(about.get("seed", 0)))

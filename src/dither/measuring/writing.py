@@ -122,7 +122,7 @@ def _write(
     stream: _Text = []
     asked = fruitless = 0
     while len(stream) < wanted:
-        count = min(_ASKED_AT_ONCE, max(SLOTS, -(-(wanted - len(stream)) // context)))
+        count = min(_ASKED_AT_ONCE, -(-(wanted - len(stream)) // context))
         request = int(rng.integers(2**31))
         if chats and asked % 2:
             texts = _conversations(writer, opening, count, context, request, report)
