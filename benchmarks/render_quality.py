@@ -37,6 +37,14 @@ text that neither training nor calibration has seen.
 
 {demo}
 
+And with rounding trained for each block, for those who have the minutes:
+
+`{learned_command}`
+
+{learned}
+
+The targets, of which every line is a type and a text:
+
 {verdict}
 
 ## Which combinations help
@@ -65,7 +73,9 @@ multiple of 256, so its K-presets are mixes of legacy and IQ4_NL types.
 
 
 def page() -> str:
-    quality, combinations = load("quality"), load("quality_combinations")
+    quality, learned, combinations = (
+        load(name) for name in ("quality", "quality_learned", "quality_combinations")
+    )
     rows = quality["rows"]
     seconds = sorted({row["calibration_seconds"] for row in rows})[0]
     return TEXT.format(
@@ -73,7 +83,9 @@ def page() -> str:
         calibration=f"{seconds:.0f} s",
         command=quality["command"],
         demo=results(rows),
-        verdict=verdict(rows),
+        learned_command=learned["command"],
+        learned=results(learned["rows"]),
+        verdict=verdict([*rows, *learned["rows"]]),
         combinations_command=combinations["command"],
         combinations=results(combinations["rows"]),
         smol=smol(),

@@ -186,12 +186,13 @@ def test_a_transformed_file_loses_little(
     assert ("output.weight" in names) == (transform == "rotate")
 
 
-class TestMeasured:
-    @pytest.fixture(scope="class")
-    def measured(self, evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dither.Result:
-        path = tmp_path_factory.mktemp("measured") / "m.gguf"
-        return dither.quantize(BUNDLED, "Q4_K_M", path, evidence=evidence, measure=True)
+@pytest.fixture(scope="session")
+def measured(evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dither.Result:
+    path = tmp_path_factory.mktemp("measured") / "m.gguf"
+    return dither.quantize(BUNDLED, "Q4_K_M", path, evidence=evidence, measure=True)
 
+
+class TestMeasured:
     def test_the_figures_are_those_of_the_held_back_text(
         self, measured: dither.Result, evidence: Path
     ) -> None:
