@@ -39,8 +39,8 @@ _PACKAGES = {
     "numba": (True, "compiles the quantization kernels"),
     "libgguf": (True, "the lower IQ types, through ggml's own encoders"),
     "huggingface_hub": (True, "fetches models named org/name"),
-    "torch": (False, "not needed; the tests compare with it"),
-    "transformers": (False, "not needed; the tests compare conversions with it"),
+    "torch": (False, "calibrate, measure and --solver learned: pip install 'dither[calibrate]'"),
+    "transformers": (False, "the networks that calibrate and measure run"),
     "vllm": (False, "not needed; serves unquantized checkpoints"),
 }
 
