@@ -31,9 +31,11 @@ bench: $(VENV)/.tested          ## the measurements behind the documentation's n
 # CALIBRATION, TEXT and OTHER name text files: to calibrate on, of the same kind, of another kind.
 bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and how long solving takes
 	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
-		--recipes nearest,gptq,learned --tokens 32768 --measured 16384 --save quality
+		--recipes nearest,gptq --tokens 32768 --measured 16384 --save quality
+	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
+		--recipes learned --types Q2_K,Q3_K_M --tokens 32768 --measured 16384 --save quality_learned
 	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --types Q4_K_M,Q2_K \
-		--recipes "awq,rotate,gptq,gptq sequential,awq+gptq,rotate+gptq" --tokens 32768 --measured 8192 \
+		--recipes "nearest,awq,rotate,gptq,gptq sequential,awq+gptq,rotate+gptq" --tokens 16384 --measured 8192 \
 		--save quality_combinations
 	$(BIN)/python benchmarks/render_quality.py
 	$(BIN)/python benchmarks/gptq_speed.py --save gptq_speed

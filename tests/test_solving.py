@@ -271,3 +271,26 @@ class TestRefused:
             dither.quantize(
                 BUNDLED, "Q4_K_M", tmp_path / "m.gguf", imatrix=evidence / "imatrix.gguf", solver="gptq"
             )
+
+    @pytest.mark.parametrize("arguments", ["measure=True", "solver='learned'", "statistics='sequential'"])
+    def test_what_needs_torch_says_so_before_any_work(
+        self, evidence: Path, tmp_path: Path, arguments: str
+    ) -> None:
+        code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing())
+import dither
+try:
+    dither.quantize({str(BUNDLED)!r}, "Q4_K_M", {str(tmp_path / "m.gguf")!r}, evidence={str(evidence)!r}, {arguments})
+except dither.DitherError as error:
+    print(error)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "pip install 'dither[calibrate]'" in done.stdout
+        assert not list(tmp_path.iterdir())

@@ -198,6 +198,10 @@ class _Job:
             raise UsageError(
                 "--transform awq", "needs evidence", "Pass --evidence FOLDER of `dither calibrate`."
             )
+        if statistics == "sequential" or measure or isinstance(self.solver, Learned):
+            from dither.models.blocks import open_blocks
+
+            open_blocks(self.opened, device=self.device)  # what cannot run is an error now, not hours later
 
     def write(
         self, path: Path, transforms: tuple[str, ...], statistics: str | None, measure: bool | str | Path

@@ -109,7 +109,7 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
     out.print(
         "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from "
         "the original's. The error is measured on the files just written; how much of the model's skill is "
-        "left, no table of weights can say.\n\n"
+        "left, no table of weights can say, but `dither measure` can.\n\n"
         "[bold]Next[/]"
     )
     for command in ("chat", "inspect"):
