@@ -287,7 +287,8 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 import dither
 try:
-    dither.quantize({str(BUNDLED)!r}, "Q4_K_M", {str(tmp_path / "m.gguf")!r}, evidence={str(evidence)!r}, {arguments})
+    out, evidence = {str(tmp_path / "m.gguf")!r}, {str(evidence)!r}
+    dither.quantize({str(BUNDLED)!r}, "Q4_K_M", out, evidence=evidence, {arguments})
 except dither.DitherError as error:
     print(error)
 """
