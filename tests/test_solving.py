@@ -19,7 +19,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from families_util import random_model, save_model
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 import dither
 from dither._calibrate import calibrate
@@ -295,3 +296,35 @@ except dither.DitherError as error:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert "pip install 'dither[calibrate]'" in done.stdout
         assert not list(tmp_path.iterdir())
+
+
+def test_every_expert_is_solved_on_its_own(tmp_path: Path) -> None:
+    """A stack's rows belong to experts that see other tokens: each has its own Hessian, its own answer."""
+    config = MixtralConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, num_local_experts=4, bos_token_id=0,
+        eos_token_id=1, pad_token_id=None,
+    )  # fmt: skip
+    folder = save_model(random_model(config), tmp_path / "moe")
+    words = np.random.default_rng(0).integers(0, 1000, 6000)
+    (tmp_path / "text.txt").write_text(" ".join(f"word{word}" for word in words))
+    evidence = tmp_path / "evidence"
+    calibrate(folder, tmp_path / "text.txt", tokens=2048, context=64, out=evidence)
+    result = dither.quantize(folder, "Q4_0", tmp_path / "m.gguf", evidence=evidence, pure=True)
+    written = {tensor.name: tensor for tensor in dither.open_model(result.path).tensors}
+    original = {tensor.name: tensor for tensor in dither.open_model(folder).tensors}
+    store = EvidenceStore.open(evidence)
+    name = "blk.1.ffn_down_exps.weight"
+    record, rows = result.tensors[name], original[name].rows // 4
+    assert sum(record["solvers"].values()) == 4
+    total = 0.0
+    for expert in range(4):
+        span = slice(expert * rows, (expert + 1) * rows)
+        seen = store(name, expert)
+        assert seen is not None and seen.hessian_CC is not None
+        w_RC, found_RC = (tensors[name].read(span.start, span.stop) for tensors in (original, written))
+        error_RC = w_RC.astype(float) - found_RC
+        total += float(np.trace(error_RC @ seen.hessian_CC @ error_RC.T))
+    assert record["solvers"] == {"gptq": 4}
+    assert total == pytest.approx(record["objective"], rel=1e-4)
+    assert total < record["nearest_objective"]
