@@ -53,7 +53,7 @@ The targets, of which every line is a type and a text:
 
 {combinations}
 
-Sequential statistics (each layer's inputs taken behind the layers already quantized) cost many times the time and are
+Sequential statistics (each layer's inputs taken behind the layers already quantized) cost about three times the time and are
 no better here, so parallel ones are the default. `awq` is for nearest rounding, `rotate` for models with outliers, which
 the bundled one has not ([transforms](transforms.md)).
 {smol}"""
