@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dither.errors import UsageError
 from dither.measuring import schema
-from dither.measuring.account import About, check_text, content_sha256, file_name
+from dither.measuring.account import SEED, About, check_text, content_sha256, file_name
 from dither.measuring.comparable import check_comparable
 from dither.measuring.comparison import Comparison, contrast
 from dither.measuring.per_token import PerToken
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dither.models.blocks import Blocks
 
 TOKENS = 8192  # 16 sequences of 512: enough that the intervals mean something
-SEED = 1_000_003  # of the text the reference writes: not the one calibration starts from
 
 
 def measure(

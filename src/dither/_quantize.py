@@ -248,7 +248,7 @@ class _Job:
             )
         run = Run(
             rewritten.model, plan, rewritten.evidence, output, self.solver, self.report, self.threads,
-            known=rewritten.evidence,
+            hessians=self._hessians(rewritten),
         )  # fmt: skip
         if sequential or isinstance(self.solver, Learned):
             self._enliven(run, rewritten, output, sequential)
@@ -265,6 +265,13 @@ class _Job:
         output.commit()
         return _Written(plan, output.total, records, resumed, rewritten.record, measurement)
 
+    def _hessians(self, rewritten: Rewritten) -> frozenset[str]:
+        """Tensors that may have a Hessian: those of the evidence, and what a transform added."""
+        if self.store is None or not self.store.has_hessians:
+            return frozenset()
+        before, after = ({t.name for t in m.tensors} for m in (self.opened, rewritten.model))
+        return frozenset({*self.store.tensors, *(after - before)})
+
     def _enliven(self, run: Run, rewritten: Rewritten, output: GGUFOutput, sequential: bool) -> None:
         """Lets the calibration text follow the run through the blocks it has written."""
         from dither.measuring.live import BlockTasks, LiveEvidence, Passage
@@ -274,7 +281,9 @@ class _Job:
         blocks, text = open_blocks(rewritten.model, device=self.device), self.store.tokens()
         behind = Passage(blocks, *text, lambda: open_model(output.part))
         if sequential:
-            run.evidence = LiveEvidence(behind, rewritten.evidence, run.written, self.store.sha256)
+            run.evidence = LiveEvidence(
+                behind, rewritten.evidence, run.hessians, run.written, self.store.sha256
+            )
         if isinstance(self.solver, Learned):
             solver, tasks = self.solver, BlockTasks(behind, Passage(blocks, *text, None), rewritten.evidence)
 

@@ -22,6 +22,8 @@ from dither.types import Model
 if TYPE_CHECKING:
     from dither.measuring.text import Sequences
 
+SEED = 1_000_003  # of the text that a reference writes to be measured on: not the one calibration starts from
+
 
 @dataclass(frozen=True)
 class About:

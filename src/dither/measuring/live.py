@@ -69,19 +69,27 @@ class Passage:
 class LiveEvidence:
     """An `EvidenceSource` over a file that is being written.
 
-    `written` names the tensors that are whole in it.  Tensors outside the blocks, and whatever no block
-    reports, have `base`'s evidence.
+    `known` names the tensors that evidence is wanted of, `written` those that are whole in the file.
+    Tensors outside the blocks, and whatever no block reports, have `base`'s evidence.
     """
 
-    def __init__(self, passage: Passage, base: EvidenceSource, written: Collection[str], sha256: str) -> None:
-        self.passage, self.base, self.written, self.sha256 = passage, base, written, sha256
+    def __init__(
+        self,
+        passage: Passage,
+        base: EvidenceSource,
+        known: Collection[str],
+        written: Collection[str],
+        sha256: str,
+    ) -> None:
+        self.passage, self.base, self.sha256 = passage, base, sha256
+        self.known, self.written = known, written
         tensors = passage.blocks.model.tensors
         self._experts = {tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) > 2}
         self._groups: dict[str, GroupStatistics] = {}
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
         parts = tensor.split(".")
-        if parts[0] != "blk" or self.base(tensor, expert) is None:
+        if parts[0] != "blk" or tensor not in self.known:
             return self.base(tensor, expert)
         if tensor not in self._groups:
             self._groups = self._watch(int(parts[1]), tensor)

@@ -13,16 +13,16 @@ import numpy as np
 
 from dither.formats.evidence import EvidenceStore
 from dither.measuring import schema
-from dither.measuring.account import About, check_text, content_sha256
+from dither.measuring.account import SEED, About, check_text, content_sha256
 from dither.measuring.collect import held_back
 from dither.measuring.schema import Measurement
 from dither.measuring.stream import measure_stream
 from dither.measuring.text import Sequences, pack, sequences
 from dither.models.blocks import open_blocks
+from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.types import Model
 
-SEED = 1_000_003  # of the text the reference writes: not the one calibration starts from
 TOKENS = 16384
 
 
@@ -41,14 +41,8 @@ class Proof:
 
     def save(self) -> None:
         """Writes `<file>.measure.json`, once the file's bytes are final."""
-        sha256 = content_sha256_of(self.part)
+        sha256 = content_sha256(open_model(self.part))
         schema.save(self.measurement.model_copy(update={"file_sha256": sha256}), schema.path_for(self.path))
-
-
-def content_sha256_of(path: Path) -> str:
-    from dither.models.source import open_model
-
-    return content_sha256(open_model(path))
 
 
 def prove(

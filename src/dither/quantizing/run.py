@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -88,7 +88,7 @@ class Run:
     """All tensors of a plan that `output` does not have yet, through one solver.
 
     A tensor without the evidence that `solver` needs is rounded to nearest, and its record says so.
-    `known` tells which tensors have a Hessian, where `evidence` itself must not be asked before its time.
+    `hessians` names the tensors that may have one: evidence is read, or learnt, only when its turn comes.
     `written` is kept up to date with the tensors whose bytes are in the file.  `refine`, where there is
     one, is given a block's number, its matrices as they were read and as they were solved, and gives them
     back better; then a block is finished as a whole or not at all.
@@ -96,9 +96,9 @@ class Run:
 
     def __init__(
         self, model: Model, plan: Plan, evidence: EvidenceSource, output: GGUFOutput, solver: Solver,
-        report: Progress, threads: int, known: EvidenceSource | None = None, refine: Refine | None = None,
+        report: Progress, threads: int, hessians: Collection[str] = (), refine: Refine | None = None,
     ) -> None:  # fmt: skip
-        self.known, self.refine = known or evidence, refine
+        self.hessians, self.refine = hessians, refine
         self.written: set[str] = set(output.finished)
         self.sources = {tensor.name: tensor for tensor in model.tensors}
         self.plan, self.evidence, self.output = plan, evidence, output
@@ -110,7 +110,7 @@ class Run:
         blocks = [list(group) for _, group in groupby(in_order_of_flow(wholes), block_of)]
         names = {tensor.name for tensor in wholes}
         chunked = self._unfinished([tensor for tensor in self.plan.tensors if tensor.name not in names])
-        blocks = [unfinished for block in blocks if (unfinished := self._unfinished(block))]
+        blocks = [todo for block in blocks if (todo := self._unfinished_of_block(block))]
         left = sum(tensor.size for tensor in [*chunked, *chain.from_iterable(blocks)])
         self.report.start(self.plan.parameters, self.plan.parameters - left)
         self._in_chunks(chunked)
@@ -118,11 +118,14 @@ class Run:
             self._in_wholes(block)
 
     def _unfinished(self, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
-        """Of a block that is refined as a whole, all where any is missing."""
-        todo = [tensor for tensor in tensors if tensor.name not in self.output.finished]
-        if todo and self.refine and block_of(todo[0]) is not None:
-            todo = tensors
-        self.written -= {tensor.name for tensor in todo}
+        return [tensor for tensor in tensors if tensor.name not in self.output.finished]
+
+    def _unfinished_of_block(self, block: list[PlannedTensor]) -> list[PlannedTensor]:
+        """What is to do in a block: where it is refined as a whole, all of it if any is missing."""
+        todo = self._unfinished(block)
+        if todo and self.refine and block_of(block[0]) is not None:
+            todo = block
+            self.written -= {tensor.name for tensor in block}
         return todo
 
     def _in_chunks(self, todo: list[PlannedTensor]) -> None:
@@ -181,8 +184,7 @@ class Run:
     def _is_whole(self, tensor: PlannedTensor) -> bool:
         if "hessian" not in self.solver.needs or tensor.type in FLOAT_TYPES or self._is_copy(tensor):
             return False
-        evidence = self.known(tensor.name)
-        return evidence is not None and evidence.hessian_CC is not None
+        return tensor.name in self.hessians
 
     def _is_copy(self, tensor: PlannedTensor) -> bool:
         source = self.sources[tensor.name]
