@@ -1,12 +1,12 @@
 """Calibrate: run text through a model and keep what each linear layer's input looked like.
 
-One decoder block is in memory at a time.  All sequences go through block 0, batch by batch, while a
-`Collector` adds up what its layers see; its statistics are written, the block is dropped, and the hidden
-states that left it enter block 1; at the end the output matrix's own input is seen.  A finished block's
-statistics and the states after it are on disk before the next begins to count as done, so that a run
-killed at any moment continues and ends with the same bytes.
+One decoder block is in memory at a time (`measuring.walk`).  All sequences go through block 0, batch by
+batch, while a `Collector` adds up what its layers see; its statistics are written, the block is dropped, and
+the hidden states that left it enter block 1; at the end the output matrix's own input is seen.  With
+`gradients` a second walk, back from the predictions (`measuring.traced`), learns how strongly a loss pulls at
+what each layer puts out.
 
-Legend: S sequences, T token positions, H hidden width, B sequences of a batch, E experts, C columns.
+Legend: S sequences, T token positions, E experts, C columns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from dither import __version__
 from dither.engines.vocabulary import vocabulary_fingerprint
+from dither.errors import UsageError
 from dither.formats.evidence import (
     IMATRIX,
     TOKENS,
@@ -29,26 +30,22 @@ from dither.formats.evidence import (
     model_identity,
     weights_sample,
     write_arrays,
-    write_groups,
     write_manifest,
 )
 from dither.formats.imatrix import write_imatrix
 from dither.measuring.folder import Folder
-from dither.measuring.hidden import Hidden
-from dither.measuring.text import SELF, Sequences, batches, checked_context, sequences, tokens_sha256
+from dither.measuring.text import SELF, Sequences, checked_context, sequences, tokens_sha256
 from dither.models.blocks import open_blocks
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
-from dither.types import Model, Tensor
+from dither.types import Model
 
 if TYPE_CHECKING:
-    from dither.measuring.collect import Collector
-    from dither.models.blocks import Blocks
+    from dither.measuring.walk import Walk
 
 DEFAULT_TOKENS = 2**15
 BATCH_TOKENS = 4096
 _SHOWN_EXPERTS = 8
-_OUTPUT = "output.npz"
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Calibration:
     tensors: int
     bytes: int
     hessians: bool
+    gradients: bool
     seconds: float
     resumed: int  # blocks that an interrupted run had finished
     few: dict[str, list[int]]
@@ -85,6 +83,7 @@ def calibrate(
     tokens: int = DEFAULT_TOKENS,
     context: int | None = None,
     hessians: bool = True,
+    gradients: bool = False,
     out: str | Path = "evidence",
     seed: int = 0,
     device: str = "cpu",
@@ -98,33 +97,44 @@ def calibrate(
     `data` is a text file, a file of JSON lines, `hf:DATASET[:SPLIT[:COLUMN]]`, or `self`: text that the
     model writes with `seed`.  `context` is tokens per sequence (512, or the model's), `batch` tokens
     that go through a block at once, `threads` for torch and llama.cpp.  Without `hessians` only mean
-    squares are kept: what llama.cpp's importance matrix holds.
+    squares are kept: what llama.cpp's importance matrix holds.  With `gradients` the text also goes back
+    through the blocks: Hessians are weighed by how much each token matters, and output Hessians tell error
+    feedback which errors cancel.  That takes about three times as long, and the hidden states of all
+    blocks on disk, 4 bytes × tokens × width × blocks.
 
     Raises UsageError (the request), SourceError (model or text), UnsupportedError (the architecture),
     OutputError (the folder, the disk): before any work wherever that can be known.
     """
     started = time.monotonic()
     report = progress or Silent()
+    if gradients and not hessians:
+        raise UsageError(
+            "--gradients", "weigh Hessians, and there are to be none", "Leave out --no-hessians."
+        )
     opened = model if isinstance(model, Model) else open_model(model)
     context = checked_context(opened, tokens, context)
     blocks = open_blocks(opened, device=device)
     request = {
         "model": opened.fingerprint, "data": str(data), "tokens": tokens, "context": context, "seed": seed,
-        "hessians": hessians, "batch": batch, "device": device, "version": __version__,
+        "hessians": hessians, "gradients": gradients, "batch": batch, "device": device,
+        "version": __version__,
     }  # fmt: skip
+    from dither.measuring.traced import TracedWalk
+    from dither.measuring.walk import Walk
+
     with Folder(Path(out).expanduser(), force=force) as folder, _threads(threads):
         continued = folder.continues(request)
         if folder.discarded:
             report.note("An unfinished calibration with other settings was discarded.")
         text = _text(folder, opened, data, tokens, context, seed, threads, report)
-        run = _Run(opened, blocks, text, folder, hessians, batch, report)
-        for note in run.notes:
+        walk = (TracedWalk if gradients else Walk)(opened, blocks, text, folder, hessians, batch, report)
+        for note in walk.notes:
             report.note(note)
-        resumed = run.blocks() if continued else run.blocks(afresh=True)
-        manifest = run.manifest()
+        resumed = walk.run(afresh=not continued)
+        manifest = _manifest(walk)
         _write_importance(folder.path, manifest, text)
         write_manifest(folder.path, manifest)
-        run.hidden.remove()
+        walk.remove()
         folder.tidy()
     return _summary(folder.path, manifest, time.monotonic() - started, resumed)
 
@@ -178,128 +188,33 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Run:
-    """One walk through the network."""
-
-    def __init__(
-        self, model: Model, blocks: Blocks, text: Sequences, folder: Folder, hessians: bool, batch: int,
-        report: Progress,
-    ) -> None:  # fmt: skip
-        self.model, self.network, self.text, self.folder = model, blocks, text, folder
-        self.hessians, self.report = hessians, report
-        sequences, context = text.tokens_ST.shape
-        self.hidden = Hidden(folder.path, (sequences, context, blocks.width))
-        self.batches = list(batches(text.lengths_S, batch))
-        self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
-        self.notes = [*model.notes, *blocks.notes, *text.notes]
-        if hessians and not self._collector().held_S.any():
-            self.notes.append(
-                f"{sequences} sequences are too few to hold any back: nothing will judge a solution."
-            )
-        folder.need(statistics_bytes(model, hessians) + self.hidden.disk_bytes)
-
-    def blocks(self, afresh: bool = False) -> int:
-        """Runs what is not done; how many blocks were."""
-        state = self.folder.state
-        done = 0 if afresh else self.hidden.resume(self._finished())
-        if done:
-            self.report.note(f"Resuming: {done} of {self.network.count} blocks were already done.")
-        weights = [_weights(self.model, f"blk.{index}.") for index in range(self.network.count)]
-        output = _weights(self.model, "output.") or _weights(self.model, "token_embd.")
-        self.report.start(sum(weights) + output, sum(weights[:done]))
-        if not done:
-            self._embed()
-        for index in range(done, self.network.count):
-            name = f"blk.{index}.npz"
-            state["files"][name], few = self._block(index, weights[index])
-            state["few"].update(few)
-            self.folder.save()
-            self.hidden.finished(index + 1)
-        state["files"][_OUTPUT] = self._output(output)
-        return done
-
-    def _finished(self) -> int:
-        """Blocks of which the statistics are on disk, counted from the first."""
-        files = self.folder.state["files"]
-        for index in range(self.network.count):
-            name = f"blk.{index}.npz"
-            if name not in files or not (self.folder.path / name).is_file():
-                return index
-        return self.network.count
-
-    def _embed(self) -> None:
-        import torch
-
-        for index_B in self.batches:
-            tokens_BT = torch.from_numpy(self.text.tokens_ST[index_B].astype(np.int64))
-            self.hidden.write(index_B, self.network.embed(tokens_BT).float().cpu().numpy())
-        self.hidden.finished(0)
-
-    def _collector(self) -> Collector:
-        from dither.measuring.collect import Collector
-
-        sequences, context = self.text.tokens_ST.shape
-        return Collector(self.experts, sequences=sequences, context=context, hessians=self.hessians)
-
-    def _block(self, index: int, weights: int) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
-        block, collector = self.network.load(index), self._collector()
-        for index_B, hidden_BTH in self._through(collector):
-            left_BTH = block.watch(hidden_BTH, collector.see)
-            self.hidden.write(index_B, left_BTH.float().cpu().numpy())
-            self.report.advance(self._share(index_B, weights), f"block {index + 1} of {self.network.count}")
-        groups, few = collector.finish()
-        return write_groups(self.folder.path / f"blk.{index}.npz", groups), few
-
-    def _output(self, weights: int) -> list[dict[str, Any]]:
-        head, collector = self.network.head(), self._collector()
-        for index_B, hidden_BTH in self._through(collector):
-            head.watch(hidden_BTH, collector.see)
-            self.report.advance(self._share(index_B, weights), "the output matrix")
-        return write_groups(self.folder.path / _OUTPUT, collector.finish()[0])
-
-    def _through(self, collector: Collector) -> Iterator[tuple[Any, Any]]:
-        import torch
-
-        device, dtype = self.network.device, self.network.dtype
-        for index_B in self.batches:
-            collector.batch(index_B, self.text.lengths_S[index_B], device)
-            # A copy in torch's own memory, which is aligned: where numpy's begins is luck, and matrix
-            # products round by it.
-            yield index_B, torch.tensor(self.hidden.read(index_B)).to(device, dtype)
-
-    def _share(self, index_B: Any, weights: int) -> int:
-        return weights * len(index_B) // len(self.text.lengths_S)
-
-    def manifest(self) -> dict[str, Any]:
-        """Nothing in it depends on when or how often the run was interrupted."""
-        state, text = self.folder.state, self.text
-        few = _few_note(state["few"])
-        return {
-            "dither": __version__,
-            "model": self.model.name,
-            "arch": self.model.arch,
-            "model_identity": model_identity(self.model),
-            "weights_sample": weights_sample(self.model),
-            "vocabulary": vocabulary_fingerprint(self.model),
-            "data": {
-                "name": text.name,
-                "sha256": text.sha256,
-                "seed": text.seed,
-                "tokens": text.tokens,
-                "sequences": len(text.lengths_S),
-                "context": int(text.tokens_ST.shape[1]),
-                "held_back": int(self._collector().held_S.sum()),
-            },
-            "hessians": self.hessians,
-            "blocks": self.network.count,
-            "files": state["files"],
-            "few": state["few"],
-            "notes": [*self.notes, *([few] if few else [])],
-        }
-
-
-def _weights(model: Model, prefix: str) -> int:
-    return sum(tensor.size for tensor in model.tensors if tensor.name.startswith(prefix))
+def _manifest(walk: Walk) -> dict[str, Any]:
+    """Nothing in it depends on when or how often the run was interrupted."""
+    state, text, model = walk.folder.state, walk.text, walk.model
+    few = _few_note(state["few"])
+    return {
+        "dither": __version__,
+        "model": model.name,
+        "arch": model.arch,
+        "model_identity": model_identity(model),
+        "weights_sample": weights_sample(model),
+        "vocabulary": vocabulary_fingerprint(model),
+        "data": {
+            "name": text.name,
+            "sha256": text.sha256,
+            "seed": text.seed,
+            "tokens": text.tokens,
+            "sequences": len(text.lengths_S),
+            "context": int(text.tokens_ST.shape[1]),
+            "held_back": int(walk.collector().held_S.sum()),
+        },
+        "hessians": walk.hessians,
+        "gradients": walk.gradients,
+        "blocks": walk.network.count,
+        "files": state["files"],
+        "few": state["few"],
+        "notes": [*walk.notes, *([few] if few else [])],
+    }
 
 
 def _few_note(few: Mapping[str, list[int]]) -> str:
@@ -312,28 +227,6 @@ def _few_note(few: Mapping[str, list[int]]) -> str:
         return ""
     shown = ", ".join(named[:_SHOWN_EXPERTS]) + (" …" if len(named) > _SHOWN_EXPERTS else "")
     return f"{len(named)} experts saw fewer than {FEW} tokens, filled up from their layer's pool: {shown}."
-
-
-def statistics_bytes(model: Model, hessians: bool) -> int:
-    """About what the statistics will take on disk: layers that share an input are counted once."""
-    inputs = {_input_of(tensor): tensor for tensor in model.tensors if _is_linear(tensor)}
-    total = 0
-    for tensor in inputs.values():
-        experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
-        rows = tensor.columns + 1024 if hessians else 0
-        total += 4 * experts * tensor.columns * (1 + rows)
-    return 2 * total if not hessians else total  # the importance matrix is counted by the first
-
-
-def _is_linear(tensor: Tensor) -> bool:
-    return len(tensor.shape) > 1 and (tensor.name.startswith("blk.") or tensor.name == "output.weight")
-
-
-def _input_of(tensor: Tensor) -> str:
-    name = tensor.name
-    for part in ("attn_k.", "attn_v."):
-        name = name.replace(part, "attn_q.")
-    return name.replace("ffn_up", "ffn_gate").replace("ffn_gate_inp", "ffn_gate")
 
 
 def _write_importance(folder: Path, manifest: Mapping[str, Any], text: Sequences) -> None:
@@ -361,6 +254,6 @@ def _summary(folder: Path, manifest: Mapping[str, Any], seconds: float, resumed:
         path=str(folder), model=manifest["model"], data=data["name"], tokens=data["tokens"],
         sequences=data["sequences"], context=data["context"], blocks=manifest["blocks"],
         tensors=len(store.tensors), bytes=sum(entry.stat().st_size for entry in folder.iterdir()),
-        hessians=manifest["hessians"], seconds=seconds, resumed=resumed, few=dict(manifest["few"]),
-        notes=tuple(manifest["notes"]),
+        hessians=manifest["hessians"], gradients=manifest["gradients"], seconds=seconds,
+        resumed=resumed, few=dict(manifest["few"]), notes=tuple(manifest["notes"]),
     )  # fmt: skip

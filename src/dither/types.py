@@ -2,7 +2,7 @@
 
 Legend of shape suffixes: R rows (out features, experts flattened in), C columns (in features),
 B the weights of one block, K some neighbouring columns of a block, N bytes of a packed row,
-H input rows held back from calibration.
+H input rows held back from calibration, K diagonal blocks of O rows each.
 Arrays are numpy's: a room that needs torch wraps them without copying.
 """
 
@@ -23,13 +23,18 @@ Grid = Any  # a codec's own record of scales for R rows of one block: opaque to 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What calibration learnt about one linear layer's input x."""
+    """What calibration learnt about one linear layer's input x, and of the pull g of a loss at its output.
+
+    With `output_KOO`, tokens are weighed by Σ g² in the Hessian and among the rows held back, and
+    ½ tr(G E H Eᵀ) estimates the KL divergence, in nats per token, that an error E of the weights causes.
+    """
 
     tokens: int  # token positions seen
     mean_square_C: Floats  # E[x_c²]: llama.cpp's importance matrix
     hessian_CC: Floats | None = None  # E[x xᵀ], without the tokens held back
     held_HC: Floats | None = None  # inputs held back from the Hessian, to judge its solution by
     data_sha256: str = ""
+    output_KOO: Floats | None = None  # E[g gᵀ] over the layer's rows, as diagonal blocks
 
 
 class EvidenceSource(Protocol):

@@ -30,6 +30,9 @@ def calibrate(
     hessians: Annotated[
         bool, typer.Option("--hessians/--no-hessians", help="Keep E[x xᵀ], which gptq needs, or only E[x²].")
     ] = True,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="Also walk back: better files, three times the time.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="For the text that the model writes.")] = 0,
     device: Annotated[str, typer.Option(help="Where the blocks run: cpu, cuda, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
@@ -45,14 +48,15 @@ def calibrate(
 
         with Meter() as meter:
             result = _calibrate.calibrate(
-                model, data, tokens=tokens, context=context, hessians=hessians, out=output, seed=seed,
-                device=device, threads=threads, force=force, progress=meter,
+                model, data, tokens=tokens, context=context, hessians=hessians, gradients=gradients,
+                out=output, seed=seed, device=device, threads=threads, force=force, progress=meter,
             )  # fmt: skip
         print_json(result.to_json()) if as_json else print_result(result, model)
 
 
 def print_result(result: Calibration, model: str) -> None:
     kept = "mean squares and Hessians" if result.hessians else "mean squares"
+    kept = "mean squares, Hessians and output Hessians" if result.gradients else kept
     out.print(
         f"[bold]{plain(result.path)}[/]: {format_bytes(result.bytes)}, {kept} of the inputs of "
         f"{result.tensors} matrices in {result.blocks} blocks"

@@ -11,14 +11,19 @@ arrays.  In a `.npz`, group i has the members
     i.mean_square     (E, C) float32   E[x²] over all tokens
     i.counts          (E,)   int64     tokens each expert saw; E = 1 for an ordinary layer
     i.hessian         (E, C, C) float32, optional   E[x xᵀ] over the tokens not held back
+    i.output.j        (E, K, O, O) float32, optional   E[g gᵀ] of its matrix j's outputs, as diagonal blocks
     i.held            (H, C) float32, optional   inputs held back
     i.held_counts     (E,)   int64, beside it   how many of these rows are each expert's, in order
+
+With output Hessians (`"gradients": true` in the manifest) the tokens of Hessians and held-back inputs are
+weighed by how strongly a loss pulls at the outputs (`measuring.collect`).
 
 A `.npz` is a zip archive of `.npy` files (NumPy Enhancement Proposal 1 and `numpy.savez`).  Here the
 members are stored, never compressed, so that a file of n bytes can cost no more than n of memory, and
 one expert's Hessian can be read without the others.  Nothing is pickled.
 
-Legend: E experts, C columns, H rows held back, S sequences, T token positions.
+Legend: E experts, C columns, H rows held back, S sequences, T token positions, K diagonal
+blocks of O rows each.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +76,7 @@ class GroupStatistics:
     counts_E: npt.NDArray[np.int64]
     hessian_ECC: Floats | None = None
     held_EHC: Sequence[Floats] | None = None  # one array for each expert
+    outputs: Mapping[str, Floats] | None = None  # matrix → E[g gᵀ], (E, K, O, O)
 
     def listed(self) -> dict[str, Any]:
         """The group as the manifest lists it, with a digest of what identifies it."""
@@ -87,6 +93,9 @@ def write_groups(path: Path, groups: Sequence[GroupStatistics]) -> list[dict[str
         arrays[f"{i}.counts"] = group.counts_E.astype(np.int64, copy=False)
         if group.hessian_ECC is not None:
             arrays[f"{i}.hessian"] = group.hessian_ECC
+        for j, tensor in enumerate(group.tensors):
+            if group.outputs and tensor in group.outputs:
+                arrays[f"{i}.output.{j}"] = group.outputs[tensor]
         if group.held_EHC is not None and any(len(held_HC) for held_HC in group.held_EHC):
             arrays[f"{i}.held"] = np.concatenate(group.held_EHC).astype(np.float32, copy=False)
             arrays[f"{i}.held_counts"] = np.array([len(rows) for rows in group.held_EHC], dtype=np.int64)
@@ -206,7 +215,31 @@ class EvidenceStore:
             self._kept[key] = found
             while len(self._kept) > 1 and sum(map(_nbytes, self._kept.values())) > _CACHE_BYTES:
                 self._kept.popitem(last=False)
-        return found
+        output_KOO = self._output(group, expert, tensor)
+        return found if output_KOO is None else replace(found, output_KOO=output_KOO)
+
+    def _output(self, group: Group, expert: int, tensor: str) -> Floats | None:
+        """One matrix's own, of which layers that share an input share nothing."""
+        if self.matrix is not None:
+            return None
+        file, members = self.path / group.file, self._members_of(group.file)
+        name = f"{group.index}.output.{group.tensors.index(tensor)}"
+        if name not in members:
+            return None
+        member = _member(members, file, name, np.float32, 4)
+        if member.shape[0] != group.experts or member.shape[2] != member.shape[3]:
+            reason = f"has output Hessians of shape {member.shape}"
+            raise FormatError(f"{file}: {tensor}", reason, _CALIBRATE_AGAIN)
+        output_KOO: Floats = member.row(expert)
+        if not np.isfinite(output_KOO.sum(dtype=np.float64)):
+            raise FormatError(
+                f"{file}: {tensor}", "holds NaN or infinity in its output Hessian", _CALIBRATE_AGAIN
+            )
+        if (np.diagonal(output_KOO, axis1=1, axis2=2) < 0).any():
+            raise FormatError(
+                f"{file}: {tensor}", "has an output Hessian with a negative diagonal", _CALIBRATE_AGAIN
+            )
+        return output_KOO
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -220,6 +253,11 @@ class EvidenceStore:
     @property
     def has_hessians(self) -> bool:
         return bool(self.manifest.get("hessians"))
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there are output Hessians."""
+        return bool(self.manifest.get("gradients"))
 
     @property
     def notes(self) -> tuple[str, ...]:

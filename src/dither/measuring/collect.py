@@ -7,6 +7,17 @@ For every distinct input x of C columns, over all tokens that are no padding:
                  sequences that are not held back
     x itself     some rows of the held-back sequences, to judge a solution by inputs it was not fitted to
 
+Where it is known how a loss pulls at the outputs (`models.blocks.Pull`), a token counts in E[x xᵀ] and among
+the rows held back by λ = Σ g² over the outputs of all matrices that read x (as GuidedQuant does for groups of
+outputs, Kim et al. 2025, arXiv:2505.07004), with a mean weight of 1, and every matrix has
+
+    E[g gᵀ]      the *output Hessian* G, tokens weighed by Σ x²: how errors of its outputs add up or cancel
+
+The two are Kronecker factors of the Fisher information (Martens and Grosse 2015, arXiv:1503.05671; for
+rounding: YAQA, Tseng et al. 2025, arXiv:2505.22988), scaled so that ½ tr(G E H Eᵀ) is the KL divergence, in
+nats per token, which an error E of the weights would cause if nothing else changed.  Of matrices with many
+rows only diagonal blocks of G are kept, of the output matrix the diagonal alone.
+
 Sums of squares end in float64.  Hessians are matrix products in float32, a panel of columns at a
 time, and only on and above the diagonal: five eighths of the work where there are four panels.
 
@@ -21,25 +32,31 @@ Hessian, which has C² numbers and is singular below C tokens, wants C of them w
 Which rows are kept is decided by a permutation of all positions drawn from a fixed seed: the held-back
 positions that come first in it, so the choice is spread evenly and no order of batches changes it.
 
-Legend: N tokens of a batch, C columns, E experts, H rows held back, S sequences, T token positions.
+Legend: N tokens of a batch, C columns, R rows, E experts, H rows held back, S sequences, T token positions,
+K diagonal blocks of O rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dither.errors import DitherError
 from dither.formats.evidence import GroupStatistics
+from dither.types import Floats
+
+if TYPE_CHECKING:
+    from dither.models.blocks.watch import Pull
 
 FEW = 256  # tokens below which an expert's mean squares are filled up from the pool
 HELD_EVERY = 8  # of eight sequences one is held back
 HELD_ROWS = 1024
 _HELD_ROWS_PER_EXPERT = 256
+WIDEST = 4096  # rows of a diagonal block of an output Hessian
 _PANEL = 512  # columns
 _RUN = 64  # rows whose squares are added in float32
 _SEED = 0x5EED
@@ -63,8 +80,15 @@ class _Sums:
     tokens: int = 0
     hessian_CC: torch.Tensor | None = None  # Σ x xᵀ: the upper triangle, and below it only its panel
     hessian_tokens: int = 0
+    weight: float = 0.0  # Σλ of these tokens, where they are weighed
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # matrix → Σ (x·x) g gᵀ, (K, O, O)
     held_HC: torch.Tensor | None = None
     held_rank_H: torch.Tensor | None = None
+
+    @property
+    def per_weight(self) -> float:
+        """What brings weights to a mean of 1."""
+        return self.hessian_tokens / self.weight if self.weight else 1.0
 
 
 @dataclass
@@ -106,13 +130,15 @@ class Collector:
         self._valid_N, self._held_N, self._batch_rank_N = flat
 
     def see(
-        self, names: tuple[str, ...], x_NC: torch.Tensor, position_N: torch.Tensor, expert: int | None
-    ) -> None:
+        self, names: tuple[str, ...], x_NC: torch.Tensor, position_N: torch.Tensor, expert: int | None,
+        pull: Pull | None = None,
+    ) -> None:  # fmt: skip
         """One input of this batch (`models.blocks.See`): rows x_NC at `position_N` of the flattened batch."""
         held_N, rank_N = self._held_N[position_N], self._batch_rank_N[position_N]
         if not self._all_valid:
             valid_N = self._valid_N[position_N]
             x_NC, held_N, rank_N = x_NC[valid_N], held_N[valid_N], rank_N[valid_N]
+            pull = None if pull is None else _pull_at(pull, valid_N)
         known = self._inputs.setdefault(names, _Input(names, x_NC.shape[-1]))
         known.routed = known.routed or expert is not None
         if not len(x_NC):
@@ -125,9 +151,12 @@ class Collector:
         sums.tokens += len(x_NC)
         if self.hessians:
             limit = HELD_ROWS if expert is None else _HELD_ROWS_PER_EXPERT
-            self._add_hessian(sums, x_NC, held_N)
+            weighed_NC = x_NC if pull is None else x_NC * pull.weight_N.sqrt()[:, None]
+            self._add_hessian(sums, weighed_NC, held_N)
+            if pull is not None:
+                self._add_outputs(sums, x_NC, held_N, pull)
             if self._any_held:
-                _keep(sums, x_NC[held_N], rank_N[held_N], limit)
+                _keep(sums, weighed_NC[held_N], rank_N[held_N], limit)
 
     def _add_hessian(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor) -> None:
         if self._any_held:
@@ -137,6 +166,21 @@ class Collector:
             sums.hessian_CC = torch.zeros(columns, columns, device=x_NC.device)
         add_products(sums.hessian_CC, x_NC)
         sums.hessian_tokens += len(x_NC)
+
+    def _add_outputs(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor, pull: Pull) -> None:
+        sums.weight += float(pull.weight_N[~held_N].sum(dtype=torch.float64))
+        size_N = x_NC.square().sum(dim=1).sqrt()
+        for name, g_NR in pull.gradients.items():
+            weighed_NR = (g_NR * size_N[:, None])[~held_N]
+            parts = g_NR.shape[1] if pull.apart else diagonal_blocks(g_NR.shape[1])
+            if name not in sums.outputs:
+                rows = g_NR.shape[1] // parts
+                sums.outputs[name] = torch.zeros(parts, rows, rows, device=x_NC.device)
+            if pull.apart:
+                sums.outputs[name] += weighed_NR.square().sum(dim=0)[:, None, None]
+                continue
+            for sum_OO, weighed_NO in zip(sums.outputs[name], weighed_NR.chunk(parts, dim=1), strict=True):
+                add_products(sum_OO, weighed_NO)
 
     def finish(self) -> tuple[list[GroupStatistics], dict[str, list[int]]]:
         """The statistics of every input, and for each layer the experts that saw fewer than 256 tokens.
@@ -168,14 +212,16 @@ class Collector:
                 "its inputs are zero throughout",
                 "The weights before it are damaged or zero.",
             )
-        held = [sums.held_HC for sums in sums_E]
+        held = [_held(sums) for sums in sums_E]
         empty_HC = np.zeros((0, known.columns), dtype=np.float32)
+        hessian_ECC = self._hessians(sums_E, known.columns)
         return GroupStatistics(
             known.tensors,
             mean_EC.astype(np.float32),
             counts_E,
-            self._hessians(sums_E, known.columns),
+            hessian_ECC,
             [empty_HC if rows is None else rows.cpu().numpy() for rows in held] if self.hessians else None,
+            _outputs(sums_E, hessian_ECC),
         )
 
     def _hessians(self, sums_E: list[_Sums], columns: int) -> Any:
@@ -190,7 +236,53 @@ class Collector:
                 target_CC[:] = sums.hessian_CC.cpu().numpy()
                 sums.hessian_CC = None
                 mirror(target_CC)
+                target_CC *= np.float32(sums.per_weight)
         return _divide(hessian_ECC, counts_E, max(FEW, columns))
+
+
+def diagonal_blocks(rows: int) -> int:
+    """Into how many equal diagonal blocks an output Hessian is cut, so that none is wider than 4096 rows.
+
+    >>> diagonal_blocks(4096), diagonal_blocks(14336), diagonal_blocks(4097)
+    (1, 4, 17)
+    """
+    parts = -(-rows // WIDEST)
+    while rows % parts:
+        parts += 1
+    return parts
+
+
+def _pull_at(pull: Pull, valid_N: torch.Tensor) -> Pull:
+    return replace(
+        pull,
+        weight_N=pull.weight_N[valid_N],
+        gradients={name: g_NR[valid_N] for name, g_NR in pull.gradients.items()},
+    )
+
+
+def _held(sums: _Sums) -> torch.Tensor | None:
+    return None if sums.held_HC is None else sums.held_HC * sums.per_weight**0.5
+
+
+def _outputs(sums_E: list[_Sums], hessian_ECC: Any) -> dict[str, Floats] | None:
+    """E[g gᵀ] of each matrix, (E, K, O, O), divided by what the Hessian already holds: tr H."""
+    names = list(dict.fromkeys(name for sums in sums_E for name in sums.outputs))
+    if not names or hessian_ECC is None:
+        return None
+    counts_E = np.array([sums.hessian_tokens for sums in sums_E], dtype=np.int64)
+    found: dict[str, Floats] = {}
+    for name in names:
+        shape = next(sums.outputs[name].shape for sums in sums_E if name in sums.outputs)
+        stack_EKOO = np.zeros((len(sums_E), *shape), dtype=np.float32)
+        for sums, target_KOO in zip(sums_E, stack_EKOO, strict=True):
+            if name in sums.outputs:
+                target_KOO[:] = sums.outputs.pop(name).cpu().numpy()
+                for target_OO in target_KOO if shape[-1] > 1 else ():
+                    mirror(target_OO)
+        found[name] = _divide(stack_EKOO, counts_E, max(FEW, shape[-1]))
+        for target_KOO, hessian_CC in zip(found[name], hessian_ECC, strict=True):
+            target_KOO /= max(float(np.trace(hessian_CC, dtype=np.float64)), np.finfo(np.float32).tiny)
+    return found
 
 
 def sum_of_squares(x_NC: torch.Tensor) -> torch.Tensor:

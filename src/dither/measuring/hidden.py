@@ -5,7 +5,8 @@ continues from.  Kept in memory they are replaced in place, batch by batch, and 
 K being the number of blocks they went through, when enough time has gone into them since the last copy;
 kept on disk, a block reads one memory-mapped file and writes another, which takes that name when the
 block is done; the embedding is K = 0.  Either way the file is synced and renamed: it is whole or it is
-not there.
+not there.  A walk that comes back keeps the file of every K, and its gradients are states like any other,
+named `back.K.npy`.
 
 Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
 """
@@ -26,16 +27,18 @@ from dither.units import format_bytes
 
 IN_MEMORY = 2 * 2**30  # bytes above which hidden states live on disk
 SNAPSHOT_SECONDS = 20.0  # work that an interruption may cost
-_NAME = re.compile(r"hidden\.(\d+)\.npy")
 
 
 class Hidden:
     """Float32 (S, T, H), read and written by rows of sequences; `finished` ends the embedding or a block."""
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
-        self._folder, self._shape = folder, shape
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int], *, name: str = "hidden", keep: int = 0
+    ) -> None:
+        """`keep`: how many states there will be, if all of them are to stay on disk."""
+        self._folder, self._shape, self._name, self._keep = folder, shape, name, keep
         self.bytes = 4 * int(np.prod(shape))
-        self.on_disk = self.bytes > IN_MEMORY
+        self.on_disk = self.bytes > IN_MEMORY or keep > 0
         self._source: Floats | None = None
         self._target: Floats | None = None
         self._saved_at = time.monotonic()
@@ -55,6 +58,10 @@ class Hidden:
                 return blocks
         return 0
 
+    def go_to(self, blocks: int) -> None:
+        """What is read from now on is a kept state."""
+        self._source = np.load(self._path(blocks), mmap_mode="r", allow_pickle=False)
+
     def read(self, index_B: Any) -> Floats:
         assert self._source is not None
         return np.asarray(self._source[index_B])
@@ -70,7 +77,7 @@ class Hidden:
         if self.on_disk:
             self._flush()
             self._publish(blocks)
-            self._source = np.load(self._path(blocks), mmap_mode="r", allow_pickle=False)
+            self.go_to(blocks)
             self._target = None
             return True
         self._source, self._target = self._target, None
@@ -98,17 +105,18 @@ class Hidden:
     @property
     def disk_bytes(self) -> int:
         """The most that this needs on disk: what is read and what is written, or the copy beside the last."""
-        return 2 * self.bytes
+        return max(self._keep, 2) * self.bytes
 
     @property
     def _part(self) -> Path:
-        return self._folder / "hidden.part"
+        return self._folder / f"{self._name}.part"
 
     def _path(self, blocks: int) -> Path:
-        return self._folder / f"hidden.{blocks}.npy"
+        return self._folder / f"{self._name}.{blocks}.npy"
 
     def _copies(self) -> list[tuple[int, Path]]:
-        matches = ((_NAME.fullmatch(path.name), path) for path in self._folder.iterdir())
+        pattern = re.compile(rf"{self._name}\.(\d+)\.npy")
+        matches = ((pattern.fullmatch(path.name), path) for path in self._folder.iterdir())
         return [(int(match[1]), path) for match, path in matches if match]
 
     def _in_place(self) -> Floats:
@@ -128,7 +136,7 @@ class Hidden:
         older = self._copies()
         self._part.replace(self._path(blocks))
         for number, path in older:
-            if number != blocks:
+            if number != blocks and not self._keep:
                 path.unlink()
 
     def _unwritable(self, error: OSError) -> OutputError:

@@ -93,10 +93,13 @@ class LiveEvidence:
             return self.base(tensor, expert)
         if tensor not in self._groups:
             self._groups = self._watch(int(parts[1]), tensor)
-        group = self._groups.get(tensor)
-        return self.base(tensor, expert) if group is None else self._evidence(group, expert)
+        group, before = self._groups.get(tensor), self.base(tensor, expert)
+        if group is None:
+            return before
+        # What errors of outputs do to each other is the original's; tokens here are not weighed.
+        return self._evidence(group, expert, None if before is None else before.output_KOO)
 
-    def _evidence(self, group: GroupStatistics, expert: int) -> Evidence:
+    def _evidence(self, group: GroupStatistics, expert: int, output_KOO: Floats | None) -> Evidence:
         expert = min(expert, len(group.counts_E) - 1)
         hessian_ECC, held_EHC = group.hessian_ECC, group.held_EHC
         return Evidence(
@@ -105,6 +108,7 @@ class LiveEvidence:
             None if hessian_ECC is None else hessian_ECC[expert],
             None if held_EHC is None or not len(held_EHC[expert]) else held_EHC[expert],
             self.sha256,
+            output_KOO,
         )
 
     def _watch(self, index: int, tensor: str) -> dict[str, GroupStatistics]:

@@ -9,16 +9,17 @@ the conductor:
     places      what each block of columns costs, before and after the others are rounded
     feedback    round block by block; scales fitted to what earlier blocks left, by several weightings of the
                 columns, the best kept per row
+    outputs     where it is known which outputs matter together: feedback between rows too
     refit       with everything rounded, scales and codes in turn while that lowers the loss
     blocks      how these two act on a codec: compiled loops for scaled levels, `fit` and `snap` for any other
 
-Rows are independent given H, so they go through threads in chunks of fixed size: the bytes do not depend on
-the number of threads.
+Rows are independent given H alone, so they go through threads in chunks of fixed size: bytes do not depend
+on the number of threads.  With an output Hessian they are so a portion at a time.
 
 Feedback learns from few tokens what does not hold for others.  So its answer is compared with nearest
 rounding on input rows that were held back from H, and the better one is kept; without such rows, on H.
 
-Legend: R rows, C columns, H held-back input rows, N bytes of a packed row.
+Legend: R rows, C columns, H held-back input rows, N bytes of a packed row, K diagonal blocks of O rows each.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from dither.errors import UsageError
 from dither.solvers.blocks import Rounded, sub_block
 from dither.solvers.feedback import round_again, round_rows
 from dither.solvers.linalg import Factored, Order, check_hessian, column_order, factor
+from dither.solvers.outputs import check_output, solve_in_turn, weighed
 from dither.solvers.places import Place, places
 from dither.solvers.refit import refit_rows
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
+SHARES = 8  # tasks of a portion of rows, where there are portions
 
 
 class Gptq:
@@ -66,7 +69,7 @@ class Gptq:
         self.threads = threads or available_cores()
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
-        """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), summed over rows.
+        """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), or tr(G E H Eᵀ) with an output Hessian.
 
         Raises UsageError without a Hessian or where columns are no whole blocks, DitherError for a Hessian
         that is none.
@@ -83,12 +86,16 @@ class Gptq:
                 "Choose a type with a smaller block, such as Q8_0.",
             )  # fmt: skip
         check_hessian(evidence.hessian_CC, columns)
+        if evidence.output_KOO is not None:
+            check_output(evidence.output_KOO, len(w_RC))
         w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
         with threadpool_limits(1, user_api="blas"):
-            raw_RN, factored = self._solve(w_RC, codec, evidence.hessian_CC)
+            raw_RN, factored = self._solve(w_RC, codec, evidence.hessian_CC, evidence.output_KOO)
             return self._choose(w_RC, codec, evidence, raw_RN, factored)
 
-    def _solve(self, w_RC: Floats, codec: Codec, hessian_CC: Floats) -> tuple[Bytes, Factored]:
+    def _solve(
+        self, w_RC: Floats, codec: Codec, hessian_CC: Floats, output_KOO: Floats | None
+    ) -> tuple[Bytes, Factored]:
         order_C = np.arange(len(hessian_CC), dtype=np.intp)
         if self.act_order:
             order_C = column_order(hessian_CC, codec.block, within=codec.snap_columns == 1)
@@ -96,14 +103,23 @@ class Gptq:
         here = places(factored, order_C, codec.block, sub_block(codec))
         upper_CC = factored.upper_CC.astype(np.float32)
 
-        def chunk(start: int) -> Bytes:
-            return self._rows(w_RC[start : start + ROWS, order_C], codec, here, upper_CC, factored, order_C)
+        def chunk(w_RC: Floats) -> Bytes:
+            return self._rows(w_RC[:, order_C], codec, here, upper_CC, factored, order_C)
 
-        starts = range(0, len(w_RC), ROWS)
         with ThreadPoolExecutor(self.threads, thread_name_prefix="gptq") as pool:
-            parts = list(pool.map(chunk, starts))
-        empty = np.empty((0, w_RC.shape[1] // codec.block * codec.block_bytes), np.uint8)
-        return np.concatenate([empty, *parts]), factored
+
+            def all_rows(w_RC: Floats, rows: int) -> Bytes:
+                parts = pool.map(chunk, (w_RC[start : start + rows] for start in range(0, len(w_RC), rows)))
+                empty = np.empty((0, w_RC.shape[1] // codec.block * codec.block_bytes), np.uint8)
+                return np.concatenate([empty, *parts])
+
+            def portion(w_PC: Floats) -> tuple[Bytes, Floats]:
+                raw_PN = all_rows(w_PC, max(8, len(w_PC) // SHARES))
+                return raw_PN, codec.decode(raw_PN)
+
+            if output_KOO is None or output_KOO.shape[1] == 1:  # rows that know nothing of each other
+                return all_rows(w_RC, ROWS), factored
+            return solve_in_turn(w_RC, output_KOO, portion), factored
 
     def _rows(
         self,
@@ -133,15 +149,15 @@ class Gptq:
         nearest_RN = codec.encode(w_RC, evidence.mean_square_C)
         error_RC, nearest_RC = w_RC - codec.decode(raw_RN), w_RC - codec.decode(nearest_RN)
         record = {
-            "objective": objective(error_RC, evidence.hessian_CC),
-            "nearest_objective": objective(nearest_RC, evidence.hessian_CC),
+            "objective": objective(error_RC, evidence.hessian_CC, evidence.output_KOO),
+            "nearest_objective": objective(nearest_RC, evidence.hessian_CC, evidence.output_KOO),
             "damping": factored.damping,
         }
         judge = "objective"
         if evidence.held_HC is not None and len(evidence.held_HC):
             judge = "held"
-            record["held"] = held_objective(error_RC, evidence.held_HC)
-            record["nearest_held"] = held_objective(nearest_RC, evidence.held_HC)
+            record["held"] = held_objective(error_RC, evidence.held_HC, evidence.output_KOO)
+            record["nearest_held"] = held_objective(nearest_RC, evidence.held_HC, evidence.output_KOO)
         notes = []
         if factored.damping > self.damping:
             notes.append(
@@ -165,14 +181,17 @@ def packed(blocks: list[Rounded], here: list[Place], order_C: Order) -> Bytes:
     return np.concatenate([blocks[i].pack() for i in stored], axis=1)
 
 
-def objective(error_RC: Floats, hessian_CC: Floats) -> float:
-    """tr(E H Eᵀ)."""
-    return float(np.einsum("rc,rc->", error_RC @ hessian_CC, error_RC, dtype=np.float64))
+def objective(error_RC: Floats, hessian_CC: Floats, output_KOO: Floats | None = None) -> float:
+    """tr(G E H Eᵀ); G is the identity where it is not given."""
+    left_RC = error_RC if output_KOO is None else weighed(output_KOO, error_RC)
+    return float(np.einsum("rc,rc->", error_RC @ hessian_CC, left_RC, dtype=np.float64))
 
 
-def held_objective(error_RC: Floats, held_HC: Floats) -> float:
-    """‖E Xᵀ‖² / n: the mean squared output error on n inputs, summed over rows."""
-    return float(np.square(error_RC @ held_HC.T, dtype=np.float64).sum() / len(held_HC))
+def held_objective(error_RC: Floats, held_HC: Floats, output_KOO: Floats | None = None) -> float:
+    """tr(G (E Xᵀ)(E Xᵀ)ᵀ) / n: the mean squared output error on n inputs, in G's metric."""
+    error_RH = error_RC @ held_HC.T
+    left_RH = error_RH if output_KOO is None else weighed(output_KOO, error_RH)
+    return float(np.einsum("rh,rh->", error_RH, left_RH, dtype=np.float64) / len(held_HC))
 
 
 SOLVER = Gptq

@@ -130,9 +130,10 @@ class Awq:
             "name": self.name, "groups": record,
             "scales_sha256": digest(*(scales[name] for name in sorted(scales))),
         }  # fmt: skip
+        rows = {name: s.rows_R for name, s in scalings.items() if s.rows_R is not None}
         changed = tuple(scalings[t.name].of(t) if t.name in scalings else t for t in model.tensors)
         return Transformed(
-            rewritten_model(model, changed, whole), ScaledEvidence(evidence, scales), whole,
+            rewritten_model(model, changed, whole), ScaledEvidence(evidence, scales, rows), whole,
             tuple(_notes(record, skipped)),
         )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Nothing is computed until rows are asked for, so a rewritten model costs no more memory than the original.
 Scaling is local to a row; whatever a layer's input is multiplied by, its statistics follow:
-x' = x / s gives E[x'²] = E[x²] / s² and E[x' x'ᵀ] = E[x xᵀ] / (s sᵀ).
+x' = x / s gives E[x'²] = E[x²] / s² and E[x' x'ᵀ] = E[x xᵀ] / (s sᵀ).  Rows multiplied by s put out y' = s y,
+at which a loss pulls with g' = g / s.
 
 Legend: R rows (experts flattened in), C columns, E experts (1 where all share), H held-back inputs.
 """
@@ -81,22 +82,28 @@ class ScaledEvidence:
     """What calibration would have seen of inputs divided by s.
 
     `scales` gives s as (E or 1, C) for the tensors whose input changed, the same array for those that
-    share an input; evidence that two of them share in `base` is rescaled once and stays shared.
+    share an input; evidence that two of them share in `base` is rescaled once and stays shared.  `rows`
+    gives what the flattened rows of a tensor were multiplied by.
     """
 
-    def __init__(self, base: EvidenceSource, scales: Mapping[str, Floats]) -> None:
-        self._base, self._scales = base, dict(scales)
+    def __init__(
+        self, base: EvidenceSource, scales: Mapping[str, Floats], rows: Mapping[str, Floats] | None = None
+    ) -> None:
+        self._base, self._scales, self._rows = base, dict(scales), dict(rows or {})
         self._recent: Recent[tuple[Evidence, Evidence]] = Recent(2)
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
         seen = self._base(tensor, expert)
+        if seen is not None and seen.output_KOO is not None and tensor in self._rows:
+            seen = put_out(seen, self._rows[tensor], expert)
         s_EC = self._scales.get(tensor)
         if seen is None or s_EC is None:
             return seen
         s_C = s_EC[min(expert, len(s_EC) - 1)]
         # Kept with its origin, which a number that stood for it must not outlive.
         key = (id(seen.mean_square_C), id(s_EC), min(expert, len(s_EC) - 1))
-        return self._recent.get(key, lambda: (divided(seen, s_C), seen))[0]
+        found = self._recent.get(key, lambda: (divided(seen, s_C), seen))[0]
+        return replace(found, output_KOO=seen.output_KOO)
 
 
 def divided(seen: Evidence, s_C: Floats) -> Evidence:
@@ -112,6 +119,15 @@ def divided(seen: Evidence, s_C: Floats) -> Evidence:
         hessian_CC=hessian_CC,
         held_HC=None if seen.held_HC is None else seen.held_HC * inverse_C,
     )
+
+
+def put_out(seen: Evidence, rows_R: Floats, expert: int) -> Evidence:
+    """The evidence of a layer whose rows were multiplied by what `rows_R` says of this expert's."""
+    assert seen.output_KOO is not None
+    blocks, rows = seen.output_KOO.shape[:2]
+    inverse_KO = 1 / rows_R.reshape(-1, blocks, rows)[expert]
+    scaled_KOO = seen.output_KOO * inverse_KO[:, :, None] * inverse_KO[:, None, :]
+    return replace(seen, output_KOO=scaled_KOO.astype(np.float32))
 
 
 def rewritten_model(model: Model, tensors: tuple[Tensor, ...], record: Mapping[str, Any]) -> Model:

@@ -240,10 +240,13 @@ class TurnedEvidence:
             return None if self._wiring.tied else self._base(tensor, expert)  # only looked up from now on
         seen = self._origin(tensor, expert)
         norm = self._wiring.norm_of.get(tensor)
+        if seen is not None and seen.output_KOO is not None and tensor in self._wiring.writers:
+            return replace(seen, output_KOO=turned_output(seen.output_KOO, self._rotation))
         if seen is None or norm is None:
             return seen
         key = (id(seen.mean_square_C), norm)
-        return self._recent.get(key, lambda: (turn(seen, self._gains[norm], self._rotation), seen))[0]
+        found = self._recent.get(key, lambda: (turn(seen, self._gains[norm], self._rotation), seen))[0]
+        return None if found is None else replace(found, output_KOO=seen.output_KOO)
 
     def _origin(self, tensor: str, expert: int) -> Evidence | None:
         found = self._base(tensor, expert)
@@ -265,6 +268,17 @@ class TurnedEvidence:
     def _lost(self, name: str) -> bool:
         seen = self._origin(name, 0)
         return seen is not None and seen.hessian_CC is None
+
+
+def turned_output(output_KOO: Floats, rotation: Orthogonal) -> Floats:
+    """The diagonal blocks of Qᵀ G Q: what a loss pulls at where a layer puts out y Q."""
+    blocks, rows = output_KOO.shape[:2]
+    whole_RR = np.zeros((blocks * rows, blocks * rows), np.float32)
+    for k, output_OO in enumerate(output_KOO):
+        whole_RR[k * rows : (k + 1) * rows, k * rows : (k + 1) * rows] = output_OO
+    whole_RR = rotation(np.ascontiguousarray(rotation(whole_RR).T))
+    cut = [whole_RR[k * rows : (k + 1) * rows, k * rows : (k + 1) * rows] for k in range(blocks)]
+    return np.stack([(part + part.T) / 2 for part in cut]).astype(np.float32)
 
 
 def turn(seen: Evidence, gain_D: Floats, rotation: Orthogonal) -> Evidence | None:

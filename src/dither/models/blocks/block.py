@@ -19,8 +19,10 @@ from torch.nn import functional
 from dither.errors import UsageError
 from dither.models.blocks.restore import Restored
 from dither.models.blocks.surroundings import SurroundingsOf
-from dither.models.blocks.watch import See, Watching
+from dither.models.blocks.watch import Pull, See, SeePull, Tracing, Watching
 from dither.types import Floats
+
+_LOGITS = 2**24  # that exist at a time while gradients are drawn: 64 MiB in float32
 
 
 class Block:
@@ -56,16 +58,40 @@ class Block:
         An expert reports only tokens that were routed to it, in two calls (gate and up, then down); one
         without tokens is not reported.
         """
-        names: dict[torch.Tensor, tuple[str, ...]] = {
-            parameter: self._plans[key].tensors
-            for key, parameter in self._layer.named_parameters()
-            if self._plans[key].tensors[0] in self.names
-        }
-        watching = Watching(names, see)
+        watching = Watching(self._matrices(), see)
         with torch.no_grad(), watching:
             output_STH = self._forward(hidden_STH, {})
         watching.close()
         return output_STH
+
+    def trace(self, hidden_STH: torch.Tensor, back_STH: torch.Tensor, see: SeePull) -> torch.Tensor:
+        """Carries `back_STH`, a loss's gradient by the block's output, back to its input, which is returned.
+
+        `see` is called as by `watch`, with the gradients by every matrix's output.
+        """
+        given_STH = hidden_STH.detach().requires_grad_()
+        tracing = Tracing(self._matrices())
+        with torch.enable_grad():
+            with tracing:
+                output_STH = self._forward(given_STH, {})
+            tracing.close()
+            found, *gradients = torch.autograd.grad(
+                output_STH, [given_STH, *tracing.outputs], back_STH.to(output_STH.dtype), allow_unused=True
+            )
+        tracing.report(gradients, self._rows_of, see)
+        return found
+
+    def _matrices(self) -> dict[torch.Tensor, tuple[str, ...]]:
+        return {
+            parameter: self._plans[key].tensors
+            for key, parameter in self._layer.named_parameters()
+            if self._plans[key].tensors[0] in self.names
+        }
+
+    def _rows_of(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Which features of the output of these matrices, computed together, are whose."""
+        plan = self._plans[self._home(names[0])[0]]
+        return dict(zip(plan.tensors, plan.rows(), strict=True))
 
     def weight(self, name: str) -> torch.Tensor:
         """A tensor in GGUF's shape and order of rows: a float32 copy."""
@@ -124,10 +150,50 @@ class Head:
     @torch.no_grad()
     def __call__(self, hidden_STH: torch.Tensor) -> torch.Tensor:
         """Logits, float32 (S, T, V)."""
-        logits_STV = functional.linear(self._norm(hidden_STH), self._output_VH).float()
+        return self._capped(functional.linear(self._norm(hidden_STH), self._output_VH).float())
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """In place."""
         if self._softcap is not None:
-            logits_STV.div_(self._softcap).tanh_().mul_(self._softcap)
-        return logits_STV
+            logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits
+
+    def trace(
+        self, hidden_STH: torch.Tensor, valid_ST: torch.Tensor, draw: torch.Generator, see: SeePull
+    ) -> torch.Tensor:
+        """The gradient of Σ log p(y) by the hidden states, each valid position's y drawn from its own p.
+
+        Over draws its products average to the Fisher information, the curvature of the KL divergence that
+        a change of weights causes (Martens 2020, arXiv:1412.1193, section 5).  `see` hears of the output
+        matrix's input and of how strongly each position pulls.
+        """
+        back_STH = torch.empty(hidden_STH.shape, dtype=torch.float32, device=hidden_STH.device)
+        flat_NH, back_NH = hidden_STH.reshape(-1, hidden_STH.shape[-1]), back_STH.view(-1, back_STH.shape[-1])
+        valid_N = valid_ST.reshape(-1).to(hidden_STH.device)
+        step = max(1, _LOGITS // len(self._output_VH))
+        for start in range(0, len(flat_NH), step):
+            at = slice(start, min(start + step, len(flat_NH)))
+            given_NH = flat_NH[at].detach().requires_grad_()
+            with torch.enable_grad():
+                x_NC = self._norm(given_NH)
+            g_NV = self._drawn(x_NC.detach(), draw) * valid_N[at, None]
+            pulled_NC = (g_NV.to(self._output_VH.dtype) @ self._output_VH).to(x_NC.dtype)
+            back_NH[at] = torch.autograd.grad(x_NC, given_NH, pulled_NC)[0].float()
+            position_N = torch.arange(at.start, at.stop, device=x_NC.device)
+            pull = Pull(g_NV.square().sum(dim=1), {self.names[0]: g_NV}, apart=True)
+            see(self.names, x_NC.detach().float(), position_N, None, pull)
+        return back_STH
+
+    @torch.no_grad()
+    def _drawn(self, x_NC: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """∂ log p(y) / ∂z = one-hot(y) − p by the output matrix's own products z, for drawn y."""
+        capped_NV = self._capped(functional.linear(x_NC, self._output_VH).float())
+        p_NV = capped_NV.softmax(dim=-1)
+        y_N1 = torch.multinomial(p_NV, 1, generator=draw)
+        g_NV = p_NV.neg_().scatter_add_(1, y_N1, torch.ones_like(y_N1, dtype=torch.float32))
+        if self._softcap is not None:  # z ↦ cap · tanh(z / cap) has slope 1 − tanh²
+            g_NV *= 1 - (capped_NV / self._softcap).square_()
+        return g_NV
 
     @torch.no_grad()
     def watch(self, hidden_STH: torch.Tensor, see: See) -> None:

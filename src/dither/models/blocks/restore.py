@@ -63,6 +63,13 @@ class Restored:
             return ((experts, rows // 2, columns),) * 2
         return (self.shape,)
 
+    def rows(self) -> tuple[torch.Tensor, ...]:
+        """Of each tensor's rows, in GGUF's order, the row of the parameter (or of one of its experts)."""
+        row_R = torch.arange(self.shape[-2])
+        if self.change == "rotary":
+            return (row_R.view(self.heads, 2, -1).transpose(1, 2).reshape(-1),)
+        return row_R.chunk(2) if self.change == "gate_and_up" else (row_R,)
+
     def join(self, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         """The parameter from its tensors as GGUF has them; differentiable."""
         if self.change == "rotary":

@@ -9,13 +9,16 @@ Experts are slices of a stack, and their inputs are picked from all tokens by an
 indexing, which passes through here as well: the stack's index is the expert's number, the tokens' index
 is where in the batch they stand.
 
-Legend: N tokens, C columns (in features).
+Traced rather than watched, a block also tells how strongly a loss pulls at what its matrices put out: the
+outputs are kept, the loss is carried back through the block, and input and gradient are reported together.
+
+Legend: N tokens, C columns (in features), R rows (out features).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,23 +33,46 @@ expert's number or None for layers that every token goes through).  x_NC may be 
 it must not be written to."""
 
 
+@dataclass(frozen=True)
+class Pull:
+    """How a loss pulls at the outputs of the matrices that read one input."""
+
+    weight_N: torch.Tensor  # Σ g² over all these outputs, of each token
+    gradients: Mapping[str, torch.Tensor]  # matrix → g_NR, rows in GGUF's order
+    apart: bool = False  # outputs are too many to ask how each goes with every other
+
+
+SeePull = Callable[[tuple[str, ...], torch.Tensor, torch.Tensor, int | None, Pull], None]
+"""As `See`, with the gradients by the outputs."""
+
+
 @dataclass
 class _Input:
-    """An input that at least one matrix has read."""
+    """An input that at least one matrix has read, and where outputs are kept, one per call."""
 
     x: torch.Tensor
     names: list[str]
     position_N: torch.Tensor | None  # None: all of them in order
     expert: int | None
+    outputs: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_NC and position_N.  Raises UnsupportedError where an expert's tokens cannot be told."""
+        x_NC = self.x.detach().reshape(-1, self.x.shape[-1]).float()
+        position_N = self.position_N
+        if self.expert is None:
+            position_N = torch.arange(len(x_NC), device=x_NC.device)
+        if position_N is None or len(position_N) != len(x_NC):
+            raise _unwatchable(self.names[0])
+        return x_NC, position_N
 
 
-class Watching(TorchFunctionMode):
-    """Calls `see` for every distinct input of the matrices in `names`, each given with its parameter."""
+class _Linears(TorchFunctionMode):
+    """Finds every distinct input of the matrices in `names`, each given with its parameter."""
 
-    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]], see: See) -> None:
+    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]]) -> None:
         super().__init__()
         self._names = {id(parameter): found for parameter, found in names.items()}
-        self._see = see
         self._seen: set[str] = set()
         self._input: _Input | None = None
         self._expert: tuple[torch.Tensor, tuple[str, ...], int] | None = None  # its matrix, names, number
@@ -57,7 +83,7 @@ class Watching(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is functional.linear:
-            self._linear(args[0], args[1])
+            self._linear(args[0], args[1], result)
         elif func is torch.Tensor.__getitem__:
             self._index(args[0], args[1], result)
         return result
@@ -68,41 +94,92 @@ class Watching(TorchFunctionMode):
         elif isinstance(index, torch.Tensor) and index.dtype == torch.long and index.dim() == 1:
             self._picked_N = index
 
-    def _linear(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+    def _linear(self, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
         if id(weight) in self._names:
-            self._read(x, self._names[id(weight)], None, None)
+            self._read(x, self._names[id(weight)], None, None, y)
         elif self._expert is not None and weight is self._expert[0]:
             _, names, expert = self._expert
-            self._read(x, names, self._picked_N, expert)
+            self._read(x, names, self._picked_N, expert, y)
 
     def _read(
-        self, x: torch.Tensor, names: tuple[str, ...], position_N: torch.Tensor | None, expert: int | None
-    ) -> None:
+        self, x: torch.Tensor, names: tuple[str, ...], position_N: torch.Tensor | None, expert: int | None,
+        y: torch.Tensor,
+    ) -> None:  # fmt: skip
         if self._input is not None and self._input.x is x and self._input.expert == expert:
             self._input.names += names
-            return
-        self._report()
-        self._input = _Input(x, list(names), position_N, expert)
+        else:
+            self._end()
+            self._input = _Input(x, list(names), position_N, expert)
+        self._put_out(self._input, names, y)
 
-    def _report(self) -> None:
-        if self._input is None:
-            return
-        found, self._input = self._input, None
-        x_NC = found.x.detach().reshape(-1, found.x.shape[-1]).float()
-        position_N = found.position_N
-        if found.expert is None:
-            position_N = torch.arange(len(x_NC), device=x_NC.device)
-        if position_N is None or len(position_N) != len(x_NC):
-            raise _unwatchable(found.names[0])
-        self._seen.update(found.names)
-        self._see(tuple(found.names), x_NC, position_N, found.expert)
+    def _put_out(self, given: _Input, names: tuple[str, ...], y: torch.Tensor) -> None:
+        """What became of an input."""
+
+    def _end(self) -> None:
+        if self._input is not None:
+            self._seen.update(self._input.names)
+            found, self._input = self._input, None
+            self._found(found)
+
+    def _found(self, given: _Input) -> None:
+        """All matrices that read this input have done so."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Reports the last input.  Raises UnsupportedError naming a matrix that was not seen."""
-        self._report()
+        """Ends the last input.  Raises UnsupportedError naming a matrix that was not seen."""
+        self._end()
         missed = {name for names in self._names.values() for name in names} - self._seen
         if missed:
             raise _unwatchable(min(missed))
+
+
+class Watching(_Linears):
+    """Calls `see` for every distinct input, while the block computes."""
+
+    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]], see: See) -> None:
+        super().__init__(names)
+        self._see = see
+
+    def _found(self, given: _Input) -> None:
+        self._see(tuple(given.names), *given.rows(), given.expert)
+
+
+class Tracing(_Linears):
+    """Keeps every input with its outputs until gradients by the outputs are known."""
+
+    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]]) -> None:
+        super().__init__(names)
+        self._inputs: list[_Input] = []
+
+    def _put_out(self, given: _Input, names: tuple[str, ...], y: torch.Tensor) -> None:
+        given.outputs.append((names, y))
+
+    def _found(self, given: _Input) -> None:
+        self._inputs.append(given)
+
+    @property
+    def outputs(self) -> list[torch.Tensor]:
+        return [y for given in self._inputs for _, y in given.outputs]
+
+    def report(
+        self,
+        gradients: Sequence[torch.Tensor | None],
+        rows: Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]],
+        see: SeePull,
+    ) -> None:
+        """`gradients` by `outputs`, in their order; None is zero.  `rows` tells which features of an output
+        are each matrix's, in GGUF's order."""
+        left = iter(gradients)
+        for given in self._inputs:
+            found: dict[str, torch.Tensor] = {}
+            for names, y in given.outputs:
+                gradient = next(left)
+                g_NR = (
+                    (torch.zeros_like(y) if gradient is None else gradient).reshape(-1, y.shape[-1]).float()
+                )
+                found |= {name: g_NR[:, row_R] for name, row_R in rows(names).items()}
+            weight_N = torch.stack([g_NR.square().sum(dim=1) for g_NR in found.values()]).sum(dim=0)
+            see(tuple(given.names), *given.rows(), given.expert, Pull(weight_N, found))
 
 
 def _is_number(index: Any) -> bool:

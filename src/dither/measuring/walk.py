@@ -1,0 +1,160 @@
+"""The walk of a calibration: all sequences through block 0, then block 1, …, and what the layers saw.
+
+One decoder block is in memory at a time.  A finished block's statistics and the states after it are on disk
+before the next begins to count as done, so that a walk that is killed at any moment continues and ends with
+the same bytes.
+
+Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from dither.formats.evidence import write_groups
+from dither.measuring.collect import Collector
+from dither.measuring.folder import Folder
+from dither.measuring.hidden import Hidden
+from dither.measuring.text import Sequences, batches
+from dither.models.blocks import Blocks
+from dither.progress import Progress
+from dither.types import Model, Tensor
+
+OUTPUT = "output.npz"
+
+
+class Walk:
+    """One walk through the network; `state` in the folder says how far it came."""
+
+    gradients = False
+
+    def __init__(
+        self, model: Model, blocks: Blocks, text: Sequences, folder: Folder, hessians: bool, batch: int,
+        report: Progress,
+    ) -> None:  # fmt: skip
+        self.model, self.network, self.text, self.folder = model, blocks, text, folder
+        self.hessians, self.report = hessians, report
+        sequences, context = text.tokens_ST.shape
+        self.shape = (sequences, context, blocks.width)
+        self.hidden = self._states()
+        self.batches = list(batches(text.lengths_S, batch))
+        self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
+        self.notes = [*model.notes, *blocks.notes, *text.notes]
+        if hessians and not self.collector().held_S.any():
+            self.notes.append(
+                f"{sequences} sequences are too few to hold any back: nothing will judge a solution."
+            )
+        folder.need(self._needs())
+
+    def _states(self) -> Hidden:
+        return Hidden(self.folder.path, self.shape)
+
+    def _needs(self) -> int:
+        """Bytes on disk, about."""
+        return statistics_bytes(self.model, self.hessians) + self.hidden.disk_bytes
+
+    def run(self, afresh: bool = False) -> int:
+        """Runs what is not done; how many blocks were."""
+        state = self.folder.state
+        done = 0 if afresh else self.hidden.resume(self._finished())
+        if done:
+            self.report.note(f"Resuming: {done} of {self.network.count} blocks were already done.")
+        weights, output = self._weights()
+        self.report.start(sum(weights) + output, sum(weights[:done]))
+        if not done:
+            self._embed()
+        for index in range(done, self.network.count):
+            name = f"blk.{index}.npz"
+            state["files"][name], few = self._block(index, weights[index])
+            state["few"].update(few)
+            self.folder.save()
+            self.hidden.finished(index + 1)
+        state["files"][OUTPUT] = self._output(output)
+        return done
+
+    def remove(self) -> None:
+        """Takes away what only an interrupted walk needs."""
+        self.hidden.remove()
+
+    def _weights(self) -> tuple[list[int], int]:
+        """Of each block and of the output matrix: what progress is counted in."""
+        weights = [weights_of(self.model, f"blk.{index}.") for index in range(self.network.count)]
+        return weights, weights_of(self.model, "output.") or weights_of(self.model, "token_embd.")
+
+    def _finished(self) -> int:
+        """Blocks of which the statistics are on disk, counted from the first."""
+        files = self.folder.state["files"]
+        for index in range(self.network.count):
+            name = f"blk.{index}.npz"
+            if name not in files or not (self.folder.path / name).is_file():
+                return index
+        return self.network.count
+
+    def _embed(self) -> None:
+        for index_B in self.batches:
+            tokens_BT = torch.from_numpy(self.text.tokens_ST[index_B].astype(np.int64))
+            self.hidden.write(index_B, self.network.embed(tokens_BT).float().cpu().numpy())
+        self.hidden.finished(0)
+
+    def collector(self) -> Collector:
+        sequences, context = self.text.tokens_ST.shape
+        return Collector(self.experts, sequences=sequences, context=context, hessians=self.hessians)
+
+    def _block(self, index: int, weights: int) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+        block, collector = self.network.load(index), self.collector()
+        for index_B, hidden_BTH in self._through(collector):
+            left_BTH = block.watch(hidden_BTH, collector.see)
+            self.hidden.write(index_B, left_BTH.float().cpu().numpy())
+            self.report.advance(self._share(index_B, weights), f"block {index + 1} of {self.network.count}")
+        groups, few = collector.finish()
+        return write_groups(self.folder.path / f"blk.{index}.npz", groups), few
+
+    def _output(self, weights: int) -> list[dict[str, Any]]:
+        head, collector = self.network.head(), self.collector()
+        for index_B, hidden_BTH in self._through(collector):
+            head.watch(hidden_BTH, collector.see)
+            self.report.advance(self._share(index_B, weights), "the output matrix")
+        return write_groups(self.folder.path / OUTPUT, collector.finish()[0])
+
+    def _through(self, collector: Collector) -> Iterator[tuple[Any, torch.Tensor]]:
+        for index_B in self.batches:
+            collector.batch(index_B, self.text.lengths_S[index_B], self.network.device)
+            yield index_B, self._read(self.hidden, index_B)
+
+    def _read(self, states: Hidden, index_B: Any) -> torch.Tensor:
+        # A copy in torch's own memory, which is aligned: where numpy's begins is luck, and matrix products
+        # round by it.
+        return torch.tensor(states.read(index_B)).to(self.network.device, self.network.dtype)
+
+    def _share(self, index_B: Any, weights: int) -> int:
+        return weights * len(index_B) // len(self.text.lengths_S)
+
+
+def weights_of(model: Model, prefix: str) -> int:
+    return sum(tensor.size for tensor in model.tensors if tensor.name.startswith(prefix))
+
+
+def statistics_bytes(model: Model, hessians: bool) -> int:
+    """About what the statistics will take on disk: layers that share an input are counted once."""
+    inputs = {_input_of(tensor): tensor for tensor in model.tensors if _is_linear(tensor)}
+    total = 0
+    for tensor in inputs.values():
+        experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
+        rows = tensor.columns + 1024 if hessians else 0
+        total += 4 * experts * tensor.columns * (1 + rows)
+    return 2 * total if not hessians else total  # the importance matrix is counted by the first
+
+
+def _is_linear(tensor: Tensor) -> bool:
+    return len(tensor.shape) > 1 and (tensor.name.startswith("blk.") or tensor.name == "output.weight")
+
+
+def _input_of(tensor: Tensor) -> str:
+    name = tensor.name
+    for part in ("attn_k.", "attn_v."):
+        name = name.replace(part, "attn_q.")
+    return name.replace("ffn_up", "ffn_gate").replace("ffn_gate_inp", "ffn_gate")
