@@ -231,14 +231,7 @@ class EvidenceStore:
             reason = f"has output Hessians of shape {member.shape}"
             raise FormatError(f"{file}: {tensor}", reason, _CALIBRATE_AGAIN)
         output_KOO: Floats = member.row(expert)
-        if not np.isfinite(output_KOO.sum(dtype=np.float64)):
-            raise FormatError(
-                f"{file}: {tensor}", "holds NaN or infinity in its output Hessian", _CALIBRATE_AGAIN
-            )
-        if (np.diagonal(output_KOO, axis1=1, axis2=2) < 0).any():
-            raise FormatError(
-                f"{file}: {tensor}", "has an output Hessian with a negative diagonal", _CALIBRATE_AGAIN
-            )
+        _check_hessian(output_KOO, f"{file}: {tensor}: outputs")
         return output_KOO
 
     @property
@@ -369,11 +362,11 @@ def _check_mean_square(mean_square_C: Floats, thing: str) -> None:
         raise FormatError(thing, "is zero throughout: no input ever reached it", _CALIBRATE_AGAIN)
 
 
-def _check_hessian(hessian_CC: Floats, thing: str) -> None:
+def _check_hessian(hessian: Floats, thing: str) -> None:
     # A sum is NaN or infinite where any term is, and needs no second array of C² truth values.
-    if not np.isfinite(hessian_CC.sum(dtype=np.float64)):
+    if not np.isfinite(hessian.sum(dtype=np.float64)):
         raise FormatError(thing, "holds NaN or infinity in its Hessian", _CALIBRATE_AGAIN)
-    if (hessian_CC.diagonal() < 0).any():
+    if (hessian.diagonal(axis1=-2, axis2=-1) < 0).any():
         raise FormatError(thing, "has a Hessian with a negative diagonal", _CALIBRATE_AGAIN)
 
 

@@ -29,7 +29,7 @@ from dither.types import Bytes, Floats
 
 DAMPING = 0.05  # over the mean of G's diagonal
 PORTIONS = 32  # of a diagonal block: 3 % of its pairs of rows do not hear of each other
-FEWEST, MOST = 8, 128  # rows of a portion
+FEWEST, MOST = 16, 128  # rows of a portion
 
 SolveRows = Callable[[Floats], tuple[Bytes, Floats]]
 """Targets (P, C) → their bytes and what these decode to."""
