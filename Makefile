@@ -31,9 +31,9 @@ bench: $(VENV)/.tested          ## the measurements behind the documentation's n
 # CALIBRATION, TEXT and OTHER name text files: to calibrate on, of the same kind, of another kind.
 bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and how long solving takes
 	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
-		--recipes nearest,gptq --tokens 32768 --measured 16384 --save quality
+		--recipes "nearest,gptq,gptq gradients" --tokens 32768 --measured 16384 --save quality
 	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
-		--recipes learned --types Q2_K,Q3_K_M --tokens 32768 --measured 16384 --save quality_learned
+		--recipes "learned gradients" --types Q2_K --tokens 32768 --measured 16384 --save quality_learned
 	$(BIN)/python benchmarks/quality.py --calibration $(CALIBRATION) --text $(TEXT) --types Q4_K_M,Q2_K \
 		--recipes "nearest,awq,rotate,gptq,gptq sequential,awq+gptq,rotate+gptq" --tokens 16384 --measured 8192 \
 		--save quality_combinations

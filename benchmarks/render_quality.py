@@ -37,6 +37,9 @@ text that neither training nor calibration has seen.
 
 {demo}
 
+Recipes with *gradients* use `dither calibrate --gradients`: error feedback between rows as well as columns, and tokens
+weighed by how much the prediction hangs on them ([solvers](solvers.md)).
+
 And with rounding trained for each block, for those who have the minutes:
 
 `{learned_command}`
@@ -77,10 +80,10 @@ def page() -> str:
         load(name) for name in ("quality", "quality_learned", "quality_combinations")
     )
     rows = quality["rows"]
-    seconds = sorted({row["calibration_seconds"] for row in rows})[0]
+    seconds = {"gradients" in row["recipe"]: row["calibration_seconds"] for row in rows}
     return TEXT.format(
         processor=quality["processor"],
-        calibration=f"{seconds:.0f} s",
+        calibration=f"{seconds[False]:.0f} s, with gradients {seconds[True]:.0f} s",
         command=quality["command"],
         demo=results(rows),
         learned_command=learned["command"],
