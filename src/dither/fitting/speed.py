@@ -1,0 +1,49 @@
+"""How fast tokens will come: every weight that takes part is read once per token.
+
+Writing text one token at a time does two operations for each weight it reads, and any processor computes
+faster than it reads: time per token is bytes per token divided by memory bandwidth (the "roofline" of
+Williams, Waterman, Patterson 2009, at its flat left end).  What is read:
+
+- all matrices, but of a mixture of experts only those chosen: used / count of their bytes,
+- one row of the embedding, which is nothing; all of it where it is the output matrix too,
+- the cache, on average half full.
+
+No program reaches the whole bandwidth, and small models wait for other things: the estimate takes 70 %
+and the band goes from 40 to 95 %.  A machine that is busy with something else falls out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Shares of the bandwidth that llama.cpp reaches while it writes; see docs/fit.md for where they come from.
+LOW, LIKELY, HIGH = 0.40, 0.70, 0.95
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second: the estimate and the ends of its band."""
+
+    likely: float
+    low: float
+    high: float
+
+
+def active_bytes(tensors: Iterable[tuple[str, int]], experts: int, experts_used: int) -> int:
+    """Bytes of weights read per token; `tensors` are names and stored bytes."""
+    listed = list(tensors)
+    tied = all(name != "output.weight" for name, _ in listed)
+    total = 0.0
+    for name, stored in listed:
+        if name.startswith(("token_embd.", "per_layer_token_embd.")) and not (tied and name[0] == "t"):
+            continue
+        share = experts_used / experts if experts and "_exps." in name else 1.0
+        total += stored * share
+    return round(total)
+
+
+def decode_speed(reads: Iterable[tuple[int, float]]) -> Speed:
+    """`reads` are (bytes per token, bytes per second) of each memory that holds a part of the model."""
+    seconds = sum(count / bandwidth for count, bandwidth in reads)
+    return Speed(LIKELY / seconds, LOW / seconds, HIGH / seconds)
