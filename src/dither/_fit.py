@@ -40,7 +40,9 @@ LADDER = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "IQ4_XS", "Q4_K_S", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_XXS",
     "Q3_K_S", "IQ2_M", "Q2_K", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
+_PLAIN_BITS = 15  # bits per weight; a file of so many is not quantized yet
 _GOOD_BITS = 4.25  # bits per weight; where no loss is known, that many are taken for good
+_USUAL = 0.05  # a file's bytes differ by less from what its type usually comes to
 _MOST_NEIGHBORS = 64  # files beside the model that are looked at for measurements
 
 
@@ -276,14 +278,21 @@ class _Judge:
         weights = sum(size for _, size in tensors)
         name = _type_of(self.model)
         bits = 8 * weights / max(1, self.model.parameters)
-        quality = self.measurements.of_file() or self.measurements.of_type(name) or literature(name)
+        quality = self.measurements.of_file() or self.published(name, weights)
         return self.judged(name, self.model.origin, tensors, weights, bits, quality, False, ())
+
+    def published(self, name: str, weights: int) -> Quality | None:
+        """The literature's loss for the file, where its tensors are those that its type's name promises."""
+        if name not in preset_names():
+            return None
+        plan = self.plan(name, importance=False)
+        usual = abs(plan.bytes + self.strange - weights) <= _USUAL * weights
+        return literature(name, _fallback_share(plan)) if usual else None
 
     def made(self, name: str) -> Candidate:
         importance = "needs an importance matrix" in describe(name)
         plan = self.plan(name, importance)
-        fallback = sum(t.size for t in plan.tensors if t.is_fallback) / max(1, plan.parameters)
-        quality = self.measurements.of_type(name) or literature(name, fallback)
+        quality = self.measurements.of_type(name) or literature(name, _fallback_share(plan))
         notes = list(plan.fallback_notes())
         if self.quantized:
             quality = None
@@ -306,12 +315,17 @@ class _Judge:
         active = active_bytes(tensors, count, used) + self.strange
         tied = all(tensor != "output.weight" for tensor, _ in tensors)
         embedding = 0 if tied else sum(size for tensor, size in tensors if tensor == "token_embd.weight")
-        verdict = judge(Load(memory, max(1, len(self.shape.layers)), active, embedding), self.machine)
+        layers = max(1, len(self.shape.layers))
+        verdict = judge(Load(memory, layers, active, self.shape.vocabulary, embedding), self.machine)
         return Candidate(name, file, bits, memory, verdict, quality, importance, notes)
 
     def experts(self) -> tuple[int, int]:
         field = self.model.metadata.get(f"{self.model.arch}.expert_count")
         return (int(field.value) if field else 0, self.shape.experts_used)
+
+
+def _fallback_share(plan: Plan) -> float:
+    return sum(tensor.size for tensor in plan.tensors if tensor.is_fallback) / max(1, plan.parameters)
 
 
 def _is_quantized(model: Model) -> bool:
@@ -413,18 +427,19 @@ def _embedded(path: Path) -> dict[str, Any] | None:
 def _recommended(candidates: list[Candidate]) -> Candidate | None:
     """The candidate to take.  A quantized file that fits is taken as it is: making another would lose more."""
     own = next((candidate for candidate in candidates if candidate.file), None)
-    listed = [own] if own and own.fits and own.type in LADDER else candidates
+    if own and own.fits and own.bits_per_weight < _PLAIN_BITS:
+        return own
     choices = [
         Choice(
             candidate.type, candidate.verdict, candidate.memory.weights, LADDER.index(candidate.type),
             _is_good(candidate), candidate.needs_importance,
         )
-        for candidate in listed
+        for candidate in candidates
         if candidate.type in LADDER
     ]  # fmt: skip
     best = choose(choices)
     if best is None:
-        return own if own and own.fits else next((c for c in reversed(candidates) if c.fits), None)
+        return next((candidate for candidate in candidates if candidate.fits), None)
     return next(candidate for candidate in candidates if candidate.type == best.name)
 
 
@@ -450,12 +465,24 @@ def _sentence(best: Candidate | None, candidates: list[Candidate], judged: _Judg
         "part in RAM": f"with {best.verdict.gpu_layers} of {len(judged.shape.layers)} layers on the GPU",
     }
     speed = best.verdict.speed
-    how_fast = f", about {speed.likely:.3g} tokens/s" if speed else ""
+    how_fast = f", about {_rounded(speed.likely)} tokens/s" if speed else ""
     what = "it as it is" if best.file else best.type
     return (
         f"Take {what}: {format_bytes(best.memory.total)} with {judged.context} tokens of context, "
         f"{places[best.verdict.word]}{how_fast}."
     )
+
+
+def _rounded(value: float) -> str:
+    """Two digits that count: no estimate here has more.
+
+    >>> _rounded(2374.1), _rounded(79.2), _rounded(4.04)
+    ('2400', '79', '4.0')
+    """
+    if value >= 10:
+        digits = len(f"{value:.0f}") - 2
+        return str(round(value / 10**digits) * 10**digits)
+    return f"{value:.1f}"
 
 
 def _commands(best: Candidate | None, model: Model, context: int) -> Iterator[str]:

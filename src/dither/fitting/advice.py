@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from dither.fitting.machine import Machine
 from dither.fitting.memory import GPU_RUNTIME, Memory, margin
-from dither.fitting.speed import Speed, decode_speed
+from dither.fitting.speed import CPU_LAYER, GPU_LAYER, SAMPLING, Speed, decode_speed
 
 GPU, PARTLY, RAM, DISK, NO = "GPU", "part in RAM", "RAM", "from disk", "no"
 FITS = (GPU, PARTLY, RAM)  # the fastest first
@@ -30,6 +30,7 @@ class Load:
     memory: Memory
     layers: int
     active: int  # bytes of weights read per token
+    vocabulary: int
     embedding: int  # bytes of a token embedding that is no output matrix
 
 
@@ -76,7 +77,8 @@ def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[Speed | None, s
             return None, f"the bandwidth of {name} is not known"
         if share and bandwidth:
             reads.append((round(read * share), bandwidth))
-    return decode_speed(reads), ""
+    layers = load.layers * (on_gpu * GPU_LAYER + (1 - on_gpu) * CPU_LAYER)
+    return decode_speed(reads, layers + load.vocabulary * SAMPLING), ""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ Williams, Waterman, Patterson 2009, at its flat left end).  What is read:
 - one row of the embedding, which is nothing; all of it where it is the output matrix too,
 - the cache, on average half full.
 
-No program reaches the whole bandwidth, and small models wait for other things: the estimate takes 70 %
-and the band goes from 40 to 95 %.  A machine that is busy with something else falls out of it.
+No program reaches the whole bandwidth: published runs of llama.cpp lie between 45 and 80 % of the data
+sheet's (docs/fit.md).  And every token has costs that no bandwidth explains, which decide in small models:
+threads that meet, or kernels that start, in every layer, and the choice of one token among all.
+
+The band is what a machine that does nothing else may show; a busy one falls out of it.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Shares of the bandwidth that llama.cpp reaches while it writes; see docs/fit.md for where they come from.
-LOW, LIKELY, HIGH = 0.40, 0.70, 0.95
+LOW, LIKELY, HIGH = 0.40, 0.60, 0.90  # of the bandwidth
+# Seconds per token beside reading, seen on models of 5 and 135 M weights; half and twice as much in the band.
+CPU_LAYER, GPU_LAYER = 40e-6, 10e-6
+SAMPLING = 10e-9  # per token of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,10 @@ def active_bytes(tensors: Iterable[tuple[str, int]], experts: int, experts_used:
     return round(total)
 
 
-def decode_speed(reads: Iterable[tuple[int, float]]) -> Speed:
-    """`reads` are (bytes per token, bytes per second) of each memory that holds a part of the model."""
+def decode_speed(reads: Iterable[tuple[int, float]], fixed: float = 0.0) -> Speed:
+    """`reads` are (bytes per token, bytes per second) of each memory that holds a part of the model,
+    `fixed` the seconds per token that are no reading."""
     seconds = sum(count / bandwidth for count, bandwidth in reads)
-    return Speed(LIKELY / seconds, LOW / seconds, HIGH / seconds)
+    return Speed(
+        1 / (seconds / LIKELY + fixed), 1 / (seconds / LOW + 2 * fixed), 1 / (seconds / HIGH + fixed / 2)
+    )
