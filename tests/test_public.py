@@ -13,8 +13,8 @@ from dither.cli import screen
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
         "Calibration", "DitherError", "EvidenceStore", "Fit", "Inspection", "Measurement", "Plan", "Result",
-        "__version__", "calibrate", "codec", "fit", "inspect", "measure", "open_model", "preset_names", "preview",
-        "quantize",
+        "__version__", "calibrate", "codec", "fit", "inspect", "measure", "open_model", "preset_names",
+        "preview", "quantize",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None

@@ -27,13 +27,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dither._calibrate import Calibration, calibrate
-    from dither._fit import Fit, fit
+    from dither._fit import fit
     from dither._inspect import Inspection, inspect
     from dither._measure import measure
     from dither._quantize import Result, preview, quantize
     from dither.codecs import codec
     from dither.containers.presets import preset_names
     from dither.containers.recipe import Plan
+    from dither.fitting.result import Fit
     from dither.formats.evidence import EvidenceStore
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Calibration": "dither._calibrate",
     "EvidenceStore": "dither.formats.evidence",
-    "Fit": "dither._fit",
+    "Fit": "dither.fitting.result",
     "Inspection": "dither._inspect",
     "Measurement": "dither.measuring.schema",
     "Plan": "dither.containers.recipe",

@@ -1,11 +1,11 @@
-"""The local hub of tests/models, answering range requests as the real one does, and counting what it sends."""
+"""The local hub of tests/models, answering range requests as the real one does and counting bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 from sources_util import COMMIT, LocalHub, _Hub
@@ -30,10 +30,8 @@ class _RangeHandler(_Hub):
     def _send(self, status: int, data: bytes, headers: dict[str, str], with_body: bool) -> None:
         if with_body and status in (200, 206) and "/resolve/" in self.path:
             self.server.sent += len(data)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # who asked hung up, having read enough
             super()._send(status, data, headers, with_body)
-        except (BrokenPipeError, ConnectionResetError):  # who asked hung up, having read enough
-            pass
 
 
 class RangeHub(LocalHub):

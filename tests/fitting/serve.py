@@ -1,6 +1,6 @@
 """Serves a GGUF in this process, lets it read a prompt that fills its context, and says what that took.
 
-    python serve.py FILE CONTEXT KV SLOTS  →  one JSON line: resident bytes gained, bytes of llama.cpp's buffers
+    python serve.py FILE CONTEXT KV SLOTS  →  one JSON line: resident bytes gained, buffers in MiB
 
 The baseline is the process with the library loaded.  Resident memory is the process's own accounting
 (`/proc/self/status`, Linux): mapped weights count once they have been touched, the cache once it has been
@@ -43,7 +43,7 @@ def parameters(file: str, context: int, kv: str, slots: int) -> Any:
 
 def main(file: str, context: int, kv: str, slots: int) -> None:
     before = resident()
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
     os.dup2(log.fileno(), 2)
     server = xllamacpp.Server(parameters(file, context, kv, slots))
     with urllib.request.urlopen(server.listening_address + "/slots") as answer:
@@ -64,7 +64,12 @@ def main(file: str, context: int, kv: str, slots: int) -> None:
     text = log.read().decode("utf-8", "replace")
     buffers = {
         name: sum(float(size) for size in re.findall(rf"{pattern} buffer size = +([\d.]+) MiB", text))
-        for name, pattern in (("cache", "KV"), ("compute", "compute"), ("output", "output"), ("weights", "model"))
+        for name, pattern in (
+            ("cache", "KV"),
+            ("compute", "compute"),
+            ("output", "output"),
+            ("weights", "model"),
+        )
     }
     print(json.dumps({"resident": gained, "buffers": buffers}), flush=True)
     os._exit(0)  # the server's own way out waits for its threads

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from dither.fitting.memory import (
-    Layer, Shape, batch_tokens, cache_bytes, cells, compute_bytes, margin, needed, overhead_bytes, padded,
+    Layer,
+    Shape,
+    batch_tokens,
+    cache_bytes,
+    cells,
+    compute_bytes,
+    margin,
+    needed,
+    overhead_bytes,
+    padded,
     weights_budget,
 )  # fmt: skip
 from dither.fitting.speed import active_bytes, decode_speed
@@ -83,7 +92,11 @@ def test_published_shapes_take_the_bytes_computed_by_hand(entry: dict[str, Any])
     assert parts.cache == expected["cache"]
     assert parts.compute == expected["compute"]
     assert parts.overhead == expected["overhead"] == overhead_bytes(counted)
-    assert parts.total == expected["total"] == sum(expected[k] for k in ("weights", "cache", "compute", "overhead"))
+    assert (
+        parts.total
+        == expected["total"]
+        == sum(expected[k] for k in ("weights", "cache", "compute", "overhead"))
+    )
 
 
 def test_every_case_is_in_the_file() -> None:
@@ -101,7 +114,9 @@ def tiny() -> Shape:
 
 
 def test_the_budget_is_what_the_rest_leaves() -> None:
-    rest = cache_bytes(tiny(), 4096, "q8_0", 2) + compute_bytes(tiny(), 4096, "q8_0", 2) + overhead_bytes(tiny())
+    rest = (
+        cache_bytes(tiny(), 4096, "q8_0", 2) + compute_bytes(tiny(), 4096, "q8_0", 2) + overhead_bytes(tiny())
+    )
     memory = 8 * GIB
     budget = weights_budget(memory, tiny(), 4096, "q8_0", 2)
     assert budget == memory - 512 * MIB - rest  # a sixteenth stays free

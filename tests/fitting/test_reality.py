@@ -80,7 +80,14 @@ def test_the_bundled_model(demo: Path, context: int, kv: str, slots: int) -> Non
 )
 @pytest.mark.parametrize(
     ("context", "kv", "slots"),
-    [(512, "f16", 1), (1024, "q8_0", 1), (2048, "f16", 1), (2048, "q4_0", 1), (4096, "f16", 1), (512, "q8_0", 4)],
+    [
+        (512, "f16", 1),
+        (1024, "q8_0", 1),
+        (2048, "f16", 1),
+        (2048, "q4_0", 1),
+        (4096, "f16", 1),
+        (512, "q8_0", 4),
+    ],
 )
 def test_smollm2(context: int, kv: str, slots: int) -> None:
     file = smollm2()

@@ -79,7 +79,9 @@ def test_a_sharded_checkpoint_costs_its_headers(checkpoint: Path, tmp_path: Path
     assert least <= hub.sent <= texts + sum(max(8192, header_bytes(data)) for data in shards)
     assert hub.sent < sum(map(len, shards)) / 20
     assert found["bytes_read"] == hub.sent
-    assert hub.fetched == {name for name in files if name.endswith(("safetensors", "index.json"))} | {"config.json"}
+    assert hub.fetched == {name for name in files if name.endswith(("safetensors", "index.json"))} | {
+        "config.json"
+    }
 
 
 def test_a_gguf_costs_its_header(tmp_path: Path) -> None:

@@ -89,11 +89,16 @@ def test_heads_may_differ_per_layer() -> None:
 
 
 def test_the_window_pattern_is_a_period_or_a_list() -> None:
-    windows = [layer.window for layer in layers("x", attention__sliding_window=32, attention__sliding_window_pattern=2)]
+    windows = [
+        layer.window
+        for layer in layers("x", attention__sliding_window=32, attention__sliding_window_pattern=2)
+    ]
     assert windows == [32, 0, 32, 0]
     listed = layers("x", attention__sliding_window=32, attention__sliding_window_pattern=[0, 0, 1, 1])
     assert [layer.window for layer in listed] == [0, 0, 32, 32]
-    assert all(layer.window == 0 for layer in layers("llama", attention__sliding_window=32))  # not in its graph
+    assert all(
+        layer.window == 0 for layer in layers("llama", attention__sliding_window=32)
+    )  # not in its graph
 
 
 def test_a_window_in_unknown_layers_is_counted_in_full_and_said() -> None:
@@ -117,7 +122,8 @@ def test_a_state_that_is_not_known_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("block_count", None), ("block_count", 0), ("block_count", 2**31), ("embedding_length", None)]
+    ("key", "value"),
+    [("block_count", None), ("block_count", 0), ("block_count", 2**31), ("embedding_length", None)],
 )
 def test_what_is_missing_or_absurd_is_named(key: str, value: int | None) -> None:
     keys = base()

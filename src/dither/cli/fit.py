@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from dither.cli.measure import short
 from dither.cli.screen import out, plain, print_json, stop_on_error
 from dither.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from dither._fit import Candidate, Fit
+    from dither.fitting.result import Candidate, Fit
 
 NOTHING_FITS = 3
 _COLORS = {"GPU": "green", "RAM": "green", "part in RAM": "yellow", "from disk": "yellow", "no": "red"}
@@ -24,7 +24,8 @@ def fit(
         str, typer.Argument(metavar="MODEL|FILE", help="A checkpoint, a .gguf file, or a hub id (org/name).")
     ],
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="Judge by this RAM: 16GiB; default: this machine's.")
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Judge by this RAM: 16GiB; default: this machine's."),
     ] = None,
     vram: Annotated[
         str | None, typer.Option("--vram", metavar="SIZE", help="Judge by this GPU memory: 8GiB; 0: no GPU.")
@@ -32,7 +33,9 @@ def fit(
     context: Annotated[
         int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
     ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16",
+    kv: Annotated[
+        str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")
+    ] = "f16",
     slots: Annotated[int, typer.Option("--slots", help="Conversations at once.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -68,7 +71,8 @@ def show(found: Fit) -> None:
     if found.ruled_out and found.fits:
         out.print(reasons_table(found))
         out.print()
-    out.print(engines_table(found))
+    for line in engine_lines(found):
+        out.print(line)
     out.print()
     out.print(legend(found), style="dim")
     for note in found.notes:
@@ -94,7 +98,7 @@ def _wish(found: Fit) -> str:
 
 def shown_candidates(found: Fit) -> list[Candidate]:
     """The ladder a person chooses on, and whatever else matters here; --json has all."""
-    from dither._fit import LADDER
+    from dither.fitting.words import LADDER
 
     top = ("BF16", "F16")
     return [c for c in found.candidates if c.file or c.type in LADDER or c.type in top]
@@ -145,7 +149,7 @@ def _number(value: float) -> str:
 
 def _kl(candidate: Candidate) -> str:
     quality = candidate.quality
-    return f"{short(quality.kl)}{_MARK[quality.tag]}" if quality else "?"
+    return f"{quality.kl:.2g}{_MARK[quality.tag]}" if quality else "?"
 
 
 def reasons_table(found: Fit) -> Table:
@@ -157,27 +161,26 @@ def reasons_table(found: Fit) -> Table:
     return shown
 
 
-def engines_table(found: Fit) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("to", "format", "engine", "here"):
-        shown.add_column(heading, overflow="fold")
+def engine_lines(found: Fit) -> Iterator[str]:
+    """What to run it with, by purpose; what does not suit this machine says why."""
     for engine in found.engines:
-        style = None if engine.suits else "dim"
-        shown.add_row(engine.purpose, engine.format, engine.engine, engine.reason, style=style)
-    return shown
+        mark = "[green]✓[/]" if engine.suits else "[dim]·[/]"
+        yield f"{mark} to {engine.purpose}: {engine.format} with {engine.engine}: {engine.reason}"
 
 
 def legend(found: Fit) -> str:
     lines = [
         "G and M are GiB and MiB. Weights are counted in the headers; cache, compute and overhead are "
         "estimated, and so are tokens/s (the band in brackets).",
-        "KL, nats per token away from the original: measured on this model, * in the literature on Llama 3 8B "
+        "KL, nats per token away from the original: measured on this model, * published for Llama 3 8B "
         "(llama.cpp's scoreboard), ? not known.",
     ]
     unknown = {c.verdict.why_no_speed for c in shown_candidates(found) if c.fits and not c.verdict.speed}
     lines += [f"No tokens/s: {reason}." for reason in sorted(unknown)]
     if any(c.notes and "cannot be" in c.notes[0] for c in shown_candidates(found)):
-        lines.append("Some types fall back where rows do not fit; --json and `dither quantize --dry-run` tell.")
+        lines.append(
+            "Some types fall back where rows do not fit; --json and `dither quantize --dry-run` tell."
+        )
     if found.bytes_read is not None:
         lines.append(f"Read from the network: {format_bytes(found.bytes_read)} of headers.")
     return " ".join(lines)

@@ -45,8 +45,7 @@ class Verdict:
 def judge(load: Load, machine: Machine) -> Verdict:
     """Where it runs best, and how fast tokens come there."""
     memory = load.memory
-    room = machine.memory.bytes if machine.free is None else min(machine.free, machine.memory.bytes)
-    ram = room - margin(machine.memory.bytes)
+    ram = usable(machine)
     cards = machine.vram - sum(margin(gpu.bytes) for gpu in machine.gpus)
     per_gpu = 0 if machine.unified else GPU_RUNTIME * len(machine.gpus)
     on_gpu = memory.total - load.embedding - memory.overhead + per_gpu
@@ -66,6 +65,12 @@ def judge(load: Load, machine: Machine) -> Verdict:
     return Verdict(NO, None, None, "it does not run")
 
 
+def usable(machine: Machine) -> int:
+    """Bytes of the machine's memory that a model may take: what is free, less a margin for others."""
+    room = machine.memory.bytes if machine.free is None else min(machine.free, machine.memory.bytes)
+    return max(0, room - margin(machine.memory.bytes))
+
+
 def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[Speed | None, str]:
     """The estimate where `on_gpu` of the layers are on the GPU, or the reason for having none."""
     read = load.active + load.memory.cache / 2
@@ -83,7 +88,7 @@ def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[Speed | None, s
 
 @dataclass(frozen=True)
 class Choice:
-    """A candidate as the recommendation sees it.  `rank` 0 loses least; `good` is what 4 bits cost or less."""
+    """A candidate as the recommendation sees it: `rank` 0 loses least, `good` no more than 4 bits cost."""
 
     name: str
     verdict: Verdict
@@ -133,11 +138,13 @@ def engines(machine: Machine) -> list[Engine]:
     """Which format for which work, the ones that suit this machine first."""
     card = any(gpu.name and not machine.unified for gpu in machine.gpus)
     large = any(gpu.bytes >= 20 * 2**30 for gpu in machine.gpus) and card
-    where = "this GPU" if card else "Apple's GPU" if machine.unified else "this processor"
+    where = "this processor"
+    if card or machine.unified:
+        where = "Apple's GPU" if machine.unified else "this GPU, with layers in RAM where it must"
     listed = [
         Engine(
             "run it here", "GGUF", "llama.cpp",
-            f"runs on {where} and shares a model between GPU and RAM where it must", True,
+            f"runs on {where}", True,
         ),
         Engine(
             "serve many at once", "AWQ, GPTQ or compressed-tensors", "vLLM",

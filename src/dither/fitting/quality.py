@@ -11,9 +11,7 @@ type's usual mix: where rows do not fit and other types step in, they describe n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 SOURCE = "llama.cpp, tools/perplexity/README.md, LLaMA 3 8B scoreboard (Wikitext-2, against FP16)"
 WITH_IMPORTANCE = frozenset(
@@ -45,8 +43,3 @@ def literature(to: str, fallback_share: float = 0.0) -> Quality | None:
     if to not in KL or fallback_share > MOST_FALLBACK:
         return None
     return Quality(KL[to], "literature", SOURCE + (", with importance" if to in WITH_IMPORTANCE else ""))
-
-
-def measured(found: Mapping[str, Any], where: str) -> Quality:
-    """From a measurement (`measuring.schema.Measurement`, as a mapping) kept in the file `where`."""
-    return Quality(float(found["kl_mean"]), "measured", f"{where}, on {found['data']}")

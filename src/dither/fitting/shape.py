@@ -28,7 +28,15 @@ PERIODS = {
     "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "exaone4": 4,
     "olmo2": 4, "smallthinker": 4, "plamo3": 8, "afmoe": 4,
 }  # fmt: skip
-WINDOWLESS = {"llama", "phi3", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "mistral3"}  # llama.cpp ignores it there
+WINDOWLESS = {
+    "llama",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen2moe",
+    "qwen3moe",
+    "mistral3",
+}  # llama.cpp ignores it there
 RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}  # nothing but recurrent layers
 _FEED_FORWARD_TOO = {"nemotron_h", "nemotron_h_moe"}  # layers without heads may be plain feed-forward there
 _SKIPPING = {"deci"}  # layers without heads skip attention there, and keep nothing
@@ -123,7 +131,9 @@ class _Reader:
             return self.width * (self.number("shortconv.l_cache") - 1)
         inner, size = self.number("ssm.inner_size"), self.number("ssm.state_size")
         if not inner:
-            self.note_once(f"layer {index} of {self.arch} keeps no cache that is known here: counted as nothing")
+            self.note_once(
+                f"layer {index} of {self.arch} keeps no cache that is known here: counted as nothing"
+            )
             return 0
         tail = max(0, self.number("ssm.conv_kernel") - 1)
         return tail * (inner + 2 * self.number("ssm.group_count") * size) + size * inner

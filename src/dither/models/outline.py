@@ -35,7 +35,9 @@ from dither.models.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from dither.types import Floats, Model, Tensor
 
 _ARCHS = {"deepseek_v3": "deepseek2", "deepseek_v2": "deepseek2", "gpt_oss": "gpt-oss"}  # llama.cpp's names
-_GGUF = re.compile(r"(blk\.\d+\.|[a-z]+\.blk\.\d+\.|(per_layer_)?(token_embd|model_proj|proj_norm)|output|rope_|dec\.|enc\.|token_types|position_embd|altup_|cls|dense_)")
+_GGUF = re.compile(
+    r"(blk\.\d+\.|[a-z]+\.blk\.\d+\.|(per_layer_)?(token_embd|model_proj|proj_norm)|output|rope_|dec\.|enc\.|token_types|position_embd|altup_|cls|dense_)"
+)
 _DROPPED = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\.")
 _PREFIX = re.compile(r"^(?:language_model\.|model\.|text_model\.|transformer\.)+")
 _LAYER = re.compile(r"^(?:layers|h|blocks)\.(\d+)\.(.+)$")

@@ -179,14 +179,10 @@ def _first_bytes(chunks: Iterator[bytes], most: int) -> bytes:
 
 
 @contextmanager
-def _opened(
-    session: Any, url: str, headers: dict[str, str]
-) -> Iterator[tuple[int, Any, Iterator[bytes]]]:
+def _opened(session: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[int, Any, Iterator[bytes]]]:
     """A GET through the library's own session, whose kind changed: httpx since 1.0, requests before."""
     if callable(getattr(session, "stream", None)):
-        with session.stream(
-            "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT
-        ) as response:
+        with session.stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT) as response:
             yield response.status_code, response.headers, response.iter_raw(2**16)
         return
     with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:

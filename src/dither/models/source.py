@@ -65,7 +65,7 @@ def open_headers(
     if not text.startswith("hf://") and _exists(path):
         yield _headers_at(path, outline, text), None, []
         return
-    from dither.models import hub, remote
+    from dither.models import remote
 
     hub_id = _hub_id(text, isinstance(source, str))
     with remote.twin(hub_id) as found:
