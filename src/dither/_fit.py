@@ -17,7 +17,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from dither.containers.presets import ALIASES, BARE, describe, file_type, preset_names
+from dither.containers.preset_tables import ALIASES, BARE
+from dither.containers.presets import describe, file_type, preset_names
 from dither.containers.recipe import Options, Plan, make_plan
 from dither.errors import UsageError
 from dither.fitting.advice import Load, engines, judge

@@ -86,10 +86,12 @@ def detect(memory: int | None = None, vram: int | None = None, bandwidth: bool =
     size, how_size = (memory, TOLD) if memory is not None else (total, MEASURED)
     name = "unified memory" if unified else "RAM"
     own = Device(name, size, how_size, speed, how)
+    gpus: tuple[Device, ...] = ()
     if vram is not None:
         found = graphics_cards()[:1]
         like = found[0] if found else Device("GPU", 0)
-        gpus = (Device(like.name, vram, TOLD, like.bandwidth, like.how_bandwidth),) if vram else ()
+        if vram:
+            gpus = (Device(like.name, vram, TOLD, like.bandwidth, like.how_bandwidth),)
     elif unified:
         gpus = (Device(cpu, int(size * _SHARE_OF_MAC), ESTIMATED, speed, how),)
     else:

@@ -87,12 +87,12 @@ class _Repository:
     """One revision of a repository, read in pieces into a folder."""
 
     def __init__(self, repo: str, revision: str | None, folder: Path) -> None:
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub import get_session, utils
 
         self.repo, self.revision, self.folder = repo, revision, folder
         self.session: Any = get_session()
-        self.headers = build_hf_headers()
+        exported: Any = utils  # the function is public there, but not marked so for type checkers
+        self.headers: dict[str, str] = exported.build_hf_headers()
         self.bytes_read = 0
 
     def text(self, name: str) -> None:
