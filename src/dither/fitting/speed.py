@@ -8,9 +8,9 @@ Williams, Waterman, Patterson 2009, at its flat left end).  What is read:
 - one row of the embedding, which is nothing; all of it where it is the output matrix too,
 - the cache, on average half full.
 
-No program reaches the whole bandwidth: published runs of llama.cpp lie between 45 and 80 % of the data
-sheet's (docs/fit.md).  And every token has costs that no bandwidth explains, which decide in small models:
-threads that meet, or kernels that start, in every layer, and the choice of one token among all.
+No program reaches the whole bandwidth: published runs of llama.cpp lie about half-way to 70 % of the data
+sheet's (docs/fit.md has them).  And every token has costs that no bandwidth explains, which decide in
+small models: threads that meet, or kernels that start, in every layer, and the choice of one token.
 
 The band is what a machine that does nothing else may show; a busy one falls out of it.
 """

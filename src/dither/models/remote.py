@@ -80,7 +80,7 @@ def twin(hub_id: hub.HubId) -> Iterator[Twin]:
         except failures as error:
             reason = f"its headers could not be read ({hub.first_line(error)})"
             raise SourceError(hub_id.repo, reason, _AGAIN) from None
-        yield Twin(Path(folder, chosen), reader.bytes_read)
+        yield Twin(Path(folder, chosen), sum(reader.pieces))
 
 
 class _Repository:
@@ -93,7 +93,7 @@ class _Repository:
         self.session: Any = get_session()
         exported: Any = utils  # the function is public there, but not marked so for type checkers
         self.headers: dict[str, str] = exported.build_hf_headers()
-        self.bytes_read = 0
+        self.pieces: list[int] = []  # bytes of each answer; a list, because threads append to it
 
     def text(self, name: str) -> None:
         """A small file, whole."""
@@ -162,7 +162,7 @@ class _Repository:
             if not total.isdigit():
                 raise SourceError(f"{self.repo}, {shown(name)}", "the hub does not tell its size", _AGAIN)
             content = _first_bytes(chunks, end if whole else end - start)
-        self.bytes_read += len(content)
+        self.pieces.append(len(content))
         content = content[start:end] if whole else content[: end - start]
         if len(content) < min(end, int(total)) - start:
             raise SourceError(f"{self.repo}, {shown(name)}", "the hub broke off", _AGAIN)
