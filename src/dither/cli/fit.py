@@ -105,7 +105,8 @@ def shown_candidates(found: Fit) -> list[Candidate]:
 
 
 def table(found: Fit) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    """Nine columns in eighty characters: one space between them has to do."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown.add_column("type", no_wrap=True)
     for heading in ("weights", "cache", "comp.", "over.", "total"):
         shown.add_column(heading, justify="right", no_wrap=True)

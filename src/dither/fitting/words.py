@@ -141,8 +141,11 @@ def _reason(candidate: Candidate, best: Candidate | None) -> str:
         return f"would run {word}, not {_PLACES[best.verdict.word]}"
     if candidate.type in LADDER and best.type in LADDER and _position(candidate) > _position(best):
         return "larger, and loses as much or more"
-    slow = speed is not None and speed.likely < READING
-    return "slower than people read" if slow else "larger, with nothing to gain"
+    if speed is None or speed.likely >= READING:
+        return "larger, with nothing to gain"
+    best_speed = best.verdict.speed
+    none_does = best_speed is not None and best_speed.likely < READING
+    return "slower still" if none_does else "slower than people read"
 
 
 def _position(candidate: Candidate) -> int:
