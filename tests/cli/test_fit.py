@@ -75,7 +75,8 @@ def test_the_recommendation_is_the_least_loss_at_reading_speed() -> None:
     assert fast.chosen == "Q8_0" and "in RAM" in fast.recommendation
     slow = dither.fit(llama_31_8b(), machine=laptop(ram=64, bandwidth=100e9))
     rows = {c.type: c.verdict.speed for c in slow.candidates}
-    assert slow.chosen == "Q4_K_M"  # 100 · 0.6 GB/s over 4.6 GiB of weights and half a gibibyte of cache
+    # 60 of 100 GB/s over 5.21 GiB less 0.34 of embedding and half a gibibyte of cache, 2.6 ms beside: 99 ms
+    assert slow.chosen == "Q5_K_S"
     crawling = dither.fit(llama_31_8b(), machine=laptop(ram=64, bandwidth=10e9))
     assert crawling.chosen == "IQ4_XS"  # the smallest that is still good
     assert rows["Q4_K_M"] and rows["Q4_K_M"].low < rows["Q4_K_M"].likely < rows["Q4_K_M"].high

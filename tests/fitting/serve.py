@@ -50,7 +50,7 @@ def main(file: str, context: int, kv: str, slots: int) -> None:
         length = json.loads(answer.read())[0]["n_ctx"]  # a slot has no more than the model was trained on
     random.seed(0)
     body = {
-        "prompt": [random.randrange(100, 4000) for _ in range(length - 32)],
+        "prompt": [random.randrange(100, 250) for _ in range(length - 32)],
         "n_predict": 16, "cache_prompt": False, "ignore_eos": True,
     }  # fmt: skip
     for slot in range(slots):
@@ -65,7 +65,7 @@ def main(file: str, context: int, kv: str, slots: int) -> None:
     buffers = {
         name: sum(float(size) for size in re.findall(rf"{pattern} buffer size = +([\d.]+) MiB", text))
         for name, pattern in (
-            ("cache", "KV"),
+            ("cache", "(?:KV|RS)"),
             ("compute", "compute"),
             ("output", "output"),
             ("weights", "model"),

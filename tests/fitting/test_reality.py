@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_ggufs
 import pytest
 
 import dither
@@ -22,6 +24,7 @@ pytestmark = [
 NOWHERE = Machine("none", 1, Device("RAM", 2**34, bandwidth=1e10, how_bandwidth="told"))
 DEMO = Path(dither.__file__).parent / "demo_model"
 WITHIN = 0.05
+ROUNDED = 0.011  # MiB; two digits are logged, of two buffers where there are windows
 
 
 def smollm2() -> Path | None:
@@ -61,7 +64,7 @@ def compare(file: Path, context: int, kv: str, slots: int) -> None:
         f"predicted {memory.total / 2**20:.1f} MiB, {100 * off:+.1f} %"
     )
     logged = found["buffers"]
-    assert memory.cache / 2**20 == pytest.approx(logged["cache"], abs=0.006)  # two digits are logged
+    assert memory.cache / 2**20 == pytest.approx(logged["cache"], abs=ROUNDED)
     assert memory.compute / 2**20 == pytest.approx(logged["compute"] + logged["output"], abs=0.02)
     assert memory.weights / 2**20 == pytest.approx(logged["weights"], abs=0.02)
     assert abs(off) <= WITHIN
@@ -73,6 +76,22 @@ def compare(file: Path, context: int, kv: str, slots: int) -> None:
 )
 def test_the_bundled_model(demo: Path, context: int, kv: str, slots: int) -> None:
     compare(demo, context, kv, slots)
+
+
+@pytest.mark.parametrize(
+    "made", [made_ggufs.latent_attention, made_ggufs.mamba, made_ggufs.windows, made_ggufs.experts]
+)
+@pytest.mark.parametrize(("context", "kv", "slots"), [(512, "f16", 1), (2048, "q8_0", 1), (1024, "f16", 2)])
+def test_the_buffers_of_other_architectures(
+    made: Callable[[Path], Path], context: int, kv: str, slots: int, tmp_path: Path
+) -> None:
+    """Their buffers alone: the whole is nearly all runtime in models of 100 thousand weights."""
+    file = made(tmp_path / "made.gguf")
+    logged = served(file, context, kv, slots)["buffers"]
+    judged = dither.fit(file, context=context, kv=kv, slots=slots, machine=NOWHERE)
+    memory = next(c.memory for c in judged.candidates if c.file)
+    assert memory.cache / 2**20 == pytest.approx(logged["cache"], abs=ROUNDED)
+    assert memory.compute / 2**20 == pytest.approx(logged["compute"] + logged["output"], abs=0.02)
 
 
 @pytest.mark.skipif(

@@ -12,7 +12,7 @@ Sources.  Cache: `llama_kv_cache`, `llama_kv_cache_iswa` and `llama_memory_recur
 digit.  Compute: llama.cpp lets an allocator find it, so that no formula for it exists; ours was read off
 the buffers it reserved (`sched_reserve`) for models of many shapes with flash attention on, which is
 llama.cpp's default, and bounds them: exact where the feed-forward layer is at least 2.5 times as wide as
-the model, up to a fifth too large where it is narrower.  Overhead: measured; see the constants.
+the model and for latent attention and Mamba, up to a fifth too large where that layer is narrower.  Overhead: measured; see the constants.
 
 Everything here is a function of numbers, because other programs (a web page, say) compute the same:
 `tests/fitting/golden.json` holds inputs and answers for all of them.
@@ -61,6 +61,8 @@ class Shape:
     head: int  # numbers of one key head; 0 where there is no attention
     vocabulary: int
     experts_used: int = 0  # per token; 0 in a dense model
+    latent: int = 0  # with latent attention: all query heads side by side before they meet the cache
+    scan: int = 0  # inner width of recurrent layers
     merges: bool = True  # the vocabulary is byte-level BPE
 
 
@@ -132,7 +134,8 @@ def cache_bytes(shape: Shape, context: int, kv: str = "f16", slots: int = 1) -> 
 
 
 def compute_bytes(shape: Shape, context: int, kv: str = "f16", slots: int = 1) -> int:
-    """Activations and masks of one batch, a row of logits per slot, the rotation of a quantized cache.
+    """Activations and masks of one batch, logits and one layer's state per slot, the rotation of a
+    quantized cache.
 
     The mask is float16, one number per token of the batch and cell of its slot; models with windows
     have a second one for the windowed layers.
@@ -142,18 +145,22 @@ def compute_bytes(shape: Shape, context: int, kv: str = "f16", slots: int = 1) -
     seen = {bool(layer.window): cells(context, layer.window, batch) for layer in attending}
     mask = 2 * sum(seen.values())
     logits = 4 * shape.vocabulary * slots
-    return batch * (4 * activations(shape) + 32 + mask) + logits + rotation_bytes(shape.head, kv)
+    states = 4 * slots * max((layer.state for layer in shape.layers), default=0)
+    return batch * (4 * activations(shape) + 32 + mask) + logits + states + rotation_bytes(shape.head, kv)
 
 
 def activations(shape: Shape) -> int:
     """Float32 numbers per token alive at once where that is most: in the feed-forward layer, in
-    attention, or where the answers of all experts wait to be added."""
+    attention, in a recurrence, or where the answers of all experts wait to be added."""
     key = max((layer.keys for layer in shape.layers), default=0)
     value = max((layer.values for layer in shape.layers), default=0)
     feed_forward = 5 * shape.width + 3 * shape.inner
     attention = shape.width + 3 * shape.query + key + value
+    if shape.latent:
+        attention = 5 * shape.width + 2 * shape.query + shape.latent
+    recurrence = shape.width + 7 * shape.scan
     experts = 3 * shape.width + shape.inner + 2 * shape.experts_used * shape.width
-    return max(feed_forward, attention, experts if shape.experts_used else 0)
+    return max(feed_forward, attention, recurrence, experts if shape.experts_used else 0)
 
 
 def rotation_bytes(head: int, kv: str) -> int:

@@ -75,7 +75,9 @@ class _Reader:
         shape = Shape(
             layers=layers, width=self.width, inner=self.inner(experts), query=biggest * self.key,
             head=self.key if any(layer.keys for layer in layers) else 0, vocabulary=self.vocabulary(),
-            experts_used=experts, merges=self.values.get("tokenizer.ggml.model", "gpt2") == "gpt2",
+            experts_used=experts, latent=biggest * self.number("attention.key_length_mla"),
+            scan=self.number("ssm.inner_size"),
+            merges=self.values.get("tokenizer.ggml.model", "gpt2") == "gpt2",
         )  # fmt: skip
         return shape, self.notes
 
