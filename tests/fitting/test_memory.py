@@ -42,6 +42,7 @@ CACHE = {
     "Qwen3-30B-A3B, 32768, f16": 32768 * 48 * 4 * 128 * 2 * 2,
     # 62 layers, every 6th in full: 10; the other 52 look back 1024, and one batch of 512 goes on top
     "Gemma-3-27B, 32768, f16": 32768 * 10 * 16 * 128 * 2 * 2 + (1024 + 512) * 52 * 16 * 128 * 2 * 2,
+    "Gemma-3-27B, 32768, q8_0": (32768 * 10 + 1536 * 52) * 16 * 128 * 2 * 34 // 32,
     "Gemma-3-27B, 1024, f16": 1024 * 62 * 16 * 128 * 2 * 2,  # shorter than the window: nothing is saved
     # 512 + 64 numbers per token and layer, keys alone
     "DeepSeek-V3, 16384, f16": 16384 * 61 * (512 + 64) * 2,
@@ -64,6 +65,9 @@ COMPUTE = {
     # 8 experts of 768 inside, answers of 2048 each waiting twice: 3 · 2048 + 8 · 768 + 2 · 8 · 2048
     "Qwen3-30B-A3B, 32768, f16": 512 * (4 * (6144 + 6144 + 32768) + 32 + 2 * 32768) + 4 * 151936,
     "Gemma-3-27B, 32768, f16": 512 * (4 * (5 * 5376 + 3 * 21504) + 32 + 2 * (32768 + 1536)) + 4 * 262144,
+    # a rotation of keys and one of values for each of the two caches
+    "Gemma-3-27B, 32768, q8_0": 512 * (4 * (5 * 5376 + 3 * 21504) + 32 + 2 * (32768 + 1536)) + 4 * 262144
+    + 2 * 4 * (128 * 128 + 64 * 64),
     "Gemma-3-27B, 1024, f16": 512 * (4 * (5 * 5376 + 3 * 21504) + 32 + 2 * (1024 + 1024)) + 4 * 262144,
     # 5 · 7168, 128 queries of 192, and twice the 576 that each becomes to meet the cache: more than 8 experts
     "DeepSeek-V3, 16384, f16": 512 * (4 * (35840 + 2 * 128 * 576 + 128 * 192) + 32 + 2 * 16384) + 4 * 129280,

@@ -12,7 +12,8 @@ Sources.  Cache: `llama_kv_cache`, `llama_kv_cache_iswa` and `llama_memory_recur
 digit.  Compute: llama.cpp lets an allocator find it, so that no formula for it exists; ours was read off
 the buffers it reserved (`sched_reserve`) for models of many shapes with flash attention on, which is
 llama.cpp's default, and bounds them: exact where the feed-forward layer is at least 2.5 times as wide as
-the model and for latent attention and Mamba, up to a fifth too large where that layer is narrower.  Overhead: measured; see the constants.
+the model and for latent attention and Mamba, up to a fifth too large where that layer is narrower.
+Overhead: measured; see the constants.
 
 Everything here is a function of numbers, because other programs (a web page, say) compute the same:
 `tests/fitting/golden.json` holds inputs and answers for all of them.
@@ -138,7 +139,7 @@ def compute_bytes(shape: Shape, context: int, kv: str = "f16", slots: int = 1) -
     quantized cache.
 
     The mask is float16, one number per token of the batch and cell of its slot; models with windows
-    have a second one for the windowed layers.
+    have a second one, and a second rotation, for the windowed layers.
     """
     batch = batch_tokens(context, slots)
     attending = [layer for layer in shape.layers if layer.keys]
@@ -146,7 +147,8 @@ def compute_bytes(shape: Shape, context: int, kv: str = "f16", slots: int = 1) -
     mask = 2 * sum(seen.values())
     logits = 4 * shape.vocabulary * slots
     states = 4 * slots * max((layer.state for layer in shape.layers), default=0)
-    return batch * (4 * activations(shape) + 32 + mask) + logits + states + rotation_bytes(shape.head, kv)
+    rotations = len(seen) * rotation_bytes(shape.head, kv)
+    return batch * (4 * activations(shape) + 32 + mask) + logits + states + rotations
 
 
 def activations(shape: Shape) -> int:
