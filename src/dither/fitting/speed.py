@@ -21,7 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LOW, LIKELY, HIGH = 0.40, 0.60, 0.90  # of the bandwidth
-# Seconds per token beside reading, seen on models of 5 and 135 M weights; half and twice as much in the band.
+# Seconds per token beside reading; half and twice as much in the band.  The CPU's were chosen by the speed
+# of the bundled model on one machine, the GPU's is a guess: they matter in small models alone.
 CPU_LAYER, GPU_LAYER = 40e-6, 10e-6
 SAMPLING = 10e-9  # per token of the vocabulary
 
