@@ -12,9 +12,9 @@ from dither.cli import screen
 
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
-        "Calibration", "DitherError", "EvidenceStore", "Inspection", "Measurement", "Plan", "Result",
-        "__version__", "calibrate", "codec", "inspect", "measure", "open_model", "preset_names", "preview",
-        "quantize",
+        "Calibration", "DitherError", "EvidenceStore", "Fit", "Inspection", "Measurement", "Plan", "Result",
+        "__version__", "calibrate", "codec", "fit", "inspect", "measure", "open_model", "preset_names",
+        "preview", "quantize",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None
@@ -29,7 +29,7 @@ def test_the_flags_of_quantize_are_these() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
-        "calibrate", "chat", "compare", "demo", "doctor", "inspect", "measure", "quantise", "quantize",
+        "calibrate", "chat", "compare", "demo", "doctor", "fit", "inspect", "measure", "quantise", "quantize",
         "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}

@@ -11,6 +11,8 @@ With evidence the file loses far less, and `measure` says how much:
     dither.quantize("path/to/checkpoint", "Q4_K_M", "better.gguf", evidence="evidence")
     print(dither.measure(["better.gguf"], "path/to/checkpoint")[0].kl_mean)
 
+And before any of that, `dither.fit("org/name", memory="16GiB").recommendation` says what runs here.
+
 Everything is imported on first use: `import dither` itself costs nothing.
 """
 
@@ -25,12 +27,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dither._calibrate import Calibration, calibrate
+    from dither._fit import fit
     from dither._inspect import Inspection, inspect
     from dither._measure import measure
     from dither._quantize import Result, preview, quantize
     from dither.codecs import codec
     from dither.containers.presets import preset_names
     from dither.containers.recipe import Plan
+    from dither.fitting.result import Fit
     from dither.formats.evidence import EvidenceStore
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
@@ -38,12 +42,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Calibration": "dither._calibrate",
     "EvidenceStore": "dither.formats.evidence",
+    "Fit": "dither.fitting.result",
     "Inspection": "dither._inspect",
     "Measurement": "dither.measuring.schema",
     "Plan": "dither.containers.recipe",
     "Result": "dither._quantize",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
+    "fit": "dither._fit",
     "inspect": "dither._inspect",
     "measure": "dither._measure",
     "open_model": "dither.models.source",
@@ -56,6 +62,7 @@ __all__ = [
     "Calibration",
     "DitherError",
     "EvidenceStore",
+    "Fit",
     "Inspection",
     "Measurement",
     "Plan",
@@ -63,6 +70,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "codec",
+    "fit",
     "inspect",
     "measure",
     "open_model",

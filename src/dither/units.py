@@ -18,18 +18,29 @@ _FACTORS = {
 }  # fmt: skip
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes in a size such as `4.2GiB`, `900MB` or `12345`.
+_MOST = 2**60  # bytes; no memory and no file has as many
 
-    Raises UsageError where the text is no size.
 
-    >>> parse_bytes("1.5 KiB")
-    1536
+def parse_bytes(text: str | int, thing: str = "", least: int = 0) -> int:
+    """Bytes in a size such as `4.2GiB`, `900MB` or `12345`; at least `least`.
+
+    Raises UsageError, which calls the size `thing`, where the text is no size, below `least`, or more
+    than any memory has.
+
+    >>> parse_bytes("1.5 KiB"), parse_bytes("16GB")
+    (1536, 16000000000)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    name = f"{thing} {text}".strip() if thing else repr(text)
+    way_out = "Write it like 4.2GiB, 900MB or 12345."
+    match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if not match or match[2].lower() not in _FACTORS:
-        raise UsageError(repr(text), "is not a size", "Write it like 4.2GiB, 900MB or 12345.")
-    return int(float(match[1]) * _FACTORS[match[2].lower()])
+        raise UsageError(name, "is not a size", way_out)
+    size = float(match[1]) * _FACTORS[match[2].lower()]
+    if size < least:
+        raise UsageError(name, "is too little" if size >= 0 else "is negative", way_out)
+    if size > _MOST:
+        raise UsageError(name, "is more than any machine has", way_out)
+    return int(size)
 
 
 def format_bytes(count: float) -> str:

@@ -15,6 +15,7 @@ from dither.cli.chat import chat
 from dither.cli.compare import compare
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
+from dither.cli.fit import fit
 from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.quantize import quantize
@@ -51,6 +52,7 @@ app.command("quantise", hidden=True)(quantize)
 app.command()(calibrate)
 app.command()(measure)
 app.command()(compare)
+app.command()(fit)
 app.command()(inspect)
 app.command()(types)
 app.command()(chat)

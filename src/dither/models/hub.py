@@ -68,7 +68,7 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise _not_found(hub_id, error) from None
     except failures as error:
-        path = _cached(hub_id, f"the hub cannot be reached ({_first_line(error)})", "Connect to the network")
+        path = _cached(hub_id, f"the hub cannot be reached ({first_line(error)})", "Connect to the network")
         return path, ("the hub could not be reached: an earlier download is used",)
     wanted, chosen = choose([file.rfilename for file in found.siblings or ()], hub_id)
     try:
@@ -78,7 +78,7 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     except errors.GatedRepoError as error:
         raise _not_found(hub_id, error) from None
     except failures as error:
-        reason = f"could not be downloaded ({_first_line(error)})"
+        reason = f"could not be downloaded ({first_line(error)})"
         raise SourceError(hub_id.repo, reason, "Run it again: what is complete is kept.") from None
     return Path(folder, chosen), ()
 
@@ -163,7 +163,7 @@ def _not_found(hub_id: HubId, error: Exception) -> SourceError:
     if "gated" in type(error).__name__.lower():
         way_out = "Accept its terms on the hub, and set HF_TOKEN to a token of the account that did."
         return SourceError(_shown_id(hub_id), "is gated", way_out)
-    reason = f"is not on the hub ({_first_line(error)})"
+    reason = f"is not on the hub ({first_line(error)})"
     way_out = "Check the name; for a private repository set HF_TOKEN. A local model needs a path that exists."
     return SourceError(_shown_id(hub_id), reason, way_out)
 
@@ -172,5 +172,5 @@ def _shown_id(hub_id: HubId) -> str:
     return f"{hub_id.repo}@{hub_id.revision}" if hub_id.revision else hub_id.repo
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return shown((str(error).strip() or type(error).__name__).splitlines()[0].rstrip("."))

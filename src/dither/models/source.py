@@ -12,8 +12,11 @@ a slip of the keyboard sends nothing anywhere.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dither.errors import SourceError, UsageError
 from dither.formats.ggml import string
@@ -22,6 +25,9 @@ from dither.formats.mapped import MappedFile, shown
 from dither.models.checkpoint import INDEX, PICKLES, open_checkpoint, refuse_pickle
 from dither.models.gguf_source import PART, open_gguf
 from dither.types import Model
+
+if TYPE_CHECKING:
+    from dither.models.hub import HubId
 
 _PRE_KEY = "tokenizer.ggml.pre"
 
@@ -40,6 +46,39 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
     if not text.startswith("hf://") and _exists(path):
         return _open_path(path, pre)
     return _open_from_hub(text, pre, may_be_hub=isinstance(source, str))
+
+
+@contextmanager
+def open_headers(
+    source: str | Path, outline: Callable[[Path, str, Path | None], Model]
+) -> Iterator[tuple[Model, int | None, list[str]]]:
+    """A model to be judged, not read: as `open_model`, but a repository of the hub gives its headers alone.
+
+    `outline` makes the model of a checkpoint's folder, its origin and the one file that was named, if
+    any.  Yields it with the bytes that were read from the network (None: nothing was asked of it) and
+    notes; after the block a hub's model has no files any more.  Raises as `open_model` does.
+    """
+    text = os.fspath(source)
+    if not text:
+        raise UsageError("the model", "has an empty name", "Name a folder, a GGUF or a hub id.")
+    path = Path(text).expanduser()
+    if not text.startswith("hf://") and _exists(path):
+        yield _headers_at(path, outline, text), None, []
+        return
+    from dither.models import remote
+
+    hub_id = _hub_id(text, isinstance(source, str))
+    with remote.twin(hub_id) as found:
+        model = replace(_headers_at(found.path, outline, text), origin=text, name=hub_id.repo.split("/")[1])
+        yield model, found.bytes_read, found.notes
+
+
+def _headers_at(path: Path, outline: Callable[[Path, str, Path | None], Model], origin: str) -> Model:
+    if path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).exists()):
+        return outline(path, origin, None)
+    if path.is_file() and path.suffix == ".safetensors":
+        return outline(path.parent, origin, path)
+    return _open_path(path, None)
 
 
 def _exists(path: Path) -> bool:
@@ -114,15 +153,23 @@ def _open_checkpoint(folder: Path, pre: str | None, weights: Path | None = None)
 def _open_from_hub(text: str, pre: str | None, may_be_hub: bool) -> Model:
     from dither.models import hub
 
+    hub_id = _hub_id(text, may_be_hub)
+    path, notes = hub.fetch(hub_id)
+    model = _open_path(path, pre)
+    return replace(model, origin=text, notes=(*notes, *model.notes))
+
+
+def _hub_id(text: str, may_be_hub: bool) -> HubId:
+    """The repository that is meant.  Raises SourceError where the text was more likely a path."""
+    from dither.models import hub
+
     hub_id = hub.parse_id(text) if may_be_hub else None
     if hub_id is None or _looks_local(text):
         way_out = "Check the path."
         if hub_id is not None:
             way_out += f" If you mean the hub's repository, write hf://{text}."
         raise SourceError(shown(text), "no such file or folder", way_out)
-    path, notes = hub.fetch(hub_id)
-    model = _open_path(path, pre)
-    return replace(model, origin=text, notes=(*notes, *model.notes))
+    return hub_id
 
 
 def _looks_local(text: str) -> bool:

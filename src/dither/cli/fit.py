@@ -1,0 +1,187 @@
+"""`dither fit`: what of a model runs on this machine, how fast, and which type to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dither.cli.screen import out, plain, print_json, stop_on_error
+from dither.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from dither.fitting.result import Candidate, Fit
+
+NOTHING_FITS = 3
+_COLORS = {"GPU": "green", "RAM": "green", "part in RAM": "yellow", "from disk": "yellow", "no": "red"}
+_MARK = {"measured": "", "literature": "*", "told": ""}
+
+
+def fit(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|FILE", help="A checkpoint, a .gguf file, or a hub id (org/name).")
+    ],
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Judge by this RAM: 16GiB; default: this machine's."),
+    ] = None,
+    vram: Annotated[
+        str | None, typer.Option("--vram", metavar="SIZE", help="Judge by this GPU memory: 8GiB; 0: no GPU.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
+    ] = None,
+    kv: Annotated[
+        str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")
+    ] = "f16",
+    slots: Annotated[int, typer.Option("--slots", help="Conversations at once.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what of a model runs on this machine, how fast, and which type to take.
+
+    Reads headers alone, also of a hub id.  Exits with 3 when nothing fits.
+    """
+    with stop_on_error(as_json):
+        from dither._fit import fit as judge
+
+        found = judge(model, memory=memory, vram=vram, context=context, kv=kv, slots=slots)
+        if as_json:
+            print_json(found.to_json())
+        else:
+            show(found)
+    if not found.fits:
+        raise typer.Exit(NOTHING_FITS)
+
+
+def show(found: Fit) -> None:
+    out.print(f"[bold]{plain(found.model)}[/], {plain(found.arch)}, {format_count(found.parameters)} weights")
+    for line in machine_lines(found):
+        out.print(plain(line))
+    out.print(plain(_wish(found)))
+    out.print()
+    out.print(table(found))
+    out.print()
+    color = "bold" if found.fits else "bold red"
+    out.print(f"[{color}]{plain(found.recommendation)}[/]")
+    for command in found.commands:
+        out.print(f"  {plain(command)}", soft_wrap=True)
+    out.print()
+    if found.ruled_out and found.fits:
+        out.print(reasons_table(found))
+        out.print()
+    for line in engine_lines(found):
+        out.print(line)
+    out.print()
+    out.print(legend(found), style="dim")
+    for note in found.notes:
+        out.print(f"[yellow]note:[/] {plain(note)}")
+
+
+def machine_lines(found: Fit) -> list[str]:
+    machine, own = found.machine, found.machine.memory
+    speed = f", read at {own.bandwidth / 1e9:.0f} GB/s ({own.how_bandwidth})" if own.bandwidth else ""
+    lines = [f"{format_bytes(own.bytes)} {own.name} ({own.how_bytes}){speed}, {machine.cores} cores"]
+    for gpu in machine.gpus:
+        speed = f", {gpu.bandwidth / 1e9:.0f} GB/s ({gpu.how_bandwidth})" if gpu.bandwidth else ""
+        lines.append(f"{gpu.name}, {format_bytes(gpu.bytes)} ({gpu.how_bytes}){speed}")
+    if not machine.gpus:
+        lines.append("no GPU")
+    return lines
+
+
+def _wish(found: Fit) -> str:
+    slots = f", {found.slots} conversations at once" if found.slots > 1 else ""
+    return f"{found.context} tokens of context{slots}, cache in {found.kv}"
+
+
+def shown_candidates(found: Fit) -> list[Candidate]:
+    """The ladder a person chooses on, and whatever else matters here; --json has all."""
+    from dither.fitting.words import LADDER
+
+    top = ("BF16", "F16")
+    return [c for c in found.candidates if c.file or c.type in LADDER or c.type in top]
+
+
+def table(found: Fit) -> Table:
+    """Nine columns in eighty characters: one space between them has to do."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    shown.add_column("type", no_wrap=True)
+    for heading in ("weights", "cache", "comp.", "over.", "total"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("runs", no_wrap=True)
+    shown.add_column("tok/s", justify="right", no_wrap=True)
+    shown.add_column("KL", justify="right", no_wrap=True)
+    for candidate in shown_candidates(found):
+        memory, word = candidate.memory, candidate.verdict.word
+        chosen = candidate.type == found.chosen
+        parts = (memory.weights, memory.cache, memory.compute, memory.overhead, memory.total)
+        shown.add_row(
+            ("→ " if chosen else "  ") + plain(candidate.type),
+            *map(compact, parts),
+            f"[{_COLORS[word]}]{word}[/]",
+            _speed(candidate),
+            _kl(candidate),
+            style="bold" if chosen else None,
+        )
+    return shown
+
+
+def compact(count: float) -> str:
+    """
+    >>> compact(4.58 * 2**30), compact(16 * 2**20), compact(300)
+    ('4.58G', '16.0M', '0.0M')
+    """
+    size, unit = (count / 2**30, "G") if count >= 2**30 else (count / 2**20, "M")
+    return f"{size:.{2 if unit == 'G' and size < 10 else 1 if size < 100 else 0}f}{unit}"
+
+
+def _speed(candidate: Candidate) -> str:
+    speed = candidate.verdict.speed
+    if speed is None:
+        return "?" if candidate.fits else "–"
+    return f"{_number(speed.likely)} ({_number(speed.low)}–{_number(speed.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _kl(candidate: Candidate) -> str:
+    quality = candidate.quality
+    return f"{quality.kl:.2g}{_MARK[quality.tag]}" if quality else "?"
+
+
+def reasons_table(found: Fit) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("ruled out", overflow="fold")
+    shown.add_column("because", overflow="fold")
+    for what, why in found.ruled_out:
+        shown.add_row(plain(what), plain(why))
+    return shown
+
+
+def engine_lines(found: Fit) -> Iterator[str]:
+    """What to run it with, by purpose; what does not suit this machine says why."""
+    for engine in found.engines:
+        mark = "[green]✓[/]" if engine.suits else "[dim]·[/]"
+        yield f"{mark} to {engine.purpose}: {engine.format} with {engine.engine}: {engine.reason}"
+
+
+def legend(found: Fit) -> str:
+    lines = [
+        "G and M are GiB and MiB. Weights are counted in the headers; cache, compute and overhead are "
+        "estimated, and so are tokens/s (the band in brackets).",
+        "KL, nats per token away from the original: measured on this model, * published for Llama 3 8B "
+        "(llama.cpp's scoreboard), ? not known.",
+    ]
+    unknown = {c.verdict.why_no_speed for c in shown_candidates(found) if c.fits and not c.verdict.speed}
+    lines += [f"No tokens/s: {reason}." for reason in sorted(unknown)]
+    if any(c.notes and "cannot be" in c.notes[0] for c in shown_candidates(found)):
+        lines.append(
+            "Some types fall back where rows do not fit; --json and `dither quantize --dry-run` tell."
+        )
+    if found.bytes_read is not None:
+        lines.append(f"Read from the network: {format_bytes(found.bytes_read)} of headers.")
+    return " ".join(lines)
