@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from dither._fit import fit
     from dither._inspect import Inspection, inspect
     from dither._measure import measure
+    from dither._plan import Budget, Planned, budget, plan
     from dither._quantize import Result, preview, quantize
+    from dither._within import ladder, quantize_within
     from dither.codecs import codec
     from dither.containers.presets import preset_names
     from dither.containers.recipe import Plan
@@ -40,25 +42,32 @@ if TYPE_CHECKING:
     from dither.models.source import open_model
 
 _HOMES = {
+    "Budget": "dither._plan",
     "Calibration": "dither._calibrate",
     "EvidenceStore": "dither.formats.evidence",
     "Fit": "dither.fitting.result",
     "Inspection": "dither._inspect",
     "Measurement": "dither.measuring.schema",
     "Plan": "dither.containers.recipe",
+    "Planned": "dither._plan",
     "Result": "dither._quantize",
+    "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
     "fit": "dither._fit",
     "inspect": "dither._inspect",
+    "ladder": "dither._within",
     "measure": "dither._measure",
     "open_model": "dither.models.source",
+    "plan": "dither._plan",
     "preset_names": "dither.containers.presets",
     "preview": "dither._quantize",
     "quantize": "dither._quantize",
+    "quantize_within": "dither._within",
 }
 
 __all__ = [
+    "Budget",
     "Calibration",
     "DitherError",
     "EvidenceStore",
@@ -66,17 +75,22 @@ __all__ = [
     "Inspection",
     "Measurement",
     "Plan",
+    "Planned",
     "Result",
     "__version__",
+    "budget",
     "calibrate",
     "codec",
     "fit",
     "inspect",
+    "ladder",
     "measure",
     "open_model",
+    "plan",
     "preset_names",
     "preview",
     "quantize",
+    "quantize_within",
 ]
 
 

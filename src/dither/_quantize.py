@@ -23,8 +23,11 @@ from dither.containers.provenance import MEASUREMENT, output_metadata, recipe_js
 from dither.containers.recipe import Options, Plan, make_plan
 from dither.errors import DitherError, OutputError, UsageError
 from dither.executors import local
-from dither.formats.evidence import EvidenceStore
+from dither.formats.evidence import EvidenceStore, model_identity
+from dither.formats.gguf import lay_out
 from dither.models.source import open_model
+from dither.planning.planfile import PlanFile, plan_sha256, read_plan
+from dither.planning.presets import nearest_preset
 from dither.progress import Progress, Silent
 from dither.quantizing.paths import output_path
 from dither.quantizing.result import Result, solver_counts, tensor_notes, total_error
@@ -68,9 +71,10 @@ def preview(
 
 def quantize(
     model: str | Path | Model,
-    to: str,
+    to: str | None = None,
     out: str | Path | None = None,
     *,
+    plan: str | Path | PlanFile | None = None,
     evidence: str | Path | EvidenceStore | None = None,
     imatrix: str | Path | None = None,
     solver: str | Solver | None = None,
@@ -93,6 +97,7 @@ def quantize(
     with `force`, and the model's own files never.  An interrupted run of the same work continues
     where it stopped and writes the same bytes.
 
+    `plan`, instead of `to`, is a plan of `dither plan`: every tensor's type, the solver and the transforms.
     `evidence` is a folder of `dither calibrate` or an importance matrix (`imatrix` is its other name).
     `solver` is "nearest", "gptq" or "learned"; None takes gptq where the evidence holds Hessians.
     `transforms` ("awq", "rotate") are applied in order.  `statistics` says where Hessians come from:
@@ -105,12 +110,17 @@ def quantize(
     started = time.monotonic()
     report = progress or Silent()
     opened = model if isinstance(model, Model) else open_model(model, pre=pre)
-    options = Options(to, tuple(tensors), output_type, embedding_type, pure)
+    if plan is not None:
+        options, solver, transforms = _planned(
+            opened, plan, to, [tensors, output_type, embedding_type, pure], solver, transforms
+        )
+    else:
+        options = Options(_named(to), tuple(tensors), output_type, embedding_type, pure)
     store = open_evidence(evidence, imatrix)
     threads = threads or local.available_cores()
     job = _Job(opened, options, store, choose_solver(solver, store, threads), threads, device, report)
     job.check(transforms, statistics, measure)
-    path = output_path(opened, options.to.upper(), out, force, job.inputs())
+    path = output_path(opened, options.label, out, force, job.inputs())
     written = job.write(path, tuple(transforms), statistics, measure)
     seconds = time.monotonic() - started - job.not_counted
     return Result(
@@ -118,6 +128,45 @@ def quantize(
         written.records, written.resumed, tuple(job.notes), job.solver.name,
         solver_counts(written.records), written.transforms, written.measurement,
     )  # fmt: skip
+
+
+def header_bytes(model: Model, store: EvidenceStore | None, solver: str) -> int:
+    """What a planned file of this model takes besides its tensors, with room for its measurement."""
+    options = Options(nearest_preset(model, 0), plan="0" * 64)
+    plan = make_plan(model, options, store.tensors if store else ())
+    recipe = recipe_json(model, options, store, solver, {}, False)
+    metadata = output_metadata(model, plan, recipe, store, __version__)
+    metadata[MEASUREMENT] = reserved(_MEASUREMENT_ROOM)
+    alignment = int(metadata["general.alignment"].value) if "general.alignment" in metadata else 32
+    layout = lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors], alignment)
+    return len(layout.header)
+
+
+def _named(to: str | None) -> str:
+    if to is None:
+        raise UsageError(
+            "the type", "is not said", "Name one with --to, such as Q4_K_M, or a plan with --plan."
+        )
+    return to
+
+
+def _planned(
+    model: Model, plan: str | Path | PlanFile, to: str | None, others: Sequence[object],
+    solver: str | Solver | None, transforms: Sequence[str],
+) -> tuple[Options, str | Solver | None, Sequence[str]]:  # fmt: skip
+    """What a plan asks for; a solver or transforms named beside it go before its own.
+
+    Raises UsageError where types are named twice, or the plan is another model's.
+    """
+    if to is not None or any(others):
+        raise UsageError("--plan", "names every tensor's type already", "Edit the plan, or leave it out.")
+    known = plan if isinstance(plan, PlanFile) else read_plan(plan)
+    if known.model_identity and known.model_identity != model_identity(model):
+        reason = f"is for {known.model}, not for {model.name}"
+        raise UsageError("--plan", reason, "Make one for this model: dither plan MODEL --size …")
+    nearest = nearest_preset(model, known.bytes)
+    options = Options(nearest, known.overrides(), plan=plan_sha256(known))
+    return options, solver or known.solver or None, tuple(transforms) or known.transforms
 
 
 def open_evidence(
@@ -220,16 +269,21 @@ class _Job:
         check_evidence(plan, self.store)
         self.say(*rewritten.notes, *plan.fallback_notes(), *evidence_notes(plan, self.store))
         sequential = statistics == "sequential"
-        recipe = recipe_json(
-            self.opened, self.options, self.store, self.solver.name, rewritten.record, sequential
-        )
-        metadata = output_metadata(rewritten.model, plan, recipe, self.store, __version__)
-        if measure:
-            metadata[MEASUREMENT] = reserved(_MEASUREMENT_ROOM)
+        recipe, metadata = self.described(rewritten, sequential, bool(measure))
         identity = json.dumps([self.opened.fingerprint, recipe, [asdict(tensor) for tensor in plan.tensors]])
         entries = [(t.name, t.shape, t.type) for t in plan.tensors]
         with GGUFOutput(path, metadata, entries, identity) as output:
             return self._fill(output, path, rewritten, sequential, measure)
+
+    def described(self, rewritten: Rewritten, sequential: bool, measure: bool) -> tuple[str, dict[str, Any]]:
+        """The recipe and the file's metadata."""
+        recipe = recipe_json(
+            self.opened, self.options, self.store, self.solver.name, rewritten.record, sequential
+        )
+        metadata = output_metadata(rewritten.model, rewritten.plan, recipe, self.store, __version__)
+        if measure:
+            metadata[MEASUREMENT] = reserved(_MEASUREMENT_ROOM)
+        return recipe, metadata
 
     def _fill(
         self,

@@ -18,6 +18,7 @@ from dither.cli.doctor import doctor
 from dither.cli.fit import fit
 from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
+from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
 
 app = typer.Typer(
@@ -50,6 +51,8 @@ def options(
 app.command()(quantize)
 app.command("quantise", hidden=True)(quantize)
 app.command()(calibrate)
+app.command()(plan)
+app.command()(ladder)
 app.command()(measure)
 app.command()(compare)
 app.command()(fit)

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from dither.cli.plan import (
+    Bpw,
+    Context,
+    Kv,
+    MaxKld,
+    Memory,
+    Size,
+    Slots,
+    Types,
+    budget_of,
+    print_validation,
+    split_types,
+)  # fmt: skip
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from dither.measuring.schema import Measurement
+    from dither.types import Model
 
 
 def quantize(
@@ -22,8 +36,22 @@ def quantize(
         typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name)."),
     ],
     to: Annotated[
-        str, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")
-    ],
+        str | None, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")
+    ] = None,
+    size: Size = None,
+    bpw: Bpw = None,
+    memory: Memory = None,
+    context: Context = 8192,
+    kv: Kv = "f16",
+    slots: Slots = 1,
+    max_kld: MaxKld = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="A plan of `dither plan`, replayed.")
+    ] = None,
+    types: Types = None,
+    no_validate: Annotated[
+        bool, typer.Option("--no-validate", help="With a budget: do not hold the plan against other files.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", metavar="PATH", help="A file or a folder; <model>-<TYPE>.gguf."),
@@ -72,11 +100,30 @@ def quantize(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Quantize a model to GGUF."""
+    """Quantize a model to GGUF: to a type, within a budget, or by a plan."""
     with stop_on_error(as_json, resumable=not dry_run):
         from dither import _quantize
         from dither.containers.provenance import source_notes
         from dither.models.source import open_model
+
+        budgets = (size, bpw, memory, max_kld)
+        if sum(given is not None for given in (to, plan, *budgets)) != 1:
+            raise UsageError(
+                "the request", "wants one of --to, --plan, --size, --bpw, --memory and --max-kld",
+                "For example --to Q4_K_M, or --size 4.2GiB.",
+            )  # fmt: skip
+        if any(given is not None for given in budgets):
+            if dry_run or tensor or output_type or embedding_type or pure or statistics or measure_data:
+                raise UsageError(
+                    "a budget", "leaves every choice of types to the plan, which is always measured",
+                    "Use `dither plan`, edit what it writes, and pass --plan.",
+                )  # fmt: skip
+            _within_budget(
+                open_model(model, pre=pre), budgets, (context, kv, slots), as_json, output, evidence=evidence,
+                solver=solver, transforms=transform or (), types=split_types(types),
+                validate=not no_validate, threads=threads, device=device, force=force,
+            )  # fmt: skip
+            return
 
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
@@ -84,16 +131,19 @@ def quantize(
             "embedding_type": embedding_type, "pure": pure, "pre": pre,
         }  # fmt: skip
         if dry_run:
+            if to is None:
+                raise UsageError("--dry-run", "prints a preset's plan", "A plan file can be read as it is.")
             opened = open_model(model, pre=pre)
-            plan = _quantize.preview(opened, to, **common)  # type: ignore[arg-type]
-            notes = [*opened.notes, *source_notes(opened, plan), *plan.fallback_notes()]
-            print_json({**plan.to_json(), "notes": notes}) if as_json else print_plan(plan, notes)
+            mix = _quantize.preview(opened, to, **common)  # type: ignore[arg-type]
+            notes = [*opened.notes, *source_notes(opened, mix), *mix.fallback_notes()]
+            print_json({**mix.to_json(), "notes": notes}) if as_json else print_mix(mix, notes)
             return
         with Meter() as meter:
             result = _quantize.quantize(
                 model,
                 to,
                 output,
+                plan=plan,
                 solver=solver,
                 transforms=transform or (),
                 statistics=statistics,
@@ -107,6 +157,23 @@ def quantize(
         print_json(result.to_json()) if as_json else print_result(result)
 
 
+def _within_budget(
+    model: Model, budgets: tuple[Any, ...], running: tuple[int, str, int], as_json: bool, output: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    from dither import _within
+
+    size, bpw, memory, max_kld = budgets
+    wanted = budget_of(model, size, bpw, memory, *running, max_kld)
+    with Meter() as meter:
+        found = _within.quantize_within(model, wanted, output, progress=meter, **options)
+    if as_json:
+        print_json(found.to_json())
+        return
+    print_result(found.result)
+    print_validation(found)
+
+
 def parse_override(text: str) -> tuple[str, str]:
     """`REGEX=TYPE` split at its last `=`.  Raises UsageError where there is none."""
     pattern, equals, kind = text.rpartition("=")
@@ -115,7 +182,7 @@ def parse_override(text: str) -> tuple[str, str]:
     return pattern, kind.upper()
 
 
-def print_plan(plan: object, notes: list[str]) -> None:
+def print_mix(plan: object, notes: list[str]) -> None:
     from dither.containers.recipe import Plan
 
     assert isinstance(plan, Plan)

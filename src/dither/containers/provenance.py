@@ -34,11 +34,13 @@ def recipe_json(
 ) -> str:  # fmt: skip
     """The recipe as it is kept in the file: enough to make it again, nothing of the machine."""
     recipe: dict[str, Any] = {
-        "to": options.to.upper(),
+        "to": options.label,
         "solver": solver,
         "source": {"name": model.name, "kind": model.kind},
     }
-    if options.tensors:
+    if options.plan:
+        recipe["plan"] = options.plan
+    elif options.tensors:
         recipe["tensors"] = [list(pair) for pair in options.tensors]
     for key in ("output_type", "embedding_type", "pure"):
         if getattr(options, key):

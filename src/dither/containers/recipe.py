@@ -19,16 +19,28 @@ from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Model, No, Tensor
 
+PLANNED = "plan"  # instead of a preset's name
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a person asked for.  `tensors` are (regular expression, type) pairs, first match wins."""
+    """What a person asked for.  `tensors` are (regular expression, type) pairs, first match wins.
+
+    `plan` is the sha256 of a plan file that names every tensor's type (`planning.planfile`); `to` then only
+    says what llama.cpp calls a file of that size.
+    """
 
     to: str
     tensors: tuple[tuple[str, str], ...] = ()
     output_type: str | None = None
     embedding_type: str | None = None
     pure: bool = False
+    plan: str = ""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return PLANNED if self.plan else self.to.upper()
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ def make_plan(model: Model, options: Options, importance: Collection[str] = ()) 
         plan_tensor(tensor, assignment, model.kind)
         for tensor, assignment in zip(model.tensors, assignments, strict=True)
     )
-    return Plan(options.to.upper(), file_type(options.to), planned)
+    return Plan(options.label, file_type(options.to), planned)
 
 
 def check_patterns(model: Model, options: Options) -> None:

@@ -23,8 +23,8 @@ from dither.units import format_bytes
 
 RUN = "run.json"
 WRITER = "writer-"  # a temporary folder that a killed run could not take away
-_OURS = re.compile(r"(blk\.\d+|output|tokens)\.npz(\.part)?|(hidden|back)\..*|imatrix\.gguf(\.part)?|"
-                   r"(evidence|run)\.json(\.part)?")  # fmt: skip
+_OURS = re.compile(r"(blk\.\d+|output|tokens)\.npz(\.part)?|(hidden|back|sensitivity)\..*|"
+                   r"imatrix\.gguf(\.part)?|(evidence|run)\.json(\.part)?")  # fmt: skip
 
 
 class Folder:

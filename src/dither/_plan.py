@@ -1,0 +1,306 @@
+"""Plan: the type of every tensor, so that a file is of a size and loses as little as it can.
+
+    evidence → a probe → one tensor's rounding at a time, in KL divergence (`measuring.sensitivity`)
+             → every type's error of every tensor (`planning.errors`)
+             → the exact minimum under the budget (`planning.knapsack`) → plan.toml
+
+Everything that was measured stays beside the evidence (`planning.costs`), so that another size of the same
+model is planned in a second, and a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dither import __version__
+from dither._calibrate import calibrate
+from dither._quantize import choose_solver, header_bytes, open_evidence, quantize
+from dither.errors import UsageError
+from dither.executors import local
+from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
+from dither.formats.ggml import GGML_TYPES
+from dither.models.source import open_model
+from dither.planning.candidates import candidates, fixed_tensors
+from dither.planning.costs import Costs
+from dither.planning.errors import error_ratios
+from dither.planning.knapsack import Allocation, Choice, Item, allocate, smallest
+from dither.planning.planfile import PlanFile, PlannedType, write_plan
+from dither.progress import Progress, Silent
+from dither.quantizing.paths import file_stem
+from dither.types import Model, Solver
+from dither.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from dither.measuring.text import Sequences
+
+PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
+ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One of three: bytes of the file, bytes of the tensors, or the divergence at most."""
+
+    said: str  # as a person reads it
+    file: int | None = None
+    tensors: int | None = None
+    max_kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what it was chosen from: `items` are every tensor's choices with their predicted costs."""
+
+    plan: PlanFile
+    path: str | None
+    file_bytes: int
+    parameters: int
+    bound: float
+    seconds: float
+    notes: tuple[str, ...]
+    items: tuple[Item, ...]
+    allowed: int  # bytes that the items together may take
+    limit: int  # bytes of all tensors that the budget allows
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.plan.bytes / self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        tensors = {
+            name: {"type": t.type, "bytes": t.bytes, "kl": t.kl} for name, t in self.plan.tensors.items()
+        }
+        return {
+            "path": self.path, "model": self.plan.model, "solver": self.plan.solver,
+            "transforms": list(self.plan.transforms), "budget": self.plan.budget, "bytes": self.plan.bytes,
+            "file_bytes": self.file_bytes, "bits_per_weight": self.bits_per_weight,
+            "predicted_kl": self.plan.kl, "lower_bound": self.bound, "seconds": self.seconds,
+            "notes": list(self.notes), "tensors": tensors,
+        }  # fmt: skip
+
+
+def budget(
+    *, size: str | int | None = None, bpw: float | None = None, weights: int | None = None,
+    max_kld: float | None = None, parameters: int,
+) -> Budget:  # fmt: skip
+    """Raises UsageError unless exactly one is given, and makes sense."""
+    given = [value for value in (size, bpw, weights, max_kld) if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "the budget", "wants exactly one of --size, --bpw, --memory and --max-kld",
+            "For example --size 4.2GiB.",
+        )  # fmt: skip
+    for name, value in (("--bpw", bpw), ("--max-kld", max_kld)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{name} {value:g}", "is no positive number")
+    if size is not None:
+        count = parse_bytes(size) if isinstance(size, str) else size
+        if count <= 0:
+            raise UsageError(f"--size {size}", "is nothing", "Write it like 4.2GiB.")
+        return Budget(f"a file of {format_bytes(count)}", file=count)
+    if bpw is not None:
+        return Budget(f"{bpw:g} bits per weight", tensors=int(bpw * parameters / 8))
+    if weights is not None:
+        return Budget(f"{format_bytes(weights)} of memory for weights", tensors=weights)
+    return Budget(f"a KL divergence of at most {max_kld:g}", max_kl=max_kld)
+
+
+def plan(
+    model: str | Path | Model,
+    wanted: Budget | None = None,
+    *,
+    size: str | int | None = None,
+    bpw: float | None = None,
+    max_kld: float | None = None,
+    evidence: str | Path | EvidenceStore | None = None,
+    solver: str | None = None,
+    transforms: Sequence[str] = (),
+    types: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Planned:
+    """Chooses the type of every tensor of `model` under a budget, and writes it to `out` where that is given.
+
+    The budget is one of `size` (of the file: "4.2GiB" or bytes), `bpw` (bits per weight) and `max_kld` (the
+    smallest file of a predicted divergence), or a `Budget`.  `evidence` is a folder of `dither calibrate`;
+    without one it is learnt first, beside the output, from the model's own writing.  `types` limits the
+    choice.  What a transform improves is not predicted, only applied.
+
+    Raises UsageError (the request, a budget that cannot be met), SourceError, OutputError.
+    """
+    started, report = time.monotonic(), progress or Silent()
+    opened = model if isinstance(model, Model) else open_model(model)
+    wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=opened.parameters)
+    threads = threads or local.available_cores()
+    store = _evidence(opened, evidence, out, device, threads, report)
+    chosen = choose_solver(solver, store, threads)
+    allowed = candidates(opened, importance=store.tensors, types=types)
+    costs = _costs(opened, store, chosen, allowed, threads, device, report)
+    fixed = fixed_tensors(opened, allowed)
+    items = tuple(_item(opened, name, kinds, costs) for name, kinds in allowed.items())
+    header = header_bytes(opened, store, chosen.name)
+    room = _room(wanted, header, sum(map(_padded, fixed.values())), sum(t.bytes for t in fixed.values()))
+    if wanted.max_kl is None:
+        assert room is not None
+        allocation = allocate(items, room)
+    else:
+        allocation = smallest(items, wanted.max_kl)
+    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, fixed)
+    if out is not None:
+        write_plan(Path(out), found, force=force)
+    file_bytes = header + allocation.bytes + sum(map(_padded, fixed.values()))
+    return Planned(
+        found, None if out is None else str(out), file_bytes, opened.parameters, allocation.bound,
+        time.monotonic() - started, found.notes, items, room or allocation.bytes,
+        (room or allocation.bytes) + sum(t.bytes for t in fixed.values()),
+    )  # fmt: skip
+
+
+def _evidence(
+    model: Model, given: str | Path | EvidenceStore | None, out: str | Path | None, device: str,
+    threads: int, report: Progress,
+) -> EvidenceStore:  # fmt: skip
+    """The evidence; learnt now, or taken from an earlier run's folder, where none is named."""
+    if given is None:
+        folder = (Path(out).parent if out is not None else Path()) / f"{file_stem(model)}-evidence"
+        if not (folder / MANIFEST).is_file():
+            report.note(f"No evidence is given: it is learnt first, from the model's own writing ({folder}).")
+            calibrate(model, gradients=True, out=folder, device=device, threads=threads, progress=report)
+        given = folder
+    store = open_evidence(given)
+    assert store is not None
+    if store.matrix is not None:
+        raise UsageError(
+            str(store.path), "is an importance matrix, and planning runs a calibration's text",
+            "Learn one with `dither calibrate MODEL --gradients -o evidence`.",
+        )  # fmt: skip
+    store.check(model)
+    return store
+
+
+def _costs(
+    model: Model, store: EvidenceStore, solver: Solver, allowed: Mapping[str, Sequence[str]], threads: int,
+    device: str, report: Progress,
+) -> Costs:  # fmt: skip
+    """Everything that was found out, completed."""
+    what = json.dumps([model.fingerprint, store.sha256, solver.name, PROBE, __version__])
+    key = hashlib.sha256(what.encode()).hexdigest()[:12]
+    costs = Costs.open(store.path / f"sensitivity.{key}.json")
+    missing = [name for name in allowed if name not in costs.divergence]
+    if missing:
+        _measure(model, store, solver, missing, costs, threads, device, report)
+    _all_ratios(model, store, solver, allowed, costs, threads, report)
+    return costs
+
+
+def _measure(
+    model: Model, store: EvidenceStore, solver: Solver, names: Sequence[str], costs: Costs, threads: int,
+    device: str, report: Progress,
+) -> None:  # fmt: skip
+    from dither.measuring.sensitivity import affordable, divergences
+    from dither.models.blocks import open_blocks
+
+    network = open_blocks(model, device=device)
+    path = costs.path.with_suffix(".gguf")
+    report.note(
+        f"Measuring what the rounding of each of {len(names)} tensors costs (once for this evidence)."
+    )
+    result = quantize(
+        model, PROBE, path, evidence=store, solver=solver, threads=threads, device=device, force=True,
+        progress=report,
+    )  # fmt: skip
+    costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
+    text, _ = halves(store)
+    text = affordable(text, len(names))
+    divergences(network, open_model(path), names, text, costs.found, report)
+    path.unlink()
+
+
+def halves(store: EvidenceStore) -> tuple[Sequences, Sequences]:
+    """The text that calibration held back: what sensitivities are measured on, what plans are judged by.
+    One sequence alone serves for both."""
+    from dither.measuring.proof import held_back_text
+
+    text = held_back_text(store)
+    middle = max(1, len(text.lengths_S) // 2)
+    first = replace(text, tokens_ST=text.tokens_ST[:middle], lengths_S=text.lengths_S[:middle])
+    if middle == len(text.lengths_S):
+        return first, first
+    return first, replace(text, tokens_ST=text.tokens_ST[middle:], lengths_S=text.lengths_S[middle:])
+
+
+def _all_ratios(
+    model: Model, store: EvidenceStore, solver: Solver, allowed: Mapping[str, Sequence[str]], costs: Costs,
+    threads: int, report: Progress,
+) -> None:  # fmt: skip
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    todo = {}
+    for name, kinds in allowed.items():
+        known = costs.ratios.setdefault(name, {})
+        todo[name] = [kind for kind in kinds if kind not in known]
+    report.start(sum(map(len, todo.values())), 0)
+    for name, kinds in todo.items():
+        if kinds:
+            costs.ratios[name] |= error_ratios(
+                tensors[name], kinds, costs.probe[name], store, solver, threads
+            )
+            costs.save()
+            report.advance(len(kinds), f"what each type makes of {name}")
+
+
+def _item(model: Model, name: str, kinds: Sequence[str], costs: Costs) -> Item:
+    tensor = next(t for t in model.tensors if t.name == name)
+    choices = []
+    for kind in kinds:
+        size = _aligned(tensor.rows * GGML_TYPES[kind].row_bytes(tensor.columns))
+        choices.append(Choice(kind, size, costs.predicted(name, kind)))
+    return Item((name,), tuple(choices))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _padded(tensor: PlannedType) -> int:
+    return _aligned(tensor.bytes)
+
+
+def _room(wanted: Budget, header: int, fixed_padded: int, fixed: int) -> int | None:
+    """Bytes that the tensors to choose for may take."""
+    if wanted.file is not None:
+        return wanted.file - header - fixed_padded
+    return None if wanted.tensors is None else wanted.tensors - fixed
+
+
+def _plan_file(
+    model: Model, wanted: Budget, store: EvidenceStore, solver: str, transforms: Sequence[str],
+    allocation: Allocation, items: Sequence[Item], fixed: Mapping[str, PlannedType],
+) -> PlanFile:  # fmt: skip
+    shapes = {tensor.name: tensor for tensor in model.tensors}
+    chosen = {name: c for item, c in zip(items, allocation.chosen, strict=True) for name in item.tensors}
+    tensors = {}
+    for name, tensor in shapes.items():
+        if name in chosen:
+            kind = chosen[name].type
+            exact = tensor.rows * GGML_TYPES[kind].row_bytes(tensor.columns)
+            tensors[name] = PlannedType(kind, exact, chosen[name].kl)
+        else:
+            tensors[name] = fixed[name]
+    notes = []
+    if transforms:
+        notes.append(f"Predicted without {' and '.join(transforms)}, which the file is made with.")
+    return PlanFile(
+        model=model.name, model_identity=model_identity(model), evidence=store.sha256, solver=solver,
+        transforms=tuple(transforms), budget=wanted.file or wanted.tensors,
+        bytes=sum(t.bytes for t in tensors.values()), kl=allocation.kl, tensors=tensors, notes=tuple(notes),
+    )  # fmt: skip

@@ -1,0 +1,283 @@
+"""Within a budget: plan, quantize, measure, and see whether the plan was worth it, in one go.
+
+A plan is a prediction.  So the file it made is held against two others of at most its size, made with the
+same evidence and solver: the nearest preset, and a random allocation of types.  All three are measured on
+text that neither Hessians nor sensitivities have seen, and the best is what gets the name.
+
+A *ladder* is several budgets of one model on the same evidence: the size-quality frontier.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dither._plan import Budget, Planned, halves, plan
+from dither._quantize import Result, open_evidence, quantize
+from dither.errors import UsageError
+from dither.formats.evidence import EvidenceStore
+from dither.measuring.schema import Measurement, path_for
+from dither.models.source import open_model
+from dither.planning.knapsack import random_allocation
+from dither.planning.planfile import PlanFile
+from dither.planning.presets import nearest_preset
+from dither.progress import Progress, Silent
+from dither.quantizing.paths import file_stem, output_path
+from dither.types import Model
+from dither.units import format_bytes
+
+ROUNDS = 3  # of coming closer to a divergence asked for
+PLANNED = "plan"
+_CAUTION = 0.97  # of the divergence that is aimed at, so that rounds come to an end
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One contestant of a validation, measured on the text kept for it."""
+
+    name: str  # "plan", "preset Q4_K_M", "random"
+    bytes: int
+    kl: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Within:
+    """A file within its budget.  Without validation there are no `rivals`; `winner` names the one kept."""
+
+    result: Result
+    planned: Planned
+    rivals: tuple[Rival, ...]
+    winner: str
+    seconds: float
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.result.to_json(), "plan": self.planned.to_json(), "winner": self.winner,
+            "validation": [rival.to_json() for rival in self.rivals], "total_seconds": self.seconds,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def quantize_within(
+    model: str | Path | Model,
+    wanted: Budget,
+    out: str | Path | None = None,
+    *,
+    evidence: str | Path | EvidenceStore | None = None,
+    solver: str | None = None,
+    transforms: Sequence[str] = (),
+    types: Sequence[str] | None = None,
+    validate: bool = True,
+    threads: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Within:
+    """The best file of `model` within a budget (`dither.budget`), measured.
+
+    With `validate` (the default) the nearest preset and a random allocation of at most the same size are made
+    too, and the best of the three is kept; `notes` say so where that is not the plan.  A budget on the
+    divergence is met as measured: where the prediction was too hopeful, a larger file is planned.
+
+    Raises what `plan` and `quantize` raise; OutputError before any work where the output exists.
+    """
+    started, report = time.monotonic(), progress or Silent()
+    opened = model if isinstance(model, Model) else open_model(model)
+    place = output_path(opened, label(wanted), out, force, [Path(file) for file in opened.files])
+    common: dict[str, Any] = {"threads": threads, "device": device, "progress": progress}
+
+    def planned_for(budget: Budget) -> Planned:
+        beside = place.with_suffix(".toml")
+        return plan(
+            opened, budget, evidence=evidence, solver=solver, transforms=transforms, types=types,
+            out=beside, force=True, **common,
+        )  # fmt: skip
+
+    planned = planned_for(wanted)
+    store = _store(opened, evidence, place)
+    common |= {"evidence": store, "measure": True}
+
+    def written(planned: Planned) -> Result:
+        return quantize(opened, plan=planned.plan, out=place, force=force, **common)
+
+    result = written(planned)
+    notes: list[str] = []
+    if wanted.max_kl is not None:
+        planned, result = _closer(wanted, planned, result, planned_for, notes, written)
+    rivals: tuple[Rival, ...] = ()
+    winner = PLANNED
+    if validate:
+        result, rivals, winner = _validated(opened, planned, result, store, place, common)
+    if winner != PLANNED:
+        notes.append(f"The plan lost to the {winner} on text kept for judging, which was written instead.")
+    for note in notes:
+        report.note(note)
+    return Within(result, planned, rivals, winner, time.monotonic() - started, (*result.notes, *notes))
+
+
+def label(wanted: Budget) -> str:
+    """What stands in a file's name.
+
+    >>> label(Budget("", file=4 * 2**30)), label(Budget("", max_kl=0.01))
+    ('4.00GiB', 'kld0.01')
+    """
+    if wanted.max_kl is not None:
+        return f"kld{wanted.max_kl:g}"
+    return format_bytes(wanted.file or wanted.tensors or 0).replace(" ", "")
+
+
+def _store(model: Model, evidence: str | Path | EvidenceStore | None, place: Path) -> EvidenceStore:
+    """What the plan was made from: where none was named, the folder that planning has made."""
+    store = open_evidence(place.parent / f"{file_stem(model)}-evidence" if evidence is None else evidence)
+    assert store is not None
+    return store
+
+
+def _closer(
+    wanted: Budget, planned: Planned, result: Result, plan_for: Callable[[Budget], Planned],
+    notes: list[str], written: Callable[[Planned], Result],
+) -> tuple[Planned, Result]:  # fmt: skip
+    """Larger files until the divergence that was asked for is the one measured."""
+    assert wanted.max_kl is not None
+    aim = wanted.max_kl
+    for _ in range(ROUNDS):
+        assert result.measurement is not None
+        found = result.measurement.kl_mean
+        if found <= wanted.max_kl:
+            return planned, result
+        aim *= _CAUTION * wanted.max_kl / found
+        planned = plan_for(replace(wanted, max_kl=aim))
+        Path(result.path).unlink()
+        result = written(planned)
+    assert result.measurement is not None
+    if result.measurement.kl_mean > wanted.max_kl:
+        notes.append(
+            f"After {ROUNDS} rounds the divergence is {result.measurement.kl_mean:.4g}, still above "
+            f"{wanted.max_kl:g}: ask for less, or for a size."
+        )
+    return planned, result
+
+
+def _validated(
+    model: Model, planned: Planned, result: Result, store: EvidenceStore, place: Path, common: dict[str, Any]
+) -> tuple[Result, tuple[Rival, ...], str]:
+    """The best of plan, preset and random allocation; it stands at `place` afterwards."""
+    contestants = {PLANNED: result}
+    with tempfile.TemporaryDirectory(prefix=".dither-rivals-", dir=place.parent) as folder:
+        preset = nearest_preset(model, planned.limit, store.tensors)
+        solving = {"solver": planned.plan.solver, "transforms": planned.plan.transforms}
+        for name, what in (
+            (f"preset {preset}", {"to": preset, **solving}),
+            ("random allocation", {"plan": random_plan(planned)}),
+        ):
+            inside = Path(folder) / name.partition(" ")[0]
+            inside.mkdir()
+            contestants[name] = quantize(model, out=inside / place.name, **what, **common)
+        rivals = tuple(
+            Rival(name, found.plan.bytes, judged(found.measurement, store))
+            for name, found in contestants.items()
+        )
+        winner = min(rivals, key=lambda rival: rival.kl).name
+        if winner != PLANNED:
+            kept = Path(contestants[winner].path)
+            kept.replace(place)
+            path_for(kept).replace(path_for(place))
+    return replace(contestants[winner], path=str(place)), rivals, winner
+
+
+def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
+    """Another plan of about the same size, drawn blindly."""
+    drawn = random_allocation(planned.items, planned.allowed, seed)
+    tensors = dict(planned.plan.tensors)
+    for item, choice in zip(planned.items, drawn.chosen, strict=True):
+        for name in item.tensors:
+            tensors[name] = replace(tensors[name], type=choice.type, bytes=choice.bytes, kl=choice.kl)
+    return replace(
+        planned.plan, tensors=tensors, kl=drawn.kl, bytes=sum(tensor.bytes for tensor in tensors.values())
+    )
+
+
+def judged(found: Measurement | None, store: EvidenceStore) -> float:
+    """Mean divergence on the held-back sequences that no sensitivity was measured on."""
+    assert found is not None
+    first, second = halves(store)
+    skip = len(first.lengths_S) if second is not first else 0
+    kl_S, tokens_S = np.array(found.sequence_kl)[skip:], np.array(found.sequence_tokens)[skip:]
+    return float(np.average(kl_S, weights=tokens_S))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One file of a ladder."""
+
+    wanted: str
+    path: str
+    bytes: int
+    bits_per_weight: float
+    kl: float
+    kl_low: float
+    kl_high: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def ladder(
+    model: str | Path | Model,
+    wanted: Sequence[Budget | str],
+    out: str | Path | None = None,
+    *,
+    evidence: str | Path | EvidenceStore | None = None,
+    solver: str | None = None,
+    transforms: Sequence[str] = (),
+    types: Sequence[str] | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Rung]:
+    """Several files of one model, each measured: a planned one for every budget, and presets by name.
+
+    `out` is a folder (the current one).  Evidence and sensitivities are learnt once.  A rung whose file
+    exists is an OutputError before any work, unless `force`.
+    """
+    opened = model if isinstance(model, Model) else open_model(model)
+    folder = Path(out) if out is not None else Path()
+    folder.mkdir(parents=True, exist_ok=True)
+    for rung in wanted:
+        name = rung.upper() if isinstance(rung, str) else label(rung)
+        output_path(opened, name, folder, force, [Path(file) for file in opened.files])
+    common: dict[str, Any] = {
+        "evidence": evidence, "solver": solver, "transforms": transforms, "threads": threads,
+        "device": device, "force": force, "progress": progress,
+    }  # fmt: skip
+    found = []
+    for rung in sorted(wanted, key=lambda rung: isinstance(rung, str)):  # planning learns what is missing
+        began = time.monotonic()
+        if isinstance(rung, Budget):
+            within = quantize_within(opened, rung, folder, types=types, validate=False, **common)
+            result, said = within.result, rung.said
+        else:
+            if evidence is None:
+                raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")
+            result, said = quantize(opened, rung, folder, measure=True, **common), rung.upper()
+        assert result.measurement is not None
+        kl = result.measurement
+        found.append(
+            Rung(
+                said, result.path, result.bytes, result.bits_per_weight, kl.kl_mean, kl.kl_mean_low,
+                kl.kl_mean_high, time.monotonic() - began,
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda rung: rung.bytes)

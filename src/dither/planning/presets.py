@@ -1,0 +1,32 @@
+"""The preset that comes closest to a size from below: what a planned file is named after, and raced with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from dither.containers.presets import preset_names
+from dither.containers.recipe import Options, Plan, make_plan
+from dither.errors import UsageError
+from dither.types import Model
+
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def preset_plans(model: Model, importance: Collection[str] = ()) -> dict[str, Plan]:
+    """Every preset that this model can be made in, by its name; without importance those that need none."""
+    found = {}
+    for name in preset_names():
+        try:
+            found[name] = make_plan(model, Options(name), importance)
+        except UsageError:  # a type that needs importance, or columns that nothing of it fits
+            continue
+    return found
+
+
+def nearest_preset(model: Model, size: int, importance: Collection[str] = ()) -> str:
+    """The largest preset whose tensors take at most `size` bytes; the smallest where none is."""
+    plans = preset_plans(model, importance)
+    fitting = [name for name, plan in plans.items() if plan.bytes <= size and name not in _FLOATS]
+    if fitting:
+        return max(fitting, key=lambda name: plans[name].bytes)
+    return min(plans, key=lambda name: plans[name].bytes)
