@@ -1,15 +1,18 @@
 """Which type for which tensor: the least predicted KL divergence in so many bytes, or the reverse.
 
-Every tensor (or group that must stay equal) may take one of some types, each with its exact bytes and a predicted
-KL divergence; predictions add up.  Choosing one type for each under a budget is the multiple-choice knapsack
-problem.  It is hard in theory and easy here: `minimal_core` proves its answers, whichever way it is asked.
+Every tensor (or group that must stay equal) may take one of some types, each with its exact bytes and a
+predicted KL divergence; predictions add up.  Choosing one type for each under a budget is the multiple-choice
+knapsack problem.  It is hard in theory and easy here: `minimal_core` proves its answers, whichever way it is
+asked.
 
-What "exact" means: no allocation within the budget is better by more than a relative 10⁻¹² of KL, the rounding of
-sums of float64; within that, fewer bytes win.  Bytes are compared exactly (they are integers below 2⁵³).
+What "exact" means: no allocation within the budget is better by more than a relative 10⁻¹² of KL, the
+rounding of sums of float64; within that, fewer bytes win.  A KL below 10⁻³⁰ counts as none.  Bytes are
+compared exactly (they are integers below 2⁵³).
 
 `Allocation.bound` is the greatest lower bound that was proven.  It starts as the Lagrangian one and, when the
-search ends, as it does on every model seen, equals what was found: the optimum is proven.  Where an instance is
-pathological the search thins its states; `bound` then stays below, and the gap between them is all that may be lost.
+search ends, as on all instances of a model's shape tried, equals what was found: the optimum is proven.
+Where an instance is pathological the search thins its states; `bound` then stays below, and the gap between
+them is all that may be lost.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from dither.planning.minimal_core import Numbers, relax, solve, undominated
 from dither.units import format_bytes
 
 _SLACK = 1e-12  # of a limit of KL: what sums of floats may differ by
-_NOTHING = 1e-30  # a smaller KL counts as none
+_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,9 @@ def _arrays(items: Sequence[Item]) -> tuple[list[Numbers], list[Numbers]]:
                     "Both must be finite and at least 0: measure the sensitivity again.",
                 )  # fmt: skip
     bytes_ = [np.array([choice.bytes for choice in item.choices], np.float64) for item in items]
-    kls = [np.array([choice.kl if choice.kl > _NOTHING else 0.0 for choice in item.choices]) for item in items]
+    kls = [
+        np.array([choice.kl if choice.kl > _NOTHING else 0.0 for choice in item.choices]) for item in items
+    ]
     return bytes_, kls
 
 

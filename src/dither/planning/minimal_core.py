@@ -1,22 +1,24 @@
 """One choice per item, least cost under a limit of weight: the multiple-choice knapsack, exactly.
 
-1. *Hulls.*  Of every item only the choices on its lower convex hull matter to the relaxed problem.  Taking hull
-   steps in falling order of gain per weight until the limit breaks solves it: the breaking step's gain λ is the
-   Lagrange multiplier that bisection would converge to, the choices so far are the *base*, and
-   base cost − λ · room left is a lower bound that no choice can beat (Sinha & Zoltners 1979).
-2. *Core.*  The best choices differ from the base in few items, those with a step whose gain is nearly λ.  Items
-   join one by one, nearest first, in a dynamic program over states (weight, cost) in which only undominated
-   states stay.  A state whose own bound, with the best gains the items still outside have to offer, cannot beat
-   the best choices seen is dropped; so is a choice by its reduced cost.  When no state is left, or no item, the
-   best seen is proven (Pisinger 1995, "A minimal algorithm for the multiple-choice knapsack problem"; Kellerer,
-   Pferschy & Pisinger, *Knapsack Problems*, ch. 11).
+1. *Hulls.*  Of every item only the choices on its lower convex hull matter to the relaxed problem.  Taking
+   hull steps in falling order of gain per weight until the limit breaks solves it: the breaking step's gain λ
+   is the Lagrange multiplier that bisection would converge to, the choices so far are the *base*, and base
+   cost − λ · room left is a lower bound that no choice can beat (Sinha & Zoltners 1979).
+2. *Core.*  The best choices differ from the base in few items, those with a step whose gain is nearly λ.
+   Items join one by one, nearest first, in a dynamic program over states (weight, cost) in which only
+   undominated states stay.  A state whose own bound, with the best gains the items still outside have to
+   offer, cannot beat the best choices seen is dropped; so is a choice by its reduced cost.  When no state is
+   left, or no item, the best seen is proven (Pisinger 1995, "A minimal algorithm for the multiple-choice
+   knapsack problem"; Kellerer, Pferschy & Pisinger, *Knapsack Problems*, ch. 11).
 
-Rounding.  Weights and costs are float64 and ≥ 0, and only sums of them are compared, so each comparison is good to
-n · 2⁻⁵³.  Costs nearer than `_ROUNDING` (relative) are one cost: no better choices by more than that exist.
+Rounding.  Weights and costs are float64 and ≥ 0, and only sums of them are compared, so each comparison is
+good to n · 2⁻⁵³.  Costs nearer than `_ROUNDING` (relative) are one cost: no better choices by more than that
+exist.
 
-Pathological instances (every choice of every item on one line, and the limit never met) would keep all sums apart.
-Beyond `_STATES` the states are thinned to even steps of cost, each standing in for more costly neighbors that weigh
-more; what that may lose is added up, and the bound says so.  `_WORK` bounds the time.
+Pathological instances (every choice of every item on one line, and the limit never met) would keep all sums
+apart. To make no more than `_MADE` the states are thinned to even steps of cost, each standing in for more
+costly neighbors that weigh more; what that may lose is added up, and the bound says so.  `_WORK` bounds the
+time.
 
 Legend: n items, J choices of one item, S states.
 """
@@ -35,9 +37,9 @@ Numbers = npt.NDArray[np.float64]
 Indices = npt.NDArray[Any]
 
 _ROUNDING = 1e-12
-_STATES = 2**20  # beyond these, states are thinned
-_WORK = 10**8  # states made; beyond these, few are kept
-_STATES_LATE = 2**13
+_MADE = 2**23  # states that one item may make of those before; to stay below, states are thinned
+_WORK = 5 * 10**7  # states made by all; beyond these, few are kept
+_MADE_LATE = 2**17
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,11 @@ def _hull(weight: list[float], cost: list[float]) -> list[tuple[float, int]]:
 
 
 def solve(
-    items: Sequence[tuple[Numbers, Numbers]], limit: float, *, weight_grain: float = 0.0, cost_grain: float = 0.0
+    items: Sequence[tuple[Numbers, Numbers]],
+    limit: float,
+    *,
+    weight_grain: float = 0.0,
+    cost_grain: float = 0.0,
 ) -> Solution:
     """The place of one choice per item with the least Σ cost such that Σ weight ≤ limit.
 
@@ -159,7 +165,7 @@ class _Search:
         down = np.minimum.accumulate([np.inf, *(gains[i][1] for i in reversed(order))])[::-1]
         skipped = np.zeros(2)
         weight_S = cost_S = np.zeros(1)
-        work = 0
+        work, widest = 0, max(len(item.weight_J) for item in self.items)
         for k, i in enumerate(order):
             choices = self._worth_trying(i)
             if len(choices) == 1:
@@ -169,7 +175,7 @@ class _Search:
             weight_S, cost_S = self._join(
                 i, choices, weight_S, cost_S, skipped + rest[k + 1], float(up[k + 1]), float(down[k + 1])
             )
-            weight_S, cost_S = self._thin(weight_S, cost_S, _STATES if work < _WORK else _STATES_LATE)
+            weight_S, cost_S = self._thin(weight_S, cost_S, (_MADE if work < _WORK else _MADE_LATE) // widest)
             if not len(weight_S):
                 break
             self._remember(weight_S, cost_S, skipped + rest[k + 1])
@@ -193,16 +199,19 @@ class _Search:
     ) -> tuple[Numbers, Numbers]:  # fmt: skip
         """All states with every choice of item i, those that have hope and are undominated, by weight."""
         item = self.items[i]
-        weight_S2 = (item.weight_J[choices][:, None] + weight_S).ravel()
-        cost_S2 = (item.cost_J[choices][:, None] + cost_S).ravel()
-        at = np.flatnonzero(self._hope(weight_S2 + others[0], cost_S2 + others[1], up, down))
-        at = at[np.argsort(weight_S2[at], kind="stable")]  # runs that are sorted already: merged, not sorted
+        made = []
+        for j in choices:
+            weight_S1, cost_S1 = weight_S + item.weight_J[j], cost_S + item.cost_J[j]
+            at = np.flatnonzero(self._hope(weight_S1 + others[0], cost_S1 + others[1], up, down))
+            made.append((weight_S1[at], cost_S1[at], at.astype(np.int32), np.full(len(at), j, np.int16)))
+        weight_S2, cost_S2, parent_S2, choice_S2 = map(np.concatenate, zip(*made, strict=True))
+        at = np.argsort(weight_S2, kind="stable")  # runs that are sorted already: merged, not sorted
         found = cost_S2[at]
         least = np.minimum.accumulate(np.concatenate([[np.inf], found]))[:-1]
         at = at[found < least]
         if len(at) > 1:  # of equal weights the last is the cheapest
             at = at[np.append(np.diff(weight_S2[at]) > 0, True)]
-        self.history.append((i, (at % len(weight_S)).astype(np.int32), choices[at // len(weight_S)].astype(np.int16)))
+        self.history.append((i, parent_S2[at], choice_S2[at]))
         return weight_S2[at], cost_S2[at]
 
     def _hope(self, weight_S: Numbers, cost_S: Numbers, up: float, down: float) -> npt.NDArray[np.bool_]:
