@@ -38,6 +38,10 @@ _KEYS = {
     "format", "model", "model_identity", "evidence", "solver", "transforms", "budget", "bytes", "kl", "notes",
     "tensors",
 }  # fmt: skip
+_STRING_OR_COMMENT = re.compile(
+    r"""(\"{3}|'{3})|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|\#[^\n]*""",
+)
+_DEEP = re.compile(r"(?:\.[^.\n]*){9}")
 _HEADER = """\
 # A plan of Dither: which type every tensor becomes.
 #
@@ -169,6 +173,7 @@ def _parse(text: str, thing: str) -> PlanFile:
     try:
         if len(text.encode()) > _MOST_BYTES:
             raise UsageError(thing, f"is larger than a plan may be ({_MOST_BYTES} bytes)", "Plan again.")
+        _refuse_depth(text)
         document = tomllib.loads(text)
     except RecursionError:
         raise UsageError(thing, "is nested too deeply", "Plan again.") from None
@@ -192,6 +197,18 @@ def _parse(text: str, thing: str) -> PlanFile:
         tensors=_read_tensors(top.value("tensors", "a table", dict), text, thing),
         notes=top.strings("notes"),
     )
+
+
+def _refuse_depth(text: str) -> None:
+    """A parser's time grows with the square of a key's depth, `a.a.a.a = 1`, and no plan has any.
+
+    Raises ValueError.  Without strings of several lines, left to right is how TOML is read.
+    """
+    bare = _STRING_OR_COMMENT.sub(lambda found: found[1] or "", text)
+    if '"""' in bare or "'''" in bare:
+        raise ValueError("strings of several lines are not for plans")
+    if _DEEP.search(bare):
+        raise ValueError("a line has too many dots outside quotes")
 
 
 def _read_tensors(tensors: dict[str, object], text: str, thing: str) -> dict[str, PlannedType]:
