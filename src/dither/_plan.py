@@ -25,9 +25,8 @@ from dither._quantize import choose_solver, header_bytes, open_evidence, quantiz
 from dither.errors import UsageError
 from dither.executors import local
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
-from dither.formats.ggml import GGML_TYPES
 from dither.models.source import open_model
-from dither.planning.candidates import candidates, fixed_tensors
+from dither.planning.candidates import bytes_of, candidates, fixed
 from dither.planning.costs import Costs
 from dither.planning.errors import error_ratios
 from dither.planning.knapsack import Allocation, Choice, Item, allocate, smallest
@@ -146,23 +145,25 @@ def plan(
     chosen = choose_solver(solver, store, threads)
     allowed = candidates(opened, importance=store.tensors, types=types)
     costs = _costs(opened, store, chosen, allowed, threads, device, report)
-    fixed = fixed_tensors(opened, allowed)
+    kept = fixed(opened)
     items = tuple(_item(opened, name, kinds, costs) for name, kinds in allowed.items())
     header = header_bytes(opened, store, chosen.name)
-    room = _room(wanted, header, sum(map(_padded, fixed.values())), sum(t.bytes for t in fixed.values()))
+    kept_bytes = sum(tensor.bytes for tensor in kept.values())
+    kept_padded = sum(_aligned(tensor.bytes) for tensor in kept.values())
+    room = _room(wanted, header, kept_padded, kept_bytes)
     if wanted.max_kl is None:
         assert room is not None
         allocation = allocate(items, room)
     else:
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, fixed)
+    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, kept_bytes)
     if out is not None:
         write_plan(Path(out), found, force=force)
-    file_bytes = header + allocation.bytes + sum(map(_padded, fixed.values()))
+    file_bytes = header + allocation.bytes + kept_padded
     return Planned(
         found, None if out is None else str(out), file_bytes, opened.parameters, allocation.bound,
         time.monotonic() - started, found.notes, items, room or allocation.bytes,
-        (room or allocation.bytes) + sum(t.bytes for t in fixed.values()),
+        (room or allocation.bytes) + kept_bytes,
     )  # fmt: skip
 
 
@@ -262,8 +263,7 @@ def _item(model: Model, name: str, kinds: Sequence[str], costs: Costs) -> Item:
     tensor = next(t for t in model.tensors if t.name == name)
     choices = []
     for kind in kinds:
-        size = _aligned(tensor.rows * GGML_TYPES[kind].row_bytes(tensor.columns))
-        choices.append(Choice(kind, size, costs.predicted(name, kind)))
+        choices.append(Choice(kind, _aligned(bytes_of(tensor, kind)), costs.predicted(name, kind)))
     return Item((name,), tuple(choices))
 
 
@@ -271,36 +271,29 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _padded(tensor: PlannedType) -> int:
-    return _aligned(tensor.bytes)
-
-
-def _room(wanted: Budget, header: int, fixed_padded: int, fixed: int) -> int | None:
+def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | None:
     """Bytes that the tensors to choose for may take."""
     if wanted.file is not None:
-        return wanted.file - header - fixed_padded
-    return None if wanted.tensors is None else wanted.tensors - fixed
+        return wanted.file - header - kept_padded
+    return None if wanted.tensors is None else wanted.tensors - kept
 
 
 def _plan_file(
     model: Model, wanted: Budget, store: EvidenceStore, solver: str, transforms: Sequence[str],
-    allocation: Allocation, items: Sequence[Item], fixed: Mapping[str, PlannedType],
+    allocation: Allocation, items: Sequence[Item], kept_bytes: int,
 ) -> PlanFile:  # fmt: skip
     shapes = {tensor.name: tensor for tensor in model.tensors}
-    chosen = {name: c for item, c in zip(items, allocation.chosen, strict=True) for name in item.tensors}
-    tensors = {}
-    for name, tensor in shapes.items():
-        if name in chosen:
-            kind = chosen[name].type
-            exact = tensor.rows * GGML_TYPES[kind].row_bytes(tensor.columns)
-            tensors[name] = PlannedType(kind, exact, chosen[name].kl)
-        else:
-            tensors[name] = fixed[name]
+    tensors = {
+        name: PlannedType(choice.type, bytes_of(shapes[name], choice.type), choice.kl)
+        for item, choice in zip(items, allocation.chosen, strict=True)
+        for name in item.tensors
+    }
     notes = []
     if transforms:
         notes.append(f"Predicted without {' and '.join(transforms)}, which the file is made with.")
     return PlanFile(
         model=model.name, model_identity=model_identity(model), evidence=store.sha256, solver=solver,
         transforms=tuple(transforms), budget=wanted.file or wanted.tensors,
-        bytes=sum(t.bytes for t in tensors.values()), kl=allocation.kl, tensors=tensors, notes=tuple(notes),
+        bytes=sum(t.bytes for t in tensors.values()) + kept_bytes, kl=allocation.kl, tensors=tensors,
+        notes=tuple(notes),
     )  # fmt: skip

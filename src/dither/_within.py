@@ -202,9 +202,7 @@ def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
     for item, choice in zip(planned.items, drawn.chosen, strict=True):
         for name in item.tensors:
             tensors[name] = replace(tensors[name], type=choice.type, bytes=choice.bytes, kl=choice.kl)
-    return replace(
-        planned.plan, tensors=tensors, kl=drawn.kl, bytes=sum(tensor.bytes for tensor in tensors.values())
-    )
+    return replace(planned.plan, tensors=tensors, kl=drawn.kl, bytes=planned.limit)
 
 
 def judged(found: Measurement | None, store: EvidenceStore) -> float:

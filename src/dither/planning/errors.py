@@ -1,10 +1,10 @@
 """The error each type makes of a tensor, with the solver that will really be used, on some of its rows.
 
 What a type costs in divergence is measured once per tensor, at one type, the probe's; how that scales to
-another type is a matter of the weights and the evidence alone.  So a sample of rows goes through the solver in
-every type that comes into question, and the error is counted in the solver's own metric: tr(E H Eᵀ) where there
-is a Hessian, Σ E[x²]·E² with mean squares, Σ E² without evidence.  A ratio of two types' errors on the same rows
-needs few of them: what makes a row hard makes it hard in every type.
+another type is a matter of the weights and the evidence alone.  So a sample of rows goes through the solver
+in every type that comes into question, and the error is counted in the solver's own metric: tr(E H Eᵀ) where
+there is a Hessian, Σ E[x²]·E² with mean squares, Σ E² without evidence.  A ratio of two types' errors on the
+same rows needs few of them: what makes a row hard makes it hard in every type.
 
 Legend: R rows, C columns.
 """
