@@ -21,8 +21,6 @@ import numpy as np
 import pytest
 import torch
 from families_util import TEXT, byte_level_tokenizer, random_model, save_model
-from test_calibrate import DEMO, KILLED_AT, LINEAR, MOE, SMALL, Listener, contents, relative, rows_of
-from test_solving import divergence
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import dither
@@ -33,6 +31,8 @@ from dither.formats.imatrix import read_imatrix
 from dither.measuring import hidden
 from dither.models.blocks.block import Head
 from dither.models.source import open_model
+from test_calibrate import DEMO, KILLED_AT, LINEAR, MOE, SMALL, Listener, contents, relative, rows_of
+from test_solving import divergence
 
 pytestmark = pytest.mark.slow  # real models: `make test` runs it, `make check` does not
 
@@ -93,7 +93,11 @@ def test_both_hessians_equal_a_whole_model_run_in_float64(
     sequences = list(rows_of(store))
     y_N = torch.cat(drawn).split([len(ids) for ids in sequences])
     model = whole_model(llama)
-    modules = {f"blk.{i}.{ours}.weight": f"model.layers.{i}.{theirs}" for i in (0, 1) for theirs, ours in LINEAR.items()}
+    modules = {
+        f"blk.{i}.{ours}.weight": f"model.layers.{i}.{theirs}"
+        for i in (0, 1)
+        for theirs, ours in LINEAR.items()
+    }
     modules["output.weight"] = "lm_head"
     assert set(modules) == set(store.tensors)
     x: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
@@ -169,7 +173,9 @@ def test_the_two_hessians_tell_the_divergence_that_an_error_causes(llama: Path, 
             with torch.no_grad():
                 parameter.copy_(before_RC)
             e_RC = stored(error_RC.T, name).T.numpy()
-            told = 0.5 * np.trace(seen.output_KOO[0].astype(float) @ e_RC @ seen.hessian_CC.astype(float) @ e_RC.T)
+            told = 0.5 * np.trace(
+                seen.output_KOO[0].astype(float) @ e_RC @ seen.hessian_CC.astype(float) @ e_RC.T
+            )
             ratios[name] = told / measured
     # Between 0.74 and 1.08 when this was written; what is left out is how tokens of a sequence go together.
     assert all(0.6 < ratio < 1.6 for ratio in ratios.values()), ratios
@@ -190,7 +196,9 @@ def test_experts_have_output_hessians_of_their_own(name: str, records: Path, tmp
         width = rows or {t.name: t for t in open_model(folder).tensors}[tensor].shape[-2]
         for output_KOO in outputs:
             assert output_KOO.shape == (1, width, width)
-            assert np.linalg.eigvalsh(output_KOO[0].astype(np.float64)).min() > -1e-5 * np.trace(output_KOO[0])
+            assert np.linalg.eigvalsh(output_KOO[0].astype(np.float64)).min() > -1e-5 * np.trace(
+                output_KOO[0]
+            )
         assert np.abs(outputs[0] - outputs[1]).max() > 0.05 * np.abs(outputs[0]).max()
 
 
@@ -266,11 +274,13 @@ def test_a_killed_run_resumes_to_identical_bytes(
 
 
 def test_a_run_without_gradients_does_not_continue_one_with_them(
-    llama: Path, records: Path, tmp_path: Path
+    llama: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", 0.0)
     common = {"tokens": 480, "context": 48, "batch": 100, "threads": 1}
     with pytest.raises(KeyboardInterrupt):
         run(llama, records, tmp_path / "e", Listener(stop_at=29))
+    assert "back.1.npy" in leftovers(tmp_path / "e")
     listener = Listener()
     result = calibrate(llama, records, out=tmp_path / "e", progress=listener, **common)
     assert result.resumed == 0 and any("other settings was discarded" in note for note in listener.notes)
@@ -321,10 +331,9 @@ def test_files_made_with_gradients_diverge_less(evidence: dict[bool, Path], tmp_
         path = tmp_path / f"{gradients}.gguf"
         results[gradients] = dither.quantize(DEMO, "Q3_K_M", path, evidence=folder, solver="gptq")
         lost[gradients] = divergence(path, torch.from_numpy(tokens_ST.astype(np.int64)))
-    print(lost)
     types = [{t.name: t.type for t in result.plan.tensors} for result in results.values()]
     assert types[0] == types[1] and results[False].plan.bytes == results[True].plan.bytes
-    assert 0 < lost[True] < 0.95 * lost[False]
+    assert 0 < lost[True] < 0.97 * lost[False]  # 0.91 when this was written
 
 
 @pytest.mark.parametrize("transform", ["awq", "rotate"])
@@ -339,16 +348,3 @@ def test_transformed_models_are_rounded_with_gradients(
     for name, record in records.items():
         assert record["solvers"] == {"gptq": 1}, name
         assert record["objective"] < record["nearest_objective"], name
-
-
-def test_statistics_behind_quantized_layers_keep_the_output_hessians(
-    evidence: dict[bool, Path], tmp_path: Path
-) -> None:
-    """Objectives are in nats with them, and several thousand times as large without: |x|² instead."""
-    totals = {}
-    for gradients, folder in evidence.items():
-        result = dither.quantize(
-            DEMO, "Q3_K_M", tmp_path / f"{gradients}.gguf", evidence=folder, statistics="sequential"
-        )
-        totals[gradients] = result.tensors["blk.0.ffn_up.weight"]["objective"]
-    assert 0 < totals[True] != pytest.approx(totals[False], rel=0.5)

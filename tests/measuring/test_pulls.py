@@ -6,6 +6,7 @@ Legend: N tokens, C columns, R rows, E experts, S sequences, T token positions, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ import torch
 
 from dither.formats.evidence import GroupStatistics
 from dither.measuring import collect
+from dither.measuring.live import LiveEvidence, Passage
+from dither.models.blocks import open_blocks
 from dither.models.blocks.watch import Pull
+from dither.models.source import open_model
+from dither.types import Evidence
 
 SEQUENCES, CONTEXT, COLUMNS = 8, 12, 6
 LENGTHS = [12, 7, 12, 1, 9, 12, 12, 10]
@@ -214,3 +219,30 @@ def test_without_pulls_nothing_is_weighed() -> None:
     np.testing.assert_allclose(
         group.hessian_ECC[0], fitted_NC.T @ fitted_NC / len(fitted_NC), rtol=1e-5, atol=1e-6
     )
+
+
+def test_behind_quantized_layers_outputs_are_still_the_originals(checkpoint: Path) -> None:
+    """Inputs are the file's that is being written, unweighed; output Hessians come from the evidence."""
+    model = open_model(checkpoint)
+    rows = {tensor.name: tensor.rows for tensor in model.tensors}
+
+    def base(tensor: str, expert: int = 0) -> Evidence | None:
+        output_KOO = np.full((1, rows[tensor], rows[tensor]), len(tensor), np.float32)
+        return Evidence(1, np.ones(256, np.float32), output_KOO=None if "attn_v" in tensor else output_KOO)
+
+    tokens_ST = np.random.default_rng(0).integers(0, 300, (3, 20)).astype(np.int32)
+    blocks = open_blocks(model)
+    passage = Passage(blocks, tokens_ST, np.full(3, 20, np.int32), lambda: model)
+    live = LiveEvidence(passage, base, set(rows), set(), "")
+    seen: list[torch.Tensor] = []
+    blocks.load(0).watch(blocks.embed(torch.from_numpy(tokens_ST).long()), lambda *call: seen.append(call[1]))
+    x_NC = seen[0].numpy().astype(np.float64)
+    for leaf in ("attn_q", "attn_k", "attn_v"):
+        name = f"blk.0.{leaf}.weight"
+        found, given = live(name), base(name)
+        assert found is not None and given is not None and found.hessian_CC is not None
+        np.testing.assert_allclose(found.hessian_CC, x_NC.T @ x_NC / len(x_NC), rtol=1e-4, atol=1e-5)
+        if given.output_KOO is None:
+            assert found.output_KOO is None
+        else:
+            assert np.array_equal(found.output_KOO, given.output_KOO)

@@ -5,7 +5,7 @@ Legend: S sequences, T tokens, H hidden width, V vocabulary, N tokens of all seq
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -66,7 +66,9 @@ def through_transformers(
     return found, dict(zip(names, gradients, strict=True))
 
 
-def expected_gradient(model: PreTrainedModel, gradients: Mapping[str, torch.Tensor], leaf: str) -> torch.Tensor:
+def expected_gradient(
+    model: PreTrainedModel, gradients: Mapping[str, torch.Tensor], leaf: str
+) -> torch.Tensor:
     """A matrix's gradient, looked up among transformers' own and brought into GGUF's order of rows."""
     kind = model.config.model_type
     if leaf in EXPERTS:
@@ -161,7 +163,7 @@ def test_no_gradient_comes_from_what_follows_or_from_other_sequences(saved: Save
     for names, _, _, _, pull in calls:
         pulled_ST = pull.weight_N.reshape(hidden_STH.shape[:2]) > 0
         first = 0 if "blk.1.attn_k.weight" in names else 30
-        assert pulled_ST[0, first : 31].all() and int(pulled_ST.sum()) == 31 - first
+        assert pulled_ST[0, first:31].all() and int(pulled_ST.sum()) == 31 - first
 
 
 def head_of(saved: Save, name: str) -> tuple[Blocks, PreTrainedModel, torch.Tensor]:

@@ -89,7 +89,9 @@ def test_with_feedback_along_columns_it_equals_both_written_out(
     # A tie broken the other way in one row changes a little of all rows after it: what counts is the loss.
     assert (decoded(name, solved) == slow_RC).mean() > 0.6
     slow = joint_objective(w_RC, slow_RC, hessian_CC, output_KOO)
-    assert joint_objective(w_RC, decoded(name, solved), hessian_CC, output_KOO) == pytest.approx(slow, rel=0.01)
+    assert joint_objective(w_RC, decoded(name, solved), hessian_CC, output_KOO) == pytest.approx(
+        slow, rel=0.01
+    )
     alone = Gptq(damping=0.01, **PLAIN)(w_RC, c, known)
     assert joint_objective(w_RC, decoded(name, alone), hessian_CC, output_KOO) > 1.2 * slow
 
@@ -102,7 +104,8 @@ def test_errors_that_cancel_cost_less(name: str, known: Evidence) -> None:
     both = replace(known, output_KOO=output_KOO, held_HC=held_HC)
     alone, together = (Gptq(**FAST)(w_RC, codec(name), e) for e in (known, both))
     without, found = (
-        joint_objective(w_RC, decoded(name, solved), known.hessian_CC, output_KOO) for solved in (alone, together)
+        joint_objective(w_RC, decoded(name, solved), known.hessian_CC, output_KOO)
+        for solved in (alone, together)
     )
     assert found < 0.75 * without
     nearest_RC = codec(name).decode(codec(name).encode(w_RC, known.mean_square_C))
