@@ -64,6 +64,30 @@ def test_people_read_what_was_learnt_and_what_comes_next(
     assert f"--to Q4_K_M --evidence '{out}'" in stdout
 
 
+def test_gradients_are_told_of(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    common = ("--data", text, "--tokens", 320, "-c", 32, "--threads", 1)
+    documents = {}
+    for name, flags in (("plain", ()), ("pulled", ("--gradients",))):
+        code, stdout, _ = run(checkpoint, *common, "-o", tmp_path / name, *flags, "--json")
+        assert code == 0
+        documents[name] = json.loads(stdout)
+    assert [documents[name]["gradients"] for name in ("plain", "pulled")] == [False, True]
+    assert documents["plain"].keys() == documents["pulled"].keys()
+    files = [{entry.name for entry in (tmp_path / name).iterdir()} for name in documents]
+    assert files[0] == files[1]  # no hidden states are left
+    assert documents["pulled"]["bytes"] > documents["plain"]["bytes"]
+    code, stdout, _ = run(checkpoint, *common, "-o", tmp_path / "told", "--gradients")
+    assert code == 0
+    told = " ".join(stdout.split())
+    assert "mean squares, Hessians and output Hessians of the inputs of 15 matrices in 2 blocks" in told
+    code, stdout, _ = run(
+        checkpoint, *common, "-o", tmp_path / "no", "--gradients", "--no-hessians", "--json"
+    )
+    assert code == 2
+    assert json.loads(stdout)["error"]["thing"] == "--gradients"
+    assert not (tmp_path / "no").exists()
+
+
 def test_errors_are_documents_with_an_exit_code(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "e"
     common = ("--tokens", 64, "-c", 32, "--threads", 1, "-o", out, "--json")

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,63 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     tokens_ST, lengths_S = store.tokens()
     assert tokens_ST.tolist() == [[3, 4, 5], [6, 0, 0]]
     assert lengths_S.tolist() == [3, 1]
+
+
+def pulled(**damage: np.ndarray) -> list[GroupStatistics]:
+    """With output Hessians of diagonal blocks; `damage` replaces that of the first or second matrix."""
+    dense, stacked = statistics()
+    first, second = RNG.random((1, 2, 3, 3), np.float32), RNG.random((1, 1, 5, 5), np.float32)
+    outputs = {QKV[0]: damage.get("first", first), QKV[1]: damage.get("second", second)}
+    experts = {name: RNG.random((3, 1, 4, 4), np.float32) for name in EXPERTS}
+    return [replace(dense, outputs=outputs), replace(stacked, outputs=experts)]
+
+
+def test_output_hessians_come_back_to_their_own_matrix(tmp_path: Path) -> None:
+    written = pulled()
+    folder = folder_of(tmp_path / "e", written)
+    store = EvidenceStore.open(folder)
+    for group in written:
+        assert group.outputs is not None
+        for tensor, output_EKOO in group.outputs.items():
+            for expert, output_KOO in enumerate(output_EKOO):
+                found = store(tensor, expert)
+                assert found is not None and np.array_equal(found.output_KOO, output_KOO)
+    first, second = store(QKV[0]), store(QKV[1])
+    assert first is not None and second is not None and first.hessian_CC is second.hessian_CC
+    assert not store.has_gradients  # that is the manifest's to say
+    document = json.loads((folder / "evidence.json").read_text())
+    (folder / "evidence.json").write_text(json.dumps(document | {"gradients": True}))
+    assert EvidenceStore.open(folder).has_gradients
+    with np.load(folder / "blk.0.npz", allow_pickle=False) as arrays:
+        assert written[0].outputs is not None
+        assert np.array_equal(arrays["0.output.1"], written[0].outputs[QKV[1]])
+
+
+def spoilt(value: float) -> np.ndarray:
+    output_EKOO = np.ones((1, 2, 3, 3), np.float32)
+    output_EKOO[0, 1, 2, 2] = value
+    return output_EKOO
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (spoilt(np.nan), "outputs: holds NaN"),
+        (spoilt(np.inf), "outputs: holds NaN or infinity"),
+        (spoilt(-1.0), "outputs: has a Hessian with a negative diagonal"),
+        (np.ones((1, 2, 3, 4), np.float32), r"has output Hessians of shape \(1, 2, 3, 4\)"),
+        (np.ones((2, 2, 3, 3), np.float32), r"has output Hessians of shape \(2, 2, 3, 3\)"),
+        (np.ones((1, 3, 3), np.float32), r"has output Hessians of shape \(1, 3, 3\)"),
+        (np.ones((1, 2, 3, 3), np.float64), "has output Hessians of shape .*, float64"),
+        (np.ones((1, 0, 3, 3), np.float32), "has output Hessians of shape"),
+    ],
+)
+def test_bad_output_hessians_are_refused_by_tensor(tmp_path: Path, damaged: np.ndarray, said: str) -> None:
+    store = EvidenceStore.open(folder_of(tmp_path / "e", pulled(first=damaged)))
+    assert store(QKV[1]) is not None
+    with pytest.raises(FormatError, match=said) as caught:
+        store(QKV[0])
+    assert QKV[0] in str(caught.value)
 
 
 def test_layers_of_one_input_share_one_array(tmp_path: Path) -> None:

@@ -5,10 +5,15 @@ others take  −E · (H⁻¹_KK)⁻¹ · H⁻¹_K,rest, and the K are eliminated
 Frantar et al. 2022, equations 2 and 3).  No blocking, no Cholesky factor, no float32 beyond what a codec asks
 for.
 
+Feedback between rows is written the same way: rows in turn, each moved to where the loss is least while all
+rows that are not yet rounded are free, found with an explicit inverse of the output Hessian's free part.
+
 Legend: R rows, C columns, B those of a block, K the columns rounded together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -64,8 +69,41 @@ def slow_gptq(
     return value_RC
 
 
+def slow_in_turn(
+    w_RC: np.ndarray, output_RR: np.ndarray, damping: float, together: int,
+    round_rows: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """The decoded numbers of rows rounded in the order of G's diagonal, `together` at a time.
+
+    tr(G E H Eᵀ) with errors E_D of the rows done is least, whatever H, where the free rows have the errors
+    −G_FF⁻¹ G_FD E_D; what those of the next rows would be, their targets are moved by.
+    """
+    output_RR = output_RR.astype(np.float64)
+    output_RR = output_RR + damping * np.diagonal(output_RR).mean() * np.eye(len(output_RR))
+    order_R = np.argsort(-np.diagonal(output_RR), kind="stable")
+    value_RC = np.zeros(w_RC.shape)
+    for start in range(0, len(w_RC), together):
+        done, free, now = order_R[:start], order_R[start:], order_R[start : start + together]
+        error_DC = w_RC[done].astype(np.float64) - value_RC[done]
+        best_FC = -np.linalg.inv(output_RR[np.ix_(free, free)]) @ output_RR[np.ix_(free, done)] @ error_DC
+        value_RC[now] = round_rows((w_RC[now] - best_FC[: len(now)]).astype(np.float32))
+    return value_RC
+
+
 def objectives(w_RC: np.ndarray, value_RC: np.ndarray, hessian_CC: np.ndarray) -> np.ndarray:
     """e H eᵀ of each row's error in float64."""
     error_RC = w_RC.astype(np.float64) - value_RC
     losses: np.ndarray = ((error_RC @ hessian_CC.astype(np.float64)) * error_RC).sum(axis=1)
     return losses
+
+
+def joint_objective(
+    w_RC: np.ndarray, value_RC: np.ndarray, hessian_CC: np.ndarray, output_KOO: np.ndarray
+) -> float:
+    """tr(G E H Eᵀ) in float64, G put together from its diagonal blocks."""
+    error_RC = w_RC.astype(np.float64) - value_RC
+    output_RR = np.zeros((len(w_RC), len(w_RC)))
+    size = output_KOO.shape[1]
+    for k, output_OO in enumerate(output_KOO):
+        output_RR[k * size : (k + 1) * size, k * size : (k + 1) * size] = output_OO
+    return float(np.trace(output_RR @ error_RC @ hessian_CC.astype(np.float64) @ error_RC.T))

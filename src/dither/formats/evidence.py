@@ -223,12 +223,13 @@ class EvidenceStore:
         if self.matrix is not None:
             return None
         file, members = self.path / group.file, self._members_of(group.file)
-        name = f"{group.index}.output.{group.tensors.index(tensor)}"
-        if name not in members:
+        member = members.get(f"{group.index}.output.{group.tensors.index(tensor)}")
+        if member is None:
             return None
-        member = _member(members, file, name, np.float32, 4)
-        if member.shape[0] != group.experts or member.shape[2] != member.shape[3]:
-            reason = f"has output Hessians of shape {member.shape}"
+        experts, blocks, rows, across = member.shape if len(member.shape) == 4 else (0, 0, 0, 0)
+        sound = experts == group.experts and rows == across and blocks * rows > 0
+        if not sound or member.dtype != np.dtype(np.float32):
+            reason = f"has output Hessians of shape {member.shape}, {member.dtype}"
             raise FormatError(f"{file}: {tensor}", reason, _CALIBRATE_AGAIN)
         output_KOO: Floats = member.row(expert)
         _check_hessian(output_KOO, f"{file}: {tensor}: outputs")

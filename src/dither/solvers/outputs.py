@@ -37,7 +37,8 @@ SolveRows = Callable[[Floats], tuple[Bytes, Floats]]
 
 def check_output(output_KOO: Floats, rows: int) -> None:
     """Raises DitherError for an output Hessian of another layer, or with numbers that are none."""
-    if output_KOO.ndim != 3 or output_KOO.shape[0] * output_KOO.shape[1] != rows:
+    blocks, size, across = output_KOO.shape if output_KOO.ndim == 3 else (0, 0, 0)
+    if output_KOO.ndim != 3 or blocks * size != rows or across != size:
         raise DitherError(
             f"output Hessian of shape {output_KOO.shape}", f"does not fit weights of {rows} rows",
             "Use the evidence that was made from this very model.",
@@ -81,14 +82,23 @@ def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows) -> Bytes:
 
 
 def damped_factor(output_OO: Floats) -> Doubles:
-    """F of G + λI.  G is a sum of squares, so that any λ > 0 makes it definite; zero throughout, G = I."""
+    """F of G + λI.  G is a sum of squares, so that any λ > 0 makes it definite; zero throughout, G = I.
+
+    Raises DitherError for a G that is none.
+    """
     plain_OO = output_OO.astype(np.float64)
     scale = float(np.mean(np.diagonal(plain_OO)))
     if not scale > 0:
         return np.eye(len(plain_OO))
     plain_OO = (plain_OO + plain_OO.T) / 2
     plain_OO[np.diag_indices_from(plain_OO)] += DAMPING * scale
-    return upper_factor(plain_OO)
+    try:
+        return upper_factor(plain_OO)
+    except np.linalg.LinAlgError:
+        raise DitherError(
+            "output Hessian", "is not positive definite even when damped",
+            "Calibrate again: no sum of squares looks like this.",
+        ) from None  # fmt: skip
 
 
 def weighed(output_KOO: Floats, error_RC: Floats) -> Floats:

@@ -79,7 +79,9 @@ class Sample:
         scaled_RC = np.ascontiguousarray(self.w_RC * s_C)
         if self.solver is None:
             return self.codec.encode(scaled_RC, self.seen.mean_square_C / s_C**2)
-        return self.solver(scaled_RC, self.codec, replace(divided(self.seen, s_C), held_HC=None)).raw_RN
+        # Without what is known of outputs: these are some rows of many.
+        seen = replace(divided(self.seen, s_C), held_HC=None, output_KOO=None)
+        return self.solver(scaled_RC, self.codec, seen).raw_RN
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,12 @@ class ScaledEvidence:
         # Kept with its origin, which a number that stood for it must not outlive.
         key = (id(seen.mean_square_C), id(s_EC), min(expert, len(s_EC) - 1))
         found = self._recent.get(key, lambda: (divided(seen, s_C), seen))[0]
-        return replace(found, output_KOO=seen.output_KOO)
+        return sharing_inputs(found, seen.output_KOO)
+
+
+def sharing_inputs(seen: Evidence, output_KOO: Floats | None) -> Evidence:
+    """The same evidence of an input, for another of the matrices that read it."""
+    return seen if seen.output_KOO is output_KOO else replace(seen, output_KOO=output_KOO)
 
 
 def divided(seen: Evidence, s_C: Floats) -> Evidence:

@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from dither.errors import DitherError, SourceError, UnsupportedError
 from dither.transforms.orthogonal import Orthogonal
-from dither.transforms.rewrite import Recent, digest, rewritten, rewritten_model
+from dither.transforms.rewrite import Recent, digest, rewritten, rewritten_model, sharing_inputs
 from dither.transforms.wiring import Feeds, Group, by_name, groups, layer_of, plain, strangers
 from dither.types import Codec, Evidence, EvidenceSource, Floats, Model, Tensor, Transformed
 
@@ -246,7 +246,7 @@ class TurnedEvidence:
             return seen
         key = (id(seen.mean_square_C), norm)
         found = self._recent.get(key, lambda: (turn(seen, self._gains[norm], self._rotation), seen))[0]
-        return None if found is None else replace(found, output_KOO=seen.output_KOO)
+        return None if found is None else sharing_inputs(found, seen.output_KOO)
 
     def _origin(self, tensor: str, expert: int) -> Evidence | None:
         found = self._base(tensor, expert)
