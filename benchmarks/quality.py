@@ -93,14 +93,14 @@ def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) 
             began = time.monotonic()
             result = dither.quantize(model, to, path, evidence=evidence, force=True, **options)
             made[recipe] = (path, result, time.monotonic() - began, seconds)
-        rows += judge(name, to, model, made, args)
+        rows += judge(name, to, model, made, args, TARGETS.get(to))
         for path, *_ in made.values():
             path.unlink()
     return rows
 
 
 def judge(
-    name: str, to: str, model: Path, made: dict[str, Any], args: argparse.Namespace
+    name: str, to: str, model: Path, made: dict[str, Any], args: argparse.Namespace, target: float | None
 ) -> list[dict[str, Any]]:
     """One row per recipe and text, the baseline first."""
     rows = []
@@ -108,7 +108,9 @@ def judge(
     for text in args.text:
         found = measure(paths, model, data=text, tokens=args.measured, save=False)
         base = found[0]
-        for (recipe, (_, result, seconds, calibration)), measured in zip(made.items(), found, strict=True):
+        for (recipe, (_, result, seconds, calibration, *_)), measured in zip(
+            made.items(), found, strict=True
+        ):
             ratio = measured.kl_mean / base.kl_mean
             low, high = ratio_interval(measured, base)
             row = {
@@ -117,7 +119,7 @@ def judge(
                 "kl_high": measured.kl_mean_high, "same_top": measured.same_top,
                 "ppl_ratio": measured.ppl_ratio, "seconds": seconds, "calibration_seconds": calibration,
                 "solvers": dict(result.solvers or {}), "ratio": ratio, "ratio_low": low, "ratio_high": high,
-                "target": TARGETS.get(to), "separate": measured.kl_mean_high < base.kl_mean_low,
+                "target": target, "separate": measured.kl_mean_high < base.kl_mean_low,
             }  # fmt: skip
             show(row, header=not rows)
             rows.append(row)
