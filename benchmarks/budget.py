@@ -4,8 +4,8 @@
         [--models demo,smol,smol-rotated] [--types Q5_K_M,Q4_K_M,…] [--random 30] [--save NAME]
 
 For each preset the baseline is what llama-quantize writes with an importance matrix of the calibration text
-(see quality.py); its bytes are the budget of the planned file, which never takes more.  Beside them stands the
-same preset by error feedback with gradients: what of the gain is the solver's, and what the plan's.
+(see quality.py); its bytes are the budget of the planned file, which never takes more.  Beside them stands
+the same preset by error feedback with gradients: what of the gain is the solver's, and what the plan's.
 
 `--random` draws so many allocations of random sizes, makes and measures each, and ranks their measured
 divergence against the predicted one (Spearman), in the solver that plans use.
