@@ -14,15 +14,13 @@ divergence against the predicted one (Spearman), in the solver that plans use.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import record
 from ggml import Ggml
-from quality import BASELINE, find_model, judge
+from quality import BASELINE, arguments, find_model, judge, run
 
 import dither
 from dither._calibrate import calibrate
@@ -36,25 +34,10 @@ TARGET = 0.40
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--calibration", required=True, help="text to calibrate on")
-    parser.add_argument("--text", action="append", required=True, help="held-out text; repeatable")
-    parser.add_argument("--models", default="demo")
-    parser.add_argument("--types", default=TYPES)
-    parser.add_argument("--tokens", type=int, default=32768, help="of the calibration")
-    parser.add_argument("--measured", type=int, default=16384, help="tokens of each held-out text")
+    parser = arguments(__doc__, types=TYPES)
     parser.add_argument("--random", type=int, default=0, metavar="N", help="allocations to rank")
     parser.add_argument("--evidence", help="of an earlier run, instead of calibrating (one model only)")
-    parser.add_argument("--save", metavar="NAME")
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, Meter(quiet=True) as meter:
-        for name in args.models.split(","):
-            scratch = Path(folder) / name
-            scratch.mkdir()
-            rows += run_model(name, scratch, args, meter)
-    if args.save:
-        record.save(args.save, rows)
+    run(parser.parse_args(), run_model)
 
 
 def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) -> list[dict[str, Any]]:

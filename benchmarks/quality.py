@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,16 +54,26 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = arguments(__doc__, types=",".join(TARGETS))
+    parser.add_argument("--recipes", default="nearest,gptq")
+    run(parser.parse_args(), run_model)
+
+
+def arguments(description: str, types: str) -> argparse.ArgumentParser:
+    """What every race of files is asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--calibration", required=True, help="text to calibrate on")
     parser.add_argument("--text", action="append", required=True, help="held-out text; repeatable")
     parser.add_argument("--models", default="demo")
-    parser.add_argument("--types", default=",".join(TARGETS))
-    parser.add_argument("--recipes", default="nearest,gptq")
-    parser.add_argument("--tokens", type=int, default=65536, help="of the calibration")
-    parser.add_argument("--measured", type=int, default=32768, help="tokens of each held-out text")
+    parser.add_argument("--types", default=types)
+    parser.add_argument("--tokens", type=int, default=32768, help="of the calibration")
+    parser.add_argument("--measured", type=int, default=16384, help="tokens of each held-out text")
     parser.add_argument("--save", metavar="NAME")
-    args = parser.parse_args()
+    return parser
+
+
+def run(args: argparse.Namespace, run_model: Callable[..., list[dict[str, Any]]]) -> None:
+    """Every model in a folder of its own, and the rows kept."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, Meter(quiet=True) as meter:
         for name in args.models.split(","):

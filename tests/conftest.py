@@ -6,6 +6,7 @@ Legend: V vocabulary, H hidden width, F feed-forward width.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,29 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 # The same examples in every run: a failure is a change's doing, not luck's.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums of torch in one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of many lengths, so that most sequences carry padding."""
+    from families_util import TEXT
+
+    path = tmp_path_factory.mktemp("data") / "records.jsonl"
+    pieces = [TEXT[at : at + 15 + 19 * (at % 7)] for at in range(0, 900, 40)]
+    path.write_text("\n".join(json.dumps({"text": piece}) for piece in pieces))
+    return path
+
 
 SENTENCES = [
     "The sea was quiet, and the old man slept in the boat.",

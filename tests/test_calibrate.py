@@ -45,15 +45,6 @@ LINEAR = {
 Inputs = dict[str, list[torch.Tensor]]  # GGUF's name → float64 (tokens, columns) of each sequence
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of many lengths, so that most sequences carry padding."""
-    path = tmp_path_factory.mktemp("data") / "records.jsonl"
-    pieces = [TEXT[at : at + 15 + 19 * (at % 7)] for at in range(0, 900, 40)]
-    path.write_text("\n".join(json.dumps({"text": piece}) for piece in pieces))
-    return path
-
-
 def rows_of(store: EvidenceStore) -> Iterator[list[int]]:
     tokens_ST, lengths_S = store.tokens()
     for row_T, length in zip(tokens_ST, lengths_S, strict=True):

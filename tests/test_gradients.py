@@ -8,7 +8,6 @@ Legend: S sequences, T token positions, N tokens, R rows, C columns, V vocabular
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -34,26 +33,10 @@ from dither.models.source import open_model
 from test_calibrate import DEMO, KILLED_AT, LINEAR, MOE, SMALL, Listener, contents, relative, rows_of
 from test_solving import divergence
 
-pytestmark = pytest.mark.slow  # real models: `make test` runs it, `make check` does not
+# slow: real models; `make test` runs it, `make check` does not
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CONFIG = LlamaConfig(**SMALL)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of many lengths, so that most sequences carry padding."""
-    path = tmp_path_factory.mktemp("data") / "records.jsonl"
-    pieces = [TEXT[at : at + 15 + 19 * (at % 7)] for at in range(0, 900, 40)]
-    path.write_text("\n".join(json.dumps({"text": piece}) for piece in pieces))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Thread
+from contextlib import AbstractContextManager, suppress
 
-from sources_util import COMMIT, LocalHub, _Hub
+from sources_util import COMMIT, LocalHub, _Hub, serving
 
 
 class _RangeHandler(_Hub):
@@ -45,14 +43,5 @@ class RangeHub(LocalHub):
         self.claimed: dict[str, int] = {}
 
 
-@contextmanager
-def range_hub(repo: str, files: dict[str, bytes]) -> Iterator[RangeHub]:
-    hub = RangeHub(repo, files)
-    thread = Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()
-        thread.join()
+def range_hub(repo: str, files: dict[str, bytes]) -> AbstractContextManager[RangeHub]:
+    return serving(RangeHub(repo, files))

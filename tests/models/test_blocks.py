@@ -10,7 +10,7 @@ import gc
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,9 @@ SHARING = {  # which matrices read one input
     "dense": [["attn_q", "attn_k", "attn_v"], ["attn_output"], ["ffn_gate", "ffn_up"], ["ffn_down"]],
     "experts": [["attn_q", "attn_k", "attn_v"], ["attn_output"], ["ffn_gate_inp"]],
 }
+pytestmark = pytest.mark.usefixtures("one_thread")
 Saved = tuple[Path, PreTrainedModel]
 Save = Callable[[str], Saved]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

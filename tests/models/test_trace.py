@@ -17,7 +17,6 @@ from test_blocks import (
     Save,
     assert_close,
     hidden_after,
-    one_thread,
     saved,
     some_tokens,
     stored,
@@ -29,7 +28,8 @@ from dither.models.blocks import Block, Blocks, open_blocks
 from dither.models.blocks import block as block_module
 from dither.models.source import open_model
 
-__all__ = ["one_thread", "saved"]  # fixtures
+__all__ = ["saved"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PERMUTED = {"llama", "mistral", "mixtral", "smollm3"}  # rotated pairs side by side in GGUF
 EXPERTS = {"ffn_gate_exps": "gate", "ffn_up_exps": "up", "ffn_down_exps": "down"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -43,16 +43,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         norm_topk_prob=True,
     ),
 }  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread")
 Outputs = dict[tuple[str, int], np.ndarray]  # (matrix, expert) → Σ c g gᵀ (R, R), float64
 Open = Callable[[str], Model]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
