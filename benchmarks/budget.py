@@ -52,7 +52,7 @@ def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) 
     plan(model, bpw=4, evidence=evidence)
     print(f"{name}: calibrated in {calibration:.0f} s, sensitivities in {time.monotonic() - began:.0f} s")
     rows = []
-    for to in args.types.split(","):
+    for to in filter(None, args.types.split(",")):
         made = make(model, to, scratch, evidence, calibration)
         found = judge(name, to, model, made, args, TARGET)
         rows += [{**row, "predicted": made[row["recipe"]][4]} for row in found]

@@ -71,6 +71,8 @@ lies between the two is the plan's doing.
 `{command}`
 
 {rows}
+
+`{rank_command}`
 {ranks}"""
 
 RANK = """
