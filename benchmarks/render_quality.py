@@ -120,10 +120,11 @@ def budget() -> str:
         document = load("budget")
     except FileNotFoundError:
         return ""
-    rows = [row for row in document["rows"] if "ratio" in row]
-    ranks = [rank(row) for row in document["rows"] if "spearman" in row]
-    with_model = len({row["model"] for row in rows}) > 1
-    return BUDGET.format(command=document["command"], rows=results(rows, with_model), ranks="".join(ranks))
+    rows, ranked = document["rows"], load("budget_rank")
+    return BUDGET.format(
+        command=document["command"], rows=results(rows, len({row["model"] for row in rows}) > 1),
+        rank_command=ranked["command"], ranks="".join(map(rank, ranked["rows"])),
+    )  # fmt: skip
 
 
 def rank(row: dict[str, Any]) -> str:
