@@ -333,7 +333,7 @@ def _plan_file(
     notes = []
     if transforms:
         notes.append(
-            f"Predicted without {' and '.join(transforms)}, which the file is made with: it may become larger."
+            f"Predicted without {' and '.join(transforms)}, which the file is made with and may grow by."
         )
     return PlanFile(
         model=model.name, model_identity=model_identity(model), evidence=store.sha256, solver=solver,

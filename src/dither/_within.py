@@ -108,10 +108,10 @@ def quantize_within(
 
     planned = planned_for(wanted)
     store = _store(opened, evidence, place)
-    common |= {"evidence": store, "measure": True}
+    making = {**common, "evidence": store, "measure": True}
 
     def written(planned: Planned) -> Result:
-        return quantize(opened, plan=planned.plan, out=place, force=force, **common)
+        return quantize(opened, plan=planned.plan, out=place, force=force, **making)
 
     result = written(planned)
     notes: list[str] = []
@@ -128,7 +128,7 @@ def quantize_within(
     rivals: tuple[Rival, ...] = ()
     winner = PLANNED
     if validate:
-        result, rivals, winner = _validated(opened, wanted, planned, result, store, place, common)
+        result, rivals, winner = _validated(opened, wanted, planned, result, store, place, making)
     if winner != PLANNED:
         notes.append(f"The plan lost to the {winner} on text kept for judging, which was written instead.")
     for note in notes:
@@ -216,7 +216,9 @@ def _validated(
             Rival(name, found.plan.bytes, judged(found.measurement, store))
             for name, found in contestants.items()
         )
-        able = [rival for rival in rivals if rival.name == PLANNED or excess(wanted, contestants[rival.name]) <= 0]
+        able = [
+            rival for rival in rivals if rival.name == PLANNED or excess(wanted, contestants[rival.name]) <= 0
+        ]
         winner = min(able, key=lambda rival: rival.kl).name
         if winner != PLANNED:
             kept = Path(contestants[winner].path)
