@@ -102,7 +102,7 @@ def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model's evidence, of few tokens, in which the costs of `FEW_TYPES` are known: not to spoil."""
+    """The bundled model's evidence of few tokens, with the costs of `FEW_TYPES`; not to be spoilt."""
     import dither
 
     folder = tmp_path_factory.mktemp("learnt") / "evidence"
