@@ -1,4 +1,4 @@
-"""`quantize_within` and `ladder`: the best of three files, measured, within the budget, and nothing left over."""
+"""`quantize_within` and `ladder`: the best of three files, measured, within the budget, nothing left over."""
 
 from __future__ import annotations
 
