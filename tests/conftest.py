@@ -6,7 +6,9 @@ Legend: V vocabulary, H hidden width, F feed-forward width.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 # The same examples in every run: a failure is a change's doing, not luck's.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
+
+BUNDLED = Path(str(files("dither") / "demo_model"))
+FEW_TYPES = ["Q2_K", "Q4_K", "Q6_K", "Q8_0"]
 
 
 @pytest.fixture
@@ -118,3 +123,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of 320: no multiple of 256, so K-quants fall back."""
     return write_checkpoint(tmp_path_factory.mktemp("models") / "odd-llama", hidden=320, ffn=512)
+
+
+@pytest.fixture(scope="session")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model's evidence of few tokens, with the costs of `FEW_TYPES`; not to be spoilt."""
+    import dither
+
+    folder = tmp_path_factory.mktemp("learnt") / "evidence"
+    dither.calibrate(BUNDLED, tokens=2048, context=128, out=folder, seed=1)
+    dither.plan(BUNDLED, bpw=4, evidence=folder, solver="nearest", types=FEW_TYPES)
+    return folder
+
+
+@pytest.fixture
+def own_evidence(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(learnt, tmp_path_factory.mktemp("own") / "evidence"))

@@ -12,9 +12,9 @@ from dither.cli import screen
 
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
-        "Calibration", "DitherError", "EvidenceStore", "Fit", "Inspection", "Measurement", "Plan", "Result",
-        "__version__", "calibrate", "codec", "fit", "inspect", "measure", "open_model", "preset_names",
-        "preview", "quantize",
+        "Budget", "Calibration", "DitherError", "EvidenceStore", "Fit", "Inspection", "Measurement", "Plan",
+        "Planned", "Result", "__version__", "budget", "calibrate", "codec", "fit", "inspect", "ladder",
+        "measure", "open_model", "plan", "preset_names", "preview", "quantize", "quantize_within",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None
@@ -29,14 +29,15 @@ def test_the_flags_of_quantize_are_these() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
-        "calibrate", "chat", "compare", "demo", "doctor", "fit", "inspect", "measure", "quantise", "quantize",
-        "types",
+        "calibrate", "chat", "compare", "demo", "doctor", "fit", "inspect", "ladder", "measure", "plan",
+        "quantise", "quantize", "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}
     assert options == {
         "model", "--to", "-o", "--output", "--evidence", "--imatrix", "--solver", "--transform",
         "--statistics", "--measure", "--measure-data", "--tensor", "--output-type", "--embedding-type",
-        "--pure", "--pre", "--threads", "--device", "--dry-run", "--force", "--json",
+        "--pure", "--pre", "--threads", "--device", "--dry-run", "--force", "--json", "--size", "--bpw",
+        "--memory", "-c", "--context", "--kv", "--slots", "--max-kld", "--plan", "--types", "--no-validate",
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dither.containers.presets import file_type, preset_names
 from dither.containers.provenance import MEASUREMENT
-from dither.containers.recipe import count_by_type
+from dither.containers.recipe import PLANNED, count_by_type, is_planned
 from dither.errors import DitherError
 from dither.models.source import open_model
 from dither.types import Model
@@ -26,7 +26,7 @@ class Inspection:
     kind: str  # "gguf" or "safetensors"
     name: str
     arch: str
-    file_type: str | None  # the preset's name where the file names one
+    file_type: str | None  # the preset's name where the file names one, "plan" where a plan made it
     parameters: int
     bytes: int  # of tensor data
     bits_per_weight: float
@@ -69,7 +69,7 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         kind=opened.kind,
         name=str(metadata.get("general.name", opened.name)),
         arch=opened.arch,
-        file_type=_preset_called(metadata.get("general.file_type")),
+        file_type=PLANNED if is_planned(opened) else _preset_called(metadata.get("general.file_type")),
         parameters=opened.parameters,
         bytes=size,
         bits_per_weight=8 * size / max(1, opened.parameters),

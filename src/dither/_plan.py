@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dither import __version__
 from dither._calibrate import calibrate
 from dither._quantize import choose_solver, header_bytes, open_evidence, quantize
-from dither.errors import UsageError
+from dither.errors import OutputError, UsageError
 from dither.executors import local
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
 from dither.models.source import open_model
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
 ALIGNMENT = 32
+_MOST_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Planned:
     items: tuple[Item, ...]
     allowed: int  # bytes that the items together may take
     limit: int  # bytes of all tensors that the budget allows
+    evidence: str  # the folder it was learnt from
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,7 +79,8 @@ class Planned:
             name: {"type": t.type, "bytes": t.bytes, "kl": t.kl} for name, t in self.plan.tensors.items()
         }
         return {
-            "path": self.path, "model": self.plan.model, "solver": self.plan.solver,
+            "path": self.path, "model": self.plan.model, "evidence": self.evidence,
+            "solver": self.plan.solver,
             "transforms": list(self.plan.transforms), "budget": self.plan.budget, "bytes": self.plan.bytes,
             "file_bytes": self.file_bytes, "bits_per_weight": self.bits_per_weight,
             "predicted_kl": self.plan.kl, "lower_bound": self.bound, "seconds": self.seconds,
@@ -99,6 +102,8 @@ def budget(
     for name, value in (("--bpw", bpw), ("--max-kld", max_kld)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{name} {value:g}", "is no positive number")
+    if bpw is not None and bpw > _MOST_BITS:
+        raise UsageError(f"--bpw {bpw:g}", f"is more than a weight can have ({_MOST_BITS})")
     if size is not None:
         count = parse_bytes(size) if isinstance(size, str) else size
         if count <= 0:
@@ -135,22 +140,27 @@ def plan(
     without one it is learnt first, beside the output, from the model's own writing.  `types` limits the
     choice.  What a transform improves is not predicted, only applied.
 
-    Raises UsageError (the request, a budget that cannot be met), SourceError, OutputError.
+    Raises UsageError (the request, a budget that cannot be met), SourceError, OutputError: before any work
+    wherever that can be known.
     """
     started, report = time.monotonic(), progress or Silent()
+    if out is not None:
+        _check_place(Path(out), force)
     opened = model if isinstance(model, Model) else open_model(model)
     wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=opened.parameters)
     threads = threads or local.available_cores()
     store = _evidence(opened, evidence, out, device, threads, report)
     chosen = choose_solver(solver, store, threads)
     allowed = candidates(opened, importance=store.tensors, types=types)
-    costs = _costs(opened, store, chosen, allowed, threads, device, report)
     kept = fixed(opened)
-    items = tuple(_item(opened, name, kinds, costs) for name, kinds in allowed.items())
     header = header_bytes(opened, store, chosen.name)
     kept_bytes = sum(tensor.bytes for tensor in kept.values())
     kept_padded = sum(_aligned(tensor.bytes) for tensor in kept.values())
     room = _room(wanted, header, kept_padded, kept_bytes)
+    if room is not None:
+        _check_room(opened, wanted, allowed, room, header + kept_padded, kept_bytes)
+    costs = _costs(opened, store, chosen, allowed, threads, device, report)
+    items = tuple(_item(opened, name, kinds, costs) for name, kinds in allowed.items())
     if wanted.max_kl is None:
         assert room is not None
         allocation = allocate(items, room)
@@ -163,7 +173,37 @@ def plan(
     return Planned(
         found, None if out is None else str(out), file_bytes, opened.parameters, allocation.bound,
         time.monotonic() - started, found.notes, items, room or allocation.bytes,
-        (room or allocation.bytes) + kept_bytes,
+        (room or allocation.bytes) + kept_bytes, str(store.path),
+    )  # fmt: skip
+
+
+def _check_place(out: Path, force: bool) -> None:
+    """Raises OutputError where a plan could not be written: now, not after hours of measuring."""
+    if out.exists() and not force:
+        raise OutputError(str(out), "exists already", "Choose another name with -o, or pass --force.")
+    if not out.parent.is_dir():
+        raise OutputError(str(out.parent), "is no folder", "Make it first, or choose another with -o.")
+
+
+def _check_room(
+    model: Model, wanted: Budget, allowed: Mapping[str, Sequence[str]], room: int, around: int, kept: int
+) -> None:
+    """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
+    shapes = {tensor.name: tensor for tensor in model.tensors}
+    sizes = [min(_aligned(bytes_of(shapes[name], kind)) for kind in kinds) for name, kinds in allowed.items()]
+    least = sum(sizes)
+    if least <= room:
+        return
+    if wanted.file is not None:
+        needed = f"a file of {format_bytes(least + around)}"
+        way_out = f"Ask for at least --size {least + around}"
+    else:
+        bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
+        needed = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
+        way_out = f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
+    raise UsageError(
+        wanted.said, f"is too small: the smallest types make {needed}",
+        f"{way_out}, or allow smaller types with --types.",
     )  # fmt: skip
 
 
@@ -197,18 +237,22 @@ def _costs(
     what = json.dumps([model.fingerprint, store.sha256, solver.name, PROBE, __version__])
     key = hashlib.sha256(what.encode()).hexdigest()[:12]
     costs = Costs.open(store.path / f"sensitivity.{key}.json")
-    missing = [name for name in allowed if name not in costs.divergence]
+    missing = [name for name in allowed if name not in costs.divergence or name not in costs.probe]
     if missing:
-        _measure(model, store, solver, missing, costs, threads, device, report)
+        from dither.measuring.sensitivity import affordable
+
+        # As much text whether all are measured or the rest of them: the plan must be the same.
+        text = affordable(halves(store)[0], len(allowed))
+        _measure(model, store, solver, missing, text, costs, threads, device, report)
     _all_ratios(model, store, solver, allowed, costs, threads, report)
     return costs
 
 
 def _measure(
-    model: Model, store: EvidenceStore, solver: Solver, names: Sequence[str], costs: Costs, threads: int,
-    device: str, report: Progress,
+    model: Model, store: EvidenceStore, solver: Solver, names: Sequence[str], text: Sequences, costs: Costs,
+    threads: int, device: str, report: Progress,
 ) -> None:  # fmt: skip
-    from dither.measuring.sensitivity import affordable, divergences
+    from dither.measuring.sensitivity import divergences
     from dither.models.blocks import open_blocks
 
     network = open_blocks(model, device=device)
@@ -216,13 +260,13 @@ def _measure(
     report.note(
         f"Measuring what the rounding of each of {len(names)} tensors costs (once for this evidence)."
     )
-    result = quantize(
-        model, PROBE, path, evidence=store, solver=solver, threads=threads, device=device, force=True,
-        progress=report,
-    )  # fmt: skip
-    costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
-    text, _ = halves(store)
-    text = affordable(text, len(names))
+    if not (path.is_file() and costs.probe):  # of an interrupted run: whole, or it would not have its name
+        result = quantize(
+            model, PROBE, path, evidence=store, solver=solver, threads=threads, device=device, force=True,
+            progress=report,
+        )  # fmt: skip
+        costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
+        costs.save()
     divergences(network, open_model(path), names, text, costs.found, report)
     path.unlink()
 
@@ -290,7 +334,9 @@ def _plan_file(
     }
     notes = []
     if transforms:
-        notes.append(f"Predicted without {' and '.join(transforms)}, which the file is made with.")
+        notes.append(
+            f"Predicted without {' and '.join(transforms)}, which the file is made with and may grow by."
+        )
     return PlanFile(
         model=model.name, model_identity=model_identity(model), evidence=store.sha256, solver=solver,
         transforms=tuple(transforms), budget=wanted.file or wanted.tensors,

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from dither._plan import Budget, Planned, halves, plan
-from dither._quantize import Result, open_evidence, quantize
-from dither.errors import UsageError
+from dither._quantize import Result, open_evidence, preview, quantize
+from dither.containers.journal import unfinished
+from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.measuring.schema import Measurement, path_for
 from dither.models.source import open_model
@@ -94,10 +95,12 @@ def quantize_within(
     started, report = time.monotonic(), progress or Silent()
     opened = model if isinstance(model, Model) else open_model(model)
     place = output_path(opened, label(wanted), out, force, [Path(file) for file in opened.files])
+    beside = place.with_suffix(".toml")
+    if beside.exists() and not force and not any(path.exists() for path in unfinished(place)):
+        raise OutputError(str(beside), "exists already", "Choose another name with -o, or pass --force.")
     common: dict[str, Any] = {"threads": threads, "device": device, "progress": progress}
 
     def planned_for(budget: Budget) -> Planned:
-        beside = place.with_suffix(".toml")
         return plan(
             opened, budget, evidence=evidence, solver=solver, transforms=transforms, types=types,
             out=beside, force=True, **common,
@@ -105,24 +108,39 @@ def quantize_within(
 
     planned = planned_for(wanted)
     store = _store(opened, evidence, place)
-    common |= {"evidence": store, "measure": True}
+    making = {**common, "evidence": store, "measure": True}
 
     def written(planned: Planned) -> Result:
-        return quantize(opened, plan=planned.plan, out=place, force=force, **common)
+        return quantize(opened, plan=planned.plan, out=place, force=force, **making)
 
     result = written(planned)
     notes: list[str] = []
+    for _ in range(ROUNDS):  # what transforms add, tensors and records of theirs, is seen in the file alone
+        over = excess(wanted, result)
+        if over <= 0:
+            break
+        limit = planned.limit - over
+        planned = planned_for(replace(wanted, file=None, tensors=limit))
+        Path(result.path).unlink()
+        result = written(planned)
     if wanted.max_kl is not None:
         planned, result = _closer(wanted, planned, result, planned_for, notes, written)
     rivals: tuple[Rival, ...] = ()
     winner = PLANNED
     if validate:
-        result, rivals, winner = _validated(opened, planned, result, store, place, common)
+        result, rivals, winner = _validated(opened, wanted, planned, result, store, place, making)
     if winner != PLANNED:
         notes.append(f"The plan lost to the {winner} on text kept for judging, which was written instead.")
     for note in notes:
         report.note(note)
     return Within(result, planned, rivals, winner, time.monotonic() - started, (*result.notes, *notes))
+
+
+def excess(wanted: Budget, result: Result) -> int:
+    """Bytes beyond the budget."""
+    if wanted.file is not None:
+        return result.bytes - wanted.file
+    return 0 if wanted.tensors is None else result.plan.bytes - wanted.tensors
 
 
 def label(wanted: Budget) -> str:
@@ -156,7 +174,14 @@ def _closer(
         if found <= wanted.max_kl:
             return planned, result
         aim *= _CAUTION * wanted.max_kl / found
-        planned = plan_for(replace(wanted, max_kl=aim))
+        try:
+            planned = plan_for(replace(wanted, max_kl=aim))
+        except UsageError:  # no types are predicted to come that close
+            notes.append(
+                f"The divergence is {found:.4g}, above {wanted.max_kl:g}, and no choice of types is "
+                "predicted to lose less: allow larger ones with --types, or ask for a size."
+            )
+            return planned, result
         Path(result.path).unlink()
         result = written(planned)
     assert result.measurement is not None
@@ -169,9 +194,13 @@ def _closer(
 
 
 def _validated(
-    model: Model, planned: Planned, result: Result, store: EvidenceStore, place: Path, common: dict[str, Any]
-) -> tuple[Result, tuple[Rival, ...], str]:
+    model: Model, wanted: Budget, planned: Planned, result: Result, store: EvidenceStore, place: Path,
+    common: dict[str, Any],
+) -> tuple[Result, tuple[Rival, ...], str]:  # fmt: skip
     """The best of plan, preset and random allocation; it stands at `place` afterwards."""
+    report = common["progress"] or Silent()
+    report.note("Holding the plan against the nearest preset and a random choice of types.")
+    common = {**common, "progress": _Unsaid(report)}
     contestants = {PLANNED: result}
     with tempfile.TemporaryDirectory(prefix=".dither-rivals-", dir=place.parent) as folder:
         preset = nearest_preset(model, planned.limit, store.tensors)
@@ -187,12 +216,25 @@ def _validated(
             Rival(name, found.plan.bytes, judged(found.measurement, store))
             for name, found in contestants.items()
         )
-        winner = min(rivals, key=lambda rival: rival.kl).name
+        able = [
+            rival for rival in rivals if rival.name == PLANNED or excess(wanted, contestants[rival.name]) <= 0
+        ]
+        winner = min(able, key=lambda rival: rival.kl).name
         if winner != PLANNED:
             kept = Path(contestants[winner].path)
             kept.replace(place)
             path_for(kept).replace(path_for(place))
     return replace(contestants[winner], path=str(place)), rivals, winner
+
+
+class _Unsaid:
+    """Progress without notes: what there is to say of a rival has been said of the plan."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.start, self.advance = progress.start, progress.advance
+
+    def note(self, text: str) -> None:
+        pass
 
 
 def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
@@ -252,9 +294,21 @@ def ladder(
     """
     opened = model if isinstance(model, Model) else open_model(model)
     folder = Path(out) if out is not None else Path()
-    folder.mkdir(parents=True, exist_ok=True)
+    names = [rung.upper() if isinstance(rung, str) else label(rung) for rung in wanted]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError("the ladder", f"has two rungs called {name}", "Leave one out.")
     for rung in wanted:
-        name = rung.upper() if isinstance(rung, str) else label(rung)
+        if isinstance(rung, str):
+            if evidence is None:
+                raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")
+            preview(opened, rung, evidence=evidence)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made a folder ({error.strerror})"
+        raise OutputError(str(folder), reason, "Choose another with -o.") from None
+    for name in names:
         output_path(opened, name, folder, force, [Path(file) for file in opened.files])
     common: dict[str, Any] = {
         "evidence": evidence, "solver": solver, "transforms": transforms, "threads": threads,
@@ -267,8 +321,6 @@ def ladder(
             within = quantize_within(opened, rung, folder, types=types, validate=False, **common)
             result, said = within.result, rung.said
         else:
-            if evidence is None:
-                raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")
             result, said = quantize(opened, rung, folder, measure=True, **common), rung.upper()
         assert result.measurement is not None
         kl = result.measurement

@@ -75,8 +75,6 @@ def plan(
         from dither import _plan
         from dither.models.source import open_model
 
-        if output.exists() and not force:
-            raise UsageError(str(output), "exists already", "Choose another name with -o, or pass --force.")
         opened = open_model(model)
         wanted = budget_of(opened, size, bpw, memory, context, kv, slots, max_kld)
         with Meter() as meter:
@@ -90,7 +88,7 @@ def plan(
             return
         print_plan(found, wanted)
         words = " ".join(["dither quantize", copyable(model), "--plan", copyable(str(output))])
-        out.print(f"Make it:  {words} --evidence {copyable(evidence or 'evidence')}", soft_wrap=True)
+        out.print(f"Make it:  {words} --evidence {copyable(found.evidence)}", soft_wrap=True)
 
 
 def ladder(

@@ -125,6 +125,11 @@ def quantize(
             )  # fmt: skip
             return
 
+        if types is not None or no_validate:
+            raise UsageError(
+                "--types" if types is not None else "--no-validate", "goes with a budget",
+                "Add --size, --bpw, --memory or --max-kld, or leave it out.",
+            )  # fmt: skip
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
             "evidence": evidence, "tensors": overrides, "output_type": output_type,

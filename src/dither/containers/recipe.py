@@ -7,6 +7,7 @@ instead, and the file is no longer what its name promises.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -41,6 +42,15 @@ class Options:
     def label(self) -> str:
         """What people call it."""
         return PLANNED if self.plan else self.to.upper()
+
+
+def is_planned(model: Model) -> bool:
+    """Whether a file's recipe names a plan."""
+    recipe = model.metadata.get("dither.recipe")
+    try:
+        return recipe is not None and "plan" in json.loads(recipe.value)
+    except (ValueError, TypeError, RecursionError):
+        return False  # somebody else's
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Legend: S sequences, N scored positions.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dither
 from dither.containers.presets import file_type, preset_names
-from dither.containers.recipe import PLANNED
+from dither.containers.recipe import PLANNED, is_planned
 from dither.errors import SourceError, UsageError
 from dither.measuring.bootstrap import FEW_SEQUENCES, summarize
 from dither.measuring.per_token import PerToken, scored_positions
@@ -118,17 +117,9 @@ def file_name(model: Model) -> str:
     return (path.name or path.resolve().name) if path.exists() else model.origin
 
 
-def _is_planned(model: Model) -> bool:
-    recipe = model.metadata.get("dither.recipe")
-    try:
-        return recipe is not None and "plan" in json.loads(recipe.value)
-    except (ValueError, TypeError):
-        return False  # somebody else's
-
-
 def type_name(model: Model) -> str:
     """The preset a GGUF names ("plan" where a plan made it), or what most of a checkpoint is stored in."""
-    if _is_planned(model):
+    if is_planned(model):
         return PLANNED
     number = model.metadata.get("general.file_type")
     if model.kind == "gguf" and number is not None:

@@ -36,7 +36,7 @@ def divergences(
 ) -> None:
     """KL divergence, in nats per token, of the original with one of `names` taken from `probe`.
 
-    `found` hears of a block's tensors together, of those outside blocks one by one.  All positions but the
+    `found` hears of a block's tensors together, and first of those outside blocks.  All positions but the
     first half of each sequence are scored, as in `measure`.
     """
     own = {tensor.name: tensor for tensor in probe.tensors}

@@ -41,7 +41,7 @@ class Costs:
             probe = {str(name): str(kind) for name, kind in kept["probe"].items()}
             ratios = {str(name): _numbers(found) for name, found in kept["ratios"].items()}
             return cls(path, probe, _numbers(kept["divergence"]), ratios)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return cls(path)
 
     def save(self) -> None:
