@@ -466,3 +466,19 @@ def test_the_arguments_of_planning_are_those_documented() -> None:
     shared = {"evidence", "solver", "transforms", "types", "threads", "device", "force", "progress"}
     for job in (dither.plan, dither.quantize_within, dither.ladder):
         assert shared <= python_inspect.signature(job).parameters.keys()
+
+
+def test_without_torch_it_says_how_to_get_it(own_evidence: Path) -> None:
+    for known in own_evidence.glob("sensitivity.*"):
+        known.unlink()
+    code = (
+        "import sys; sys.modules['torch'] = None\nimport dither\n"
+        "try:\n    dither.plan(sys.argv[1], bpw=4, evidence=sys.argv[2], solver='nearest')\n"
+        "except dither.DitherError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(BUNDLED), str(own_evidence)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "needs torch, which is not installed" in done.stdout
+    assert "pip install 'dither[calibrate]'" in done.stdout

@@ -38,6 +38,7 @@ from dither.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from dither.measuring.text import Sequences
+    from dither.models.blocks import Blocks
 
 PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
 ALIGNMENT = 32
@@ -239,30 +240,33 @@ def _costs(
     costs = Costs.open(store.path / f"sensitivity.{key}.json")
     missing = [name for name in allowed if name not in costs.divergence or name not in costs.probe]
     if missing:
+        from dither.models.blocks import open_blocks
+
+        network = open_blocks(
+            model, device=device
+        )  # says so where torch is missing, before torch is imported
         from dither.measuring.sensitivity import affordable
 
         # As much text whether all are measured or the rest of them: the plan must be the same.
         text = affordable(halves(store)[0], len(allowed))
-        _measure(model, store, solver, missing, text, costs, threads, device, report)
+        _measure(network, store, solver, missing, text, costs, threads, report)
     _all_ratios(model, store, solver, allowed, costs, threads, report)
     return costs
 
 
 def _measure(
-    model: Model, store: EvidenceStore, solver: Solver, names: Sequence[str], text: Sequences, costs: Costs,
-    threads: int, device: str, report: Progress,
+    network: Blocks, store: EvidenceStore, solver: Solver, names: Sequence[str], text: Sequences,
+    costs: Costs, threads: int, report: Progress,
 ) -> None:  # fmt: skip
     from dither.measuring.sensitivity import divergences
-    from dither.models.blocks import open_blocks
 
-    network = open_blocks(model, device=device)
     path = costs.path.with_suffix(".gguf")
     report.note(
         f"Measuring what the rounding of each of {len(names)} tensors costs (once for this evidence)."
     )
     if not (path.is_file() and costs.probe):  # of an interrupted run: whole, or it would not have its name
         result = quantize(
-            model, PROBE, path, evidence=store, solver=solver, threads=threads, device=device, force=True,
+            network.model, PROBE, path, evidence=store, solver=solver, threads=threads, force=True,
             progress=report,
         )  # fmt: skip
         costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
