@@ -38,7 +38,8 @@ bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and
 		--recipes "nearest,awq,rotate,gptq,gptq sequential,awq+gptq,rotate+gptq" --tokens 16384 --measured 8192 \
 		--save quality_combinations
 	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) --save budget
-	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --types "" --random 30 --save budget_rank
+	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --types "" --random 30 \
+		--solver nearest --measured 8192 --save budget_rank
 	$(BIN)/python benchmarks/render_quality.py
 	$(BIN)/python benchmarks/gptq_speed.py --save gptq_speed
 

@@ -8,7 +8,7 @@ For each preset the baseline is what llama-quantize writes with an importance ma
 the same preset by error feedback with gradients: what of the gain is the solver's, and what the plan's.
 
 `--random` draws so many allocations of random sizes, makes and measures each, and ranks their measured
-divergence against the predicted one (Spearman), in the solver that plans use.
+divergence against the predicted one (Spearman), with the solver named by `--solver`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ TARGET = 0.40
 def main() -> None:
     parser = arguments(__doc__, types=TYPES)
     parser.add_argument("--random", type=int, default=0, metavar="N", help="allocations to rank")
+    parser.add_argument("--solver", help="of plans; default: gptq")
     parser.add_argument("--evidence", help="of an earlier run, instead of calibrating (one model only)")
     run(parser.parse_args(), run_model)
 
@@ -49,11 +50,11 @@ def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) 
         calibrate(model, args.calibration, tokens=args.tokens, gradients=True, out=evidence)
     calibration = time.monotonic() - began
     began = time.monotonic()
-    plan(model, bpw=4, evidence=evidence)
+    plan(model, bpw=4, evidence=evidence, solver=args.solver)
     print(f"{name}: calibrated in {calibration:.0f} s, sensitivities in {time.monotonic() - began:.0f} s")
     rows = []
     for to in filter(None, args.types.split(",")):
-        made = make(model, to, scratch, evidence, calibration)
+        made = make(model, to, scratch, evidence, calibration, args.solver)
         found = judge(name, to, model, made, args, TARGET)
         rows += [{**row, "predicted": made[row["recipe"]][4]} for row in found]
         for path, *_ in made.values():
@@ -63,7 +64,9 @@ def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) 
     return rows
 
 
-def make(model: Path, to: str, scratch: Path, evidence: Path, calibration: float) -> dict[str, Any]:
+def make(
+    model: Path, to: str, scratch: Path, evidence: Path, calibration: float, solver: str | None
+) -> dict[str, Any]:
     """recipe → path, result, seconds, seconds of calibration, predicted KL; the baseline first."""
     made: dict[str, Any] = {}
     for recipe, options in (
@@ -74,7 +77,7 @@ def make(model: Path, to: str, scratch: Path, evidence: Path, calibration: float
         began, predicted = time.monotonic(), None
         path = scratch / f"{recipe.replace(' ', '-')}-{to}.gguf"
         if recipe == "plan":
-            planned = plan(model, size=made[BASELINE][1].bytes, evidence=evidence)
+            planned = plan(model, size=made[BASELINE][1].bytes, evidence=evidence, solver=solver)
             options, predicted = {"plan": planned.plan}, planned.plan.kl
         result = dither.quantize(model, out=path, evidence=evidence, force=True, **options)
         assert recipe != "plan" or result.bytes <= made[BASELINE][1].bytes, "over the budget"
@@ -87,7 +90,7 @@ def rank(name: str, model: Path, scratch: Path, evidence: Path, args: argparse.N
     predicted, paths = [], []
     sizes = np.random.default_rng(0).uniform(2.8, 6.5, args.random)
     for seed, bpw in enumerate(sizes):
-        planned: Planned = plan(model, bpw=float(bpw), evidence=evidence)
+        planned: Planned = plan(model, bpw=float(bpw), evidence=evidence, solver=args.solver)
         drawn = random_plan(planned, seed)
         paths.append(scratch / f"random-{seed}.gguf")
         dither.quantize(model, plan=drawn, out=paths[-1], evidence=evidence, force=True)
@@ -96,8 +99,9 @@ def rank(name: str, model: Path, scratch: Path, evidence: Path, args: argparse.N
     measured = [measurement.kl_mean for measurement in found]
     correlation = spearman(predicted, measured)
     print(f"{name}: rank correlation of {args.random} random allocations: {correlation:.3f}")
+    solver = args.solver or "gptq"
     return {
-        "model": name, "recipe": "random allocations", "spearman": correlation, "predicted": predicted,
+        "model": name, "recipe": "random allocations", "solver": solver, "spearman": correlation, "predicted": predicted,
         "measured": measured, "bpw": [m.bpw for m in found], "text": Path(args.text[0]).name,
     }  # fmt: skip
 

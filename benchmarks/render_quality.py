@@ -76,7 +76,7 @@ lies between the two is the plan's doing.
 {ranks}"""
 
 RANK = """
-Of {count} random allocations between {least:.1f} and {most:.1f} bits per weight the predicted and the measured divergence on
+Of {count} random allocations (by `{solver}`) between {least:.1f} and {most:.1f} bits per weight the predicted and the measured divergence on
 {text} rank alike: Spearman's ρ = {rho:.3f} (the target was 0.95).
 """
 
@@ -130,6 +130,7 @@ def budget() -> str:
 def rank(row: dict[str, Any]) -> str:
     return RANK.format(
         count=len(row["bpw"]),
+        solver=row["solver"],
         least=min(row["bpw"]),
         most=max(row["bpw"]),
         text=row["text"],
