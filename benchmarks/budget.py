@@ -101,8 +101,9 @@ def rank(name: str, model: Path, scratch: Path, evidence: Path, args: argparse.N
     print(f"{name}: rank correlation of {args.random} random allocations: {correlation:.3f}")
     solver = args.solver or "gptq"
     return {
-        "model": name, "recipe": "random allocations", "solver": solver, "spearman": correlation, "predicted": predicted,
-        "measured": measured, "bpw": [m.bpw for m in found], "text": Path(args.text[0]).name,
+        "model": name, "recipe": "random allocations", "solver": solver, "spearman": correlation,
+        "predicted": predicted, "measured": measured, "bpw": [m.bpw for m in found],
+        "text": Path(args.text[0]).name,
     }  # fmt: skip
 
 
