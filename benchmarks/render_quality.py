@@ -52,7 +52,7 @@ The targets, of which every line is a type and a text:
 
 ## Which combinations help
 
-`{combinations_command}`
+`{combinations_command}`, on {combinations_processor}, without gradients
 
 {combinations}
 
@@ -109,6 +109,7 @@ def page() -> str:
         learned=results(learned["rows"]),
         verdict=verdict([*rows, *learned["rows"]]),
         combinations_command=combinations["command"],
+        combinations_processor=combinations["processor"],
         combinations=results(combinations["rows"]),
         budget=budget(),
         smol=smol(),
