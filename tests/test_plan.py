@@ -265,7 +265,8 @@ class TestCosts:
         assert found["divergence"].pop("blk.1.attn_k.weight") == 0.125
         del whole["divergence"]["blk.1.attn_k.weight"]
         assert found["divergence"] == pytest.approx(whole["divergence"], rel=1e-6)
-        assert found["ratios"] == whole["ratios"]
+        for name, ratios in whole["ratios"].items():  # float32 products round by where memory begins
+            assert found["ratios"][name] == pytest.approx(ratios, rel=1e-6)
         assert cost_files(own_evidence) == [path]  # the probe is gone
 
     def test_as_much_text_is_read_for_the_rest_as_for_all(

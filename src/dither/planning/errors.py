@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from dither.codecs import codec as find_codec
 from dither.codecs.base import LevelCodec
@@ -42,7 +43,10 @@ def error_ratios(
         if not kinds:
             continue
         samples = list(_samples(tensor, evidence, rows))
-        with ThreadPoolExecutor(threads, thread_name_prefix="errors") as pool:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(threads, thread_name_prefix="errors") as pool,
+        ):
             errors = list(pool.map(lambda kind, of=samples: _error(of, kind, solver), (probe, *kinds)))
         unit = errors[0]
         found |= {k: e / unit if unit > 0 else 0.0 for k, e in zip(kinds, errors[1:], strict=True)}
