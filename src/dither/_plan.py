@@ -25,6 +25,7 @@ from dither._quantize import choose_solver, header_bytes, open_evidence, quantiz
 from dither.errors import OutputError, UsageError
 from dither.executors import local
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
+from dither.formats.gguf import DEFAULT_ALIGNMENT, padded
 from dither.models.source import open_model
 from dither.planning.candidates import bytes_of, candidates, fixed
 from dither.planning.costs import Costs
@@ -33,7 +34,7 @@ from dither.planning.knapsack import Allocation, Choice, Item, allocate, smalles
 from dither.planning.planfile import PlanFile, PlannedType, write_plan
 from dither.progress import Progress, Silent
 from dither.quantizing.paths import file_stem
-from dither.types import Model, Solver
+from dither.types import Model, Solver, Tensor
 from dither.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from dither.models.blocks import Blocks
 
 PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
-ALIGNMENT = 32
 _MOST_BITS = 32
 
 
@@ -161,7 +161,7 @@ def plan(
     if room is not None:
         _check_room(opened, wanted, allowed, room, header + kept_padded, kept_bytes)
     costs = _costs(opened, store, chosen, allowed, threads, device, report)
-    items = tuple(_item(opened, name, kinds, costs) for name, kinds in allowed.items())
+    items = tuple(_item(t, allowed[t.name], costs) for t in opened.tensors if t.name in allowed)
     if wanted.max_kl is None:
         assert room is not None
         allocation = allocate(items, room)
@@ -242,9 +242,7 @@ def _costs(
     if missing:
         from dither.models.blocks import open_blocks
 
-        network = open_blocks(
-            model, device=device
-        )  # says so where torch is missing, before torch is imported
+        network = open_blocks(model, device=device)  # tells of missing torch before it is imported
         from dither.measuring.sensitivity import affordable
 
         # As much text whether all are measured or the rest of them: the plan must be the same.
@@ -307,16 +305,15 @@ def _all_ratios(
             report.advance(len(kinds), f"what each type makes of {name}")
 
 
-def _item(model: Model, name: str, kinds: Sequence[str], costs: Costs) -> Item:
-    tensor = next(t for t in model.tensors if t.name == name)
-    choices = []
-    for kind in kinds:
-        choices.append(Choice(kind, _aligned(bytes_of(tensor, kind)), costs.predicted(name, kind)))
-    return Item((name,), tuple(choices))
+def _item(tensor: Tensor, kinds: Sequence[str], costs: Costs) -> Item:
+    choices = (
+        Choice(kind, _aligned(bytes_of(tensor, kind)), costs.predicted(tensor.name, kind)) for kind in kinds
+    )
+    return Item((tensor.name,), tuple(choices))
 
 
 def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return padded(size, DEFAULT_ALIGNMENT)
 
 
 def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | None:

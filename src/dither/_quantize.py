@@ -137,9 +137,7 @@ def header_bytes(model: Model, store: EvidenceStore | None, solver: str) -> int:
     recipe = recipe_json(model, options, store, solver, {}, False)
     metadata = output_metadata(model, plan, recipe, store, __version__)
     metadata[MEASUREMENT] = reserved(_MEASUREMENT_ROOM)
-    alignment = int(metadata["general.alignment"].value) if "general.alignment" in metadata else 32
-    layout = lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors], alignment)
-    return len(layout.header)
+    return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
 
 
 def _named(to: str | None) -> str:

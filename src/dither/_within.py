@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dither._plan import Budget, Planned, halves, plan
-from dither._quantize import Result, open_evidence, preview, quantize
+from dither._quantize import Result, preview, quantize
 from dither.containers.journal import unfinished
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
@@ -29,7 +29,7 @@ from dither.planning.knapsack import random_allocation
 from dither.planning.planfile import PlanFile
 from dither.planning.presets import nearest_preset
 from dither.progress import Progress, Silent
-from dither.quantizing.paths import file_stem, output_path
+from dither.quantizing.paths import output_path
 from dither.types import Model
 from dither.units import format_bytes
 
@@ -107,7 +107,7 @@ def quantize_within(
         )  # fmt: skip
 
     planned = planned_for(wanted)
-    store = _store(opened, evidence, place)
+    store = evidence if isinstance(evidence, EvidenceStore) else EvidenceStore.open(planned.evidence)
     making = {**common, "evidence": store, "measure": True}
 
     def written(planned: Planned) -> Result:
@@ -152,13 +152,6 @@ def label(wanted: Budget) -> str:
     if wanted.max_kl is not None:
         return f"kld{wanted.max_kl:g}"
     return format_bytes(wanted.file or wanted.tensors or 0).replace(" ", "")
-
-
-def _store(model: Model, evidence: str | Path | EvidenceStore | None, place: Path) -> EvidenceStore:
-    """What the plan was made from: where none was named, the folder that planning has made."""
-    store = open_evidence(place.parent / f"{file_stem(model)}-evidence" if evidence is None else evidence)
-    assert store is not None
-    return store
 
 
 def _closer(

@@ -111,7 +111,7 @@ def parse_header(data: Buffer, file: str) -> Header:
     cursor.thing = file
     cursor.promise(tensor_count, _LEAST_TENSOR, "tensors")
     infos = [_read_tensor_info(cursor) for _ in range(tensor_count)]
-    data_offset = _padded(cursor.at, alignment)
+    data_offset = padded(cursor.at, alignment)
     tensors = tuple(
         TensorEntry(name, shape, kind, data_offset + offset, prod(shape) // kind.block * kind.block_bytes)
         for name, shape, kind, offset in infos
@@ -311,7 +311,7 @@ def _check_tensors(
             raise FormatError(thing, f"overlaps tensor {shown(before.name)}", _FETCH_AGAIN)
 
 
-def _padded(size: int, alignment: int) -> int:
+def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
@@ -342,7 +342,7 @@ def lay_out(
         ))  # fmt: skip
         starts.append(offset)
         sizes.append(prod(shape) // kind.block * kind.block_bytes)
-        offset += _padded(sizes[-1], alignment)
+        offset += padded(sizes[-1], alignment)
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(infos), len(metadata))]
     parts += [_packed_field(key, value) for key, value in metadata.items()]
     header = b"".join(parts + infos)

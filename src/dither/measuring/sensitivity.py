@@ -47,7 +47,7 @@ def divergences(
         detours: dict[str, Stages] = {
             name: Detour(network, with_tensor(network.model, own[name]), index) for name in group
         }
-        run = Lockstep(network, list(group), text.tokens_ST, text.lengths_S, progress=_Passes(progress))
+        run = Lockstep(network, list(group), text.tokens_ST, text.lengths_S)
         if index is None:
             run.embed(detours)
         else:
@@ -113,19 +113,3 @@ def _passes(network: Blocks, index: int | None) -> int:
 
 def _short(name: str) -> str:
     return name.removesuffix(".weight")
-
-
-class _Passes:
-    """Lets notes through; the progress of one lockstep is no measure of the whole."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def note(self, text: str) -> None:
-        self._progress.note(text)
-
-    def start(self, total: int, done: int) -> None:
-        pass
-
-    def advance(self, amount: int, what: str) -> None:
-        pass

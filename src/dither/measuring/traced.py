@@ -42,7 +42,7 @@ class TracedWalk(Walk):
         count = self.network.count
         weights, output = self._weights()
         forth = 0 if afresh else self.hidden.resume(count)
-        back = 0 if afresh else self._back.resume(self._finished()) if self._has_output() else 0
+        back = 0 if afresh else self._back.resume(self._finished()) if self._has(OUTPUT) else 0
         if forth or back:
             self.report.note(f"Resuming: {forth} of {count} blocks were already run, {back} run back.")
         todo = 3 * (sum(weights) + output)
@@ -54,9 +54,9 @@ class TracedWalk(Walk):
             self._forth(index, weights[index])
         if not back:
             self._turn(3 * output)
-        for gone in range(back, count):
-            self._come_back(count - 1 - gone, 2 * weights[count - 1 - gone])
-            self._back.finished(gone + 1)
+        for gone, index in enumerate(self.order()[back:], back + 1):
+            self._come_back(index, 2 * weights[index])
+            self._back.finished(gone)
         self._in_order()
         return back
 
@@ -64,17 +64,8 @@ class TracedWalk(Walk):
         super().remove()
         self._back.remove()
 
-    def _finished(self) -> int:
-        """Blocks of which the statistics are on disk, counted from the last."""
-        files = self.folder.state["files"]
-        for gone in range(self.network.count):
-            name = f"blk.{self.network.count - 1 - gone}.npz"
-            if name not in files or not (self.folder.path / name).is_file():
-                return gone
-        return self.network.count
-
-    def _has_output(self) -> bool:
-        return OUTPUT in self.folder.state["files"] and (self.folder.path / OUTPUT).is_file()
+    def order(self) -> range:
+        return range(self.network.count - 1, -1, -1)
 
     def _forth(self, index: int, weights: int) -> None:
         block = self.network.load(index)
@@ -106,11 +97,7 @@ class TracedWalk(Walk):
             pulled_BTH = block.trace(hidden_BTH, back_BTH, collector.see)
             self._back.write(index_B, pulled_BTH.float().cpu().numpy())
             self.report.advance(self._share(index_B, weights), f"back through block {index + 1}")
-        groups, few = collector.finish()
-        state = self.folder.state
-        state["files"][f"blk.{index}.npz"] = write_groups(self.folder.path / f"blk.{index}.npz", groups)
-        state["few"].update(few)
-        self.folder.save()
+        self._keep(index, collector)
 
     def _draw(self, index_B: Any) -> torch.Generator:
         seed = (self.text.seed or 0) + 1_000_003 * (int(index_B[0]) + 1)

@@ -59,7 +59,6 @@ class Walk:
 
     def run(self, afresh: bool = False) -> int:
         """Runs what is not done; how many blocks were."""
-        state = self.folder.state
         done = 0 if afresh else self.hidden.resume(self._finished())
         if done:
             self.report.note(f"Resuming: {done} of {self.network.count} blocks were already done.")
@@ -68,12 +67,9 @@ class Walk:
         if not done:
             self._embed()
         for index in range(done, self.network.count):
-            name = f"blk.{index}.npz"
-            state["files"][name], few = self._block(index, weights[index])
-            state["few"].update(few)
-            self.folder.save()
+            self._block(index, weights[index])
             self.hidden.finished(index + 1)
-        state["files"][OUTPUT] = self._output(output)
+        self.folder.state["files"][OUTPUT] = self._output(output)
         return done
 
     def remove(self) -> None:
@@ -85,14 +81,17 @@ class Walk:
         weights = [weights_of(self.model, f"blk.{index}.") for index in range(self.network.count)]
         return weights, weights_of(self.model, "output.") or weights_of(self.model, "token_embd.")
 
+    def order(self) -> range:
+        """The blocks in the order in which their statistics are taken."""
+        return range(self.network.count)
+
     def _finished(self) -> int:
-        """Blocks of which the statistics are on disk, counted from the first."""
-        files = self.folder.state["files"]
-        for index in range(self.network.count):
-            name = f"blk.{index}.npz"
-            if name not in files or not (self.folder.path / name).is_file():
-                return index
-        return self.network.count
+        """Blocks of which the statistics are on disk, counted along `order`."""
+        order = self.order()
+        return next((at for at, index in enumerate(order) if not self._has(f"blk.{index}.npz")), len(order))
+
+    def _has(self, name: str) -> bool:
+        return name in self.folder.state["files"] and (self.folder.path / name).is_file()
 
     def _embed(self) -> None:
         for index_B in self.batches:
@@ -104,14 +103,21 @@ class Walk:
         sequences, context = self.text.tokens_ST.shape
         return Collector(self.experts, sequences=sequences, context=context, hessians=self.hessians)
 
-    def _block(self, index: int, weights: int) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    def _block(self, index: int, weights: int) -> None:
         block, collector = self.network.load(index), self.collector()
         for index_B, hidden_BTH in self._through(collector):
             left_BTH = block.watch(hidden_BTH, collector.see)
             self.hidden.write(index_B, left_BTH.float().cpu().numpy())
             self.report.advance(self._share(index_B, weights), f"block {index + 1} of {self.network.count}")
+        self._keep(index, collector)
+
+    def _keep(self, index: int, collector: Collector) -> None:
+        """A block's statistics, to the disk."""
         groups, few = collector.finish()
-        return write_groups(self.folder.path / f"blk.{index}.npz", groups), few
+        name = f"blk.{index}.npz"
+        self.folder.state["files"][name] = write_groups(self.folder.path / name, groups)
+        self.folder.state["few"].update(few)
+        self.folder.save()
 
     def _output(self, weights: int) -> list[dict[str, Any]]:
         head, collector = self.network.head(), self.collector()
