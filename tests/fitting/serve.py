@@ -17,7 +17,7 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xllamacpp
 
@@ -44,14 +44,25 @@ def parameters(file: str, context: int, kv: str, slots: int) -> Any:
 def main(file: str, context: int, kv: str, slots: int) -> None:
     before = resident()
     log = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
+    said = os.dup(2)
     os.dup2(log.fileno(), 2)
+    try:
+        report(file, context, kv, slots, before, log)
+    except BaseException:
+        os.dup2(said, 2)
+        log.seek(0)
+        sys.stderr.write(log.read().decode("utf-8", "replace")[-20_000:])
+        raise
+
+
+def report(file: str, context: int, kv: str, slots: int, before: int, log: IO[bytes]) -> None:
     server = xllamacpp.Server(parameters(file, context, kv, slots))
     with urllib.request.urlopen(server.listening_address + "/slots") as answer:
         length = json.loads(answer.read())[0]["n_ctx"]  # a slot has no more than the model was trained on
     random.seed(0)
     body = {
         "prompt": [random.randrange(100, 250) for _ in range(length - 32)],
-        "n_predict": 16, "cache_prompt": False, "ignore_eos": True,
+        "n_predict": 0, "cache_prompt": False,  # random weights would continue with bytes that are no UTF-8
     }  # fmt: skip
     for slot in range(slots):
         request = urllib.request.Request(
