@@ -12,9 +12,10 @@ from dither.cli import screen
 
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
-        "Budget", "Calibration", "DitherError", "EvidenceStore", "Fit", "Inspection", "Measurement", "Plan",
-        "Planned", "Result", "__version__", "budget", "calibrate", "codec", "fit", "inspect", "ladder",
-        "measure", "open_model", "plan", "preset_names", "preview", "quantize", "quantize_within",
+        "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore", "Fit", "Inspection",
+        "Measurement", "Plan", "Planned", "Result", "__version__", "budget", "calibrate", "codec", "convert",
+        "fit", "inspect", "ladder", "measure", "open_model", "plan", "preset_names", "preview", "quantize",
+        "quantize_within",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None
@@ -29,8 +30,8 @@ def test_the_flags_of_quantize_are_these() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
-        "calibrate", "chat", "compare", "demo", "doctor", "fit", "inspect", "ladder", "measure", "plan",
-        "quantise", "quantize", "types",
+        "calibrate", "chat", "compare", "convert", "demo", "doctor", "fit", "inspect", "ladder", "measure",
+        "plan", "quantise", "quantize", "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}
     assert options == {
@@ -38,6 +39,7 @@ def test_the_flags_of_quantize_are_these() -> None:
         "--statistics", "--measure", "--measure-data", "--tensor", "--output-type", "--embedding-type",
         "--pure", "--pre", "--threads", "--device", "--dry-run", "--force", "--json", "--size", "--bpw",
         "--memory", "-c", "--context", "--kv", "--slots", "--max-kld", "--plan", "--types", "--no-validate",
+        "--bits", "--group", "--sym",
     }  # fmt: skip
 
 

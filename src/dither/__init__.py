@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dither._calibrate import Calibration, calibrate
+    from dither._convert import Converted, convert
     from dither._fit import fit
     from dither._inspect import Inspection, inspect
     from dither._measure import measure
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Budget": "dither._plan",
     "Calibration": "dither._calibrate",
+    "Converted": "dither._convert",
     "EvidenceStore": "dither.formats.evidence",
     "Fit": "dither.fitting.result",
     "Inspection": "dither._inspect",
@@ -54,6 +56,7 @@ _HOMES = {
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
+    "convert": "dither._convert",
     "fit": "dither._fit",
     "inspect": "dither._inspect",
     "ladder": "dither._within",
@@ -69,6 +72,7 @@ _HOMES = {
 __all__ = [
     "Budget",
     "Calibration",
+    "Converted",
     "DitherError",
     "EvidenceStore",
     "Fit",
@@ -81,6 +85,7 @@ __all__ = [
     "budget",
     "calibrate",
     "codec",
+    "convert",
     "fit",
     "inspect",
     "ladder",

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from dither import __version__
 from dither._calibrate import calibrate
-from dither._quantize import choose_solver, header_bytes, open_evidence, quantize
+from dither._quantize import choose_solver, header_bytes, open_evidence, options_of, quantize
+from dither.containers.gguf_target import ANY_GGUF
+from dither.containers.recipe import Options
+from dither.containers.target import Target
+from dither.containers.targets import target_of
 from dither.errors import OutputError, UsageError
 from dither.executors import local
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
-from dither.formats.gguf import DEFAULT_ALIGNMENT, padded
 from dither.models.source import open_model
-from dither.planning.candidates import bytes_of, candidates, fixed
+from dither.planning.candidates import candidates
 from dither.planning.costs import Costs
 from dither.planning.errors import error_ratios
 from dither.planning.knapsack import Allocation, Choice, Item, allocate, smallest
@@ -128,6 +131,9 @@ def plan(
     solver: str | None = None,
     transforms: Sequence[str] = (),
     types: Sequence[str] | None = None,
+    to: str | None = None,
+    group: int | None = None,
+    sym: bool | None = None,
     out: str | Path | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -135,6 +141,8 @@ def plan(
     progress: Progress | None = None,
 ) -> Planned:
     """Chooses the type of every tensor of `model` under a budget, and writes it to `out` where that is given.
+
+    `to` names a GPU format that mixes types ("gptq", "w4a16"), with its `group` and `sym`; GGUF otherwise.
 
     The budget is one of `size` (of the file: "4.2GiB" or bytes), `bpw` (bits per weight) and `max_kld` (the
     smallest file of a predicted divergence), or a `Budget`.  `evidence` is a folder of `dither calibrate`;
@@ -148,26 +156,29 @@ def plan(
     if out is not None:
         _check_place(Path(out), force)
     opened = model if isinstance(model, Model) else open_model(model)
+    target = planned_target(to, group, sym)
     wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=opened.parameters)
     threads = threads or local.available_cores()
     store = _evidence(opened, evidence, out, device, threads, report)
     chosen = choose_solver(solver, store, threads)
-    allowed = candidates(opened, importance=store.tensors, types=types)
-    kept = fixed(opened)
-    header = header_bytes(opened, store, chosen.name)
+    allowed = candidates(opened, importance=store.tensors, types=types, target=target)
+    kept = target.fixed(opened)
+    header = header_bytes(opened, store, chosen.name, target)
     kept_bytes = sum(tensor.bytes for tensor in kept.values())
-    kept_padded = sum(_aligned(tensor.bytes) for tensor in kept.values())
+    kept_padded = sum(target.aligned(opened, tensor.bytes) for tensor in kept.values())
     room = _room(wanted, header, kept_padded, kept_bytes)
     if room is not None:
-        _check_room(opened, wanted, allowed, room, header + kept_padded, kept_bytes)
+        _check_room(opened, wanted, allowed, room, header + kept_padded, kept_bytes, target)
     costs = _costs(opened, store, chosen, allowed, threads, device, report)
-    items = tuple(_item(t, allowed[t.name], costs) for t in opened.tensors if t.name in allowed)
+    items = tuple(
+        _item(opened, t, allowed[t.name], costs, target) for t in opened.tensors if t.name in allowed
+    )
     if wanted.max_kl is None:
         assert room is not None
         allocation = allocate(items, room)
     else:
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, kept_bytes)
+    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, kept_bytes, target)
     if out is not None:
         write_plan(Path(out), found, force=force)
     file_bytes = header + allocation.bytes + kept_padded
@@ -187,12 +198,15 @@ def _check_place(out: Path, force: bool) -> None:
 
 
 def _check_room(
-    model: Model, wanted: Budget, allowed: Mapping[str, Sequence[str]], room: int, around: int, kept: int
-) -> None:
+    model: Model, wanted: Budget, allowed: Mapping[str, Sequence[str]], room: int, around: int, kept: int,
+    target: Target,
+) -> None:  # fmt: skip
     """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
     shapes = {tensor.name: tensor for tensor in model.tensors}
-    sizes = [min(_aligned(bytes_of(shapes[name], kind)) for kind in kinds) for name, kinds in allowed.items()]
-    least = sum(sizes)
+    least = sum(
+        min(target.aligned(model, target.bytes_of(kind, shapes[name].shape)) for kind in kinds)
+        for name, kinds in allowed.items()
+    )
     if least <= room:
         return
     if wanted.file is not None:
@@ -305,15 +319,30 @@ def _all_ratios(
             report.advance(len(kinds), f"what each type makes of {name}")
 
 
-def _item(tensor: Tensor, kinds: Sequence[str], costs: Costs) -> Item:
+def _item(model: Model, tensor: Tensor, kinds: Sequence[str], costs: Costs, target: Target) -> Item:
     choices = (
-        Choice(kind, _aligned(bytes_of(tensor, kind)), costs.predicted(tensor.name, kind)) for kind in kinds
+        Choice(
+            kind,
+            target.aligned(model, target.bytes_of(kind, tensor.shape)),
+            costs.predicted(tensor.name, kind),
+        )
+        for kind in kinds
     )
     return Item((tensor.name,), tuple(choices))
 
 
-def _aligned(size: int) -> int:
-    return padded(size, DEFAULT_ALIGNMENT)
+def planned_target(to: str | None, group: int | None = None, sym: bool | None = None) -> Target:
+    """The container a plan is for.  Raises UsageError for a type, which leaves nothing to plan."""
+    if to is None:
+        target_of(Options("F16", group=group, sym=sym))  # refuses what is not GGUF's
+        return ANY_GGUF
+    options = options_of(to, group=group, sym=sym)
+    if not options.folder:
+        raise UsageError(
+            f"--to {to}", "names one type, and a budget chooses among them",
+            "Name a GPU format that mixes types, such as gptq or w4a16, or leave --to out.",
+        )  # fmt: skip
+    return target_of(options)
 
 
 def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | None:
@@ -325,11 +354,11 @@ def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | Non
 
 def _plan_file(
     model: Model, wanted: Budget, store: EvidenceStore, solver: str, transforms: Sequence[str],
-    allocation: Allocation, items: Sequence[Item], kept_bytes: int,
+    allocation: Allocation, items: Sequence[Item], kept_bytes: int, target: Target,
 ) -> PlanFile:  # fmt: skip
     shapes = {tensor.name: tensor for tensor in model.tensors}
     tensors = {
-        name: PlannedType(choice.type, bytes_of(shapes[name], choice.type), choice.kl)
+        name: PlannedType(choice.type, target.bytes_of(choice.type, shapes[name].shape), choice.kl)
         for item, choice in zip(items, allocation.chosen, strict=True)
         for name in item.tensors
     }
@@ -342,5 +371,5 @@ def _plan_file(
         model=model.name, model_identity=model_identity(model), evidence=store.sha256, solver=solver,
         transforms=tuple(transforms), budget=wanted.file or wanted.tensors,
         bytes=sum(t.bytes for t in tensors.values()) + kept_bytes, kl=allocation.kl, tensors=tensors,
-        notes=tuple(notes),
+        notes=tuple(notes), container=target.options.to.lower() if target.options.folder else "",
     )  # fmt: skip

@@ -16,15 +16,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dither import __version__
-from dither.containers.gguf import GGUFOutput, reserved
+from dither.containers.folders import find_scheme
+from dither.containers.folders.target import FolderTarget
+from dither.containers.gguf_target import ANY_GGUF, GGUFTarget
 from dither.containers.importance import check_evidence, evidence_notes
-from dither.containers.provenance import MEASUREMENT, output_metadata, recipe_json, source_notes
-from dither.containers.recipe import Options, Plan, make_plan
+from dither.containers.provenance import MEASUREMENT, recipe_json, source_notes
+from dither.containers.recipe import Options, Plan
+from dither.containers.target import Target, TargetOutput
+from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
 from dither.executors import local
 from dither.formats.evidence import EvidenceStore, model_identity
-from dither.formats.gguf import lay_out
 from dither.models.source import open_model
 from dither.planning.planfile import PlanFile, plan_sha256, read_plan
 from dither.planning.presets import nearest_preset
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Result", "prepare", "preview", "quantize"]
 
 STATISTICS = ("parallel", "sequential")
-_MEASUREMENT_ROOM = 8192  # bytes of metadata kept free for what is measured afterwards
 
 
 def preview(
@@ -56,15 +57,21 @@ def preview(
     output_type: str | None = None,
     embedding_type: str | None = None,
     pure: bool = False,
+    bits: int | None = None,
+    group: int | None = None,
+    sym: bool | None = None,
     pre: str | None = None,
 ) -> Plan:
     """What `quantize` with the same arguments would write: every tensor's type and bytes."""
     opened = model if isinstance(model, Model) else open_model(model, pre=pre)
-    options = Options(to, tuple(tensors), output_type, embedding_type, pure)
+    options = options_of(
+        to, tensors=tuple(tensors), output_type=output_type, embedding_type=embedding_type, pure=pure,
+        bits=bits, group=group, sym=sym,
+    )  # fmt: skip
     store = open_evidence(evidence, imatrix)
     if store:
         store.check(opened)
-    plan = make_plan(opened, options, store.tensors if store else ())
+    plan = target_of(options).plan(opened, store.tensors if store else ())
     check_evidence(plan, store)
     return plan
 
@@ -85,17 +92,26 @@ def quantize(
     output_type: str | None = None,
     embedding_type: str | None = None,
     pure: bool = False,
+    bits: int | None = None,
+    group: int | None = None,
+    sym: bool | None = None,
+    dtype: str | None = None,
     pre: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Result:
-    """Writes `model` (a folder, a hub id, a GGUF) as a GGUF of type `to` (`Q4_K_M`, `IQ4_XS`, …).
+    """Writes `model` (a folder, a hub id, a GGUF) as a GGUF of type `to` (`Q4_K_M`, `IQ4_XS`, …), or as a
+    checkpoint folder of a GPU format (`gptq`, `awq`, `w4a16`, `w8a8`, `fp8`, `nf4`, `mxfp4`, …).
 
-    `out` defaults to `<model>-<TO>.gguf` in the current folder; an existing file is replaced only
-    with `force`, and the model's own files never.  An interrupted run of the same work continues
-    where it stopped and writes the same bytes.
+    `out` defaults to `<model>-<TO>.gguf`, or a folder `<model>-<to>`, in the current folder; an existing one
+    is replaced only with `force`, and the model's own files never.  An interrupted run of the same work
+    continues where it stopped and writes the same bytes.
+
+    `bits`, `group` (columns that share a scale, 0 for the whole row) and `sym` (around zero, or with zero
+    points) choose the grid of a GPU format that leaves a choice; `dtype` ("BF16", "F16", "F32") is what its
+    numbers are stored as, by default what the model's are.
 
     `plan`, instead of `to`, is a plan of `dither plan`: every tensor's type, the solver and the transforms.
     `evidence` is a folder of `dither calibrate` or an importance matrix (`imatrix` is its other name).
@@ -111,16 +127,19 @@ def quantize(
     report = progress or Silent()
     opened = model if isinstance(model, Model) else open_model(model, pre=pre)
     if plan is not None:
-        options, solver, transforms = _planned(
-            opened, plan, to, [tensors, output_type, embedding_type, pure], solver, transforms
-        )
+        others = [tensors, output_type, embedding_type, pure, bits, group, sym is not None]
+        options, solver, transforms = _planned(opened, plan, to, others, solver, transforms)
     else:
-        options = Options(_named(to), tuple(tensors), output_type, embedding_type, pure)
+        options = options_of(
+            _named(to), tensors=tuple(tensors), output_type=output_type, embedding_type=embedding_type,
+            pure=pure, bits=bits, group=group, sym=sym, dtype=dtype,
+        )  # fmt: skip
+    target = target_of(options)
     store = open_evidence(evidence, imatrix)
     threads = threads or local.available_cores()
-    job = _Job(opened, options, store, choose_solver(solver, store, threads), threads, device, report)
+    job = _Job(opened, target, store, choose_solver(solver, store, threads), threads, device, report)
     job.check(transforms, statistics, measure)
-    path = output_path(opened, options.label, out, force, job.inputs())
+    path = output_path(opened, target, out, force, job.inputs())
     written = job.write(path, tuple(transforms), statistics, measure)
     seconds = time.monotonic() - started - job.not_counted
     return Result(
@@ -130,14 +149,18 @@ def quantize(
     )  # fmt: skip
 
 
-def header_bytes(model: Model, store: EvidenceStore | None, solver: str) -> int:
+def header_bytes(model: Model, store: EvidenceStore | None, solver: str, target: Target = ANY_GGUF) -> int:
     """What a planned file of this model takes besides its tensors, with room for its measurement."""
-    options = Options(nearest_preset(model, 0), plan="0" * 64)
-    plan = make_plan(model, options, store.tensors if store else ())
-    recipe = recipe_json(model, options, store, solver, {}, False)
-    metadata = output_metadata(model, plan, recipe, store, __version__)
-    metadata[MEASUREMENT] = reserved(_MEASUREMENT_ROOM)
-    return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
+    if isinstance(target, FolderTarget):
+        return target.header_bytes(model)
+    gguf = GGUFTarget(Options(nearest_preset(model, 0), plan="0" * 64))
+    recipe = recipe_json(model, gguf.options, store, solver, {}, False)
+    return gguf.header_bytes(model, gguf.plan(model, store.tensors if store else ()), recipe, store)
+
+
+def options_of(to: str, **options: Any) -> Options:
+    """What is asked for, of a GGUF type or of a folder's container."""
+    return Options(to, folder=find_scheme(to) is not None, **options)
 
 
 def _named(to: str | None) -> str:
@@ -162,8 +185,13 @@ def _planned(
     if known.model_identity and known.model_identity != model_identity(model):
         reason = f"is for {known.model}, not for {model.name}"
         raise UsageError("--plan", reason, "Make one for this model: dither plan MODEL --size …")
-    nearest = nearest_preset(model, known.bytes)
-    options = Options(nearest, known.overrides(), plan=plan_sha256(known))
+    sha256 = plan_sha256(known)
+    if known.container:
+        if find_scheme(known.container) is None:
+            raise UsageError("--plan", f"is for {known.container}, which is no container here", "Plan again.")
+        options = Options(known.container, known.overrides(), plan=sha256, folder=True)
+    else:
+        options = Options(nearest_preset(model, known.bytes), known.overrides(), plan=sha256)
     return options, solver or known.solver or None, tuple(transforms) or known.transforms
 
 
@@ -206,7 +234,7 @@ class _Job:
     """One file's making, with what is known before its first byte."""
 
     opened: Model
-    options: Options
+    target: Target
     store: EvidenceStore | None
     solver: Solver
     threads: int
@@ -257,35 +285,28 @@ class _Job:
         if self.store is not None:
             evidence = self.store
         known = self.store.tensors if self.store else ()
-        first = make_plan(self.opened, self.options, known)
+        first = self.target.plan(self.opened, known)
         self.say(*source_notes(self.opened, first))
         prepare_started = time.monotonic()
         prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.report)
         self.not_counted += time.monotonic() - prepare_started
-        rewritten = rewrite(self.opened, evidence, known, transforms, self.options, self.threads)
+        rewritten = rewrite(self.opened, evidence, known, transforms, self.target.plan, self.threads)
         plan = rewritten.plan
         check_evidence(plan, self.store)
         self.say(*rewritten.notes, *plan.fallback_notes(), *evidence_notes(plan, self.store))
         sequential = statistics == "sequential"
-        recipe, metadata = self.described(rewritten, sequential, bool(measure))
-        identity = json.dumps([self.opened.fingerprint, recipe, [asdict(tensor) for tensor in plan.tensors]])
-        entries = [(t.name, t.shape, t.type) for t in plan.tensors]
-        with GGUFOutput(path, metadata, entries, identity) as output:
-            return self._fill(output, path, rewritten, sequential, measure)
-
-    def described(self, rewritten: Rewritten, sequential: bool, measure: bool) -> tuple[str, dict[str, Any]]:
-        """The recipe and the file's metadata."""
         recipe = recipe_json(
-            self.opened, self.options, self.store, self.solver.name, rewritten.record, sequential
+            self.opened, self.target.options, self.store, self.solver.name, rewritten.record, sequential
         )
-        metadata = output_metadata(rewritten.model, rewritten.plan, recipe, self.store, __version__)
-        if measure:
-            metadata[MEASUREMENT] = reserved(_MEASUREMENT_ROOM)
-        return recipe, metadata
+        identity = json.dumps([self.opened.fingerprint, recipe, [asdict(tensor) for tensor in plan.tensors]])
+        with self.target.open(
+            path, rewritten.model, plan, recipe, self.store, identity, bool(measure)
+        ) as output:
+            return self._fill(output, path, rewritten, sequential, measure)
 
     def _fill(
         self,
-        output: GGUFOutput,
+        output: TargetOutput,
         path: Path,
         rewritten: Rewritten,
         sequential: bool,
@@ -324,7 +345,7 @@ class _Job:
         before, after = ({t.name for t in m.tensors} for m in (self.opened, rewritten.model))
         return frozenset({*self.store.tensors, *(after - before)})
 
-    def _enliven(self, run: Run, rewritten: Rewritten, output: GGUFOutput, sequential: bool) -> None:
+    def _enliven(self, run: Run, rewritten: Rewritten, output: TargetOutput, sequential: bool) -> None:
         """Lets the calibration text follow the run through the blocks it has written."""
         from dither.measuring.live import BlockTasks, LiveEvidence, Passage
         from dither.models.blocks import open_blocks
@@ -347,7 +368,7 @@ class _Job:
 
             run.refine = refine
 
-    def _measure(self, output: GGUFOutput, path: Path, data: bool | str | Path) -> Measurement:
+    def _measure(self, output: TargetOutput, path: Path, data: bool | str | Path) -> Measurement:
         from dither.measuring.proof import prove
 
         started = time.monotonic()

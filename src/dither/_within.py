@@ -9,6 +9,7 @@ A *ladder* is several budgets of one model on the same evidence: the size-qualit
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from dither._plan import Budget, Planned, halves, plan
+from dither._plan import Budget, Planned, halves, plan, planned_target
 from dither._quantize import Result, preview, quantize
+from dither.containers.gguf_target import ANY_GGUF
 from dither.containers.journal import unfinished
+from dither.containers.target import Target
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.measuring.schema import Measurement, path_for
@@ -30,7 +33,7 @@ from dither.planning.planfile import PlanFile
 from dither.planning.presets import nearest_preset
 from dither.progress import Progress, Silent
 from dither.quantizing.paths import output_path
-from dither.types import Model
+from dither.types import Model, No
 from dither.units import format_bytes
 
 ROUNDS = 3  # of coming closer to a divergence asked for
@@ -78,6 +81,9 @@ def quantize_within(
     solver: str | None = None,
     transforms: Sequence[str] = (),
     types: Sequence[str] | None = None,
+    to: str | None = None,
+    group: int | None = None,
+    sym: bool | None = None,
     validate: bool = True,
     threads: int | None = None,
     device: str = "cpu",
@@ -85,6 +91,8 @@ def quantize_within(
     progress: Progress | None = None,
 ) -> Within:
     """The best file of `model` within a budget (`dither.budget`), measured.
+
+    A GGUF, or with `to` a folder of a GPU format that mixes types (see `dither.plan`).
 
     With `validate` (the default) the nearest preset and a random allocation of at most the same size are made
     too, and the best of the three is kept; `notes` say so where that is not the plan.  A budget on the
@@ -94,8 +102,9 @@ def quantize_within(
     """
     started, report = time.monotonic(), progress or Silent()
     opened = model if isinstance(model, Model) else open_model(model)
-    place = output_path(opened, label(wanted), out, force, [Path(file) for file in opened.files])
-    beside = place.with_suffix(".toml")
+    target = planned_target(to, group, sym)
+    place = output_path(opened, target, out, force, [Path(file) for file in opened.files], label(wanted))
+    beside = place.with_name(place.name.removesuffix(".gguf") + ".toml")
     if beside.exists() and not force and not any(path.exists() for path in unfinished(place)):
         raise OutputError(str(beside), "exists already", "Choose another name with -o, or pass --force.")
     common: dict[str, Any] = {"threads": threads, "device": device, "progress": progress}
@@ -103,7 +112,7 @@ def quantize_within(
     def planned_for(budget: Budget) -> Planned:
         return plan(
             opened, budget, evidence=evidence, solver=solver, transforms=transforms, types=types,
-            out=beside, force=True, **common,
+            to=to, group=group, sym=sym, out=beside, force=True, **common,
         )  # fmt: skip
 
     planned = planned_for(wanted)
@@ -121,14 +130,14 @@ def quantize_within(
             break
         limit = planned.limit - over
         planned = planned_for(replace(wanted, file=None, tensors=limit))
-        Path(result.path).unlink()
+        remove(Path(result.path))
         result = written(planned)
     if wanted.max_kl is not None:
         planned, result = _closer(wanted, planned, result, planned_for, notes, written)
     rivals: tuple[Rival, ...] = ()
     winner = PLANNED
     if validate:
-        result, rivals, winner = _validated(opened, wanted, planned, result, store, place, making)
+        result, rivals, winner = _validated(opened, wanted, planned, result, store, place, target, making)
     if winner != PLANNED:
         notes.append(f"The plan lost to the {winner} on text kept for judging, which was written instead.")
     for note in notes:
@@ -175,7 +184,7 @@ def _closer(
                 "predicted to lose less: allow larger ones with --types, or ask for a size."
             )
             return planned, result
-        Path(result.path).unlink()
+        remove(Path(result.path))
         result = written(planned)
     assert result.measurement is not None
     if result.measurement.kl_mean > wanted.max_kl:
@@ -188,7 +197,7 @@ def _closer(
 
 def _validated(
     model: Model, wanted: Budget, planned: Planned, result: Result, store: EvidenceStore, place: Path,
-    common: dict[str, Any],
+    target: Target, common: dict[str, Any],
 ) -> tuple[Result, tuple[Rival, ...], str]:  # fmt: skip
     """The best of plan, preset and random allocation; it stands at `place` afterwards."""
     report = common["progress"] or Silent()
@@ -196,10 +205,8 @@ def _validated(
     common = {**common, "progress": _Unsaid(report)}
     contestants = {PLANNED: result}
     with tempfile.TemporaryDirectory(prefix=".dither-rivals-", dir=place.parent) as folder:
-        preset = nearest_preset(model, planned.limit, store.tensors)
-        solving = {"solver": planned.plan.solver, "transforms": planned.plan.transforms}
         for name, what in (
-            (f"preset {preset}", {"to": preset, **solving}),
+            usual(model, target, planned, store),
             ("random allocation", {"plan": random_plan(planned)}),
         ):
             inside = Path(folder) / name.partition(" ")[0]
@@ -215,9 +222,45 @@ def _validated(
         winner = min(able, key=lambda rival: rival.kl).name
         if winner != PLANNED:
             kept = Path(contestants[winner].path)
+            if place.is_dir():
+                shutil.rmtree(place)
             kept.replace(place)
             path_for(kept).replace(path_for(place))
     return replace(contestants[winner], path=str(place)), rivals, winner
+
+
+def usual(model: Model, target: Target, planned: Planned, store: EvidenceStore) -> tuple[str, dict[str, Any]]:
+    """What one would make in this size without a plan, by the same solver: the nearest preset, or in a folder
+    one type for all matrices."""
+    solving = {"solver": planned.plan.solver, "transforms": planned.plan.transforms}
+    if not target.options.folder:
+        preset = nearest_preset(model, planned.limit, store.tensors)
+        return f"preset {preset}", {"to": preset, **solving}
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+    fixed = planned.plan.bytes - sum(t.bytes for t in planned.plan.tensors.values())
+
+    def size(kind: str) -> int:
+        return fixed + sum(target.bytes_of(kind, shapes[name]) for name in planned.plan.tensors)
+
+    kinds = [
+        kind for kind in target.types(model, None)
+        if all(not isinstance(target.can_hold(kind, shapes[name]), No) for name in planned.plan.tensors)
+    ]  # fmt: skip
+    fitting = [kind for kind in kinds if size(kind) <= planned.limit]
+    kind = max(fitting, key=size) if fitting else min(kinds, key=size)
+    tensors = {
+        name: replace(t, type=kind, bytes=target.bytes_of(kind, shapes[name]), kl=None)
+        for name, t in planned.plan.tensors.items()
+    }
+    return f"{kind} throughout", {"plan": replace(planned.plan, tensors=tensors, kl=None, bytes=size(kind))}
+
+
+def remove(path: Path) -> None:
+    """A file or a folder of ours, no longer wanted."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 class _Unsaid:
@@ -302,7 +345,7 @@ def ladder(
         reason = f"cannot be made a folder ({error.strerror})"
         raise OutputError(str(folder), reason, "Choose another with -o.") from None
     for name in names:
-        output_path(opened, name, folder, force, [Path(file) for file in opened.files])
+        output_path(opened, ANY_GGUF, folder, force, [Path(file) for file in opened.files], name)
     common: dict[str, Any] = {
         "evidence": evidence, "solver": solver, "transforms": transforms, "threads": threads,
         "device": device, "force": force, "progress": progress,

@@ -37,6 +37,9 @@ class Evidence:
     output_KOO: Floats | None = None  # E[g gᵀ] over the layer's rows, as diagonal blocks
 
 
+Recode = Callable[[str, int, int], "Bytes | None"]
+
+
 class EvidenceSource(Protocol):
     """Evidence by tensor: of `expert` where each has inputs of its own, None where nothing is known."""
 
@@ -136,6 +139,7 @@ class Tensor:
     stored_bytes: int
     read: Callable[[int, int], Floats]
     read_raw: Callable[[int, int], Bytes] | None = None
+    recode: Recode | None = None
 
     @property
     def columns(self) -> int:

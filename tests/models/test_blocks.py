@@ -506,7 +506,7 @@ def test_requests_that_make_no_sense(checkpoint: Path, saved: Save) -> None:
         open_blocks(model, dtype="float8")
     with pytest.raises(UsageError, match="device abacus"):
         open_blocks(model, device="abacus")
-    with pytest.raises(UnsupportedError, match="architecture mamba: cannot be run block by block"):
+    with pytest.raises(UnsupportedError, match="architecture mamba: is of no family that is known here"):
         open_blocks(dataclasses.replace(model, arch="mamba"))
 
 

@@ -13,6 +13,7 @@ from dither import __version__
 from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
 from dither.cli.compare import compare
+from dither.cli.convert import convert
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
 from dither.cli.fit import fit
@@ -58,6 +59,7 @@ app.command()(compare)
 app.command()(fit)
 app.command()(inspect)
 app.command()(types)
+app.command()(convert)
 app.command()(chat)
 app.command()(demo)
 app.command()(doctor)

@@ -40,6 +40,14 @@ Evidence = Annotated[
 Solver = Annotated[str | None, typer.Option(help="nearest, gptq or learned. Default: gptq where it can.")]
 Transform = Annotated[list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate.")]
 Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]
+Container = Annotated[
+    str | None,
+    typer.Option("--to", metavar="FORMAT", help="A GPU format that mixes types: gptq, w4a16. Default: GGUF."),
+]
+Group = Annotated[
+    int | None, typer.Option("--group", help="Columns that share a scale in a GPU format; 0: the whole row.")
+]
+Sym = Annotated[bool | None, typer.Option("--sym/--asym", help="Integers around zero, or with zero points.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
@@ -62,6 +70,9 @@ def plan(
     solver: Solver = None,
     transform: Transform = None,
     types: Types = None,
+    to: Container = None,
+    group: Group = None,
+    sym: Sym = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where the plan goes.")
     ] = Path("plan.toml"),
@@ -80,8 +91,8 @@ def plan(
         with Meter() as meter:
             found = _plan.plan(
                 opened, wanted, evidence=evidence, solver=solver, transforms=transform or (),
-                types=split_types(types), out=output, threads=threads, device=device, force=force,
-                progress=meter,
+                types=split_types(types), to=to, group=group, sym=sym, out=output, threads=threads,
+                device=device, force=force, progress=meter,
             )  # fmt: skip
         if as_json:
             print_json(found.to_json())

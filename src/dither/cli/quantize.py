@@ -1,4 +1,4 @@
-"""`dither quantize`: a checkpoint or a GGUF goes in, a GGUF that llama.cpp runs comes out."""
+"""`dither quantize`: a checkpoint or a GGUF goes in, a GGUF or a folder for GPU engines comes out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from rich.table import Table
 from dither.cli.plan import (
     Bpw,
     Context,
+    Group,
     Kv,
     MaxKld,
     Memory,
     Size,
     Slots,
+    Sym,
     Types,
     budget_of,
     print_validation,
@@ -36,8 +38,16 @@ def quantize(
         typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name)."),
     ],
     to: Annotated[
-        str | None, typer.Option("--to", help="The type: Q4_K_M, Q5_K_M, IQ4_XS, Q8_0, … (`dither types`).")
+        str | None,
+        typer.Option(
+            "--to",
+            help="A GGUF type (Q4_K_M, IQ4_XS, …: `dither types`), or a GPU format: gptq, awq, w4a16, w8a16, "
+            "w8a8, fp8, fp8-block, nf4, fp4, int8, mxfp4, nvfp4.",
+        ),
     ] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits of a GPU format's integers.")] = None,
+    group: Group = None,
+    sym: Sym = None,
     size: Size = None,
     bpw: Bpw = None,
     memory: Memory = None,
@@ -54,7 +64,7 @@ def quantize(
     ] = False,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="PATH", help="A file or a folder; <model>-<TYPE>.gguf."),
+        typer.Option("-o", "--output", metavar="PATH", help="Default: <model>-<TYPE>.gguf or <model>-<to>/."),
     ] = None,
     evidence: Annotated[
         Path | None,
@@ -100,28 +110,31 @@ def quantize(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Quantize a model to GGUF: to a type, within a budget, or by a plan."""
+    """Quantize a model, for llama.cpp or for GPUs: to a type, within a budget, or by a plan."""
     with stop_on_error(as_json, resumable=not dry_run):
         from dither import _quantize
         from dither.containers.provenance import source_notes
         from dither.models.source import open_model
 
         budgets = (size, bpw, memory, max_kld)
-        if sum(given is not None for given in (to, plan, *budgets)) != 1:
+        budgeted = sum(given is not None for given in budgets)
+        named = sum(given is not None for given in (to, plan))
+        if budgeted + named != 1 and not (budgeted == 1 and plan is None):
             raise UsageError(
                 "the request", "wants one of --to, --plan, --size, --bpw, --memory and --max-kld",
                 "For example --to Q4_K_M, or --size 4.2GiB.",
             )  # fmt: skip
-        if any(given is not None for given in budgets):
-            if dry_run or tensor or output_type or embedding_type or pure or statistics or measure_data:
+        if budgeted:
+            others = (dry_run, tensor, output_type, embedding_type, pure, statistics, measure_data, bits)
+            if any(others):
                 raise UsageError(
                     "a budget", "leaves every choice of types to the plan, which is always measured",
                     "Use `dither plan`, edit what it writes, and pass --plan.",
                 )  # fmt: skip
             _within_budget(
                 open_model(model, pre=pre), budgets, (context, kv, slots), as_json, output, evidence=evidence,
-                solver=solver, transforms=transform or (), types=split_types(types),
-                validate=not no_validate, threads=threads, device=device, force=force,
+                solver=solver, transforms=transform or (), types=split_types(types), to=to, group=group,
+                sym=sym, validate=not no_validate, threads=threads, device=device, force=force,
             )  # fmt: skip
             return
 
@@ -133,7 +146,8 @@ def quantize(
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
             "evidence": evidence, "tensors": overrides, "output_type": output_type,
-            "embedding_type": embedding_type, "pure": pure, "pre": pre,
+            "embedding_type": embedding_type, "pure": pure, "pre": pre, "bits": bits, "group": group,
+            "sym": sym,
         }  # fmt: skip
         if dry_run:
             if to is None:
@@ -184,7 +198,7 @@ def parse_override(text: str) -> tuple[str, str]:
     pattern, equals, kind = text.rpartition("=")
     if not equals or not pattern or not kind:
         raise UsageError(f"--tensor {text}", "is not REGEX=TYPE", r"For example --tensor 'ffn_down=Q6_K'.")
-    return pattern, kind.upper()
+    return pattern, kind if "-" in kind else kind.upper()
 
 
 def print_mix(plan: object, notes: list[str]) -> None:
@@ -232,7 +246,10 @@ def print_result(result: object) -> None:
         out.print(f"Layers solved: {kept}.")
     if result.measurement:
         out.print(measured(result.measurement))
-    out.print(f"Talk to it:  {copyable('dither', 'chat', result.path)}", soft_wrap=True)
+    if result.path.endswith(".gguf"):
+        out.print(f"Talk to it:  {copyable('dither', 'chat', result.path)}", soft_wrap=True)
+    else:
+        out.print(f"Look at it:  {copyable('dither', 'inspect', result.path)}", soft_wrap=True)
 
 
 def measured(found: Measurement) -> str:

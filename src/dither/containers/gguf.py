@@ -17,7 +17,7 @@ from typing import Any
 
 from dither.containers.journal import PartFile
 from dither.formats.ggml import GGML_TYPES, Field, string, u32
-from dither.formats.gguf import lay_out
+from dither.formats.gguf import DEFAULT_ALIGNMENT, lay_out
 from dither.types import Bytes, No, Yes
 
 Entry = tuple[str, tuple[int, ...], str]  # name, shape with columns last, ggml type
@@ -49,6 +49,12 @@ def reserved(size: int) -> Field:
     return string("{}".ljust(size))
 
 
+def alignment_of(metadata: Mapping[str, Field]) -> int:
+    """What every tensor's offset is a multiple of."""
+    found = metadata.get("general.alignment")
+    return DEFAULT_ALIGNMENT if found is None else int(found.value)
+
+
 def _key_bytes(key: str) -> bytes:
     return struct.pack("<Q", len(key)) + key.encode()
 
@@ -63,8 +69,7 @@ class GGUFOutput:
     def __init__(
         self, path: Path, metadata: Mapping[str, Field], tensors: Sequence[Entry], identity: str
     ) -> None:
-        alignment = int(metadata["general.alignment"].value) if "general.alignment" in metadata else 32
-        self._layout = lay_out(metadata, tensors, alignment)
+        self._layout = lay_out(metadata, tensors, alignment_of(metadata))
         self._metadata = metadata
         self._index = {name: i for i, (name, _, _) in enumerate(tensors)}
         digest = hashlib.sha256(self._layout.header + identity.encode()).hexdigest()

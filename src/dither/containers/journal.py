@@ -41,6 +41,8 @@ class PartFile:
     `finished` (name → the record given to `finish`); different, and `discarded` says so.
     """
 
+    kind = "regular file"
+
     def __init__(self, target: Path, size: int, identity: str) -> None:
         self.target = target
         self.part, self.journal = unfinished(target)
@@ -73,14 +75,18 @@ class PartFile:
             "Mend that and run the same command again: it continues where it can.",
         )
 
+    def _is_ours(self, path: Path) -> bool:
+        """Whether what stands at one of the three places is of the kind that this run puts there."""
+        return path.is_file()
+
     def _refuse_strangers(self) -> None:
         """Nothing is truncated or replaced that an earlier run did not leave here."""
         way_out = "Move it away or choose another name with -o."
         for path in (self.target, self.part, self.journal):
             if path.is_symlink():  # writing would reach through it, or replace the link itself
                 raise OutputError(str(path), "is a symbolic link", "Name the file it leads to.")
-            if path.exists() and not path.is_file():
-                raise OutputError(str(path), "exists and is no regular file", way_out)
+            if path.exists() and not self._is_ours(path):
+                raise OutputError(str(path), f"exists and is no {self.kind}", way_out)
         if self.part.exists() and not self.journal.exists():
             raise OutputError(str(self.part), "has no journal, so it is not an unfinished run's", way_out)
 
@@ -106,8 +112,7 @@ class PartFile:
 
     def _open(self, size: int, identity: str) -> None:
         self._read_journal(identity, size)
-        held = self.part.stat().st_blocks * 512 if self.part.exists() else 0
-        free = shutil.disk_usage(self.target.parent).free + held
+        free = shutil.disk_usage(self.target.parent).free + self._held()
         if size > free:
             raise OutputError(
                 str(self.target),
@@ -115,13 +120,20 @@ class PartFile:
                 "Free some space or choose another place with -o.",
             )
         self._rewrite(identity, size)
+        self._open_part(size)
+
+    def _held(self) -> int:
+        """Bytes on disk that the part has already."""
+        return self.part.stat().st_blocks * 512 if self.part.exists() else 0
+
+    def _open_part(self, size: int) -> None:
         # Without finished tensors nothing is worth keeping, and what stands there may be another recipe's.
         flags = os.O_RDWR | os.O_CREAT | (0 if self.finished else os.O_TRUNC)
-        self._file = os.open(self.part, flags, 0o666)
+        self._files = {"": os.open(self.part, flags, 0o666)}
         try:
-            os.truncate(self._file, size)
+            os.truncate(self._files[""], size)
         except OSError:
-            os.close(self._file)
+            os.close(self._files[""])
             if not self.finished:
                 self.part.unlink()
             raise
@@ -130,7 +142,7 @@ class PartFile:
         self._lines.seek(0)
         lines = self._lines.read().splitlines()
         same = bool(lines) and _parsed(lines[0]) == {"identity": identity, "size": size}
-        if not (same and self.part.exists() and self.part.stat().st_size == size):
+        if not (same and self._is_whole(size)):
             self.discarded = self.part.exists()
             return
         for line in lines[1:]:
@@ -138,6 +150,10 @@ class PartFile:
             if "tensor" not in record:
                 break  # the line being written when the run was killed
             self.finished[record.pop("tensor")] = record
+
+    def _is_whole(self, size: int) -> bool:
+        """Whether an earlier run's part has the size that was planned."""
+        return self.part.exists() and self.part.stat().st_size == size
 
     def _rewrite(self, identity: str, size: int) -> None:
         """The first line and all that is finished: a torn last line must not be continued by the next."""
@@ -148,12 +164,12 @@ class PartFile:
             self._lines.write(_line({"tensor": name, **record}))
         self._lines.flush()
 
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+    def write_at(self, offset: int, data: bytes | memoryview, piece: str = "") -> None:
         """Writes all of `data`; safe to call from several threads.  Raises OutputError."""
         view = memoryview(data).cast("B")
         try:
             while view:
-                written = os.pwrite(self._file, view, offset)
+                written = os.pwrite(self._files[piece], view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             raise self._unwritable(self.part, error) from None
@@ -171,7 +187,8 @@ class PartFile:
         lines = "".join(self._waiting)
         self._waiting.clear()
         try:
-            _sync_data(self._file)
+            for file in self._files.values():
+                _sync_data(file)
             # Past Python's buffer: what a full disk refuses must not be tried again on closing.
             os.write(self._lines.fileno(), lines.encode())
             os.fsync(self._lines.fileno())
@@ -182,8 +199,9 @@ class PartFile:
     def commit(self) -> None:
         """Gives the finished file its name; replaces what stood there.  Raises OutputError."""
         try:
-            os.fsync(self._file)
-            self.part.replace(self.target)
+            for file in self._files.values():
+                os.fsync(file)
+            self._publish()
             folder = os.open(self.target.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
@@ -191,11 +209,18 @@ class PartFile:
             raise self._unwritable(self.target, error) from None
         self.journal.unlink()
 
+    def _publish(self) -> None:
+        """The part takes the target's place."""
+        self.part.replace(self.target)
+
     def discard(self) -> None:
         """Takes the unfinished work away: where the source itself is at fault, nothing will continue it."""
         self._waiting.clear()
-        self.part.unlink(missing_ok=True)
+        self._remove_part()
         self.journal.unlink(missing_ok=True)
+
+    def _remove_part(self) -> None:
+        self.part.unlink(missing_ok=True)
 
     def __enter__(self) -> PartFile:
         return self
@@ -208,7 +233,8 @@ class PartFile:
                 with contextlib.suppress(OutputError):  # the first error is the one to tell
                     self.sync()
         finally:
-            os.close(self._file)
+            for file in self._files.values():
+                os.close(file)
             self._lines.close()
 
 

@@ -42,8 +42,8 @@ def recipe_json(
         recipe["plan"] = options.plan
     elif options.tensors:
         recipe["tensors"] = [list(pair) for pair in options.tensors]
-    for key in ("output_type", "embedding_type", "pure"):
-        if getattr(options, key):
+    for key in ("output_type", "embedding_type", "pure", "bits", "group", "sym", "dtype"):
+        if getattr(options, key) not in (None, False) or (key == "sym" and options.sym is False):
             recipe[key] = getattr(options, key)
     if sequential:
         recipe["statistics"] = "sequential"

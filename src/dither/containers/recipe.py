@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dither.codecs import codec as find_codec
 from dither.containers.gguf import can_hold
 from dither.containers.presets import Assignment, assign, file_type
 from dither.errors import UsageError
@@ -37,10 +38,17 @@ class Options:
     embedding_type: str | None = None
     pure: bool = False
     plan: str = ""
+    folder: bool = False  # a checkpoint folder (`containers.folders`), not a GGUF
+    bits: int | None = None  # of a folder's grid, as are the next two; None is the container's own choice
+    group: int | None = None
+    sym: bool | None = None
+    dtype: str | None = None  # of a folder's numbers
 
     @property
     def label(self) -> str:
         """What people call it."""
+        if self.folder:
+            return self.to.lower()
         return PLANNED if self.plan else self.to.upper()
 
 
@@ -118,10 +126,10 @@ class Plan:
         notes = [
             f"{count} of {matrices} matrices have {columns} columns and cannot be {wanted}: "
             f"{'they become' if count > 1 else 'it becomes'} {kind} "
-            f"({GGML_TYPES[kind].bits_per_weight:.2f} bpw, not {GGML_TYPES[wanted].bits_per_weight:.2f})."
+            f"({bits_of(kind, columns):.2f} bpw, not {bits_of(wanted, columns):.2f})."
             for (columns, wanted, kind), count in kinds.most_common()
         ]
-        wished = sum(t.size * GGML_TYPES[t.wanted].bits_per_weight for t in self.tensors) / self.parameters
+        wished = sum(t.size * bits_of(t.wanted, t.shape[-1]) for t in self.tensors) / self.parameters
         notes.append(f"{self.to} becomes {self.bits_per_weight:.2f} bpw, not {wished:.2f}.")
         return notes
 
@@ -136,6 +144,12 @@ class Plan:
             "fallbacks": self.fallback_notes(),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
         }
+
+
+def bits_of(kind: str, columns: int) -> float:
+    """Bits per weight of a type."""
+    known = GGML_TYPES.get(kind)
+    return known.bits_per_weight if known else find_codec(kind, columns).bits_per_weight
 
 
 def count_by_type(tensors: Iterable[tuple[str, int, int]]) -> dict[str, dict[str, int]]:

@@ -147,3 +147,29 @@ def _check_tiling(tensors: list[TensorEntry], data_offset: int, size: int, file:
     if end != size:
         reason = f"has {size - end} bytes that belong to no tensor"
         raise FormatError(file, reason, "The format allows none: fetch the file again.")
+
+
+def lay_out(
+    entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a file with these tensors (name, dtype, shape), and where each one's bytes go.
+
+    Offsets are absolute in the file; tensors lie in the order in which they are given.  The header is padded
+    with spaces so that data begin at a multiple of eight, as the format's own writer does.
+    """
+    described: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    places, end = {}, 0
+    for name, dtype, shape in entries:
+        size = nbytes(dtype, shape)
+        described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        places[name] = (end, size)
+        end += size
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, {n: (start + at, size) for n, (at, size) in places.items()}
+
+
+def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return prod(shape) * DTYPE_BITS[dtype] // 8

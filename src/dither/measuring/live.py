@@ -161,7 +161,7 @@ class BlockTasks:
             list(self._pieces(targets_STH, ~held_S)),
             (list(self._pieces(inputs_STH, held_S)), list(self._pieces(targets_STH, held_S))),
             weights,
-            {name: find_codec(kind) for name, kind in types.items()},
+            {name: find_codec(kind, weights[name].shape[-1]) for name, kind in types.items()},
             start,
             importance,
         )

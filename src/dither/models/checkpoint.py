@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dither.errors import FormatError, SourceError, UnsupportedError, UsageError
 from dither.formats import safetensors
@@ -28,6 +28,7 @@ from dither.types import Floats
 MAX_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+ABOUT = "dither.json"  # version, recipe and measurement of a folder that Dither wrote
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CODES = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")  # 4-bit codes hide in pairs in the first two
@@ -46,6 +47,7 @@ class StoredTensor:
     _file: MappedFile = field(repr=False, compare=False)
     _offset: int = field(repr=False)
     _scale: fp8.Scale | None = field(default=None, repr=False, compare=False)
+    recode: ClassVar[None] = None  # numbers that are no codes are in no other type either
 
     @property
     def columns(self) -> int:

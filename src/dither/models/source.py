@@ -11,6 +11,7 @@ a slip of the keyboard sends nothing anywhere.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from dither.errors import SourceError, UsageError
 from dither.formats.ggml import string
 from dither.formats.gguf import MAGIC
 from dither.formats.mapped import MappedFile, shown
-from dither.models.checkpoint import INDEX, PICKLES, open_checkpoint, refuse_pickle
+from dither.models.checkpoint import ABOUT, INDEX, PICKLES, Checkpoint, open_checkpoint, refuse_pickle
 from dither.models.gguf_source import PART, open_gguf
 from dither.types import Model
 
@@ -147,7 +148,23 @@ def _open_checkpoint(folder: Path, pre: str | None, weights: Path | None = None)
 
     checkpoint = open_checkpoint(folder, weights)
     model = convert(checkpoint, pre=pre)
-    return replace(model, notes=tuple(dict.fromkeys((*checkpoint.notes, *model.notes))))
+    about = {key: string(text) for key, text in _said_of_itself(checkpoint).items()}
+    return replace(
+        model, metadata={**model.metadata, **about},
+        notes=tuple(dict.fromkeys((*checkpoint.notes, *model.notes))),
+    )  # fmt: skip
+
+
+def _said_of_itself(checkpoint: Checkpoint) -> dict[str, str]:
+    """How Dither made a folder and what that cost, as a GGUF says it in its metadata."""
+    found = checkpoint.read_json(ABOUT)
+    if found is None:
+        return {}
+    return {
+        f"dither.{key}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in found.items()
+        if key in ("version", "recipe", "measure")
+    }
 
 
 def _open_from_hub(text: str, pre: str | None, may_be_hub: bool) -> Model:

@@ -39,7 +39,7 @@ def error_ratios(
     """
     found: dict[str, float] = {}
     for rows in (ROWS, FEW_ROWS):
-        kinds = [kind for kind in types if _rows_for(kind) == rows]
+        kinds = [kind for kind in types if _rows_for(kind, tensor.columns) == rows]
         if not kinds:
             continue
         samples = list(_samples(tensor, evidence, rows))
@@ -53,8 +53,8 @@ def error_ratios(
     return found
 
 
-def _rows_for(kind: str) -> int:
-    return ROWS if kind in FLOAT_TYPES or isinstance(find_codec(kind), LevelCodec) else FEW_ROWS
+def _rows_for(kind: str, columns: int) -> int:
+    return ROWS if kind in FLOAT_TYPES or isinstance(find_codec(kind, columns), LevelCodec) else FEW_ROWS
 
 
 def _samples(tensor: Tensor, evidence: EvidenceSource, rows: int) -> Iterator[tuple[Floats, Evidence | None]]:
@@ -74,7 +74,7 @@ def _samples(tensor: Tensor, evidence: EvidenceSource, rows: int) -> Iterator[tu
 
 
 def _error(samples: Sequence[tuple[Floats, Evidence | None]], kind: str, solver: Solver) -> float:
-    codec = find_codec(kind)
+    codec = find_codec(kind, samples[0][0].shape[1])
     return sum(_row_error(w_RC, codec, seen, solver) for w_RC, seen in samples)
 
 

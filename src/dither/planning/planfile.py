@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dither.codecs import codec
 from dither.containers.presets import quantized_types
 from dither.errors import OutputError, UsageError
 
@@ -32,11 +33,12 @@ else:
     import tomli as tomllib
 
 _FORMAT = 1
+_ANY_COLUMNS = 4096  # of a matrix whose type is only to be named
 _MOST_BYTES = 4 * 2**20  # of a plan file; a line per tensor of the largest models takes a tenth of it
 _MOST = 2**63 - 1
 _KEYS = {
-    "format", "model", "model_identity", "evidence", "solver", "transforms", "budget", "bytes", "kl", "notes",
-    "tensors",
+    "format", "container", "model", "model_identity", "evidence", "solver", "transforms", "budget", "bytes",
+    "kl", "notes", "tensors",
 }  # fmt: skip
 _STRING_OR_COMMENT = re.compile(
     r"""(\"{3}|'{3})|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|\#[^\n]*""",
@@ -72,6 +74,7 @@ class PlanFile:
     kl: float | None
     tensors: Mapping[str, PlannedType]
     notes: tuple[str, ...]
+    container: str = ""  # a GPU format's name; "" for GGUF
 
     def overrides(self) -> tuple[tuple[str, str], ...]:
         """(regular expression that only this name matches, type), for `containers.recipe.Options`."""
@@ -84,6 +87,7 @@ def plan_sha256(plan: PlanFile) -> str:
         "tensors": {name: planned.type for name, planned in plan.tensors.items()},
         "solver": plan.solver,
         "transforms": list(plan.transforms),
+        **({"container": plan.container} if plan.container else {}),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
@@ -136,6 +140,7 @@ def read_plan(path: str | Path) -> PlanFile:
 def _dump(plan: PlanFile) -> str:
     values = {
         "format": str(_FORMAT),
+        "container": _quoted(plan.container) if plan.container else "",
         "model": _quoted(plan.model),
         "model_identity": _quoted(plan.model_identity),
         "evidence": _quoted(plan.evidence),
@@ -185,6 +190,7 @@ def _parse(text: str, thing: str) -> PlanFile:
         reason = f"has format {version}, and this Dither reads {_FORMAT}"
         raise UsageError(thing, reason, "Plan again, or upgrade with: pip install -U dither")
     top.refuse_others(_KEYS)
+    container = top.string("container") if "container" in document else ""
     return PlanFile(
         model=top.string("model"),
         model_identity=top.string("model_identity"),
@@ -194,8 +200,9 @@ def _parse(text: str, thing: str) -> PlanFile:
         budget=top.integer("budget") if "budget" in document else None,
         bytes=top.integer("bytes"),
         kl=top.kl(),
-        tensors=_read_tensors(top.value("tensors", "a table", dict), text, thing),
+        tensors=_read_tensors(top.value("tensors", "a table", dict), text, thing, container),
         notes=top.strings("notes"),
+        container=container,
     )
 
 
@@ -211,11 +218,13 @@ def _refuse_depth(text: str) -> None:
         raise ValueError("a line has too many dots outside quotes")
 
 
-def _read_tensors(tensors: dict[str, object], text: str, thing: str) -> dict[str, PlannedType]:
+def _read_tensors(
+    tensors: dict[str, object], text: str, thing: str, container: str
+) -> dict[str, PlannedType]:
     found = {}
     for name, value in tensors.items():
         try:
-            found[name] = _read_type(_Table(value, thing))
+            found[name] = _read_type(_Table(value, thing), container)
         except UsageError as error:
             starts = (_quoted(name), name)
             lines = (at for at, line in enumerate(text.split("\n"), 1) if line.lstrip().startswith(starts))
@@ -224,9 +233,12 @@ def _read_tensors(tensors: dict[str, object], text: str, thing: str) -> dict[str
     return found
 
 
-def _read_type(table: _Table) -> PlannedType:
+def _read_type(table: _Table, container: str) -> PlannedType:
     table.refuse_others({"type", "bytes", "kl"})
     kind = table.string("type")
+    if container:
+        kind = codec(kind, _ANY_COLUMNS).name
+        return PlannedType(kind, table.integer("bytes"), table.kl())
     if kind.upper() not in quantized_types():
         raise UsageError(
             table.thing, f"type {_quoted(kind)[:80]} is not known",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dither.containers.journal import unfinished
 from dither.containers.presets import preset_names
+from dither.containers.target import Target
 from dither.errors import OutputError
 from dither.types import Model
 
@@ -24,17 +25,22 @@ def file_stem(model: Model) -> str:
 
 
 def output_path(
-    model: Model, to: str, out: str | Path | None, force: bool, inputs: Sequence[Path] = ()
+    model: Model,
+    target: Target,
+    out: str | Path | None,
+    force: bool,
+    inputs: Sequence[Path] = (),
+    label: str = "",
 ) -> Path:
-    """Where the result goes.  Raises OutputError: an input, an existing file, no such folder."""
-    name = f"{file_stem(model)}-{to}.gguf"
+    """Where the result goes; `label` stands for the target's own in a name that nobody chose.
+
+    Raises OutputError: an input, an existing file, no such folder.
+    """
+    name = target.name(file_stem(model), label or target.options.label)
     path = Path(out) if out is not None else Path(name)
     try:
-        if path.is_dir() or (out is not None and os.fspath(out).endswith("/")):
-            path = path / name
+        path = target.check_place(path, name, out is not None and os.fspath(out).endswith("/"), force)
         _refuse_inputs(path, inputs)
-        if path.exists() and not force:
-            raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
         if not path.parent.is_dir():
             raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another with -o.")
     except OSError as error:  # a name too long, a folder that may not be searched
@@ -46,7 +52,11 @@ def output_path(
 def _refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:
     """Neither the result nor what it grows in may be a file that is read."""
     for place in (path, *unfinished(path)):
-        if any(place.exists() and file.exists() and place.samefile(file) for file in inputs):
+        if any(place.exists() and file.exists() and _is_or_holds(place, file) for file in inputs):
             raise OutputError(
                 str(place), "is the model itself or read with it", "Choose another name with -o."
             )
+
+
+def _is_or_holds(place: Path, file: Path) -> bool:
+    return place.samefile(file) or (place.is_dir() and place.samefile(file.parent))

@@ -6,13 +6,13 @@ from the embedding), so the plan is made anew after each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from dither.codecs import codec as find_codec
-from dither.containers.recipe import Options, Plan, make_plan
+from dither.containers.recipe import Plan
 from dither.errors import UsageError
 from dither.formats.ggml import FLOAT_TYPES
 from dither.models.arch import feeds
@@ -36,9 +36,10 @@ class Rewritten:
 
 def rewrite(
     model: Model, evidence: EvidenceSource, known: Collection[str], transforms: Sequence[str],
-    options: Options, threads: int,
+    plan_of: Callable[[Model, Collection[str]], Plan], threads: int,
 ) -> Rewritten:  # fmt: skip
-    """`model` through `transforms` in order.  `known` names the tensors that have importance.
+    """`model` through `transforms` in order.  `known` names the tensors that have importance, `plan_of` says
+    what a model's tensors become.
 
     Raises UsageError for a transform that is unknown or named twice.
     """
@@ -47,16 +48,16 @@ def rewrite(
             raise UsageError(f"--transform {name}", f"is not one of {', '.join(TRANSFORMS)}")
         if name in transforms[:position]:
             raise UsageError(f"--transform {name}", "is given twice", "Give it once.")
-    plan = make_plan(model, options, known)
+    plan = plan_of(model, known)
     record: dict[str, Any] = {}
     notes: list[str] = []
     for name in transforms:
-        types = {tensor.name: tensor.type for tensor in plan.tensors}
+        types = {tensor.name: (tensor.type, tensor.shape[-1]) for tensor in plan.tensors}
         done = _transform(name, model, threads)(model, evidence, partial(_codec, types))
         model, evidence = done.model, done.evidence
         record[name] = done.record
         notes.extend(done.notes)
-        plan = make_plan(model, options, known)
+        plan = plan_of(model, known)
     return Rewritten(model, evidence, plan, record, tuple(notes))
 
 
@@ -65,6 +66,6 @@ def _transform(name: str, model: Model, threads: int) -> Transform:
     return Awq(given, threads=threads) if name == "awq" else Rotate(given)
 
 
-def _codec(types: dict[str, str], tensor: str) -> Codec | None:
-    kind = types.get(tensor)
-    return None if kind is None or kind in FLOAT_TYPES else find_codec(kind)
+def _codec(types: dict[str, tuple[str, int]], tensor: str) -> Codec | None:
+    kind, columns = types.get(tensor, ("F32", 0))
+    return None if kind in FLOAT_TYPES else find_codec(kind, columns)

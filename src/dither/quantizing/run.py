@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 
 from dither.codecs import codec as find_codec
-from dither.containers.gguf import GGUFOutput
 from dither.containers.recipe import Plan, PlannedTensor
 from dither.errors import DitherError, SourceError
 from dither.executors import local
 from dither.formats.ggml import FLOAT_TYPES
 from dither.progress import Progress, Silent
 from dither.solvers.nearest import Nearest
-from dither.types import Evidence, EvidenceSource, Floats, Model, Solved, Solver
+from dither.types import Evidence, EvidenceSource, Floats, Model, Output, Solved, Solver
 
 CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
 _LARGEST_F16 = 65504.0
+_TRIAL_COLUMNS = 128  # of a row that kernels are compiled on, where a block is a whole row
 
 
 def no_evidence(tensor: str, expert: int = 0) -> Evidence | None:
@@ -55,7 +55,7 @@ def prepare(types: Iterable[str], with_importance: bool = False, progress: Progr
         stats.sum_squared_difference(one, one)
         stats.sum_squares(one)
         for name in sorted(types):
-            codec = find_codec(name)
+            codec = find_codec(name, _TRIAL_COLUMNS)
             row = np.ones((1, codec.block), dtype=np.float32)
             importance = row[0] if with_importance or codec.needs_importance else None
             codec.decode(codec.encode(row, importance))
@@ -81,7 +81,7 @@ class _Done:
     piece: _Piece
     error: float  # Σ(w − ŵ)²
     norm: float  # Σw²
-    solved: Solved | None  # None where bytes were copied
+    solved: Solved | None  # None where codes were carried over
 
 
 class Run:
@@ -95,7 +95,7 @@ class Run:
     """
 
     def __init__(
-        self, model: Model, plan: Plan, evidence: EvidenceSource, output: GGUFOutput, solver: Solver,
+        self, model: Model, plan: Plan, evidence: EvidenceSource, output: Output, solver: Solver,
         report: Progress, threads: int, hessians: Collection[str] = (), refine: Refine | None = None,
     ) -> None:  # fmt: skip
         self.hessians, self.refine = hessians, refine
@@ -214,6 +214,10 @@ class Run:
             return _Done(piece, 0.0, 0.0, None)
         w_RC = source.read(piece.start, piece.stop)
         norm = _check_finite(tensor.name, w_RC, piece.start)
+        same_RN = source.recode(tensor.type, piece.start, piece.stop) if source.recode else None
+        if same_RN is not None:
+            self.output.write_rows(tensor.name, piece.start, same_RN)
+            return _Done(piece, self._error(w_RC, tensor, Solved(same_RN, "copy")), norm, None)
         if tensor.type == "F16" and float(np.abs(w_RC).max()) > _LARGEST_F16:
             raise SourceError(
                 tensor.name, f"holds {float(np.abs(w_RC).max()):.4g}, beyond F16's {_LARGEST_F16:.0f}",
@@ -225,7 +229,7 @@ class Run:
         return _Done(piece, error, norm, solved if keep else _without_bytes(solved))
 
     def _solve(self, w_RC: Floats, piece: _Piece) -> Solved:
-        codec = find_codec(piece.tensor.type)
+        codec = find_codec(piece.tensor.type, w_RC.shape[1])
         evidence = self.evidence(piece.tensor.name, piece.expert)
         if evidence is not None:
             evidence = _with_living_columns(evidence)
@@ -238,7 +242,7 @@ class Run:
 
         if tensor.type == "F32":
             return 0.0
-        decoded_RC = find_codec(tensor.type).decode(solved.raw_RN)
+        decoded_RC = find_codec(tensor.type, w_RC.shape[1]).decode(solved.raw_RN)
         error = float(sum_squared_difference(w_RC.reshape(-1), decoded_RC.reshape(-1)))
         if not math.isfinite(error):
             raise DitherError(tensor.name, f"became NaN or infinite as {tensor.type}", "Please report this.")

@@ -44,7 +44,7 @@ class Recent(Generic[T]):
 
 def rewritten(tensor: Tensor, read: Callable[[int, int], Floats]) -> Tensor:
     """The tensor with other numbers: no raw bytes to copy any more; its cost in the source stays."""
-    return replace(tensor, stored="F32", read=read, read_raw=None)
+    return replace(tensor, stored="F32", read=read, read_raw=None, recode=None)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
@@ -23,7 +25,7 @@ from dither.models.arch.rope import Rope, parameters, rope_of
 from dither.models.arch.shapes import check_shapes
 from dither.models.checkpoint import Checkpoint, StoredTensor
 from dither.models.tokenizer import read_tokenizer
-from dither.types import Floats, Model, Tensor
+from dither.types import Bytes, Floats, Model, Recode, Tensor
 
 # Buffers that old transformers saved although they follow from the config.
 DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")
@@ -297,21 +299,66 @@ def build_tensor(
     for stored in sources.values():
         stored.check_readable()
     source = sources[min(sources)]
-    read: rows.Read = source.read
-    shape, share = source.shape, 1.0
-    if rule.change == "plus_one":
-        read = rows.plus_one(source)
-    elif rule.change.startswith("rope_rows"):
-        read = rows.rotary_rows(source, _heads(config, rule.change, source))
+    used, shape, share, heads = [source], source.shape, 1.0, 0
+    if rule.change.startswith("rope_rows"):
+        heads = _heads(config, rule.change, source)
     elif rule.change == "stack":
-        experts = _all_experts(target, sources, config)
-        shape, read, share = (len(experts), *shape), rows.stacked(experts), len(experts)
+        used = _all_experts(target, sources, config)
+        shape, share = (len(used), *shape), len(used)
     elif rule.change in ("expert_gate", "expert_up"):
         shape, share = _halved(source), 0.5
-        read = rows.expert_half(source, second=rule.change == "expert_up")
     elif rule.change in ("embedding", "output"):
         shape, share = (vocabulary, *shape[1:]), vocabulary / shape[0]
-    return Tensor(target, shape, source.dtype, int(source.nbytes * share), read)
+    recode = None
+    if rule.change != "plus_one" and all(stored.recode for stored in used):
+        recode = _recoder(rule, used, heads)
+    read = _reader(rule, used, heads)
+    return Tensor(target, shape, source.dtype, int(source.nbytes * share), read, recode=recode)
+
+
+def _reader(rule: Rule, sources: Sequence[rows.Source], heads: int) -> rows.Read:
+    """The target's rows, numbers or bytes alike, from the sources'."""
+    if rule.change == "plus_one":
+        return rows.plus_one(sources[0])
+    if rule.change == "stack":
+        return rows.stacked(sources)
+    if rule.change in ("expert_gate", "expert_up"):
+        return rows.expert_half(sources[0], second=rule.change == "expert_up")
+    return rows.rotary_rows(sources[0], heads) if heads else sources[0].read
+
+
+class _OffGridError(Exception):
+    """Some rows are not exactly what the type asked for can hold."""
+
+
+@dataclass(frozen=True)
+class _Recoded:
+    """The rows of a quantized tensor as another type stores them."""
+
+    stored: StoredTensor
+    kind: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    def read(self, start: int, stop: int) -> Any:
+        assert self.stored.recode is not None
+        found = self.stored.recode(self.kind, start, stop)
+        if found is None:
+            raise _OffGridError
+        return found
+
+
+def _recoder(rule: Rule, sources: Sequence[StoredTensor], heads: int) -> Recode:
+    def recode(kind: str, start: int, stop: int) -> Bytes | None:
+        try:
+            found: Any = _reader(rule, [_Recoded(stored, kind) for stored in sources], heads)(start, stop)
+        except _OffGridError:
+            return None
+        return np.ascontiguousarray(found, np.uint8)
+
+    return recode
 
 
 def _heads(config: Config, change: str, source: StoredTensor) -> int:

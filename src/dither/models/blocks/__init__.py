@@ -10,6 +10,7 @@ run block 1, …, and end at the head.
     watch.py     what each linear layer reads, seen while a block computes
     block.py     one block, and the head behind the last
     stream.py    the walk itself: `Blocks`
+    saved.py     what a checkpoint's folder says beside its weights
 
 The arithmetic is transformers' own; here is only what brings GGUF's tensors to it.  torch and
 transformers are imported on first use, because the rest of Dither works without them.
@@ -25,12 +26,16 @@ from dither.types import Model
 
 if TYPE_CHECKING:
     from dither.models.blocks.block import Block, Head
+    from dither.models.blocks.saved import checkpoint_config, save_tokenizer
     from dither.models.blocks.stream import Blocks
     from dither.models.blocks.watch import See
 
-__all__ = ["Block", "Blocks", "Head", "See", "open_blocks"]
+__all__ = ["Block", "Blocks", "Head", "See", "checkpoint_config", "open_blocks", "save_tokenizer"]
 
-_HOMES = {"Block": "block", "Head": "block", "Blocks": "stream", "See": "watch"}
+_HOMES = {
+    "Block": "block", "Head": "block", "Blocks": "stream", "See": "watch",
+    "checkpoint_config": "saved", "save_tokenizer": "saved",
+}  # fmt: skip
 
 
 def open_blocks(model: Model, *, device: str = "cpu", dtype: str = "float32") -> Blocks:

@@ -22,8 +22,8 @@ from transformers import AutoConfig, PretrainedConfig
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field
 from dither.formats.mapped import shown
-from dither.models.arch import families
 from dither.models.arch.family import Family, Key
+from dither.models.arch.recognize import family_of_tensors, generic
 from dither.models.blocks.rotary import rope_parameters
 from dither.types import Model
 
@@ -31,11 +31,6 @@ MAX_WHOLE = 2**24  # heads, widths, layers, experts; the longest contexts and vo
 MAX_NUMBER = 1e30
 # Said elsewhere in the file as well, or of no consequence to the result.
 UNREAD = frozenset({"vocab_size", "rope.scaling.finetuned"})
-ROPE_TENSORS = {
-    "rope_freqs.weight": "llama3",
-    "rope_factors_long.weight": "longrope",
-    "rope_factors_short.weight": "longrope",
-}
 # llama.cpp takes these from its own defaults where a file does not say: they agree with transformers'.
 OPTIONAL = ("attn_logit_softcapping", "final_logit_softcapping")
 _WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
@@ -139,45 +134,6 @@ def refusals_told() -> Iterator[None]:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         reason = f"makes no network that transformers can build ({shown(cause)})"
         raise UnsupportedError("the model's metadata", reason, _WAY_OUT) from error
-
-
-def generic(name: str) -> str:
-    """
-    >>> generic("blk.12.attn_q.weight")
-    'blk.*.attn_q.weight'
-    """
-    return re.sub(r"^blk\.\d+\.", "blk.*.", name)
-
-
-def family_of_tensors(model: Model) -> Family:
-    """The first family of this architecture that has exactly these tensors: Mixtral is a "llama" too."""
-    candidates = [family for family in families() if family.arch == model.arch]
-    if not candidates:
-        known = ", ".join(sorted({family.arch for family in families()}))
-        raise UnsupportedError(
-            f"architecture {shown(model.arch)}", f"cannot be run block by block; known are {known}",
-            "Quantize it without data, or calibrate it with llama.cpp's llama-imatrix.",
-        )  # fmt: skip
-    names = {generic(tensor.name) for tensor in model.tensors}
-    faults = [(tensor_faults(family, names), family) for family in candidates]
-    (missing, unknown), family = min(faults, key=lambda fault: len(fault[0][0]) + len(fault[0][1]))
-    if missing:
-        raise SourceError(f"tensor {missing[0]}", f"is missing: a {family.name} model has it", _WAY_OUT)
-    if unknown:
-        name = next(tensor.name for tensor in model.tensors if generic(tensor.name) == unknown[0])
-        raise UnsupportedError(
-            f"tensor {shown(name)}", f"is not part of a {family.name} model, as far as is known here",
-            "Only what is understood is run: take a plain model of this architecture.",
-        )  # fmt: skip
-    return family
-
-
-def tensor_faults(family: Family, names: set[str]) -> tuple[list[str], list[str]]:
-    """Tensors that the family lacks among these names, and names that it has no use for."""
-    targets = {rule.target for rule in family.rules}
-    needed = {target for target in targets if target.endswith(".weight")} - {"output.weight"}
-    rope = {name for name, scaling in ROPE_TENSORS.items() if scaling in family.scalings}
-    return sorted(needed - names), sorted(names - targets - rope)
 
 
 def key_values(family: Family, metadata: Metadata, default: PretrainedConfig) -> dict[str, Any]:

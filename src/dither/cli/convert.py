@@ -1,0 +1,56 @@
+"""`dither convert`: between file formats, exactly where the other format can."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dither.cli.quantize import types_table
+from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
+from dither.units import format_bytes, format_seconds
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="A folder of any format Dither reads, a .gguf, or a hub id.")
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="A file x.gguf, or a folder.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="One type for all quantized matrices (Q4_0, …), or a folder's format. Default: exact.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="What numbers become, and what no type holds exactly: bf16, f16, f32.")
+    ] = "bf16",
+    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write a model in another format: safetensors or GGUF, exactly where that can be."""
+    with stop_on_error(as_json, resumable=True):
+        from dither import _convert
+
+        with Meter() as meter:
+            found = _convert.convert(
+                model, output, to, dtype=dtype, pre=pre, threads=threads, force=force, progress=meter
+            )
+        if as_json:
+            print_json(found.to_json())
+            return
+        result = found.result
+        out.print(types_table(result.plan))
+        rounded = (
+            f", {found.rounded} rounded (relative weight error {100 * result.relative_error:.3g} %)"
+            if found.rounded
+            else ""
+        )
+        out.print(
+            f"[bold]{plain(result.path)}[/]: {format_bytes(result.bytes)}, {format_seconds(result.seconds)}. "
+            f"{found.exact} matrices carried over exactly{rounded}."
+        )
+        out.print(f"Look at it:  {copyable('dither', 'inspect', result.path)}", soft_wrap=True)

@@ -1,0 +1,56 @@
+"""AWQ as its GEMM kernels want it: integers of 4 bits in groups along a row, with zero points.
+
+The format is a grid and an order of nibbles; the method of the same name (scales that protect channels) is a
+transform, `--transform awq`, and goes with any container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dither.containers.folders.scheme import Arrays, Parts, Scheme, Wish, group_name, integers_of, refuse
+from dither.formats.layouts import Affine, awq
+from dither.types import Bytes, Codec, No, Yes
+
+
+class Awq(Scheme):
+    name, title = "awq", "AWQ"
+
+    def codec(self, wish: Wish) -> str:
+        if wish.bits not in (None, 4):
+            raise refuse(self, f"--bits {wish.bits}", "is not held: AWQ is 4 bits", "Use --to gptq.")
+        return f"{'int' if wish.sym else 'uint'}4-{group_name(128 if wish.group is None else wish.group)}"
+
+    def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
+        kind, (rows, columns) = integers_of(codec), shape[-2:]
+        if kind is None or kind.bits != 4 or kind.scale != "F16":
+            return No(f"AWQ holds integers of 4 bits with float16 scales, not {codec}")
+        if rows % 8:
+            return No(f"{rows} rows; AWQ packs them by eights")
+        if kind.group and columns % kind.group:
+            return No(f"{columns} columns are no whole groups of {kind.group}")
+        return Yes()
+
+    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+        kind = integers_of(codec.name)
+        assert kind is not None
+        return awq.parts(rows, columns, kind.group or columns)
+
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+        return awq.pack(Affine(*codec.split(raw_RN)))  # type: ignore[attr-defined]
+
+    def mixes(self, first: str, second: str) -> bool:
+        one, other = integers_of(first), integers_of(second)
+        return one is not None and other is not None and one.group == other.group
+
+    def smaller(self, codec: str, columns: int) -> str | None:
+        return None  # one group size for the whole file
+
+    def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
+        kind = integers_of(next(iter(modules.values())))
+        assert kind is not None
+        return {
+            "quant_method": "awq", "bits": 4, "group_size": kind.group or -1, "zero_point": True,
+            "version": "gemm", "modules_to_not_convert": plain or None,
+        }  # fmt: skip

@@ -1,0 +1,92 @@
+"""GPTQ: integers of 2, 3, 4 or 8 bits in groups along a row, as gptqmodel, transformers and vLLM read them.
+
+Around zero (`int4-g128`) the file is of the format's first version, which stores a zero point less one; with
+zero points of their own (`uint4-g128`) of the second, because a zero of 0 less one would carry into the
+neighbor.
+Tensors of other bits or groups, and those that stay numbers, are told by rules on their names (`dynamic`).
+Columns stay in their order (`desc_act` false): error feedback takes them in the order of what they matter
+within groups already, which costs nothing at run time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dither import __version__
+from dither.containers.folders.scheme import (
+    Arrays,
+    Parts,
+    Scheme,
+    Wish,
+    group_name,
+    integers_of,
+    refuse,
+)  # fmt: skip
+from dither.containers.folders.side import HEAD
+from dither.formats.layouts import Affine, gptq
+from dither.types import Bytes, Codec, No, Yes
+
+BITS = (2, 3, 4, 8)
+
+
+class Gptq(Scheme):
+    name, title = "gptq", "GPTQ"
+
+    def codec(self, wish: Wish) -> str:
+        bits = wish.bits or 4
+        if bits not in BITS:
+            raise refuse(self, f"--bits {bits}", "is not one of 2, 3, 4 and 8", "Choose one of them.")
+        sign = "int" if wish.sym in (None, True) else "uint"
+        return f"{sign}{bits}-{group_name(128 if wish.group is None else wish.group)}"
+
+    def choices(self, wish: Wish) -> tuple[str, ...]:
+        return tuple(self.codec(replace(wish, bits=bits)) for bits in BITS)
+
+    def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
+        kind, (rows, columns) = integers_of(codec), shape[-2:]
+        if kind is None or kind.bits not in BITS or kind.scale != "F16":
+            return No(f"GPTQ holds integers of 2, 3, 4 or 8 bits with float16 scales, not {codec}")
+        if columns % 32 or rows % 32:
+            return No(f"{rows} × {columns}; GPTQ packs multiples of 32 both ways")
+        if kind.group and columns % kind.group:
+            return No(f"{columns} columns are no whole groups of {kind.group}")
+        return Yes()
+
+    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+        kind = integers_of(codec.name)
+        assert kind is not None
+        return gptq.parts(rows, columns, kind.bits, kind.group or columns)
+
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+        kind = integers_of(codec.name)
+        assert kind is not None
+        affine = Affine(*codec.split(raw_RN))  # type: ignore[attr-defined]
+        return gptq.pack(affine, kind.bits, v1=not kind.affine)
+
+    def mixes(self, first: str, second: str) -> bool:
+        one, other = integers_of(first), integers_of(second)
+        return one is not None and other is not None and one.affine == other.affine
+
+    def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
+        usual, _ = Counter(modules.values()).most_common(1)[0]
+        kind = integers_of(usual)
+        assert kind is not None
+        rules: dict[str, dict[str, Any]] = {f"-:^{re.escape(n)}$": {} for n in plain if n != HEAD}
+        for name, codec in modules.items():
+            other = integers_of(codec)
+            if codec != usual and other is not None:
+                rules[f"+:^{re.escape(name)}$"] = {"bits": other.bits, "group_size": other.group or -1}
+        return {
+            "quant_method": "gptq", "bits": kind.bits, "group_size": kind.group or -1, "desc_act": False,
+            "sym": not kind.affine, "lm_head": False, "true_sequential": True, "pack_dtype": "int32",
+            "checkpoint_format": "gptq_v2" if kind.affine else "gptq",
+            **({"dynamic": rules} if rules else {}),
+            "meta": {"quantizer": [f"dither:{__version__}"]},
+        }  # fmt: skip
+
+    def documents(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"quantize_config.json": dict(config)}  # where older loaders look

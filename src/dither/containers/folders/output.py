@@ -1,0 +1,205 @@
+"""A checkpoint folder being written: safetensors in shards, config.json, tokenizer, and a card.
+
+As with GGUF every place is known before any weight is read: headers are written first.  A module's rows are
+gathered until all are there, put into the checkpoint's order, cut into the tensors that the scheme makes of
+them, and written; numbers that stay numbers go to their place as they come.
+
+Legend: R rows (experts flattened in), N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.codecs import codec as find_codec
+from dither.containers.folders.scheme import FLOATS, Scheme
+from dither.containers.part_folder import PartFolder
+from dither.containers.recipe import PlannedTensor
+from dither.formats.safetensors import DTYPE_BITS, lay_out, nbytes
+from dither.models.arch.written import Written
+from dither.models.checkpoint import ABOUT, INDEX
+from dither.types import Bytes, Codec
+
+SHARD = 5 * 10**9  # bytes; what the hub's own tools cut at
+
+
+class FolderOutput:
+    """See `types.Output`; a context manager.  `identity` says what work this is, as for GGUF.
+
+    `documents` are JSON files (name → content) and `copies` files of the model's to be taken along.
+    """
+
+    def __init__(
+        self, path: Path, scheme: Scheme, dtype: str, tensors: Sequence[PlannedTensor],
+        entries: Sequence[Written], identity: str, documents: Mapping[str, Any], copies: Sequence[Path],
+    ) -> None:  # fmt: skip
+        self._scheme, self._dtype = scheme, dtype
+        self._planned = {tensor.name: tensor for tensor in tensors}
+        self._modules: dict[str, list[Written]] = {}
+        for entry in entries:
+            self._modules.setdefault(entry.tensor, []).append(entry)
+        self._parts = {entry.name: self._parts_of(entry) for entry in entries}
+        shards = _shards([named for parts in self._parts.values() for named in parts.values()], SHARD)
+        headers, self._places = _headers(shards)
+        sizes = {name: len(header) for name, header in headers.items()}
+        for file, _, size in self._places.values():
+            sizes[file] += size
+        digest = hashlib.sha256(json.dumps([identity, sorted(documents)]).encode())
+        for header in headers.values():
+            digest.update(header)
+        self._file = PartFolder(path, sizes, digest.hexdigest())
+        self._total = sum(sizes.values())
+        self._rows: dict[str, Bytes] = {}
+        self._lock = threading.Lock()
+        self._documents = dict(documents)
+        for name, header in headers.items():
+            self._file.write_at(0, header, name)
+        self._write_documents(headers, copies)
+
+    def _parts_of(self, entry: Written) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+        """Suffix → name, dtype and shape of the file's tensors that one tensor of a checkpoint turns into."""
+        kind = self._planned[entry.tensor].type
+        if kind in FLOATS:
+            return {"": (entry.name, kind, entry.shape)}
+        codec = find_codec(kind, entry.shape[-1])
+        rows, columns = entry.shape
+        parts = self._scheme.parts(codec, rows, columns, self._dtype)
+        return {suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()}
+
+    def _write_documents(self, headers: Mapping[str, bytes], copies: Sequence[Path]) -> None:
+        if len(headers) > 1:
+            total = sum(size for _, _, size in self._places.values())
+            files = {name: file for name, (file, _, _) in self._places.items()}
+            self._documents[INDEX] = {"metadata": {"total_size": total}, "weight_map": files}
+        for source in copies:
+            self._file.copy(source, source.name)
+        for name, content in self._documents.items():
+            self._file.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @property
+    def total(self) -> int:
+        """Bytes of the finished safetensors."""
+        return self._total
+
+    @property
+    def part(self) -> Path:
+        """The folder until `commit`: a whole checkpoint but for the tensors not written yet."""
+        return self._file.part
+
+    @property
+    def finished(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._file.finished
+
+    @property
+    def discarded(self) -> bool:
+        return self._file.discarded
+
+    def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
+        planned, modules = self._planned[tensor], self._modules[tensor]
+        if planned.type in FLOATS and len(modules) == 1 and not (modules[0].heads or modules[0].offset):
+            file, at, _ = self._places[modules[0].name]
+            self._file.write_at(at + start * raw_RN.shape[-1], np.ascontiguousarray(raw_RN).data, file)
+            return
+        rows = planned.size // planned.shape[-1]
+        with self._lock:
+            if tensor not in self._rows:
+                self._rows[tensor] = np.empty((rows, raw_RN.shape[-1]), np.uint8)
+        self._rows[tensor][start : start + len(raw_RN)] = raw_RN
+
+    def finish(self, tensor: str, record: Mapping[str, Any]) -> None:
+        rows_RN, kind = self._rows.pop(tensor, None), self._planned[tensor].type
+        if rows_RN is not None:
+            for entry in self._modules[tensor]:
+                raw_RN = rows_RN[entry.first_row : entry.first_row + entry.rows]
+                if kind in FLOATS:
+                    self._write_arrays(entry, {"": _numbers(raw_RN, find_codec(kind), entry)})
+                    continue
+                order = entry.order()
+                if order is not None:
+                    raw_RN = raw_RN[order]
+                codec = find_codec(kind, entry.shape[-1])
+                self._write_arrays(entry, self._scheme.pack(codec, raw_RN, entry.shape[-1], self._dtype))
+        self._file.finish(tensor, record, self._planned[tensor].bytes)
+
+    def _write_arrays(self, entry: Written, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        for suffix, array in arrays.items():
+            name, dtype, shape = self._parts[entry.name][suffix]
+            file, at, size = self._places[name]
+            data = np.ascontiguousarray(array)
+            assert data.nbytes == size, f"{name}: {data.nbytes} bytes for {size} of {dtype} {shape}"
+            self._file.write_at(at, data.reshape(-1).view(np.uint8).data, file)
+
+    def fill(self, key: str, text: str) -> bool:
+        """Puts a JSON document into what the folder says of itself, under the last part of `key`."""
+        about = self._documents.setdefault(ABOUT, {})
+        about[key.rpartition(".")[2]] = json.loads(text)
+        self._file.write_text(ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        return True
+
+    def write_text(self, name: str, text: str) -> None:
+        """A small file of the folder, such as its card."""
+        self._file.write_text(name, text)
+
+    def commit(self) -> None:
+        self._file.commit()
+
+    def discard(self) -> None:
+        self._file.discard()
+
+    def __enter__(self) -> FolderOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+
+def _numbers(raw_RN: Bytes, codec: Codec, entry: Written) -> npt.NDArray[Any]:
+    """Numbers in the checkpoint's order, shifted where its norms are."""
+    w_RC = codec.decode(raw_RN)
+    order = entry.order()
+    if order is not None:
+        w_RC = w_RC[order] if len(entry.shape) > 1 else w_RC[:, order]
+    return codec.encode(w_RC + np.float32(entry.offset)) if entry.offset else codec.encode(w_RC)
+
+
+def _shards(
+    named: Sequence[tuple[str, str, tuple[int, ...]]], limit: int
+) -> list[list[tuple[str, str, tuple[int, ...]]]]:
+    """Tensors in order, cut where the next would make a shard too large; wide dtypes first within each.
+
+    So that every tensor lies at a multiple of its numbers' size, as the format's own writer has it.
+    """
+    shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for entry in named:
+        size = nbytes(entry[1], entry[2])
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += size
+    return [sorted(shard, key=lambda entry: -DTYPE_BITS[entry[1]]) for shard in shards]
+
+
+def _headers(
+    shards: Sequence[Sequence[tuple[str, str, tuple[int, ...]]]],
+) -> tuple[dict[str, bytes], dict[str, tuple[str, int, int]]]:
+    """File → its header, and tensor → its file, its offset and its size."""
+    count = len(shards)
+    headers, places = {}, {}
+    for number, shard in enumerate(shards, 1):
+        file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        headers[file], found = lay_out(shard, {"format": "pt"})
+        places.update({name: (file, at, size) for name, (at, size) in found.items()})
+    return headers, places

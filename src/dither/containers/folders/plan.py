@@ -1,0 +1,130 @@
+"""From a wish ("awq, 4 bits, groups of 128") to a plan: what every tensor of the folder becomes.
+
+The matrices of the blocks are quantized; the embedding, the output matrix, routers, norms and biases stay
+numbers, as every consumer expects of these files.  A matrix that the container cannot hold as wished gets a
+smaller group where it may, or stays numbers, and either is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from dither.codecs import codec as find_codec
+from dither.containers.folders.scheme import FLOATS, Scheme, Wish
+from dither.containers.recipe import Options, Plan, PlannedTensor, check_patterns
+from dither.errors import UsageError
+from dither.formats.safetensors import nbytes
+from dither.models.arch.written import Written, written
+from dither.types import Model, No, Tensor
+
+_KEPT = ("ffn_gate_inp",)  # routers: a few thousand weights on which everything hangs
+
+
+def dtype_of(model: Model) -> str:
+    """What most of a model's numbers are stored as; BF16 where they are quantized already."""
+    counts: Counter[str] = Counter()
+    for tensor in model.tensors:
+        if len(tensor.shape) > 1:
+            counts[tensor.stored if tensor.stored in FLOATS else "BF16"] += tensor.size
+    return counts.most_common(1)[0][0] if counts else "BF16"
+
+
+def is_linear(tensor: Tensor) -> bool:
+    """Whether a tensor is a matrix of a block that consumers expect to be quantized."""
+    parts = tensor.name.split(".")
+    return len(tensor.shape) > 1 and parts[0] == "blk" and parts[2] not in _KEPT and parts[-1] == "weight"
+
+
+def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Plan:
+    """Raises UsageError: a pattern that matches nothing, a type that the container cannot hold."""
+    if options.output_type or options.embedding_type:
+        raise UsageError(
+            "--output-type and --embedding-type", f"are for GGUF; {scheme.title} leaves both as they are",
+            "Leave them out.",
+        )  # fmt: skip
+    check_patterns(model, options)
+    wanted = scheme.codec(wish)
+    _, entries = written(model)
+    named = {entry.tensor for entry in entries}
+    shifted = {entry.tensor for entry in entries if entry.offset}
+    torn = {entry.tensor for entry in entries if tears(wanted, entry)}
+    planned = tuple(
+        _numbers(tensor, "F32", "stored less one")
+        if tensor.name in shifted
+        else _numbers(tensor, wish.dtype, "heads of its rows do not divide a tile", wanted)
+        if tensor.name in torn
+        else _planned(tensor, options.tensors, scheme, wanted, wish)
+        for tensor in model.tensors
+        if tensor.name in named
+    )
+    _check_mix(scheme, planned)
+    return Plan(options.label, 0, planned)
+
+
+def tears(kind: str, entry: Written) -> bool:
+    """Whether rows that share scales would be parted by putting them into the checkpoint's order."""
+    if not entry.heads or len(entry.shape) < 2 or kind in FLOATS or kind == "nvfp4":
+        return False
+    together = getattr(find_codec(kind, entry.shape[-1]), "rows_together", 1)
+    return bool(together % (entry.shape[0] // entry.heads)) and together > 1
+
+
+def _planned(
+    tensor: Tensor, overrides: Sequence[tuple[str, str]], scheme: Scheme, wanted: str, wish: Wish
+) -> PlannedTensor:
+    asked = next((kind for pattern, kind in overrides if re.search(pattern, tensor.name)), None)
+    if not is_linear(tensor):
+        if asked is not None and asked.upper() not in FLOATS:
+            raise UsageError(
+                f"{tensor.name} as {asked}", f"is not stored so in {scheme.title}: it stays numbers",
+                "Name matrices of the blocks.",
+            )  # fmt: skip
+        return _numbers(tensor, wish.dtype, "no matrix of a block")
+    if asked is not None:
+        return _as_asked(tensor, scheme, asked, wish)
+    if wanted in FLOATS:
+        return _numbers(tensor, wanted, "")
+    verdict = scheme.can_hold(wanted, tensor.shape)
+    if not isinstance(verdict, No):
+        kind = scheme.codec_of(tensor, wanted)
+        return _quantized(tensor, scheme, kind, kind, "")
+    smaller = scheme.smaller(wanted, tensor.columns)
+    if smaller is not None and not isinstance(scheme.can_hold(smaller, tensor.shape), No):
+        return _quantized(tensor, scheme, smaller, wanted, verdict.reason)
+    return _numbers(tensor, wish.dtype, verdict.reason, wanted)
+
+
+def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> PlannedTensor:
+    if asked.upper() in FLOATS:
+        return _numbers(tensor, wish.dtype, "")
+    kind = asked if asked.upper() in ("MXFP4",) else asked.lower()
+    verdict = scheme.can_hold(kind, tensor.shape)
+    if isinstance(verdict, No):
+        raise UsageError(tensor.name, verdict.reason, "Choose another type for it.")
+    return _quantized(tensor, scheme, kind, kind, "")
+
+
+def _quantized(tensor: Tensor, scheme: Scheme, kind: str, wanted: str, reason: str) -> PlannedTensor:
+    return PlannedTensor(
+        tensor.name, tensor.shape, tensor.stored, tensor.stored_bytes,
+        kind, scheme.bytes_of(kind, tensor.shape), wanted, reason,
+    )  # fmt: skip
+
+
+def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> PlannedTensor:
+    return PlannedTensor(
+        tensor.name, tensor.shape, tensor.stored, tensor.stored_bytes,
+        dtype, nbytes(dtype, tensor.shape), wanted or dtype, reason,
+    )  # fmt: skip
+
+
+def _check_mix(scheme: Scheme, planned: Sequence[PlannedTensor]) -> None:
+    kinds = sorted({tensor.type for tensor in planned} - set(FLOATS))
+    for kind in kinds[1:]:
+        if not scheme.mixes(kinds[0], kind):
+            raise UsageError(
+                f"{kinds[0]} and {kind}", f"cannot stand in one {scheme.title} file",
+                "Give all matrices one type, or choose compressed-tensors (--to w4a16), which mixes.",
+            )  # fmt: skip

@@ -1,0 +1,150 @@
+"""What a safetensors container of quantized weights is: a table of a few functions, one file per method.
+
+A scheme says which codecs it can hold and what the matrices of a model become unless somebody asks otherwise,
+which tensors of the file a matrix turns into, and what config.json must say so that the consumer finds them.
+It knows neither solvers nor models; the codec's bytes come to it as rows, a module at a time.
+
+Legend: R rows (out features), C columns (in features), N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.codecs import codec as find_codec
+from dither.errors import UsageError
+from dither.formats.layouts import Int8
+from dither.formats.safetensors import nbytes
+from dither.types import Bytes, Codec, Floats, No, Tensor, Yes
+
+Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype and shape
+Arrays = Mapping[str, npt.NDArray[Any]]
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asked of the grid; None is the scheme's own choice."""
+
+    bits: int | None = None
+    group: int | None = None  # columns that share a scale; 0 for the whole row
+    sym: bool | None = None  # around zero, or with a zero point
+    dtype: str = "BF16"  # of the model's numbers that stay numbers
+
+    @property
+    def scale_suffix(self) -> str:
+        """How a codec is called whose scales are of the model's dtype."""
+        return {"F16": "", "BF16": "-bf16", "F32": "-f32"}[self.dtype]
+
+
+class Scheme(ABC):
+    """One target of `--to`.  `quantizes` is False where nothing is but names and dtypes."""
+
+    name: str  # "awq"
+    title: str  # as a person reads it: "AWQ (GEMM)"
+    quantizes = True
+    groups = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
+
+    @abstractmethod
+    def codec(self, wish: Wish) -> str:
+        """The codec of the matrices of a model's blocks.  Raises UsageError where it cannot be had."""
+
+    @abstractmethod
+    def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
+        """Whether a matrix (R, C) may be stored in this codec, and if not, why."""
+
+    @abstractmethod
+    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+        """The tensors of one module, by what is put behind its name.  `dtype` is the model's."""
+
+    @abstractmethod
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+        """What they hold: arrays of exactly those dtypes' sizes and shapes.  `dtype` is the model's."""
+
+    @abstractmethod
+    def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
+        """`quantization_config`: module → codec of all that are quantized; `plain` linear ones are not."""
+
+    def choices(self, wish: Wish) -> tuple[str, ...]:
+        """The codecs that a plan may choose among, numbers left aside: those of one group and symmetry."""
+        return (self.codec(wish),)
+
+    def codec_of(self, tensor: Tensor, codec: str) -> str:
+        """The codec that this very matrix takes, where that hangs on its weights."""
+        return codec
+
+    def documents(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Other JSON files of the folder: name → content."""
+        return {}
+
+    def mixes(self, first: str, second: str) -> bool:
+        """Whether one file may hold both codecs."""
+        return True
+
+    def smaller(self, codec: str, columns: int) -> str | None:
+        """The same codec with a group that divides the columns; None where there is none."""
+        head, dash, rest = codec.partition("-g")
+        group, dash2, suffix = rest.partition("-")
+        if not dash or not group.isdigit():
+            return None
+        found = next((g for g in self.groups if g < int(group) and columns % g == 0), None)
+        return None if found is None else f"{head}-g{found}{dash2}{suffix}"
+
+    def bytes_of(self, codec: str, shape: tuple[int, ...]) -> int:
+        """Bytes of a stack or a matrix as it will be stored."""
+        rows, columns = shape[-2], shape[-1]
+        experts = int(np.prod(shape[:-2]))
+        parts = self.parts(find_codec(codec, columns), rows, columns, "BF16")
+        return experts * sum(nbytes(dtype, part) for dtype, part in parts.values())
+
+
+def refuse(scheme: Scheme, option: str, reason: str, way_out: str) -> UsageError:
+    return UsageError(f"--to {scheme.name} with {option}", reason, way_out)
+
+
+def signed(codes_RC: Bytes, scale_RG: Floats, zero_RG: Bytes) -> Int8:
+    """Codes below a zero point as signed bytes around zero."""
+    numbers_RC = codes_RC.astype(np.int16) - zero_RG.astype(np.int16)
+    return Int8(numbers_RC.astype(np.int8), scale_RG)
+
+
+def group_name(group: int) -> str:
+    """
+    >>> group_name(128), group_name(0)
+    ('g128', 'channel')
+    """
+    return f"g{group}" if group else "channel"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What an integer codec's name says."""
+
+    bits: int
+    group: int  # 0 for the whole row
+    affine: bool
+    scale: str  # safetensors dtype of the scales
+
+
+def integers_of(codec: str) -> Integers | None:
+    """
+    >>> integers_of("uint4-g128")
+    Integers(bits=4, group=128, affine=True, scale='F16')
+    >>> integers_of("nf4-g64") is None
+    True
+    """
+    kind, _, rest = codec.partition("-")
+    spread, _, suffix = rest.partition("-")
+    digits = kind.lstrip("uint")
+    if not kind.startswith(("int", "uint")) or not digits.isdigit() or suffix not in ("", "bf16", "f32"):
+        return None
+    scale = {"": "F16", "bf16": "BF16", "f32": "F32"}[suffix]
+    return Integers(
+        int(digits), 0 if spread == "channel" else int(spread[1:]), kind.startswith("uint"), scale
+    )

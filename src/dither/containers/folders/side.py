@@ -1,0 +1,93 @@
+"""What stands beside the weights: config.json as the consumer wants it, the tokenizer's files, and a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dither.models.arch.family import Family
+from dither.models.arch.written import Written
+from dither.types import Model
+
+_TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+# Of the source's own weights or quantization: written anew, or meaningless beside new ones.
+_NOT_COPIED = ("config.json", "quantize_config.json", "quant_config.json", "dither.json", "recipe.yaml")
+_OLD_KEYS = ("quantization_config", "compression_config", "torch_dtype", "auto_map", "_name_or_path")
+HEAD = "lm_head"
+
+
+def checkpoint_config(model: Model, family: Family, dtype: str) -> dict[str, Any]:
+    """config.json for the model's weights as numbers.
+
+    Taken from the checkpoint's own, a nested text model lifted out; made from GGUF's metadata by transformers
+    otherwise.  Raises UnsupportedError where there is neither.
+    """
+    own = next((Path(file) for file in model.files if Path(file).name == "config.json"), None)
+    config = _from_checkpoint(own, family) if own is not None else _from_metadata(model)
+    config = {key: value for key, value in config.items() if key not in _OLD_KEYS}
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+    config["dtype"] = _TORCH[dtype]
+    config["tie_word_embeddings"] = "output.weight" not in shapes
+    config["vocab_size"] = shapes["token_embd.weight"][0]
+    return config
+
+
+def _from_checkpoint(path: Path, family: Family) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    text = found.get("text_config")
+    if not isinstance(text, dict):
+        return found
+    return {**text, "architectures": [family.architectures[0]]}
+
+
+def _from_metadata(model: Model) -> dict[str, Any]:
+    from dither.models.blocks import checkpoint_config as made
+
+    return made(model)
+
+
+def made_files(model: Model, folder: Path) -> None:
+    """The tokenizer of a GGUF, as a checkpoint has it, into a folder."""
+    if model.kind == "gguf":
+        from dither.models.blocks import save_tokenizer
+
+        save_tokenizer(model, folder)
+
+
+def copies(model: Model) -> list[Path]:
+    """Files of the source that belong to any form of it: tokenizer, template, generation settings."""
+    if model.kind != "safetensors":
+        return []
+    return [
+        path
+        for path in map(Path, model.files)
+        if path.suffix != ".safetensors"
+        and path.name not in _NOT_COPIED
+        and not path.name.endswith((".index.json", ".measure.json"))
+    ]
+
+
+def linear_modules(model: Model, entries: Sequence[Written]) -> dict[str, str]:
+    """The linear modules of a network and the tensor each is made from: every matrix but the embedding.
+
+    A tied output matrix is a module of the network as well, of no tensor of its own.
+    """
+    found = {
+        entry.module: entry.tensor
+        for entry in entries
+        if len(entry.shape) > 1 and entry.tensor != "token_embd.weight"
+    }
+    if not any(tensor.name == "output.weight" for tensor in model.tensors):
+        found[HEAD] = "token_embd.weight"
+    return found
+
+
+def card(name: str, title: str, facts: Mapping[str, str], command: str) -> str:
+    """README.md of the folder."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return (
+        f"---\nbase_model: {name}\ntags:\n- quantized\n- dither\n---\n\n# {name}, {title}\n\n"
+        f"| | |\n|---|---|\n{rows}\n\nMade by [Dither]: `{command}`\n"
+    )

@@ -1,0 +1,122 @@
+"""A folder of safetensors as the target of a run (see `containers.target.Target`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dither import __version__
+from dither.codecs import codec
+from dither.containers.folders.output import FolderOutput
+from dither.containers.folders.plan import dtype_of, is_linear, plan_folder
+from dither.containers.folders.scheme import FLOATS, Scheme, Wish
+from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
+from dither.containers.part_folder import refuse_others
+from dither.containers.recipe import Options, Plan, PlannedTensor
+from dither.containers.target import TargetOutput
+from dither.errors import OutputError
+from dither.formats.evidence import EvidenceStore
+from dither.formats.safetensors import lay_out, nbytes
+from dither.models.arch.written import Written, written
+from dither.models.checkpoint import ABOUT
+from dither.types import Model, No, Yes
+
+_ANY_COLUMNS = 4096  # of a matrix whose types are only to be named and ordered
+_AROUND = 64  # bytes of a header besides its tensors
+
+
+@dataclass(frozen=True)
+class FolderTarget:
+    options: Options
+    scheme: Scheme
+
+    def wish(self, model: Model) -> Wish:
+        options = self.options
+        return Wish(options.bits, options.group, options.sym, options.dtype or dtype_of(model))
+
+    def plan(self, model: Model, known: Collection[str]) -> Plan:
+        return plan_folder(model, self.options, self.scheme, self.wish(model))
+
+    def name(self, stem: str, label: str) -> str:
+        return f"{stem}-{label}"
+
+    def check_place(self, path: Path, named: str, inside: bool, force: bool) -> Path:
+        if path.is_dir() and not _is_model(path) and any(path.iterdir()):
+            path = path / named
+        if path.is_file():
+            raise OutputError(str(path), "is a file; this container is a folder", "Choose another name.")
+        if path.is_dir() and any(path.iterdir()):
+            if not force:
+                reason = "exists already"
+                raise OutputError(str(path), reason, "Choose another name with -o, or pass --force.")
+            refuse_others(path)
+        return path
+
+    def open(
+        self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
+        identity: str, measured: bool,
+    ) -> TargetOutput:  # fmt: skip
+        family, entries = written(model)
+        wish = self.wish(model)
+        kinds = {tensor.name: tensor.type for tensor in plan.tensors}
+        linear = linear_modules(model, entries)
+        modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOATS}
+        plain = [module for module, name in linear.items() if kinds[name] in FLOATS]
+        documents: dict[str, Any] = {ABOUT: {"version": __version__, "recipe": json.loads(recipe)}}
+        config = checkpoint_config(model, family, wish.dtype)
+        if self.scheme.quantizes and modules:
+            config["quantization_config"] = self.scheme.config(modules, plain, wish)
+            documents |= self.scheme.documents(config["quantization_config"])
+        documents["config.json"] = config
+        output = FolderOutput(
+            path, self.scheme, wish.dtype, plan.tensors, entries, identity, documents, copies(model)
+        )
+        made_files(model, output.part)
+        return output
+
+    def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
+        wish = self.wish(model)
+        names = self.scheme.choices(wish) if asked is None else [name.strip() for name in asked]
+        found = {
+            wish.dtype if name.upper() in FLOATS else codec(name, _ANY_COLUMNS).name
+            for name in (*names, *((wish.dtype,) if asked is None else ()))
+        }
+        return tuple(sorted(found, key=lambda name: -codec(name, _ANY_COLUMNS).bits_per_weight))
+
+    def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No:
+        return Yes() if kind in FLOATS else self.scheme.can_hold(kind, shape)
+
+    def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
+        return nbytes(kind, shape) if kind in FLOATS else self.scheme.bytes_of(kind, shape)
+
+    def aligned(self, model: Model, size: int) -> int:
+        return size
+
+    def fixed(self, model: Model) -> dict[str, PlannedTensor]:
+        linear = {tensor.name for tensor in model.tensors if is_linear(tensor)}
+        return {t.name: t for t in self.plan(model, ()).tensors if t.name not in linear}
+
+    def header_bytes(self, model: Model) -> int:
+        """Of all safetensors headers, whatever types a plan chooses: no less, and little more."""
+        dtype, kinds = self.wish(model).dtype, self.types(model, None)
+        longest = 2 * len(str(nbytes(dtype, (model.parameters,))))  # digits of a place in the file
+        _, entries = written(model)
+        return _AROUND + sum(self._described(entry, dtype, kinds, longest) for entry in entries)
+
+    def _described(self, entry: Written, dtype: str, kinds: Sequence[str], longest: int) -> int:
+        """The most that one tensor of a checkpoint takes in a header."""
+        forms = [{"": (entry.name, dtype, entry.shape)}]
+        for kind in kinds:
+            if kind in FLOATS or len(entry.shape) != 2 or isinstance(self.can_hold(kind, entry.shape), No):
+                continue
+            rows, columns = entry.shape
+            parts = self.scheme.parts(codec(kind, columns), rows, columns, dtype)
+            forms.append({suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()})
+        return max(sum(len(lay_out([part], {})[0]) + longest for part in form.values()) for form in forms)
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file()

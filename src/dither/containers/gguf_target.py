@@ -1,0 +1,90 @@
+"""A GGUF as the target of a run (see `target.Target`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dither import __version__
+from dither.codecs import all_codecs, codec
+from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved
+from dither.containers.provenance import MEASUREMENT, output_metadata
+from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
+from dither.containers.target import TargetOutput
+from dither.errors import OutputError, UsageError
+from dither.formats.evidence import EvidenceStore
+from dither.formats.ggml import GGML_TYPES
+from dither.formats.gguf import lay_out, padded
+from dither.types import Model, No, Yes
+
+UNASKED = ("F32", "TQ1_0", "TQ2_0")  # never chosen unless named
+_ANY_PRESET = Options("Q4_K_M")  # presets differ in types, not in what they leave alone
+MEASUREMENT_ROOM = 8192  # bytes of metadata kept free for what is measured afterwards
+
+
+@dataclass(frozen=True)
+class GGUFTarget:
+    options: Options
+
+    def plan(self, model: Model, known: Collection[str]) -> Plan:
+        return make_plan(model, self.options, known)
+
+    def name(self, stem: str, label: str) -> str:
+        return f"{stem}-{label}.gguf"
+
+    def check_place(self, path: Path, named: str, inside: bool, force: bool) -> Path:
+        if path.is_dir() or inside:
+            path = path / named
+        if path.exists() and not force:
+            raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
+        return path
+
+    def header_bytes(self, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None) -> int:
+        metadata = self._metadata(model, plan, recipe, store, True)
+        return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
+
+    def open(
+        self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
+        identity: str, measured: bool,
+    ) -> TargetOutput:  # fmt: skip
+        metadata = self._metadata(model, plan, recipe, store, measured)
+        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in plan.tensors], identity)
+
+    def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
+        if asked is None:
+            return tuple(name for name in all_codecs() if name in GGML_TYPES and name not in UNASKED)
+        named = {codec(name.strip()).name for name in asked}
+        unknown = sorted(name for name in named if name not in GGML_TYPES)
+        if unknown:
+            reason = f"is no type of GGUF; those are {', '.join(all_codecs())}"
+            raise UsageError(f"type {unknown[0]}", reason, "Choose among them, or name a GPU format.")
+        return tuple(name for name in all_codecs() if name in named)
+
+    def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No:
+        return can_hold(kind, shape)
+
+    def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
+        return math.prod(shape[:-1]) * GGML_TYPES[kind].row_bytes(shape[-1])
+
+    def aligned(self, model: Model, size: int) -> int:
+        return padded(size, alignment_of(model.metadata))
+
+    def fixed(self, model: Model) -> dict[str, PlannedTensor]:
+        plan = make_plan(model, _ANY_PRESET)
+        # A reason without a fallback says why a tensor is left alone: 1-D, a bias, a router.
+        return {t.name: t for t in plan.tensors if t.reason and not t.is_fallback}
+
+    @staticmethod
+    def _metadata(
+        model: Model, plan: Plan, recipe: str, store: EvidenceStore | None, measured: bool
+    ) -> dict[str, Any]:
+        metadata = output_metadata(model, plan, recipe, store, __version__)
+        if measured:
+            metadata[MEASUREMENT] = reserved(MEASUREMENT_ROOM)
+        return metadata
+
+
+ANY_GGUF = GGUFTarget(Options("F16"))  # for what does not depend on the type

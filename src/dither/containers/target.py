@@ -1,0 +1,75 @@
+"""Where quantized weights go: a GGUF or a checkpoint folder, behind the few things that differ.
+
+A target plans what every tensor becomes, names its place, and opens the output that rows are written to; what
+is done to the weights in between knows neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dither.containers.recipe import Options, Plan, PlannedTensor
+from dither.formats.evidence import EvidenceStore
+from dither.types import Bytes, Model, No, Yes
+
+
+class TargetOutput(Protocol):
+    """What is written to (`types.Output`), and what a run asks of it besides."""
+
+    @property
+    def finished(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def part(self) -> Path: ...
+    @property
+    def discarded(self) -> bool: ...
+    def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None: ...
+    def finish(self, tensor: str, record: Mapping[str, Any]) -> None: ...
+    def fill(self, key: str, text: str) -> bool: ...
+    def commit(self) -> None: ...
+    def discard(self) -> None: ...
+    def __enter__(self) -> TargetOutput: ...
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Target(Protocol):
+    @property
+    def options(self) -> Options: ...
+
+    def plan(self, model: Model, known: Collection[str]) -> Plan:
+        """`known` names the tensors that have importance."""
+        ...
+
+    def name(self, stem: str, label: str) -> str:
+        """What the output is called unless somebody names it."""
+        ...
+
+    def check_place(self, path: Path, named: str, inside: bool, force: bool) -> Path:
+        """The output's path, where `path` may also be a folder to put it in, and is with `inside`."""
+        ...
+
+    def open(
+        self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
+        identity: str, measured: bool,
+    ) -> TargetOutput: ...  # fmt: skip
+
+    def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
+        """What a plan may choose among, by falling bits: those asked for, or all that are sensible."""
+        ...
+
+    def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No: ...
+
+    def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor's data in a type that can hold it; padding in the file comes on top."""
+        ...
+
+    def aligned(self, model: Model, size: int) -> int:
+        """Bytes that a tensor takes in the file, padding included."""
+        ...
+
+    def fixed(self, model: Model) -> dict[str, PlannedTensor]:
+        """What no plan decides about: tensor → type, bytes and why, in the file's order."""
+        ...

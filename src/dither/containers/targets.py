@@ -1,0 +1,24 @@
+"""The target of what was asked for."""
+
+from __future__ import annotations
+
+from dither.containers.folders import find_scheme
+from dither.containers.folders.target import FolderTarget
+from dither.containers.gguf_target import GGUFTarget
+from dither.containers.recipe import Options
+from dither.containers.target import Target
+from dither.errors import UsageError
+
+
+def target_of(options: Options) -> Target:
+    """Raises UsageError where options of one kind of container are given to another."""
+    scheme = find_scheme(options.to) if options.folder else None
+    if scheme is not None:
+        return FolderTarget(options, scheme)
+    for name in ("bits", "group", "sym", "dtype"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"--{name}", "is for the GPU formats: a GGUF type says it all",
+                "Leave it out, or choose --to gptq, awq, w4a16, …",
+            )  # fmt: skip
+    return GGUFTarget(options)

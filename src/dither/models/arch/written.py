@@ -1,0 +1,101 @@
+"""A model's tensors under the names and in the order of a checkpoint: tables of a family read backwards.
+
+    blk.0.attn_q.weight       →  model.layers.0.self_attn.q_proj.weight, rotated pairs half a head apart again
+    blk.3.ffn_up_exps.weight  →  one matrix per expert: model.layers.3.mlp.experts.7.up_proj.weight
+    output_norm.weight        →  model.norm.weight, less the one that Gemma's GGUF adds
+
+Only rows are moved, so it can be done to codes as well as to weights: columns, by which weights share
+scales, stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dither.errors import SourceError, UnsupportedError
+from dither.models.arch.family import EXPERT, Family, Rule
+from dither.models.arch.recognize import ROPE_TENSORS, family_of_tensors, generic
+from dither.models.arch.rows import rotary_order
+from dither.types import Model, Tensor
+
+_WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
+
+
+@dataclass(frozen=True)
+class Written:
+    """One tensor of a checkpoint, made from the rows of one tensor of the model."""
+
+    name: str  # "model.layers.0.self_attn.q_proj.weight"
+    tensor: str  # "blk.0.attn_q.weight"
+    shape: tuple[int, ...]
+    first_row: int  # of the tensor's, experts flattened in
+    heads: int = 0  # whose rotated pairs are to be taken apart; 0 for none
+    offset: float = 0.0  # to be added to what the model has
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def module(self) -> str:
+        """The module that the tensor is a parameter of."""
+        return self.name.rpartition(".")[0]
+
+    def order(self) -> npt.NDArray[np.intp] | None:
+        """For each row of the checkpoint (of a bias: number) its place in the model; None for as it is."""
+        if not self.heads:
+            return None
+        here = rotary_order(np.arange(self.shape[0]), self.shape[0] // self.heads)
+        return np.argsort(here)
+
+
+def written(model: Model) -> tuple[Family, list[Written]]:
+    """A model's family, and how each tensor of its checkpoint is made, in the model's order.
+
+    Tables of rotary frequencies have no tensor in a checkpoint: config.json stands for them.  Raises
+    UnsupportedError for a model of no known family, SourceError where its tensors are not the family's.
+    """
+    family = family_of_tensors(model)
+    found: list[Written] = []
+    for tensor in model.tensors:
+        if tensor.name not in ROPE_TENSORS:
+            found.extend(_written(family, model, tensor))
+    return family, found
+
+
+def _written(family: Family, model: Model, tensor: Tensor) -> Iterator[Written]:
+    rule = _rule(family, tensor)
+    parts = tensor.name.split(".")
+    name = rule.source.replace("*", parts[1]) if parts[0] == "blk" else rule.source
+    if rule.change == "stack":
+        experts, rows = tensor.shape[0], tensor.shape[1]
+        for expert in range(experts):
+            yield Written(name.replace(EXPERT, str(expert)), tensor.name, tensor.shape[1:], expert * rows)
+        return
+    heads = _heads(model, rule.change, tensor) if rule.change.startswith("rope_rows") else 0
+    yield Written(name, tensor.name, tensor.shape, 0, heads, -1.0 if rule.change == "plus_one" else 0.0)
+
+
+def _rule(family: Family, tensor: Tensor) -> Rule:
+    """The first rule that makes this tensor; of stacked experts the one that names each."""
+    rules = [rule for rule in family.rules if rule.target == generic(tensor.name)]
+    separate = [rule for rule in rules if rule.change == "stack"]
+    rule = (separate or rules)[0]
+    if rule.change in ("expert_gate", "expert_up"):
+        raise UnsupportedError(
+            f"tensor {tensor.name}", f"has no name for each expert in {family.name}", "Write a GGUF instead."
+        )
+    return rule
+
+
+def _heads(model: Model, change: str, tensor: Tensor) -> int:
+    key = f"{model.arch}.attention.head_count{'' if change == 'rope_rows_q' else '_kv'}"
+    found = model.metadata.get(key)
+    heads = found.value if found is not None else None
+    if type(heads) is not int or heads <= 0 or tensor.shape[0] % (2 * heads):
+        raise SourceError(f"metadata {key}", f"is {heads!r}, for {tensor.shape[0]} rows", _WAY_OUT)
+    return heads
