@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dither.containers.card import card
 from dither.containers.folders import find_scheme
 from dither.containers.folders.target import FolderTarget
 from dither.containers.gguf_target import ANY_GGUF, GGUFTarget
@@ -302,13 +303,14 @@ class _Job:
         with self.target.open(
             path, rewritten.model, plan, recipe, self.store, identity, bool(measure)
         ) as output:
-            return self._fill(output, path, rewritten, sequential, measure)
+            return self._fill(output, path, rewritten, recipe, sequential, measure)
 
     def _fill(
         self,
         output: TargetOutput,
         path: Path,
         rewritten: Rewritten,
+        recipe: str,
         sequential: bool,
         measure: bool | str | Path,
     ) -> _Written:
@@ -335,6 +337,7 @@ class _Job:
         records = {name: dict(record) for name, record in output.finished.items()}
         self.say(*tensor_notes(plan, records))
         measurement = self._measure(output, path, measure) if measure else None
+        output.describe(card(self.opened, self.target.options, plan, recipe, output.total, measurement))
         output.commit()
         return _Written(plan, output.total, records, resumed, rewritten.record, measurement)
 

@@ -195,7 +195,7 @@ class Transform(Protocol):
     def __call__(
         self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]
     ) -> Transformed:
-        """`codec_of` names the codec each tensor will be stored in, None for tensors kept as floats."""
+        """`codec_of` names the codec each tensor will be stored in, floats included; None where unknown."""
         ...
 
 

@@ -113,6 +113,9 @@ class GGUFOutput:
         self._file.write_at(at, raw.ljust(room))
         return True
 
+    def describe(self, card: str) -> None:
+        """A GGUF has no place for it."""
+
     def commit(self) -> None:
         self._file.commit()
 

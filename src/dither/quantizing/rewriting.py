@@ -14,7 +14,6 @@ from typing import Any
 from dither.codecs import codec as find_codec
 from dither.containers.recipe import Plan
 from dither.errors import UsageError
-from dither.formats.ggml import FLOAT_TYPES
 from dither.models.arch import feeds
 from dither.transforms.awq import Awq
 from dither.transforms.rotate import Rotate
@@ -67,5 +66,7 @@ def _transform(name: str, model: Model, threads: int) -> Transform:
 
 
 def _codec(types: dict[str, tuple[str, int]], tensor: str) -> Codec | None:
-    kind, columns = types.get(tensor, ("F32", 0))
-    return None if kind in FLOAT_TYPES else find_codec(kind, columns)
+    if tensor not in types:
+        return None
+    kind, columns = types[tensor]
+    return find_codec(kind, columns)

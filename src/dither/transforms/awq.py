@@ -125,6 +125,7 @@ class Awq:
                     continue
                 record[group.source] = _summary(found)
                 if found.ratio < 1:
+                    found = replace(found, s_EC=storable(group, tensors, found.s_EC, codec_of))
                     scales.update(dict.fromkeys(group.readers, found.s_EC))
                     fold(group, tensors, found.s_EC, search.rows_C, scalings)
         _refuse_no_evidence(record, skipped)
@@ -257,6 +258,23 @@ def spread_rows(tensor: Tensor, start: int, rows: int, wanted: int, first: int) 
     begins = np.linspace(0, rows - min(2 * _RUN, rows), runs).astype(int)
     spans = ((start + b + first, start + min(b + first + _RUN, rows)) for b in begins)
     return np.concatenate([tensor.read(a, b) for a, b in spans if a < b]).astype(np.float32)
+
+
+def storable(group: Group, tensors: dict[str, Tensor], s_EC: Floats, codec_of: CodecOf) -> Floats:
+    """Scales by which a norm's gains can be divided and stored without rounding, the closest to these.
+
+    Gains that are kept in a short float (a checkpoint's, unlike a GGUF's) would each be rounded after the
+    division, and nothing downstream would know: a factor on a whole channel.  So they are rounded first, and
+    the scale is what that leaves to the readers.
+    """
+    codec = codec_of(group.source)
+    if group.kind != "norm" or codec is None or codec.bits_per_weight >= 32:
+        return s_EC
+    source = tensors[group.source]
+    gain_1C = source.read(0, source.rows)
+    stored_1C = codec.decode(codec.encode(np.asarray(gain_1C / s_EC, np.float32)))
+    exact_EC = np.divide(gain_1C, stored_1C, out=s_EC.copy(), where=stored_1C != 0)
+    return np.where(gain_1C != 0, exact_EC, s_EC).astype(np.float32)
 
 
 def fold(

@@ -145,9 +145,9 @@ class FolderOutput:
         self._file.write_text(ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         return True
 
-    def write_text(self, name: str, text: str) -> None:
-        """A small file of the folder, such as its card."""
-        self._file.write_text(name, text)
+    def describe(self, card: str) -> None:
+        """The folder's README.md."""
+        self._file.write_text("README.md", card)
 
     def commit(self) -> None:
         self._file.commit()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,3 @@ def linear_modules(model: Model, entries: Sequence[Written]) -> dict[str, str]:
     if not any(tensor.name == "output.weight" for tensor in model.tensors):
         found[HEAD] = "token_embd.weight"
     return found
-
-
-def card(name: str, title: str, facts: Mapping[str, str], command: str) -> str:
-    """README.md of the folder."""
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return (
-        f"---\nbase_model: {name}\ntags:\n- quantized\n- dither\n---\n\n# {name}, {title}\n\n"
-        f"| | |\n|---|---|\n{rows}\n\nMade by [Dither]: `{command}`\n"
-    )

@@ -1,0 +1,39 @@
+"""The card of a model's folder: what a person finds who opens it, every figure from the run that made it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dither import __version__
+from dither.containers.recipe import Options, Plan
+from dither.types import Model
+from dither.units import format_bytes, format_count
+
+
+def card(model: Model, options: Options, plan: Plan, recipe: str, size: int, measured: Any = None) -> str:
+    """README.md.  `measured` is the run's measurement, if there was one."""
+    rows = [
+        ("made from", model.name), ("weights", format_count(plan.parameters)), ("size", format_bytes(size)),
+        ("bits per weight", f"{plan.bits_per_weight:.2f}"),
+        ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in plan.by_type().items())),
+    ]  # fmt: skip
+    if measured is not None:
+        rows += [
+            ("KL divergence from the original", f"{measured.kl_mean:.4f} nats per token "
+             f"({measured.kl_mean_low:.4f} … {measured.kl_mean_high:.4f})"),
+            ("same most likely token", f"{100 * measured.same_top:.1f} %"),
+            ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),
+        ]  # fmt: skip
+    table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows)
+    made = json.dumps(json.loads(recipe), indent=2)
+    front = f"---\nbase_model: {json.dumps(model.name)}\ntags:\n- quantized\n- dither\n---\n"
+    return (
+        f"{front}\n# {_cell(model.name)}, {_cell(options.label)}\n\n| | |\n|---|---|\n{table}\n\n"
+        f"Made by Dither {__version__}; the recipe:\n\n```json\n{made}\n```\n"
+    )
+
+
+def _cell(text: str) -> str:
+    """Text of strangers inside a table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
