@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 
 # Quantiles of a normal distribution, as QLoRA's appendix E prints them (arXiv:2305.14314).
 NF4 = [
@@ -50,6 +52,11 @@ def e4m3() -> np.ndarray:
 def decoded(name: str, raw_RN: np.ndarray, columns: int) -> np.ndarray:
     """Rows of `columns` numbers, as float32 products of what is stored."""
     kind, group, *more = name.split("-", 2)
+    if kind == "nvfp4":
+        inner_RC = dequantize(np.ascontiguousarray(raw_RN), GGMLQuantizationType.NVFP4)
+        return np.ldexp(inner_RC, -int(name.split("-e")[1])).astype(np.float32)
+    if kind == "fp8" and group.startswith("e"):
+        return np.ldexp(e4m3()[raw_RN], -int(name.split("-e")[1])).astype(np.float32)
     suffix = more[0] if more else ("f32" if kind in ("nf4", "fp4", "fp8") else "f16")
     block = columns if group == "channel" else int(group[1:]) if re.fullmatch(r"g\d+", group) else 128
     raw_NN = np.ascontiguousarray(raw_RN).reshape(len(raw_RN) * (columns // block), -1)

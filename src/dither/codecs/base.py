@@ -32,6 +32,7 @@ class Levels(NamedTuple):
     free_unit: bool  # `unit` and `below` are any numbers of `unit_type`; otherwise they are 1 and 0
     unit_type: str = "float16"
     tied: bool = False  # `below` is `unit` itself and `lowers` are zero points: ŵ = unit · (number − lower)
+    positive: bool = False  # `unit` may not be negative
 
 
 class Scales(NamedTuple):

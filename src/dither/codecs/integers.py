@@ -44,7 +44,7 @@ FACTORS = {
 REACH = {2: 3, 3: 4, 4: 4, 8: 1}  # zero points tried on either side of the plain one, at most
 
 
-def scale_bytes(raw_RN: Bytes, kind: str) -> Floats:
+def scale_values(raw_RN: Bytes, kind: str) -> Floats:
     """The scales at the start of packed blocks."""
     if kind == "float16":
         return np.ascontiguousarray(raw_RN[:, :2]).view("<f2").astype(np.float32).reshape(-1)
@@ -57,7 +57,7 @@ def scale_bytes(raw_RN: Bytes, kind: str) -> Floats:
 
 
 def bytes_of_scale(scale_R: Floats, kind: str) -> Bytes:
-    """The inverse of `scale_bytes`, for numbers of that type already."""
+    """The inverse of `scale_values`, for numbers of that type already."""
     scale_R = np.ascontiguousarray(scale_R, np.float32)
     if kind == "float16":
         return scale_R.astype("<f2").view(np.uint8).reshape(-1, 2)
@@ -98,8 +98,9 @@ class Integers(BlockCodec):
         numbers_K = codes_K.astype(np.float32) - np.float32(0 if self.affine else self.middle)
         lowers = np.arange(self.most + 1 if self.affine else 1, dtype=np.float32)
         return Levels(
-            numbers_K, codes_K, self.block, np.ones(1, np.float32), lowers, True, self.stored, self.affine
-        )
+            numbers_K, codes_K, self.block, np.ones(1, np.float32), lowers, True, self.stored,
+            tied=self.affine, positive=self.affine or bool(self.lowest),
+        )  # fmt: skip
 
     @property
     def bits_per_weight(self) -> float:
@@ -174,7 +175,7 @@ class Integers(BlockCodec):
         raw_RN = packed_blocks(raw_RN, self.block_bytes)
         codes_RB = np.empty((len(raw_RN), self.block), np.uint8)
         unpack_all(raw_RN, self.bits, self.codes_at, codes_RB)
-        grid = self._grid(scale_bytes(raw_RN, self.stored))
+        grid = self._grid(scale_values(raw_RN, self.stored))
         return codes_RB, grid._replace(zero_R=raw_RN[:, self.scale_size].copy()) if self.affine else grid
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:

@@ -199,7 +199,9 @@ class Run:
             yield _Piece(tensor, expert, first, first + rows)
 
     def _chunks(self, tensor: PlannedTensor) -> Iterator[_Piece]:
-        step = max(1, CHUNK_WEIGHTS // self.sources[tensor.name].columns)
+        columns = self.sources[tensor.name].columns
+        together = find_codec(tensor.type, columns).rows_together
+        step = max(1, CHUNK_WEIGHTS // columns // together) * together
         for whole in self._wholes(tensor):
             for start in range(whole.start, whole.stop, step):
                 yield replace(whole, start=start, stop=min(start + step, whole.stop))
