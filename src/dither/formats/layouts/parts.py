@@ -50,6 +50,9 @@ class Affine:
     zero_OG: npt.NDArray[Any]  # integers, of the codes' range or just beyond
     group_of_I: npt.NDArray[np.int32] | None = None
 
+    def scales(self) -> Floats:
+        return self.scale_OG
+
     def values(self) -> Floats:
         w_OI = self.codes_OI.astype(np.float32)
         zero_OG = self.zero_OG.astype(np.float32)
@@ -71,6 +74,9 @@ class Table4:
     absmax_OG: Floats
     quant_type: str  # "nf4" or "fp4"
 
+    def scales(self) -> Floats:
+        return self.absmax_OG
+
     def values(self) -> Floats:
         w_OI = TABLES[self.quant_type][self.codes_OI]
         _grouped(w_OI, self.absmax_OG)[...] *= self.absmax_OG[..., None]
@@ -84,6 +90,9 @@ class Float8:
     codes_OI: npt.NDArray[np.uint8]  # the bits of an E4M3
     scale: Floats  # ⌈O / rows⌉ × ⌈I / columns⌉
     block: tuple[int, int]
+
+    def scales(self) -> Floats:
+        return self.scale
 
     def values(self) -> Floats:
         w_OI = _e4m3()[self.codes_OI]
@@ -120,6 +129,9 @@ class Int8:
     codes_OI: npt.NDArray[np.int8]
     scale_OG: Floats
     zero_OG: npt.NDArray[np.int8] | None = None
+
+    def scales(self) -> Floats:
+        return self.scale_OG
 
     def values(self) -> Floats:
         w_OI = self.codes_OI.astype(np.float32)

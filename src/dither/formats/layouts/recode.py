@@ -1,7 +1,8 @@
-"""Which integers under scales are GGUF's Q4_0 or Q4_1 already: the same numbers, only laid out otherwise.
+"""Which quantized weights are a type of GGUF already: the same numbers, only laid out otherwise.
 
-    Q4_0   ŵ = d · (q − 8)    32 weights: d float16, then 16 bytes
-    Q4_1   ŵ = d · q + m      32 weights: d and m float16, then 16 bytes
+    Q4_0    ŵ = d · (q − 8)        32 weights: d float16, then 16 bytes
+    Q4_1    ŵ = d · q + m          32 weights: d and m float16, then 16 bytes
+    MXFP4   ŵ = 2^(e − 127) · v    32 weights: e, then 16 bytes
 
 Byte j of a block holds weight j in its low nibble and weight j + 16 in its high one (`block_q4_0` in
 ggml-common.h).  Groups of a multiple of 32 columns become several blocks of the same scale.  What has a zero
@@ -16,14 +17,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dither.formats.layouts.parts import Affine
+from dither.formats.layouts.parts import Affine, Micro
 from dither.types import Bytes, Floats
 
 _BLOCK = 32
 
 
-def recode(weight: Affine, kind: str) -> Bytes | None:
+def recode(weight: Affine | Micro, kind: str) -> Bytes | None:
     """Whole rows as ggml's blocks of `kind`, uint8 (O, N); None where a weight would not be the same."""
+    if isinstance(weight, Micro):
+        return _mxfp4(weight) if kind == "MXFP4" and weight.global_scale is None else None
     columns = weight.codes_OI.shape[1]
     groups = weight.scale_OG.shape[1]
     whole = weight.group_of_I is None and columns % (groups * _BLOCK) == 0
@@ -37,6 +40,20 @@ def recode(weight: Affine, kind: str) -> Bytes | None:
         return _blocks([_float16(scale_OB)], codes_OB + (8 - zero_OB)[..., None])
     lowest_OB = -scale_OB * zero_OB.astype(np.float32)
     return _blocks([_float16(scale_OB), _float16(lowest_OB)], codes_OB)
+
+
+def _mxfp4(weight: Micro) -> Bytes | None:
+    """None for scales that ggml halves to nothing and for those that are NaN."""
+    rows, blocks = weight.scale_OG.shape
+    if (
+        weight.codes_OI.shape[1] != blocks * _BLOCK
+        or not ((0 < weight.scale_OG) & (weight.scale_OG < 255)).all()
+    ):
+        return None
+    codes_OB = weight.codes_OI.reshape(rows, blocks, _BLOCK)
+    nibbles = codes_OB[..., : _BLOCK // 2] | codes_OB[..., _BLOCK // 2 :] << np.uint8(4)
+    raw = np.concatenate([weight.scale_OG[..., None], nibbles], axis=2)
+    return raw.reshape(rows, blocks * raw.shape[2])
 
 
 def _float16(values: Floats) -> npt.NDArray[np.float16] | None:
