@@ -47,7 +47,7 @@ def _mxfp4(weight: Micro) -> Bytes | None:
     rows, blocks = weight.scale_OG.shape
     if (
         weight.codes_OI.shape[1] != blocks * _BLOCK
-        or not ((0 < weight.scale_OG) & (weight.scale_OG < 255)).all()
+        or not ((weight.scale_OG > 0) & (weight.scale_OG < 255)).all()
     ):
         return None
     codes_OB = weight.codes_OI.reshape(rows, blocks, _BLOCK)

@@ -51,7 +51,7 @@ class PackedTensor:
         """Whatever is packed here can be read."""
 
     def recode(self, kind: str, start: int, stop: int) -> Bytes | None:
-        """Rows `start` to `stop` as ggml's blocks of `kind` ("Q4_0", "Q4_1", "MXFP4"), uint8 (stop − start, N).
+        """Rows `start` to `stop` as ggml's blocks of `kind` (Q4_0, Q4_1, MXFP4), uint8 (stop − start, N).
 
         None where those would not be the same weights to the bit.  Raises as `read` does.
         """
