@@ -48,15 +48,17 @@ def codec(name: str, columns: int = 0) -> Codec:
     `columns` of the matrix are needed where one scale spans a whole row ("int8-channel").  Raises UsageError
     without them, and for a name that is not known, naming those that are.
     """
-    listed = all_codecs().get(name.upper())
-    return listed if listed is not None else _parsed(name.lower(), columns)
+    found = all_codecs().get(name.upper()) or _parsed(name.lower(), columns)
+    if found is None:
+        known = ", ".join((*all_codecs(), *families()))
+        raise UsageError(f"type {name}", "is not known", f"Choose one of {known}.")
+    return found
 
 
 @lru_cache(maxsize=1024)
-def _parsed(name: str, columns: int) -> Codec:
+def _parsed(name: str, columns: int) -> Codec | None:
     for module in _modules():
         found: Codec | None = module.parse(name, columns) if hasattr(module, "parse") else None
         if found is not None:
             return found
-    known = ", ".join((*all_codecs(), *families()))
-    raise UsageError(f"type {name}", "is not known", f"Choose one of {known}.")
+    return None
