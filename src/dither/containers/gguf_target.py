@@ -59,7 +59,7 @@ class GGUFTarget:
         named = {codec(name.strip()).name for name in asked}
         unknown = sorted(name for name in named if name not in GGML_TYPES)
         if unknown:
-            reason = f"is no type of GGUF; those are {', '.join(all_codecs())}"
+            reason = f"is none of GGUF's, for which this plan is made; those are {', '.join(all_codecs())}"
             raise UsageError(f"type {unknown[0]}", reason, "Choose among them, or name a GPU format.")
         return tuple(name for name in all_codecs() if name in named)
 
