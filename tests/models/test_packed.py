@@ -183,7 +183,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, torch.dtype], str, str]] =
         pack_awq, {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4},
         {}, "uint4-g32", "",
     ),
-    "awq": (pack_awq, {"quant_method": "awq", "bits": 4, "version": "gemm"}, {}, "uint4-g32", ""),
+    "awq": (
+        pack_awq,
+        {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}, {},
+        "uint4-g32", "",
+    ),
     "autoawq": (
         pack_awq, {"w_bit": 4, "q_group_size": GROUP, "zero_point": True, "version": "GEMM"}, {}, "uint4-g32",
         "quant_config.json",

@@ -60,8 +60,9 @@ def read_quantization(
     for name, method in _BESIDE.items():
         beside = read_json(name)
         if beside is not None:
-            stated = beside.get("quant_method") or beside.get("method") or method
-            return Quantization(str(stated).lower(), beside, thing.removesuffix("config.json") + name)
+            stated = str(beside.get("quant_method") or beside.get("method") or method).lower()
+            if stated in _BESIDE.values():  # another's file may lie beside weights that it is not about
+                return Quantization(stated, beside, thing.removesuffix("config.json") + name)
     return None
 
 
