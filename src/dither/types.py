@@ -52,7 +52,7 @@ class Codec(Protocol):
     """
 
     @property
-    def name(self) -> str: ...  # the field's name: "Q4_K"
+    def name(self) -> str: ...  # the field's name: "Q4_K", "int4-g128"
     @property
     def block(self) -> int: ...  # weights that share one set of scales; rows are a multiple of it
     @property
@@ -63,6 +63,8 @@ class Codec(Protocol):
     def snap_columns(self) -> int: ...  # fewest neighbouring columns `snap` takes: 1, or a lattice's
     @property
     def needs_importance(self) -> bool: ...  # refuses to encode without evidence
+    @property
+    def rows_together(self) -> int: ...  # neighboring rows that share scales: encode whole multiples, or all
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """Scales for R rows of one block that keep Σ importance · (w − ŵ)² small.

@@ -1,6 +1,6 @@
-"""What must hold for every codec, found by iterating the folder.
+"""What must hold for every codec: those listed, found by iterating the folder, and some of each family.
 
-The independent reference is the `gguf` package's decoder.
+The independent reference is the `gguf` package's decoder, and for the families `gpu_reference`.
 Legend: R rows, C columns, B weights of a block, N bytes of a packed row.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
+from gpu_reference import decoded
 
 from dither.codecs import all_codecs, codec
 from dither.errors import UsageError
@@ -19,7 +20,19 @@ from dither.formats.ggml import GGML_TYPES
 from dither.types import Codec
 
 ROWS, COLUMNS = 6, 512
-CODECS = all_codecs()
+LISTED = all_codecs()
+# Names of families, and the bits per weight of what files store of them.
+PARSED = {
+    "int2-g64": 2 + 16 / 64, "int3-g32": 3 + 16 / 32, "int4-g128": 4 + 16 / 128,
+    "int4-g32-bf16": 4 + 16 / 32, "int4-channel": 4 + 16 / 512, "int8-channel-f32": 8 + 32 / 512,
+    "int8-g128-bf16": 8 + 16 / 128, "uint2-g32": 2 + 18 / 32, "uint3-g128-f32": 3 + 35 / 128,
+    "uint4-g128": 4 + 20 / 128, "uint4-channel-bf16": 4 + 20 / 512, "uint8-g64": 8 + 24 / 64,
+    "nf4-g64": 4 + 32 / 64, "fp4-g128": 4 + 32 / 128,
+    "nf4-g64-dq": 4 + 8 / 64 + 32 / 256 / 64, "fp4-g32-dq": 4 + 8 / 32 + 32 / 256 / 32,
+    "fp8-channel": 8 + 32 / 512, "fp8-channel-bf16": 8 + 16 / 512, "fp8-e7": 8, "fp8-e-3": 8,
+    "nvfp4-e8": 4.5, "nvfp4-e-2": 4.5,
+}  # fmt: skip
+CODECS = {**LISTED, **{name: codec(name, COLUMNS) for name in PARSED}}
 BUILDS_TABLES = {"IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}  # ggml takes seconds over them, once
 every_codec = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in BUILDS_TABLES else n for n in CODECS]
@@ -50,6 +63,8 @@ def whole(c: Codec) -> slice:
 
 
 def reference(c: Codec, raw_RN: np.ndarray) -> np.ndarray:
+    if c.name in PARSED:
+        return decoded(c.name, raw_RN, COLUMNS)
     return np.asarray(dequantize(raw_RN, GGMLQuantizationType[c.name]), np.float32)
 
 
@@ -62,11 +77,30 @@ def stored(c: Codec, importance_C: np.ndarray | None = None):
 def test_the_folder_holds_every_type_of_the_issue() -> None:
     named = """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ3_S IQ3_XXS
         IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0 MXFP4 NVFP4"""
-    assert set(CODECS) == set(named.split())
+    assert set(LISTED) == set(named.split())
     assert codec("iq4_xs") is CODECS["IQ4_XS"]
 
 
-@every_codec
+@pytest.mark.parametrize("name", PARSED)
+def test_names_of_families_are_canonical(name: str) -> None:
+    assert codec(name.upper(), COLUMNS).name == name
+    assert codec(name, COLUMNS) is CODECS[name]
+    assert CODECS[name].bits_per_weight == pytest.approx(PARSED[name], rel=1e-12)
+    assert CODECS[name].rows_together == 1
+    if "channel" in name:
+        with pytest.raises(UsageError, match="one scale per row"):
+            codec(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["int5-g128", "int4", "int4-g128-f16", "int4-g0128", "int4-g128 ", "fp8", "fp8-e", ""]
+)
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"is not known.*Q4_K.*int4-g128"):
+        codec(name, COLUMNS)
+
+
+@pytest.mark.parametrize("name", LISTED)
 def test_declared_bits_are_stored_bits(name: str) -> None:
     c, kind = CODECS[name], GGML_TYPES[name]
     assert (c.name, c.block, c.block_bytes) == (name, kind.block, kind.block_bytes)
@@ -210,7 +244,7 @@ def test_error_falls_with_bits(name: str) -> None:
     relative = float(((w_RC - decoded_RC) ** 2).sum() / (w_RC**2).sum())
     least = 2.0 ** (-2 * c.bits_per_weight)
     assert relative >= least or name == "F32"
-    if name not in FULL_PRECISION | {"Q8_0"}:
+    if name not in FULL_PRECISION and c.bits_per_weight < 8 and not name.startswith("fp4"):
         assert relative <= 5.5 * least
 
 

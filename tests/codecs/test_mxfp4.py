@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import MXFP4, dequantize
 
 from dither.codecs import codec
+from dither.errors import UsageError
 
 both = pytest.mark.parametrize("name", ["MXFP4", "NVFP4"])
 COLUMNS = 512
@@ -103,6 +104,32 @@ def test_codes_are_nearest(name: str) -> None:
     )  # code 1 is 1 × scale
     least = abs(w_RB[:, :, None] - scale_RB[:, :, None] * CODES).min(axis=2)
     assert (abs(w_RB - chosen) <= least + 1e-6 * scale_RB).all()
+
+
+@both
+def test_split_gives_plain_scales_and_magnitudes(name: str) -> None:
+    """E8M0 or E4M3 bytes and codes of 0, ½, 1, 1½, 2, 3, 4, 6: what OCP's formats store."""
+    c, group = codec(name), 32 if name == "MXFP4" else 16
+    raw_RN = c.encode(weights("student", 30.0))
+    codes_RC, index_RS = c.split(raw_RN)
+    assert codes_RC.shape == (32, COLUMNS) and index_RS.shape == (32, COLUMNS // group)
+    byte = index_RS.astype(np.int64)
+    normal = (8 + (byte & 7)) / 8 * 2.0 ** ((byte >> 3) - 7.0)
+    scale_RS = 2.0 ** (byte - 127.0) if name == "MXFP4" else np.where(byte < 8, byte / 512, normal)
+    sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes_RC & 7]
+    value_RC = np.where(codes_RC & 8, -sizes, sizes) * np.repeat(scale_RS, group, axis=1)
+    np.testing.assert_array_equal(value_RC, decoded(name, raw_RN))
+    np.testing.assert_array_equal(c.joined(codes_RC, index_RS), raw_RN)
+
+
+def test_a_tensor_scale_moves_small_weights_into_e4m3s_range() -> None:
+    w_RC = weights("gaussian", 1e-4)
+    plain, scaled = codec("NVFP4"), codec("nvfp4-e15")
+    np.testing.assert_array_equal(scaled.encode(w_RC), plain.encode(w_RC * np.float32(2.0**15)))
+    errors = [np.square(w_RC - c.decode(c.encode(w_RC))).sum() for c in (plain, scaled)]
+    assert errors[1] < 0.5 * errors[0]
+    with pytest.raises(UsageError, match="exponent"):
+        codec("nvfp4-e101")
 
 
 def test_the_largest_floats_stay_finite() -> None:

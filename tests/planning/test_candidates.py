@@ -90,6 +90,8 @@ def test_rows_of_320_take_only_types_of_short_blocks(odd: Model) -> None:
 def test_types_that_cannot_be_are_named(model: Model) -> None:
     with pytest.raises(UsageError, match=r"type Q9_Z: is not known.*Choose one of F32"):
         candidates(model, importance=(), types=["Q4_K", "Q9_Z"])
+    with pytest.raises(UsageError, match=r"type int4-g128: is none of GGUF's"):
+        candidates(model, importance=(), types=["Q4_K", "int4-G128"])
     with pytest.raises(UsageError, match=r"token_embd.weight: can become none.*IQ2_XS needs importance"):
         candidates(model, importance=(), types=["IQ2_XS"])
     with pytest.raises(UsageError, match="none were"):

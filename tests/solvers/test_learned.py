@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 import dither
 from dither import open_model
 from dither.codecs import codec
+from dither.codecs.base import as_stored
 from dither.errors import UsageError
 from dither.models.blocks import open_blocks
 from dither.solvers.gptq import Gptq
@@ -34,6 +35,7 @@ BUNDLED = Path(dither.__file__).parent / "demo_model"
 CPU = torch.device("cpu")
 LEVELS = [
     "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q5_1", "Q8_0", "MXFP4", "NVFP4", "TQ2_0",
+    "int4-g128", "int2-g64-bf16", "uint4-g128", "uint3-g64-f32", "nf4-g64", "fp4-g64", "fp8-e8", "nvfp4-e8",
 ]  # fmt: skip
 
 
@@ -121,12 +123,12 @@ def surrogate(matrix: LevelMatrix, free: torch.Tensor, at: np.ndarray, c_RC: np.
     def factor(tensor: torch.Tensor, base_B11: torch.Tensor) -> np.ndarray:
         if tensor is free:
             return base_B11.numpy().astype(np.float64) * at
-        return (base_B11 * tensor).detach().numpy().astype(np.float16).astype(np.float64)
+        return as_stored((base_B11 * tensor).detach().numpy(), matrix.levels.unit_type).astype(np.float64)
 
     levels = matrix.levels
     unit_B11 = factor(matrix.unit_factor_B11, matrix.unit_B11) if levels.free_unit else 1.0
     scale_BS1 = unit_B11 * number(matrix.multiple_BS1, levels.multiples_M)
-    below_B11 = factor(matrix.below_factor_B11, matrix.below_B11)
+    below_B11 = unit_B11 if levels.tied else factor(matrix.below_factor_B11, matrix.below_B11)
     lower_BS1 = below_B11 * number(matrix.lower_BS1, levels.lowers_M)
     value_BSI = scale_BS1 * number(matrix.code_BSI, levels.numbers_K) - lower_BS1
     return float((value_BSI.reshape(c_RC.shape) * c_RC).sum())
@@ -177,6 +179,23 @@ class TestRefine:
         assert record["start_block_loss"] == pytest.approx(toy_loss(task, task.start), rel=1e-4)
         assert record["block_loss"] == pytest.approx(toy_loss(task, solved), rel=1e-4)
         assert toy_loss(task, solved) < 0.97 * toy_loss(task, task.start)
+
+    @pytest.mark.parametrize("name", ["int3-g64", "uint2-g32", "nf4-g128"])
+    def test_lowers_the_loss_of_gpu_formats(self, name: str) -> None:
+        task = toy(name)
+        solved = Learned(steps=30, batch=8, threads=1).refine(task)
+        assert toy_loss(task, solved) < 0.97 * toy_loss(task, task.start)
+
+    def test_tiles_of_scales_stay_as_they_are(self) -> None:
+        note = "scales are shared between rows: rounded to nearest"
+        task = toy(types={"stack": "fp8-128x128"})
+        solved = Learned(steps=10, batch=8, threads=1).refine(task)
+        assert np.array_equal(solved["stack"].raw_RN, task.start["stack"].raw_RN)
+        assert solved["stack"].solver == "nearest" and solved["stack"].notes == (note,)
+        assert solved["down"].solver == "learned" and solved["down"].notes == ()
+        assert toy_loss(task, solved) < toy_loss(task, task.start)
+        both = Learned(steps=10, batch=8, threads=1).refine(toy("fp8-128x128"))
+        assert all(answer.notes == (note,) and answer.solver == "nearest" for answer in both.values())
 
     def test_lattice_is_never_worse(self) -> None:
         task = toy(types={"down": "IQ3_S"})

@@ -1,35 +1,64 @@
 """Codecs: which numbers a weight may become, and how they are stored.
 
 A codec is found by iterating this folder: every module may define `CODECS`, a tuple of objects that
-satisfy `dither.types.Codec`.  Adding one is adding a file.
+satisfy `dither.types.Codec`, and, where a family is too large to list, `parse(name, columns)`, which makes
+the codec of a name it knows and answers None to any other, with `FAMILY`, the names it knows as a person
+reads them.  Adding one is adding a file.
+
+Names of listed codecs are GGUF's, in capitals; names that are parsed are lower-case, with dashes between
+their parts.  Either is found in any case.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import cache
+from functools import cache, lru_cache
+from types import ModuleType
 
 from dither.errors import UsageError
 from dither.types import Codec
 
 
 @cache
+def _modules() -> tuple[ModuleType, ...]:
+    return tuple(
+        importlib.import_module(f"{__name__}.{module.name}")
+        for module in pkgutil.iter_modules(__path__)
+        if not module.ispkg
+    )
+
+
+@cache
 def all_codecs() -> dict[str, Codec]:
-    """Every codec by name, in order of falling bits per weight."""
-    found: list[Codec] = []
-    for module in pkgutil.iter_modules(__path__):
-        if not module.ispkg:
-            found.extend(getattr(importlib.import_module(f"{__name__}.{module.name}"), "CODECS", ()))
+    """Every listed codec by name, in order of falling bits per weight: the types of GGUF."""
+    found: list[Codec] = [codec for module in _modules() for codec in getattr(module, "CODECS", ())]
     found.sort(key=lambda codec: (-codec.bits_per_weight, codec.name))
     return {codec.name: codec for codec in found}
 
 
-def codec(name: str) -> Codec:
-    """The codec called `name` (any case).  Raises UsageError naming those that exist."""
-    codecs = all_codecs()
-    try:
-        return codecs[name.upper()]
-    except KeyError:
-        known = ", ".join(codecs)
-        raise UsageError(f"type {name}", "is not known", f"Choose one of {known}.") from None
+def families() -> tuple[str, ...]:
+    """The names that are parsed rather than listed, as a person reads them."""
+    return tuple(module.FAMILY for module in _modules() if hasattr(module, "FAMILY"))
+
+
+def codec(name: str, columns: int = 0) -> Codec:
+    """The codec called `name` (any case).
+
+    `columns` of the matrix are needed where one scale spans a whole row ("int8-channel").  Raises UsageError
+    without them, and for a name that is not known, naming those that are.
+    """
+    found = all_codecs().get(name.upper()) or _parsed(name.lower(), columns)
+    if found is None:
+        known = ", ".join((*all_codecs(), *families()))
+        raise UsageError(f"type {name}", "is not known", f"Choose one of {known}.")
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _parsed(name: str, columns: int) -> Codec | None:
+    for module in _modules():
+        found: Codec | None = module.parse(name, columns) if hasattr(module, "parse") else None
+        if found is not None:
+            return found
+    return None

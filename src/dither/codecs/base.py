@@ -29,13 +29,16 @@ class Levels(NamedTuple):
     size: int
     multiples_M: Floats  # rising; what a sub-block may multiply `unit` by
     lowers_M: Floats  # rising; what it may multiply `below` by: (0,) where nothing is subtracted
-    free_unit: bool  # `unit` and `below` are any float16; otherwise they are 1 and 0
+    free_unit: bool  # `unit` and `below` are any numbers of `unit_type`; otherwise they are 1 and 0
+    unit_type: str = "float16"
+    tied: bool = False  # `below` is `unit` itself and `lowers` are zero points: ŵ = unit · (number − lower)
+    positive: bool = False  # `unit` may not be negative
 
 
 class Scales(NamedTuple):
     """The numbers that a grid of levels stores for R blocks."""
 
-    unit_R: Floats  # float16 values
+    unit_R: Floats  # values of `Levels.unit_type`
     multiple_RS: npt.NDArray[np.int16]  # index into `Levels.multiples_M`
     below_R: Floats
     lower_RS: npt.NDArray[np.int16]
@@ -66,6 +69,23 @@ def plain_scales(scale_R: Floats, minimum_R: Floats | None = None) -> Scales:
     return Scales(scale_R.copy(), zero_R1, below_R, zero_R1.copy())
 
 
+HALF_MAX = 65504.0  # the largest finite float16
+BFLOAT_MAX = float(np.array(0x7F7F0000, np.uint32).view(np.float32))
+
+
+def as_stored(x: Floats, kind: str) -> Floats:
+    """The nearest finite numbers of a float type ("float16", "bfloat16" or "float32"), ties to even."""
+    if kind == "float16":
+        half: Floats = np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
+        return half
+    if kind == "bfloat16":
+        bits = np.ascontiguousarray(np.clip(x, -BFLOAT_MAX, BFLOAT_MAX), np.float32).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        bfloat: Floats = ((bits + (odd + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)).view(np.float32)
+        return bfloat
+    return np.asarray(x, np.float32)
+
+
 class BlockCodec(ABC):
     """A codec whose rows are independent blocks.  Subclasses with a fused kernel override `encode`
     and `decode`; these here go through `fit`, `snap`, `pack` and `unpack`, `value`, and define what a
@@ -76,6 +96,8 @@ class BlockCodec(ABC):
     block_bytes: int
     snap_columns: int = 1
     needs_importance: bool = False
+    rows_together: int = 1
+    smaller: str = "such as Q8_0"  # what to do with rows that are no whole blocks
 
     @property
     def bits_per_weight(self) -> float:
@@ -109,7 +131,7 @@ class BlockCodec(ABC):
         if columns % self.block:
             raise UsageError(
                 f"{columns} columns", f"{self.name} needs a multiple of {self.block}",
-                "Choose a type with a smaller block, such as Q8_0.",
+                f"Choose a type with a smaller block, {self.smaller}.",
             )  # fmt: skip
         return rows, columns
 

@@ -10,7 +10,8 @@ weight j + half a group.  Sources: OCP Microscaling Formats v1.0 §5.2 and §5.4
 The formats' papers and ggml take the scale from the largest weight alone.  Here its neighbors are tried too
 and the one of least Σ importance · (w − ŵ)² is kept: a scale this coarse is often better one step away.
 NVFP4's further scale per tensor is a tensor of its own in GGUF and no part of these blocks; without it,
-weights below 2⁻⁹ meet E4M3's subnormal end and few scales are left to choose from.
+weights below 2⁻⁹ meet E4M3's subnormal end and few scales are left to choose from.  `nvfp4-e8` is NVFP4 of
+weights times 2⁸, for files that store such a scale: as a power of two it changes no mantissa.
 
 Legend: R rows, C columns, B weights of a block, G of a group, S groups of a block, K some columns,
 N bytes of a packed row.
@@ -18,6 +19,7 @@ N bytes of a packed row.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +27,14 @@ import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Levels, Scales
 from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
-from dither.types import Bytes, Codes, Floats, Grid
+from dither.types import Bytes, Codec, Codes, Floats, Grid
 
+FAMILY = "nvfp4-e8 (of weights times 2⁸)"
+NAME = re.compile(r"nvfp4-e(-?(?:0|[1-9]\d{0,2}))")
+FARTHEST = 100  # exponents that leave all products normal float32s
+FINITE = float(np.finfo(np.float32).max)
 MAGNITUDES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)  # doubled
 VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES])
 MIDDLES = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
@@ -137,6 +144,83 @@ class Fp4Codec(BlockCodec):
         w_NG = np.empty((len(index_N), self.group), np.float32)
         fp4.unpack_values(codes_N, self.scales, index_N, VALUES, w_NG)
         return w_NG.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+    def split(self, raw_RN: Bytes) -> tuple[Bytes, Bytes]:
+        """Whole rows as codes_RC, a sign in bit 3 above an index of magnitude, and the scales' bytes_RS.
+
+        The bytes are plain E8M0 or E4M3 for magnitudes that are not doubled.
+        """
+        blocks_of_row = raw_RN.shape[1] // self.block_bytes
+        codes_NB, grid = self.unpack(packed_blocks(raw_RN, self.block_bytes))
+        codes_RC: Bytes = codes_NB.reshape(len(raw_RN), blocks_of_row * self.block)
+        return codes_RC, grid.index_RS.reshape(len(raw_RN), blocks_of_row * self.groups)
+
+    def joined(self, codes_RC: Bytes, index_RS: Bytes) -> Bytes:
+        """The inverse of `split`."""
+        grid = Fp4Grid(index_RS.reshape(-1, self.groups))
+        raw_NN = self.pack(codes_RC.reshape(-1, self.block), grid)
+        return raw_NN.reshape(len(codes_RC), codes_RC.shape[1] // self.block * self.block_bytes)
+
+
+class Scaled(BlockCodec):
+    """Another codec's numbers divided by 2^exponent; its bytes are those of weights times as much."""
+
+    def __init__(self, name: str, inner: Fp4Codec, exponent: int) -> None:
+        self.name, self.inner, self.exponent = name, inner, exponent
+        self.block, self.block_bytes, self.smaller = inner.block, inner.block_bytes, "such as int4-g32"
+        self.up, self.down = np.float32(2.0**exponent), np.float32(2.0**-exponent)
+        self.levels = inner.levels._replace(multiples_M=inner.levels.multiples_M * self.down)
+
+    def _raised(self, w: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            raised: Floats = np.clip(np.asarray(w, np.float32) * self.up, -FINITE, FINITE)
+        return raised
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return self.inner.to_scales(grid)
+
+    def from_scales(self, scales: Scales) -> Fp4Grid:
+        return self.inner.from_scales(scales)
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        return self.inner.fit(self._raised(w_RB), importance_B)
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        return self.inner.snap(self._raised(w_RK), grid, at)
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        return self.inner.value(codes_RK, grid, at) * self.down
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        return self.inner.pack(codes_RB, grid)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        return self.inner.unpack(raw_RN)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        self.check_columns(w_RC)
+        return self.inner.encode(self._raised(w_RC), importance_C)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        return self.inner.decode(raw_RN) * self.down
+
+    def split(self, raw_RN: Bytes) -> tuple[Bytes, Bytes]:
+        """As of the codec that is scaled; what its numbers are to be divided by is `up`."""
+        return self.inner.split(raw_RN)
+
+    def joined(self, codes_RC: Bytes, index_RS: Bytes) -> Bytes:
+        return self.inner.joined(codes_RC, index_RS)
+
+
+def parse(name: str, columns: int) -> Codec | None:
+    """The codec of a lower-case name, None for another family's.  UsageError for an exponent too large."""
+    found = NAME.fullmatch(name)
+    if found is None:
+        return None
+    exponent = int(found[1])
+    if abs(exponent) > FARTHEST or found[1] == "-0":
+        raise UsageError(f"type {name}", f"has an exponent beyond ±{FARTHEST}, or -0")
+    return Scaled(name, CODECS[0], exponent)
 
 
 CODECS = (

@@ -54,6 +54,8 @@ def allowed_types(types: Sequence[str] | None) -> tuple[str, ...]:
     if types is None:
         return tuple(name for name in all_codecs() if name in GGML_TYPES and name not in UNASKED)
     named = {codec(name.strip()).name for name in types}
+    for name in sorted(named - set(all_codecs())):
+        raise UsageError(f"type {name}", "is none of GGUF's, for which plans are made")
     return tuple(name for name in all_codecs() if name in named)
 
 

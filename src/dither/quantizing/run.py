@@ -32,6 +32,7 @@ from dither.types import Evidence, EvidenceSource, Floats, Model, Solved, Solver
 
 CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
 _LARGEST_F16 = 65504.0
+_ANY_COLUMNS = 256  # to try encoders on whose blocks are whole rows
 
 
 def no_evidence(tensor: str, expert: int = 0) -> Evidence | None:
@@ -55,7 +56,7 @@ def prepare(types: Iterable[str], with_importance: bool = False, progress: Progr
         stats.sum_squared_difference(one, one)
         stats.sum_squares(one)
         for name in sorted(types):
-            codec = find_codec(name)
+            codec = find_codec(name, _ANY_COLUMNS)
             row = np.ones((1, codec.block), dtype=np.float32)
             importance = row[0] if with_importance or codec.needs_importance else None
             codec.decode(codec.encode(row, importance))
@@ -199,7 +200,9 @@ class Run:
             yield _Piece(tensor, expert, first, first + rows)
 
     def _chunks(self, tensor: PlannedTensor) -> Iterator[_Piece]:
-        step = max(1, CHUNK_WEIGHTS // self.sources[tensor.name].columns)
+        columns = self.sources[tensor.name].columns
+        together = find_codec(tensor.type, columns).rows_together
+        step = max(1, CHUNK_WEIGHTS // columns // together) * together
         for whole in self._wholes(tensor):
             for start in range(whole.start, whole.stop, step):
                 yield replace(whole, start=start, stop=min(start + step, whole.stop))
@@ -225,7 +228,7 @@ class Run:
         return _Done(piece, error, norm, solved if keep else _without_bytes(solved))
 
     def _solve(self, w_RC: Floats, piece: _Piece) -> Solved:
-        codec = find_codec(piece.tensor.type)
+        codec = find_codec(piece.tensor.type, w_RC.shape[-1])
         evidence = self.evidence(piece.tensor.name, piece.expert)
         if evidence is not None:
             evidence = _with_living_columns(evidence)
@@ -238,7 +241,7 @@ class Run:
 
         if tensor.type == "F32":
             return 0.0
-        decoded_RC = find_codec(tensor.type).decode(solved.raw_RN)
+        decoded_RC = find_codec(tensor.type, w_RC.shape[-1]).decode(solved.raw_RN)
         error = float(sum_squared_difference(w_RC.reshape(-1), decoded_RC.reshape(-1)))
         if not math.isfinite(error):
             raise DitherError(tensor.name, f"became NaN or infinite as {tensor.type}", "Please report this.")

@@ -15,13 +15,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import LevelCodec, Levels, Scales
+from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
 from dither.solvers.linalg import Doubles
 from dither.solvers.places import Metric, Place
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
 FLAT = 1e-5  # a determinant this small, relative to its diagonal, tells two unknowns not apart
-HALF_MAX = 65504.0  # the largest finite float16
+WIDE = 512  # columns; a block of scaled levels beyond is rounded in panels
 PARTS = 8  # of a block that is encoded as a whole
 Rows = npt.NDArray[np.bool_]
 Self = TypeVar("Self", bound="Rounded")
@@ -60,6 +60,22 @@ def rounded(codec: Codec, place: Place, x_RB: Floats, importance_B: Floats) -> R
 def sub_block(codec: Codec) -> int:
     """How many columns share a scale."""
     return codec.levels.size if isinstance(codec, LevelCodec) else codec.block
+
+
+def rechooses(codec: Codec) -> bool:
+    """Whether sub-blocks have a choice of multiples or zero points that is looked at again.
+
+    A zero point of thousands of columns is left as the codec chose it: what it could still gain is little,
+    and each look costs the square of its columns.
+    """
+    if not isinstance(codec, LevelCodec):
+        return False
+    levels = codec.levels
+    return levels.size <= WIDE and max(len(levels.multiples_M), len(levels.lowers_M)) > 1
+
+
+def is_wide(codec: Codec) -> bool:
+    return isinstance(codec, LevelCodec) and codec.block > WIDE
 
 
 class LevelBlock:
@@ -121,11 +137,27 @@ class LevelBlock:
     def _feed(self, x_RB: Floats) -> None:
         from dither.codecs.kernels.feedback import feed
 
-        place, levels = self.place, self.levels
-        feed(
-            x_RB, place.forward_BB, place.cost_B, levels.numbers_K, self.even, *self._scales_now(),
-            place.sub_B, self.level_RB, self.value_RB, self.loss_R,
-        )  # fmt: skip
+        place, scales_now = self.place, self._scales_now()
+        numbers_K, even = self.levels.numbers_K, self.even
+        if place.forward_BB is not None:
+            feed(
+                x_RB, place.forward_BB, place.cost_B, numbers_K, even, *scales_now, place.sub_B,
+                self.level_RB, self.value_RB, self.loss_R,
+            )  # fmt: skip
+            return
+        residual_RB, loss_R = np.zeros_like(x_RB), np.zeros_like(self.loss_R)
+        for panel in place.panels:
+            at = panel.at
+            x_RK = panel.target(x_RB, residual_RB)
+            level_RK, value_RK = np.empty(x_RK.shape, np.uint8), np.empty_like(x_RK)
+            feed(
+                x_RK, panel.forward_KK, place.cost_B[at], numbers_K, even,
+                *scales_now, place.sub_B[at], level_RK, value_RK, self.loss_R,
+            )  # fmt: skip
+            self.level_RB[:, at], self.value_RB[:, at] = level_RK, value_RK
+            residual_RB[:, at] = x_RB[:, at] - value_RK
+            loss_R += self.loss_R
+        self.loss_R[:] = loss_R
 
     def _descend(self, gradient_RB: Floats) -> None:
         from dither.codecs.kernels.feedback import descend
@@ -138,32 +170,36 @@ class LevelBlock:
     def _rescale(self, gradient_RB: Floats, metric: Metric) -> None:
         from dither.codecs.kernels.rescale import rechoose
 
-        place, levels = self.place, self.levels
+        place, levels, parts = self.place, self.levels, metric.parts
         if levels.free_unit:
             self._fit_units(gradient_RB, metric)
-        if len(levels.multiples_M) > 1:
+        if parts is not None:
             rechoose(
                 gradient_RB, metric.m_BB, levels.numbers_K, self.even, self.level_RB, self.value_RB,
-                place.members_SI, metric.forward_SII, metric.cost_SI, metric.inverse_SII,
+                place.members_SI, parts.forward_SII, parts.cost_SI, parts.inverse_SII,
                 levels.multiples_M, levels.lowers_M, *self.scales,
             )  # fmt: skip
 
     def _fit_units(self, gradient_RB: Floats, metric: Metric) -> None:
-        """`unit` and `below` of least squares with all else held, where as float16 they lower the form."""
+        """`unit` and `below` of least squares with all else held, where as stored they lower the form."""
         levels, scales, sub_B = self.levels, self.scales, self.place.sub_B
         number_RB = levels.numbers_K[self.level_RB]
         by_unit_RB = levels.multiples_M[scales.multiple_RS][:, sub_B] * number_RB
         by_below_RB = -levels.lowers_M[scales.lower_RS][:, sub_B]
+        if levels.tied:
+            by_unit_RB, by_below_RB = by_unit_RB + by_below_RB, np.zeros_like(by_below_RB)
         unit_R, below_R = steps(gradient_RB, by_unit_RB, by_below_RB, metric.m_BB)
         trial = self._copy()
-        trial.scales.unit_R[:] = half(scales.unit_R + unit_R)
-        trial.scales.below_R[:] = half(scales.below_R + below_R)
+        trial.scales.unit_R[:] = as_stored(scales.unit_R + unit_R, levels.unit_type)
+        trial.scales.below_R[:] = (
+            trial.scales.unit_R if levels.tied else as_stored(scales.below_R + below_R, levels.unit_type)
+        )
         scale_RS, offset_RS = trial._scales_now()
         trial.value_RB = scale_RS[:, sub_B] * number_RB - offset_RS[:, sub_B]
         step_RB = trial.value_RB - self.value_RB
         change_RB = step_RB @ metric.m_BB
         better_R = (step_RB * (2 * gradient_RB - change_RB)).sum(axis=1) > 0
-        better_R &= trial.scales.unit_R != 0
+        better_R &= trial.scales.unit_R > 0 if levels.positive else trial.scales.unit_R != 0
         self.take(trial, better_R)
         gradient_RB -= change_RB * better_R[:, None]
 
@@ -173,7 +209,8 @@ def steps(g_RB: Floats, u_RB: Floats, v_RB: Floats, m_BB: Floats) -> tuple[Float
 
     o is 0 where the two cannot be told apart or v is 0, s is 0 where u is 0 too.
     """
-    um_RB, vm_RB = u_RB @ m_BB, v_RB @ m_BB
+    um_RB = u_RB @ m_BB
+    vm_RB = v_RB @ m_BB if v_RB.any() else v_RB
     b1, b2 = (g_RB * u_RB).sum(axis=1), (g_RB * v_RB).sum(axis=1)
     a11, a12, a22 = (um_RB * u_RB).sum(axis=1), (um_RB * v_RB).sum(axis=1), (vm_RB * v_RB).sum(axis=1)
     determinant = a11 * a22 - a12 * a12
@@ -183,12 +220,6 @@ def steps(g_RB: Floats, u_RB: Floats, v_RB: Floats, m_BB: Floats) -> tuple[Float
     s_R = np.where(apart, (a22 * b1 - a12 * b2) / safe, alone)
     o_R = np.where(apart, (a11 * b2 - a12 * b1) / safe, 0)
     return s_R.astype(np.float32), o_R.astype(np.float32)
-
-
-def half(x_R: Floats) -> Floats:
-    """The nearest finite float16s."""
-    nearest: Floats = np.clip(x_R, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
-    return nearest
 
 
 class AnyBlock:

@@ -49,8 +49,10 @@ def _in_turn(w_RC: Floats, here: list[Place], upper_CC: Floats, round_block: Rou
     blocks: list[Rounded] = []
     for place in here:
         at = place.at
-        past_RB = residual_RC[:, : at.start] @ upper_CC[: at.start, at]
-        x_RB: Floats = w_RC[:, at] + np.matmul(past_RB, place.inverse_BB, dtype=np.float32)
+        x_RB: Floats = w_RC[:, at]
+        if place.inverse_BB is not None:
+            past_RB = residual_RC[:, : at.start] @ upper_CC[: at.start, at]
+            x_RB = x_RB + np.matmul(past_RB, place.inverse_BB, dtype=np.float32)
         blocks.append(round_block(place, x_RB))
         residual_RC[:, at] = w_RC[:, at] - blocks[-1].value_RB
     return blocks

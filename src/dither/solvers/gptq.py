@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec
 from dither.errors import UsageError
-from dither.solvers.blocks import Rounded, sub_block
+from dither.solvers.blocks import Rounded, is_wide, rechooses, sub_block
 from dither.solvers.feedback import round_again, round_rows
 from dither.solvers.linalg import Factored, Order, check_hessian, column_order, factor
 from dither.solvers.outputs import check_output, solve_in_turn, weighed
@@ -41,6 +41,7 @@ from dither.solvers.refit import refit_rows
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
+SHARED = "scales are shared between rows: rounded to nearest"
 SHARES = 8  # tasks of a portion of rows, where there are portions
 
 
@@ -79,11 +80,14 @@ class Gptq:
                 "gptq", "needs a Hessian, and the evidence holds none",
                 "Calibrate with Hessians, or choose the nearest solver.",
             )  # fmt: skip
+        if codec.rows_together > 1:
+            raw_RN = codec.encode(w_RC, evidence.mean_square_C)
+            return Solved(raw_RN, "nearest", notes=(SHARED,))
         columns = w_RC.shape[1]
         if columns % codec.block:
             raise UsageError(
                 f"{columns} columns", f"{codec.name} needs a multiple of {codec.block}",
-                "Choose a type with a smaller block, such as Q8_0.",
+                "Choose a type with a smaller block.",
             )  # fmt: skip
         check_hessian(evidence.hessian_CC, columns)
         if evidence.output_KOO is not None:
@@ -100,7 +104,7 @@ class Gptq:
         if self.act_order:
             order_C = column_order(hessian_CC, codec.block, within=codec.snap_columns == 1)
         factored = factor(hessian_CC[np.ix_(order_C, order_C)], self.damping)
-        here = places(factored, order_C, codec.block, sub_block(codec))
+        here = places(factored, order_C, codec.block, sub_block(codec), rechooses(codec), is_wide(codec))
         upper_CC = factored.upper_CC.astype(np.float32)
 
         def chunk(w_RC: Floats) -> Bytes:

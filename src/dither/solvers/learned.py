@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dither.errors import UsageError
-from dither.solvers.gptq import Gptq
+from dither.solvers.gptq import SHARED, Gptq
 from dither.types import Codec, Evidence, Floats, Solved
 
 if TYPE_CHECKING:
@@ -93,14 +93,19 @@ class Learned:
                 "learned rounding", "needs sequences held back to judge by, and there are none",
                 "Calibrate with more tokens.",
             )  # fmt: skip
+        start = {name: _noted(solved, task.codecs[name]) for name, solved in task.start.items()}
+        if all(SHARED in solved.notes for solved in start.values()):
+            return start
         found = self._train(task, report)
         record = {
             "block_loss": found.loss, "start_block_loss": found.start_loss, "steps": float(self.steps),
         }  # fmt: skip
-        return {name: self._solved(name, start, found, record) for name, start in task.start.items()}
+        return {name: self._solved(name, solved, found, record) for name, solved in start.items()}
 
     def _solved(self, name: str, start: Solved, found: Found, record: Mapping[str, float]) -> Solved:
         record = {**start.record, **record}
+        if SHARED in start.notes:
+            return replace(start, record=record)
         if found.raw is None:
             note = f"training did not improve the block on sequences held back; {start.solver} kept"
             return replace(start, record=record, notes=(*start.notes, note))
@@ -131,6 +136,13 @@ class Learned:
                 task.run, task.inputs, task.targets, matrices, shapes, start, judge,
                 steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed, report=report,
             )  # fmt: skip
+
+
+def _noted(start: Solved, codec: Codec) -> Solved:
+    """With a note where the codec's rows share scales, so that the start is not trained further."""
+    if codec.rows_together == 1 or SHARED in start.notes:
+        return start
+    return replace(start, notes=(*start.notes, SHARED))
 
 
 def _rows(w: Floats) -> Floats:

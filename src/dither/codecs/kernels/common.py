@@ -26,6 +26,9 @@ ROUND_MAGIC = np.float32(12582912.0)
 # For functions that only kernels call: no way in from Python or C, which would be compiled for each.
 _INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inner = njit(**_INNER)
+# For those whose very sense is how sums round: they do not take over the fast-math of whoever calls them
+# first, which numba would otherwise compile into them for all.
+exact = njit(fastmath=False, **_INNER)
 
 
 def _bitcast(source, target):
@@ -100,7 +103,7 @@ def store_f16(raw, at, pattern):
     raw[at + 1] = np.uint8(pattern >> np.uint16(8))
 
 
-@inner
+@exact
 def round_even(x):
     """Nearest integer as float32, ties to even; exact for |x| < 2²², which callers ensure by clamping."""
     return (x + ROUND_MAGIC) - ROUND_MAGIC

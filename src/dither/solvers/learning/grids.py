@@ -5,12 +5,13 @@ number is trained through a continuous *position*, and the straight-through esti
 arXiv:1308.3432) pretends on the way back that rounding had not happened.  Of a grid of scaled levels,
 
     ŵ = unit · M[i] · N[k] − below · L[j]        (`codecs.base.Levels`)
+    ŵ = unit · (N[k] − L[j])                     where both are tied
 
 three kinds of number are trained:
 
     k, one per weight           a position along the table N: one step up is the next larger number
     i and j, one per sub-block  positions along the tables of multiples, M and L
-    unit and below, per block   a factor on the number as it was, rounded to float16
+    unit and below, per block   a factor on the number as it was, rounded to the type that stores it
 
 Along a table T the forward pass takes T[round(p)]; backward it is the polygon through T's points, whose
 slope at p is that of the segment p lies in.  On a table of unequal steps, such as IQ4's, the gradient of
@@ -76,7 +77,9 @@ class Trainable(ABC):
 def trainable(
     codec: Codec, w_RC: Floats, start_RN: Bytes, importance_C: Floats | None, device: torch.device
 ) -> Trainable:
-    """The start's bytes, ready to be trained."""
+    """The start's bytes, ready to be trained; left alone where rows share scales."""
+    if codec.rows_together > 1:
+        return FixedMatrix(codec, start_RN, device)
     if isinstance(codec, LevelCodec):
         return LevelMatrix(codec, w_RC, start_RN, device)
     return AnyMatrix(codec, w_RC, start_RN, importance_C, device)
@@ -139,6 +142,9 @@ class LevelMatrix(Trainable):
 
     def value(self) -> torch.Tensor:
         scale_BS1 = self._unit() * self.multiples.at(self.multiple_BS1)
+        if self.levels.tied:
+            steps_BSI = self.numbers.at(self.code_BSI) - self.lowers.at(self.lower_BS1)
+            return (scale_BS1 * steps_BSI).reshape(self.shape)
         value_BSI = scale_BS1 * self.numbers.at(self.code_BSI)
         if self._subtracts:
             value_BSI = value_BSI - self._below() * self.lowers.at(self.lower_BS1)
@@ -161,10 +167,16 @@ class LevelMatrix(Trainable):
         return bool(self.levels.lowers_M.any())
 
     def _unit(self) -> torch.Tensor:
-        return _half(self.unit_B11 * self.unit_factor_B11) if self.levels.free_unit else self.unit_B11
+        if not self.levels.free_unit:
+            return self.unit_B11
+        return _stored(self.unit_B11 * self.unit_factor_B11, self.levels.unit_type)
 
     def _below(self) -> torch.Tensor:
-        return _half(self.below_B11 * self.below_factor_B11) if self._subtracts else self.below_B11
+        if self.levels.tied:
+            return self._unit()
+        if not self._subtracts:
+            return self.below_B11
+        return _stored(self.below_B11 * self.below_factor_B11, self.levels.unit_type)
 
     def _wanted(self, w_RC: Floats, scales: Scales, shape: tuple[int, ...]) -> Floats:
         """The position of each original weight; where a scale is zero any will do."""
@@ -182,7 +194,7 @@ class LevelMatrix(Trainable):
         ]
         if self.levels.free_unit:
             knobs.append(Knob(self.unit_factor_B11, 1 - SPAN, 1 + SPAN, UNIT_PACE))
-        if self.levels.free_unit and self._subtracts:
+        if self.levels.free_unit and self._subtracts and not self.levels.tied:
             knobs.append(Knob(self.below_factor_B11, 1 - SPAN, 1 + SPAN, UNIT_PACE))
         return knobs
 
@@ -226,6 +238,20 @@ class AnyMatrix(Trainable):
         return w_RC
 
 
+class FixedMatrix(Trainable):
+    """A matrix that stays as it is."""
+
+    def __init__(self, codec: Codec, start_RN: Bytes, device: torch.device) -> None:
+        self.start_RN, self.knobs = start_RN, []
+        self.value_RC = torch.from_numpy(codec.decode(start_RN)).to(device)
+
+    def value(self) -> torch.Tensor:
+        return self.value_RC
+
+    def pack(self) -> Bytes:
+        return self.start_RN
+
+
 def index_of(codes_BN: np.ndarray, levels: Levels) -> np.ndarray:
     """The place of each code in the table of numbers.
 
@@ -252,9 +278,9 @@ def _blocks(codec: LevelCodec, raw_RN: Bytes) -> tuple[np.ndarray, object]:
     return plain.unpack(np.ascontiguousarray(raw_RN).reshape(-1, plain.block_bytes))
 
 
-def _half(x: torch.Tensor) -> torch.Tensor:
-    """Rounded to float16, straight through."""
-    return straight_through(x.detach().half().float(), x)
+def _stored(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """Rounded to a float type by name, straight through."""
+    return straight_through(x.detach().to(getattr(torch, kind)).float(), x)
 
 
 def _whole(position: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,301 @@
+"""fp8: weights as eight-bit floats, E4M3 without infinities, with a scale per row, per tensor or per tile.
+
+    fp8-channel    a scale per row, float32 (or -bf16): compressed-tensors, FBGEMM
+    fp8-e3         one scale 2⁻³ for the whole tensor; fp8-e-3 is 2³
+    fp8-128x128    a float32 scale per tile of 128 rows and 128 columns (DeepSeek-V3 technical report,
+                   section 3.3); tiles at the edges may be smaller
+
+A float format loses nothing by a power of two but where it ends, so the scale of a tensor is one, and is
+part of the name: rows can then be written one by one.  For rows and tiles the largest weight goes to 448, or
+to one of a few numbers down to half of it where that happens to round better.
+
+A packed block is its scale, then one byte per weight.  Tiles share scales between rows, which repeat them
+here; their codec says so by `rows_together`, and must be given whole multiples of so many rows, or all.
+
+Legend: R rows, C columns, G scales of a row, B weights of a block, K some columns, or numbers, N bytes of a
+packed row, T tiles.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
+from dither.codecs.integers import KINDS, TYPES, bytes_of_scale, row_of, scale_values
+from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.errors import UsageError
+from dither.types import Bytes, Codec, Codes, Floats, Grid
+
+FAMILY = "fp8-channel (-bf16), fp8-e3 (scale 2⁻³), fp8-128x128"
+NAME = re.compile(r"fp8-(?:channel(?:-(bf16|f32))?|e(-?(?:0|[1-9]\d{0,2}))|(128x128))")
+FARTHEST = 117  # exponents whose products with E4M3's numbers are normal float32s
+TILE = 128
+# What the largest weight may become: one binade of numbers.
+TARGETS = np.array([448, 416, 384, 352, 320, 288, 256, 240], np.float32)
+
+
+def e4m3_numbers() -> Floats:
+    """The float32 of every pattern; 127 and 255 are NaN."""
+    pattern = np.arange(256)
+    exponent, mantissa = (pattern >> 3) & 15, pattern & 7
+    sizes = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+    sizes[(pattern & 127) == 127] = np.nan
+    return np.where(pattern < 128, sizes, -sizes).astype(np.float32)
+
+
+NUMBERS = e4m3_numbers()
+# Rising and without NaN or −0, with their patterns.
+RISING = np.concatenate([np.arange(0xFE, 0x80, -1), np.arange(0x7F)]).astype(np.uint8)
+
+
+def to_e4m3(x: Floats) -> Bytes:
+    """Patterns of the nearest numbers, ties to even, at most ±448."""
+    from dither.codecs.kernels.fp8 import patterns
+
+    flat = np.require(x, np.float32, ("C", "A", "W")).reshape(-1)
+    found = np.empty(flat.size, np.uint8)
+    patterns(flat, found)
+    return found.reshape(x.shape)
+
+
+class ScaledGrid(NamedTuple):
+    scale_R: Floats
+
+
+class FloatRows(BlockCodec):
+    """Blocks of one scale each, of type `stored`; a whole row is a block."""
+
+    def __init__(self, name: str, block: int, stored: str) -> None:
+        self.name, self.block, self.stored, self.kind = name, block, stored, KINDS[stored]
+        self.smaller = "such as fp8-e0"
+        self.scale_size = 4 if stored == "float32" else 2
+        self.block_bytes = self.scale_size + block
+        one = np.ones(1, np.float32)
+        self.levels = Levels(NUMBERS[RISING], RISING, block, one, one * 0, True, stored, positive=True)
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R)
+
+    def from_scales(self, scales: Scales) -> ScaledGrid:
+        return ScaledGrid(scales.unit_R)
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """The scale of least weighted error among a few that use all of the range."""
+        from dither.codecs.kernels import fp8
+
+        w_NB = blocks(w_RB, self.block)
+        grid = ScaledGrid(np.empty(len(w_NB), np.float32))
+        fp8.fit_largest(w_NB, importance_blocks(importance_B, self.block), TARGETS, self.kind, grid.scale_R)
+        return grid
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        w_RK, scale_R1 = np.asarray(w_RK, np.float32), grid.scale_R[:, None]
+        with np.errstate(over="ignore"):  # an infinite quotient saturates like any other
+            return to_e4m3(np.divide(w_RK, scale_R1, out=w_RK.copy(), where=scale_R1 != 0))
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = NUMBERS[codes_RK] * grid.scale_R[:, None]
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        return np.concatenate([bytes_of_scale(grid.scale_R, self.stored), codes_RB.astype(np.uint8)], axis=1)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        raw_RN = packed_blocks(raw_RN, self.block_bytes)
+        return raw_RN[:, self.scale_size :].copy(), ScaledGrid(scale_values(raw_RN, self.stored))
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import fp8
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        fp8.pack_floats(w_NB, self.fit(w_NB, importance_C).scale_R, self.kind, raw_NN)
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import fp8
+
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        fp8.decode_floats(raw_NN, self.kind, NUMBERS, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
+        """Whole rows as patterns_RC, uint8, and scale_RG float32: ŵ = scale · number."""
+        groups = raw_RN.shape[1] // self.block_bytes
+        codes_NB, grid = self.unpack(raw_RN)
+        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
+        return codes_RC, grid.scale_R.reshape(len(raw_RN), groups)
+
+    def joined(self, codes_RC: Bytes, scale_RG: Floats) -> Bytes:
+        """The inverse of `split`."""
+        raw_NN = self.pack(codes_RC.reshape(-1, self.block), ScaledGrid(scale_RG.reshape(-1)))
+        return raw_NN.reshape(len(codes_RC), scale_RG.shape[1] * self.block_bytes)
+
+
+class TensorGrid(NamedTuple):
+    rows: int  # no scale is stored: the codec knows it
+
+
+class FloatTensor(BlockCodec):
+    """One scale 2^−exponent for all blocks, which are therefore of any size: bare bytes."""
+
+    def __init__(self, name: str, exponent: int, block: int) -> None:
+        self.name, self.block, self.block_bytes = name, block, block
+        self.scale = np.float32(2.0**-exponent)
+        self.levels = Levels(
+            NUMBERS[RISING], RISING, block, np.full(1, self.scale), np.zeros(1, np.float32), False
+        )
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(np.ones(grid.rows, np.float32))
+
+    def from_scales(self, scales: Scales) -> Grid:
+        return TensorGrid(len(scales.unit_R))
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """Nothing is left to choose."""
+        return TensorGrid(len(w_RB))
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        with np.errstate(over="ignore"):
+            return to_e4m3(np.asarray(w_RK, np.float32) / self.scale)
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = NUMBERS[codes_RK] * self.scale
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        return codes_RB.astype(np.uint8)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        return packed_blocks(raw_RN, self.block).copy(), TensorGrid(raw_RN.size // self.block)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        self.check_columns(w_RC)
+        codes_RC: Bytes = self.snap(w_RC, None, slice(None))
+        return codes_RC
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        return self.value(np.ascontiguousarray(raw_RN), None, slice(None))
+
+    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
+        """Whole rows as patterns_RC, uint8, and the scale_RG of each, float32: the tensor's."""
+        return np.ascontiguousarray(raw_RN), np.full((len(raw_RN), 1), self.scale)
+
+    def joined(self, codes_RC: Bytes, scale_RG: Floats) -> Bytes:
+        """The inverse of `split`."""
+        return np.ascontiguousarray(codes_RC)
+
+
+class TileGrid(NamedTuple):
+    scale_RT: Floats  # of each row's tiles in a block
+
+
+class FloatTiles(BlockCodec):
+    """Tiles of 128 × 128.  A block is one tile wide, or the whole row where its last tile is narrower."""
+
+    rows_together = TILE
+
+    def __init__(self, name: str, block: int) -> None:
+        self.name, self.block = name, block
+        self.smaller = "such as fp8-channel"
+        self.starts = tuple(range(0, block, TILE))
+        self.block_bytes = block + 4 * len(self.starts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 + 32 * len(self.starts) / (self.block * TILE)
+
+    def _tiles(self, w_RB: Floats) -> Floats:
+        """Each tile as one line, filled up with zeros."""
+        rows, tall = len(w_RB), -(-len(w_RB) // TILE)
+        padded = np.zeros((tall * TILE, len(self.starts) * TILE), np.float32)
+        padded[:rows, : self.block] = w_RB
+        return np.ascontiguousarray(
+            padded.reshape(tall, TILE, len(self.starts), TILE).swapaxes(1, 2)
+        ).reshape(-1, TILE * TILE)
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """A scale for each 128 rows, the last of them fewer, and 128 columns, repeated for every row."""
+        from dither.codecs.kernels import fp8
+
+        w_RB = np.asarray(w_RB, np.float32)
+        if importance_B is None:
+            importance_B = np.ones(self.block, np.float32)
+        importance_TI = self._tiles(np.broadcast_to(importance_B, w_RB.shape))
+        scale_T = np.empty(len(importance_TI), np.float32)
+        fp8.fit_largest(self._tiles(w_RB), importance_TI, TARGETS, KINDS["float32"], scale_T)
+        return TileGrid(np.repeat(scale_T.reshape(-1, len(self.starts)), TILE, axis=0)[: len(w_RB)])
+
+    def _scale_of(self, grid: Grid, at: slice) -> Floats:
+        scale_RK: Floats = grid.scale_RT[:, np.arange(*at.indices(self.block)) // TILE]
+        return scale_RK
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        w_RK, scale_RK = np.asarray(w_RK, np.float32), self._scale_of(grid, at)
+        with np.errstate(over="ignore"):  # an infinite quotient saturates like any other
+            return to_e4m3(np.divide(w_RK, scale_RK, out=w_RK.copy(), where=scale_RK != 0))
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = NUMBERS[codes_RK] * self._scale_of(grid, at)
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        scale_RT = np.ascontiguousarray(grid.scale_RT, "<f4")
+        return np.concatenate([scale_RT.view(np.uint8), codes_RB.astype(np.uint8)], axis=1)
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        raw_RN = packed_blocks(raw_RN, self.block_bytes)
+        scales_at = 4 * len(self.starts)
+        scale_RT = np.ascontiguousarray(raw_RN[:, :scales_at]).view("<f4").astype(np.float32)
+        return raw_RN[:, scales_at:].copy(), TileGrid(scale_RT)
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        """Rows from a multiple of 128 on: as many as make whole tiles, or all that are left."""
+        rows, columns = self.check_columns(w_RC)
+        raw_RN = np.empty((rows, columns // self.block * self.block_bytes), np.uint8)
+        whole = slice(0, self.block)
+        for block in range(columns // self.block):
+            at = slice(block * self.block, (block + 1) * self.block)
+            w_RB = np.asarray(w_RC[:, at], np.float32)
+            grid = self.fit(w_RB, None if importance_C is None else importance_C[at])
+            stored = slice(block * self.block_bytes, (block + 1) * self.block_bytes)
+            raw_RN[:, stored] = self.pack(self.snap(w_RB, grid, whole), grid)
+        return raw_RN
+
+    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
+        """Whole rows as patterns_RC, uint8, and scale_RG float32, one per tile and repeated for its rows."""
+        groups = raw_RN.shape[1] // self.block_bytes
+        codes_NB, grid = self.unpack(raw_RN)
+        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
+        return codes_RC, grid.scale_RT.reshape(len(raw_RN), groups * len(self.starts))
+
+    def joined(self, codes_RC: Bytes, scale_RG: Floats) -> Bytes:
+        """The inverse of `split`."""
+        grid = TileGrid(scale_RG.reshape(-1, len(self.starts)))
+        raw_NN = self.pack(codes_RC.reshape(-1, self.block), grid)
+        return raw_NN.reshape(len(codes_RC), codes_RC.shape[1] // self.block * self.block_bytes)
+
+
+def parse(name: str, columns: int) -> Codec | None:
+    """The codec of a lower-case name, None for another family's.
+
+    A tensor's or a tile's blocks are as wide as rows where `columns` says how wide that is.  UsageError for
+    an exponent that float32 has no room for.
+    """
+    found = NAME.fullmatch(name)
+    if found is None:
+        return None
+    stored, exponent, tile = found.groups()
+    if tile is not None:
+        return FloatTiles(name, columns if columns % TILE else TILE)
+    if exponent is None:
+        return FloatRows(name, row_of(name, columns), TYPES[stored or "f32"])
+    if abs(int(exponent)) > FARTHEST or exponent == "-0":
+        raise UsageError(f"type {name}", f"has an exponent beyond ±{FARTHEST}, or -0")
+    return FloatTensor(name, int(exponent), max(columns, 1))

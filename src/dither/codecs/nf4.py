@@ -1,0 +1,161 @@
+"""NF4 and FP4 of bitsandbytes: sixteen numbers from −1 to 1, times the largest magnitude of a block.
+
+    nf4-g64       quantiles of a normal distribution: weights that are normal use all codes equally often
+    fp4-g64       a sign, two bits of exponent, one of mantissa: 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1
+    nf4-g64-dq    double quantization: a file stores each 256 scales in eight bits and a float32
+
+Source: QLoRA (Dettmers et al. 2023, arXiv:2305.14314), sections 3 and 3.1 and the table of appendix E; FP4's
+table and order of codes: `get_4bit_type` of bitsandbytes.  Without importance the bytes are those of its
+encoder: weights times one over the largest, cut to ±1, and the nearest number, the lower one on a border.
+Its FP4 has two zeros, and sends small positive numbers to the second; so does this one.  With importance, a
+scale that keeps Σ importance · (w − ŵ)² less is searched for.
+
+Packed here in either case: a float32 scale, then codes as one stream of bits; nesting the scales is the
+container's part, which alone sees all of them.
+
+Legend: R rows, C columns, G groups of a row, B weights of a block, K some columns, or levels, N bytes of a
+packed row.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
+from dither.codecs.integers import bytes_of_scale, group_of, scale_values
+from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.types import Bytes, Codec, Codes, Floats, Grid
+
+FAMILY = "nf4-g64 and fp4-g64 (groups of 32 to 4096; -dq)"
+NAME = re.compile(r"(nf4|fp4)-g([1-9]\d{1,3})(-dq)?")
+NF4 = np.array(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+        0.7229568362236023, 1.0,
+    ], np.float32,
+)  # fmt: skip
+FP4_SIZES = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
+FP4 = np.concatenate([FP4_SIZES, -FP4_SIZES])
+NESTED = 256  # scales that share a scale of their own
+LEAST = np.float32(1e-38)
+# Inverse scales to try, in units of one over the largest weight.
+CANDIDATES = np.geomspace(0.9, 1.9, 28).astype(np.float32)
+
+
+class NumberGrid(NamedTuple):
+    scale_R: Floats
+
+
+class Numbers(BlockCodec):
+    """Codes of `table`, one scale per `block`; `nested` says that a file quantizes the scales too."""
+
+    block_bytes: int
+
+    def __init__(self, name: str, table: Floats, block: int, nested: bool) -> None:
+        self.name, self.table, self.block, self.nested = name, table, block, nested
+        self.smaller = f"such as {name[:3]}-g32"
+        self.block_bytes = 4 + block // 2
+        # Rising, the two zeros of FP4 side by side, the first of them reached from below.
+        self.codes_K = np.argsort(table, kind="stable").astype(np.uint8)
+        self.rising_K = table[self.codes_K]
+        self.borders_K: Floats = (self.rising_K[:-1] + self.rising_K[1:]) / np.float32(2)
+        numbers_K, first_K = np.unique(table, return_index=True)
+        one = np.ones(1, np.float32)
+        self.levels = Levels(
+            numbers_K, first_K.astype(np.uint8), block, one, one * 0, True, "float32", positive=True
+        )
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 4 + ((8 + 32 / NESTED) if self.nested else 32) / self.block
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R)
+
+    def from_scales(self, scales: Scales) -> NumberGrid:
+        return NumberGrid(scales.unit_R)
+
+    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
+        """The largest magnitude without importance; with it the scale of least weighted error found."""
+        from dither.codecs.kernels import tables
+
+        w_NB = blocks(w_RB, self.block)
+        grid = NumberGrid(np.empty(len(w_NB), np.float32))
+        tables.fit_largest(w_NB, grid.scale_R)
+        if importance_B is not None:
+            tables.search_scale(
+                w_NB, importance_blocks(importance_B, self.block), CANDIDATES, self.rising_K, self.borders_K,
+                grid.scale_R,
+            )  # fmt: skip
+        return grid
+
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        inverse_R1 = np.float32(1) / np.maximum(grid.scale_R, LEAST)[:, None]
+        with np.errstate(over="ignore"):  # an infinite position is cut like any other
+            position_RK = np.clip(np.asarray(w_RK, np.float32) * inverse_R1, np.float32(-1), np.float32(1))
+        codes: Codes = self.codes_K[np.searchsorted(self.borders_K, position_RK)]
+        return codes
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = self.table[codes_RK] * grid.scale_R[:, None]
+        return values
+
+    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+        from dither.codecs.kernels.stored import pack_all
+
+        raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
+        raw_RN[:, :4] = bytes_of_scale(grid.scale_R, "float32")
+        pack_all(packed_blocks(codes_RB, self.block), 4, 4, raw_RN)
+        return raw_RN
+
+    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        from dither.codecs.kernels.stored import unpack_all
+
+        raw_RN = packed_blocks(raw_RN, self.block_bytes)
+        codes_RB = np.empty((len(raw_RN), self.block), np.uint8)
+        unpack_all(raw_RN, 4, 4, codes_RB)
+        return codes_RB, NumberGrid(scale_values(raw_RN, "float32"))
+
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+        from dither.codecs.kernels import tables
+
+        rows, columns = self.check_columns(w_RC)
+        w_NB = blocks(w_RC, self.block)
+        grid = self.fit(w_NB, importance_C)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        tables.pack_numbers(w_NB, grid.scale_R, self.borders_K, self.codes_K, raw_NN)
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+
+    def decode(self, raw_RN: Bytes) -> Floats:
+        from dither.codecs.kernels import tables
+
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        tables.decode_numbers(raw_NN, self.table, w_NB)
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
+        """Whole rows as codes_RC, uint8 from 0 to 15, and absmax_RG float32: ŵ = absmax · table[code]."""
+        groups = raw_RN.shape[1] // self.block_bytes
+        codes_NB, grid = self.unpack(raw_RN)
+        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
+        return codes_RC, grid.scale_R.reshape(len(raw_RN), groups)
+
+    def joined(self, codes_RC: Bytes, absmax_RG: Floats) -> Bytes:
+        """The inverse of `split`."""
+        raw_NN = self.pack(codes_RC.reshape(-1, self.block), NumberGrid(absmax_RG.reshape(-1)))
+        return raw_NN.reshape(len(codes_RC), absmax_RG.shape[1] * self.block_bytes)
+
+
+def parse(name: str, columns: int) -> Codec | None:
+    """The codec of a lower-case name, None for another family's.  UsageError for a group that is none."""
+    found = NAME.fullmatch(name)
+    if found is None:
+        return None
+    kind, group, nested = found.groups()
+    return Numbers(name, NF4 if kind == "nf4" else FP4, group_of(name, int(group)), nested is not None)
