@@ -18,7 +18,22 @@ from dither.solvers.half_quadratic import HalfQuadratic
 from dither.types import Evidence
 
 ROWS, COLUMNS, NORM = 12, 512, 0.7
-CODECS = ["Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "MXFP4", "Q2_K", "Q6_K", "Q8_0", "IQ3_S", "BF16"]
+CODECS = [
+    "Q4_0",
+    "Q4_1",
+    "Q4_K",
+    "IQ4_NL",
+    "MXFP4",
+    "Q2_K",
+    "Q6_K",
+    "Q8_0",
+    "IQ3_S",
+    "BF16",
+    "int4-g64",
+    "uint4-g64",
+    "uint2-g32-bf16",
+    "nf4-g64",
+]
 
 
 def weights(seed: int = 0) -> np.ndarray:
@@ -132,7 +147,9 @@ def test_no_row_is_worse_than_nearest(name: str, known: Evidence | None) -> None
     assert solved.solver in ("half-quadratic", "nearest")
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "Q2_K"])
+@pytest.mark.parametrize(
+    "name", ["Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "Q2_K", "int4-g64", "uint4-g64", "uint2-g32-bf16", "nf4-g64"]
+)
 def test_scaled_levels_gain(name: str) -> None:
     record = HalfQuadratic()(weights(), codec(name), None).record
     assert record["lp"] < 0.999 * record["nearest_lp"]

@@ -31,8 +31,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import LevelCodec, Levels, Scales, blocks_of
-from dither.solvers.blocks import FLAT, half
+from dither.codecs.base import LevelCodec, Levels, Scales, as_stored, blocks_of
+from dither.solvers.blocks import FLAT
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 Doubles = npt.NDArray[np.float64]
@@ -231,35 +231,51 @@ class Sums(NamedTuple):
 
 def refitted(levels: Levels, scales: Scales, sums: Sums) -> Scales:
     """Least squares by turns: each sub-block's multiples under the units as they are, then the units."""
+    if levels.tied:
+        return _refitted_zeros(levels, scales, sums)
     unit_R, multiple_RS, below_R, lower_RS = scales
     subtracts = bool(levels.lowers_M.any())
     scale_NS, offset_NS = sums.scale_and_offset(subtracts)
     if len(levels.multiples_M) > 1:
-        multiple_RS = _chosen(levels.multiples_M, scale_NS, unit_R, multiple_RS)
+        multiple_RS = _chosen(levels.multiples_M, scale_NS, unit_R[:, None], multiple_RS)
         # The offset that is best with the scale that was really chosen.
         scale_NS[:] = unit_R[:, None] * levels.multiples_M[multiple_RS]
         offset_NS[:] = np.divide(
             scale_NS * sums.n - sums.t, sums.one, out=np.zeros_like(sums.t), where=sums.one > 0
         )
     if len(levels.lowers_M) > 1:
-        lower_RS = _chosen(levels.lowers_M, offset_NS, below_R, lower_RS)
+        lower_RS = _chosen(levels.lowers_M, offset_NS, below_R[:, None], lower_RS)
     if levels.free_unit:
         of_blocks = sums.scaled(levels.multiples_M[multiple_RS], levels.lowers_M[lower_RS])
         unit, below = of_blocks.scale_and_offset(subtracts)
-        unit_R, below_R = half(unit.astype(np.float32)), half(below.astype(np.float32))
+        if levels.positive:
+            unit = np.where(unit > 0, unit, unit_R)
+        unit_R, below_R = (as_stored(part.astype(np.float32), levels.unit_type) for part in (unit, below))
     return Scales(unit_R, multiple_RS, below_R, lower_RS)
 
 
+def _refitted_zeros(levels: Levels, scales: Scales, sums: Sums) -> Scales:
+    """The same where what is subtracted is a whole number of steps: zero points first, then the step."""
+    scale_NS, offset_NS = sums.scale_and_offset(True)
+    lower_RS = _chosen(levels.lowers_M, offset_NS, scale_NS, scales.lower_RS)
+    zero_NS = levels.lowers_M[lower_RS].astype(np.float64)
+    of_step_N = (sums.nn - 2 * zero_NS * sums.n + zero_NS**2 * sums.one).sum(axis=1)
+    with_target_N = (sums.tn - zero_NS * sums.t).sum(axis=1)
+    now_N = scales.unit_R.astype(np.float64)
+    step_N = np.divide(with_target_N, of_step_N, out=now_N, where=of_step_N > 0)
+    unit_R = as_stored(step_N.astype(np.float32), levels.unit_type)
+    return Scales(unit_R, scales.multiple_RS, unit_R, lower_RS)
+
+
 def _chosen(
-    numbers_M: Floats, wanted_NS: Doubles, unit_R: Floats, now_NS: npt.NDArray[np.int16]
+    numbers_M: Floats, wanted_NS: Doubles, unit_NS: npt.NDArray[np.floating], now_NS: npt.NDArray[np.int16]
 ) -> npt.NDArray[np.int16]:
     """The multiples of the unit nearest to what is wanted; those of now where the unit is 0."""
+    unit_NS = np.broadcast_to(unit_NS, wanted_NS.shape)
     with np.errstate(over="ignore"):
-        ratio_NS = np.divide(
-            wanted_NS, unit_R[:, None], out=np.zeros_like(wanted_NS), where=unit_R[:, None] != 0
-        )
+        ratio_NS = np.divide(wanted_NS, unit_NS, out=np.zeros_like(wanted_NS), where=unit_NS != 0)
     index_NS = np.searchsorted((numbers_M[1:] + numbers_M[:-1]) / 2, ratio_NS)
-    return np.where(unit_R[:, None] != 0, index_NS, now_NS).astype(np.int16)
+    return np.where(unit_NS != 0, index_NS, now_NS).astype(np.int16)
 
 
 SOLVER = HalfQuadratic
