@@ -174,6 +174,14 @@ def test_extremes_stay_finite(name: str) -> None:
     assert (lp(w_RC, value_RC) <= lp(w_RC, c.decode(c.encode(w_RC))) * (1 + 1e-6)).all()
 
 
+def test_rows_that_share_scales_are_left_to_nearest() -> None:
+    c = codec("fp8-128x128", COLUMNS)
+    solved = HalfQuadratic()(weights(), c, None)
+    assert (solved.raw_RN == c.encode(weights())).all()
+    assert solved.solver == "nearest"
+    assert "share scales" in solved.notes[0]
+
+
 def test_rows_are_independent() -> None:
     w_RC, c = weights(), codec("Q4_K")
     whole_RN = HalfQuadratic()(w_RC, c, None).raw_RN

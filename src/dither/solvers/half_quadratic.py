@@ -37,6 +37,7 @@ from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
+SHARED = "rows share scales, which are refitted row by row: nearest kept"
 
 
 class HalfQuadratic:
@@ -64,6 +65,8 @@ class HalfQuadratic:
         """Bytes of R rows.  The record's "lp" and "nearest_lp" are Σ importance · |w − ŵ|^p."""
         importance_C = None if evidence is None else evidence.mean_square_C
         nearest_RN = codec.encode(w_RC, importance_C)
+        if codec.rows_together > 1:
+            return Solved(nearest_RN, "nearest", notes=(SHARED,))
         w_NB, importance_NB = blocks_of(w_RC, importance_C, codec.block)
         raw_RN = self._improved(w_NB, importance_NB, codec).reshape(nearest_RN.shape)
 
