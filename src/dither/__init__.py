@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dither._convert import Converted, convert
     from dither._fit import fit
     from dither._inspect import Inspection, inspect
+    from dither._load import load
     from dither._measure import measure
     from dither._plan import Budget, Planned, budget, plan
     from dither._quantize import Result, preview, quantize
@@ -60,6 +61,7 @@ _HOMES = {
     "fit": "dither._fit",
     "inspect": "dither._inspect",
     "ladder": "dither._within",
+    "load": "dither._load",
     "measure": "dither._measure",
     "open_model": "dither.models.source",
     "plan": "dither._plan",
@@ -89,6 +91,7 @@ __all__ = [
     "fit",
     "inspect",
     "ladder",
+    "load",
     "measure",
     "open_model",
     "plan",

@@ -37,7 +37,10 @@ Evidence = Annotated[
         "--evidence", metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given."
     ),
 ]
-Solver = Annotated[str | None, typer.Option(help="nearest, gptq or learned. Default: gptq where it can.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(help="nearest, half-quadratic, gptq or learned. Default: gptq where it can."),
+]
 Transform = Annotated[list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate.")]
 Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]
 Container = Annotated[

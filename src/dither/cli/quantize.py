@@ -77,7 +77,9 @@ def quantize(
     ] = None,
     solver: Annotated[
         str | None,
-        typer.Option(help="nearest, gptq or learned. Default: gptq where the evidence has Hessians."),
+        typer.Option(
+            help="nearest, half-quadratic, gptq or learned. Default: gptq where the evidence has Hessians."
+        ),
     ] = None,
     transform: Annotated[
         list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate; repeatable, in order.")

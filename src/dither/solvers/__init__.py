@@ -1,5 +1,5 @@
 """Solvers by name, found by iterating this folder: every module may define `SOLVER`, a class that takes
-the number of threads.  A new solver is one new file.
+the number of threads.  A new solver is one new file; its name has dashes where the module's has underscores.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dither.types import Solver
 
 def solver_names() -> tuple[str, ...]:
     """The modules here that hold a solver; their names are the solvers'."""
-    return tuple(m.name for m in pkgutil.iter_modules(__path__) if _has_solver(m.name))
+    return tuple(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if _has_solver(m.name))
 
 
 def find_solver(name: str, threads: int = 1) -> Solver:
     """A solver that may use so many threads.  Raises UsageError for a name that is not known."""
-    if name not in solver_names():
+    if name.replace("_", "-") not in solver_names():
         known = ", ".join(solver_names())
         raise UsageError(f"solver {name}", f"is not one of {known}")
-    found: Solver = importlib.import_module(f"{__name__}.{name}").SOLVER(threads=threads)
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    found: Solver = module.SOLVER(threads=threads)
     return found
 
 

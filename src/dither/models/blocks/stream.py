@@ -44,10 +44,11 @@ def open_blocks(model: Model, *, device: str, dtype: str) -> Blocks:
         ).eval()  # fmt: skip
     plans = plan(configured.family, config, skeleton)
     tensors_by_name(model, plans.values())
-    return Blocks(model, configured, skeleton, plans, _device(device), DTYPES[dtype])
+    return Blocks(model, configured, skeleton, plans, device_of(device), DTYPES[dtype])
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Raises UsageError where torch has no such device."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -79,6 +80,16 @@ class Blocks:
         self._skeleton = skeleton
         self._plans = plans
         self._surroundings = SurroundingsOf(skeleton, model, device, dtype)
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        """The whole network on the meta device: for whoever fills it rather than walks it."""
+        return self._skeleton
+
+    @property
+    def plans(self) -> dict[str, Restored]:
+        """How each parameter of the skeleton is made, by its name; the output matrix apart."""
+        return self._plans
 
     @torch.no_grad()
     def embed(self, tokens_ST: torch.Tensor, weights: Model | None = None) -> torch.Tensor:

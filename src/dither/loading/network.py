@@ -1,0 +1,276 @@
+"""transformers' network filled from a source, the matrices of its decoder blocks quantized as they are read.
+
+A matrix of a block is read a few rows at a time, in the source's order; `Restored.rows` says where each row
+belongs in transformers' parameter.  Embedding, norms, biases, routers and the output matrix are read into
+the type that is computed in: they are few weights, or those that suffer most, and the peers leave them alone
+as well.
+
+Legend: R rows, C columns, E experts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from dither.codecs import codec as find_codec
+from dither.errors import SourceError, UnsupportedError
+from dither.executors.local import run
+from dither.loading.linear import QuantizedStack
+from dither.loading.schemes import Scheme
+from dither.loading.sinks import BnbLinear, PackedRows, Sink, stored_bytes
+from dither.models.blocks import open_blocks
+from dither.models.blocks.restore import Restored, fill, layer_of
+from dither.models.blocks.surroundings import rotary_embedding
+from dither.progress import Progress
+from dither.solvers import find_solver
+from dither.types import Floats, Model, Tensor
+
+CHUNK = 1 << 20  # weights of one task
+ROUTER = "ffn_gate_inp"  # chooses experts: tiny, and a wrong choice costs more than a wrong weight
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TOKENS = {
+    "bos_token_id": ("bos_token_id",),
+    "eos_token_id": ("eos_token_id", "eot_token_id"),
+    "pad_token_id": ("padding_token_id",),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to make of the matrices."""
+
+    scheme: Scheme
+    backend: str
+    group: int
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+@dataclass
+class Account:
+    """What became of them."""
+
+    backends: dict[str, str] = field(default_factory=dict)  # by the name of the layer
+    weights: int = 0
+    bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)  # matrices of blocks that could not be quantized
+
+
+def build(model: Model, wanted: Wanted, report: Progress) -> PreTrainedModel:
+    """The network with every weight in place; `network.dither` says how.
+
+    Raises as `open_blocks` does, and SourceError for a weight that is no number.
+    """
+    blocks = open_blocks(model)
+    network = blocks.skeleton
+    account = Account(notes=[*model.notes, *blocks.notes])
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    report.start(model.parameters, 0)
+    with torch.inference_mode(False), torch.no_grad():
+        for name, plan in blocks.plans.items():
+            sources = [tensors[source] for source in plan.tensors]
+            if _is_matrix(network, name, plan):
+                _quantize(network, name, plan, sources, wanted, account, report)
+            else:
+                _set(network, name, _dense(plan.shape, plan, sources, wanted))
+                report.advance(sum(tensor.size for tensor in sources), name)
+        _fill_head(network, tensors, wanted, report)
+        _fill_buffers(network, model, wanted.device)
+    _settle(network, model, wanted, account)
+    network.train(False)  # new layers begin in training mode, in which bitsandbytes computes otherwise
+    return network
+
+
+def _is_matrix(network: nn.Module, name: str, plan: Restored) -> bool:
+    """Whether a parameter is the weight of a linear layer in a block, or of such layers of all experts."""
+    if layer_of(name) is None or ROUTER in plan.tensors[0]:
+        return False
+    home, _, leaf = name.rpartition(".")
+    is_linear = leaf == "weight" and type(network.get_submodule(home)) is nn.Linear
+    return is_linear or (len(plan.shape) == 3 and "_exps" in plan.tensors[0])
+
+
+def _quantize(
+    network: nn.Module, name: str, plan: Restored, sources: list[Tensor], wanted: Wanted, account: Account,
+    report: Progress,
+) -> None:  # fmt: skip
+    sink, backend = _sink(plan, wanted)
+    if sink is None:
+        account.kept.append(name)
+        _set(network, name, _dense(plan.shape, plan, sources, wanted))
+        report.advance(sum(tensor.size for tensor in sources), name)
+        return
+    # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
+    for rows, columns in run(
+        partial(_put, sink), _pieces(plan, sources), wanted.threads if backend == "dither" else 1
+    ):
+        report.advance(rows * columns, name)
+    if len(plan.shape) == 3:
+        home, _, leaf = name.rpartition(".")
+        parent, layer = network.get_submodule(home), sink.module(None)
+        delattr(parent, leaf)  # a parameter's name is free for a module only then
+        parent.add_module(leaf, layer)
+        name = f"{name}.weight"
+    else:
+        home = name.rpartition(".")[0]
+        bias_R = network.get_submodule(home).bias
+        layer = sink.module(bias_R)  # type: ignore[arg-type]  # still without memory, filled in its turn
+        network.set_submodule(home, layer)
+    account.backends[name.rpartition(".")[0]] = backend
+    account.weights += int(np.prod(plan.shape))
+    account.bytes += stored_bytes(layer)
+
+
+def _sink(plan: Restored, wanted: Wanted) -> tuple[Sink | None, str]:
+    """Where a matrix goes, and whose kernels run it; None where the codec cannot hold its rows."""
+    scheme, shape = wanted.scheme, plan.shape
+    if wanted.backend == "bitsandbytes" and len(shape) == 2:
+        return BnbLinear(scheme, wanted.group, shape, wanted.device, wanted.dtype), "bitsandbytes"
+    codec = find_codec(scheme.codec_name(wanted.group), shape[-1])
+    if shape[-1] % codec.block:
+        return None, ""
+    return PackedRows(scheme, codec, find_solver(scheme.solver), shape, wanted.device), "dither"
+
+
+def _pieces(plan: Restored, sources: list[Tensor]) -> Iterator[tuple[Tensor, int, int, torch.Tensor]]:
+    """Rows of the tensors a few at a time, with their places in the parameter, experts flattened."""
+    rows_of_expert = plan.shape[-2]
+    for tensor, row_R in zip(sources, plan.rows(), strict=True):
+        step = max(1, CHUNK // tensor.columns)
+        for start in range(0, tensor.rows, step):
+            stop = min(start + step, tensor.rows)
+            at_R = torch.arange(start, stop)
+            expert_R = at_R.div(len(row_R), rounding_mode="floor")
+            yield tensor, start, stop, expert_R * rows_of_expert + row_R[at_R % len(row_R)]
+
+
+def _put(sink: Sink, piece: tuple[Tensor, int, int, torch.Tensor]) -> tuple[int, int]:
+    tensor, start, stop, row_R = piece
+    w_RC = _finite(tensor, start, tensor.read(start, stop))
+    sink.put(w_RC, row_R)
+    return w_RC.shape[0], w_RC.shape[1]
+
+
+def _finite(tensor: Tensor, start: int, w_RC: Floats) -> Floats:
+    if np.isfinite(w_RC).all():
+        return w_RC if w_RC.flags.writeable else w_RC.copy()  # torch warns of memory it must not write to
+    row, column = np.argwhere(~np.isfinite(w_RC))[0]
+    raise SourceError(
+        tensor.name, f"holds {w_RC[row, column]} at row {start + row}, column {column}",
+        "The checkpoint is damaged: fetch or export it again.",
+    )  # fmt: skip
+
+
+def _dense(
+    shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor], wanted: Wanted
+) -> nn.Parameter:
+    """A parameter in the type that is computed in."""
+    parameter = torch.empty(shape, device=wanted.device, dtype=wanted.dtype)
+    views, offset = (plan.views(parameter), plan.offset) if plan else ((parameter,), 0.0)
+    for view, source in zip(views, sources, strict=True):
+        fill(view, source, offset)
+    return nn.Parameter(parameter)
+
+
+def _set(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    home, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(home), leaf, parameter)
+
+
+def _fill_head(
+    network: PreTrainedModel, tensors: dict[str, Tensor], wanted: Wanted, report: Progress
+) -> None:
+    """The output matrix, which is the embedding itself where the source has no other."""
+    tied = "output.weight" not in tensors
+    network.config.tie_word_embeddings = tied
+    embedding = network.get_parameter(EMBEDDING)
+    if tied:
+        _set(network, HEAD, embedding)
+        return
+    head = tensors["output.weight"]
+    _set(network, HEAD, _dense(head.shape, None, [head], wanted))
+    report.advance(head.size, HEAD)
+
+
+def _fill_buffers(network: PreTrainedModel, model: Model, device: torch.device) -> None:
+    """What the network computes from its configuration, which on the meta device has no numbers.
+
+    Raises UnsupportedError naming one that is not known here.
+    """
+    base = network.get_submodule("model")
+    base.rotary_emb = rotary_embedding(network, model).to(device)
+    for name, buffer in list(network.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        home, _, leaf = name.rpartition(".")
+        module: Any = network.get_submodule(home)
+        if leaf != "embed_scale" or not hasattr(module, "scalar_embed_scale"):
+            raise UnsupportedError(
+                f"buffer {name}", "of transformers' network is not known here",
+                "Install another release of transformers, 5.0 or later.",
+            )  # fmt: skip
+        module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
+
+
+def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> None:
+    """What generating, adapters and people ask of a model."""
+    config: Any = network.config
+    config.dtype, config._name_or_path = wanted.dtype, model.origin
+    for key, names in TOKENS.items():
+        found = dict.fromkeys(_token(model, name) for name in names)
+        ids = [token for token in found if token is not None]
+        setattr(config, key, None if not ids else ids[0] if len(ids) == 1 else ids)
+    network.generation_config = GenerationConfig.from_model_config(config)
+    if "bitsandbytes" in account.backends.values():  # peft asks these before it takes bitsandbytes' layers
+        network.is_loaded_in_8bit = wanted.scheme.bnb == "int8"
+        network.is_loaded_in_4bit = wanted.scheme.bnb != "int8"
+    network.save_pretrained = _refuse_to_save
+    counts = Counter(account.backends.values())
+    if account.kept:
+        account.notes.append(
+            f"{len(account.kept)} matrices, {account.kept[0]} the first, are in {_name(wanted.dtype)}: "
+            f"{wanted.scheme.name} of groups of {wanted.group} cannot hold their rows"
+        )
+    stacks = [name for name, module in network.named_modules() if isinstance(module, QuantizedStack)]
+    if stacks and wanted.backend == "bitsandbytes":
+        account.notes.append(f"the experts run on dither's own kernels ({len(stacks)} stacks): "
+                             "bitsandbytes has none for them")  # fmt: skip
+    network.dither = {
+        "to": wanted.scheme.name,
+        "backend": " and ".join(sorted(counts)) or "none",
+        "layers": len(account.backends),
+        "bits_per_weight": 8 * account.bytes / account.weights if account.weights else 0.0,
+        "by_layer": account.backends,
+        "dtype": _name(wanted.dtype),
+        "notes": account.notes,
+    }
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    raise UnsupportedError(
+        "a model quantized while loading", "is not saved: no other program could read its layers",
+        "Write a file with `dither quantize`; save adapters with peft's own save_pretrained.",
+    )  # fmt: skip
+
+
+def _token(model: Model, name: str) -> int | None:
+    """A token's id, if the vocabulary has it."""
+    found = model.metadata.get(f"tokenizer.ggml.{name}")
+    size = next(tensor.shape[0] for tensor in model.tensors if tensor.name == "token_embd.weight")
+    value = None if found is None else found.value
+    return value if type(value) is int and 0 <= value < size else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

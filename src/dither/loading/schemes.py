@@ -1,0 +1,76 @@
+"""What a model can be loaded as: for each name a codec, a solver, and the type that bitsandbytes has for it.
+
+    nf4     4 bits, the quantiles of a normal distribution (Dettmers et al. 2023, arXiv:2305.14314, section 3)
+    fp4     4 bits, a sign, two of exponent and one of mantissa: bitsandbytes' own table
+    int8    8 bits, one scale per row (Dettmers et al. 2022, arXiv:2208.07339, section 2)
+    int4    4 bits, equal steps around zero
+    fp8     E4M3, one scale per row
+    hqq     4 bits, equal steps and a zero point, half-quadratic (solvers/half_quadratic.py)
+
+Groups are neighbors in a row that share a scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dither.errors import UsageError
+
+GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+BACKENDS = ("auto", "bitsandbytes", "dither")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way of storing a matrix.  `bnb` is "" where bitsandbytes has none such."""
+
+    name: str
+    codec: str  # with {group} where there are groups
+    solver: str
+    bits: int  # of a code
+    kind: str  # how codes become numbers: "steps", "table" or "float8" (linear.Grid)
+    bnb: str  # "nf4", "fp4" or "int8"
+    has_zeros: bool = False  # a zero point in each group, where it is not the middle of the codes
+
+    def codec_name(self, group: int) -> str:
+        return self.codec.format(group=group)
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("nf4", "nf4-g{group}", "nearest", 4, "table", "nf4"),
+        Scheme("fp4", "fp4-g{group}", "nearest", 4, "table", "fp4"),
+        Scheme("int8", "int8-channel-f32", "nearest", 8, "steps", "int8"),
+        Scheme("int4", "int4-g{group}", "nearest", 4, "steps", ""),
+        Scheme("fp8", "fp8-channel", "nearest", 8, "float8", ""),
+        Scheme("hqq", "uint4-g{group}", "half-quadratic", 4, "steps", "", True),
+    )
+}
+
+
+def find_scheme(to: str, group: int) -> Scheme:
+    """Raises UsageError for a name or a group that is not known."""
+    if to not in SCHEMES:
+        raise UsageError(f"load as {to}", f"is not one of {', '.join(SCHEMES)}")
+    if group not in GROUPS:
+        raise UsageError(f"a group of {group}", f"is not one of {', '.join(map(str, GROUPS))}")
+    return SCHEMES[to]
+
+
+def choose_backend(scheme: Scheme, backend: str, has_bnb: bool) -> str:
+    """Whose layers to use: bitsandbytes or dither.  UsageError where these are missing or lack the scheme."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend}", f"is not one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = "bitsandbytes" if scheme.bnb and has_bnb else "dither"
+    if backend == "bitsandbytes" and not scheme.bnb:
+        raise UsageError(
+            "backend bitsandbytes", f"has no {scheme.name}", "Leave the backend out, or name dither."
+        )
+    if backend == "bitsandbytes" and not has_bnb:
+        raise UsageError(
+            f"loading as {scheme.name} with bitsandbytes", "needs bitsandbytes, which is not installed",
+            "pip install 'dither[bnb]'",
+        )  # fmt: skip
+    return backend
