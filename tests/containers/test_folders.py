@@ -191,13 +191,16 @@ def test_names_and_shapes_are_those_of_the_checkpoint(checkpoints: dict[str, Pat
 def test_a_group_that_does_not_fit_is_smaller_or_said(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     result = dither.quantize(
         save_model(random_model(LlamaConfig(**SMALL | {"intermediate_size": 192})), tmp_path / "odd"),
-        "gptq", tmp_path / "q",
+        "gptq", tmp_path / "q", group=128,
     )  # fmt: skip
     kinds = {tensor.name: tensor.type for tensor in result.plan.tensors}
     assert kinds["blk.0.ffn_down.weight"] == "int4-g64" and kinds["blk.0.ffn_up.weight"] == "int4-g128"
     assert any("192 columns" in note for note in result.notes)
     config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
     assert config["dynamic"]["+:^model\\.layers\\.0\\.mlp\\.down_proj$"] == {"bits": 4, "group_size": 64}
+    result = dither.quantize(tmp_path / "odd", "gptq", tmp_path / "one")  # nobody asked for 128
+    assert {tensor.type for tensor in result.plan.tensors} - {"F32"} == {"int4-g64"}
+    assert any("192 columns" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(

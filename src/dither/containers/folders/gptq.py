@@ -3,7 +3,8 @@
 Around zero (`int4-g128`) the file is of the format's first version, which stores a zero point less one; with
 zero points of their own (`uint4-g128`) of the second, because a zero of 0 less one would carry into the
 neighbor.
-Tensors of other bits or groups, and those that stay numbers, are told by rules on their names (`dynamic`).
+Tensors of other bits or groups, and those that stay numbers, are told by rules on their names (`dynamic`),
+which gptqmodel's own loader and vLLM read; transformers' knows one grid, and which modules are left out.
 Columns stay in their order (`desc_act` false): error feedback takes them in the order of what they matter
 within groups already, which costs nothing at run time.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,15 @@ from dither.formats.layouts import Affine, gptq
 from dither.types import Bytes, Codec, No, Yes
 
 BITS = (2, 3, 4, 8)
+
+
+def _inside_blocks(modules: Iterable[str]) -> list[str]:
+    """Names of modules without their block's, each once: transformers loads by these, and reads no rules.
+
+    >>> _inside_blocks(["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
+    ['mlp.up_proj']
+    """
+    return list(dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name, count=1) for name in modules))
 
 
 class Gptq(Scheme):
@@ -80,11 +90,13 @@ class Gptq(Scheme):
             other = integers_of(codec)
             if codec != usual and other is not None:
                 rules[f"+:^{re.escape(name)}$"] = {"bits": other.bits, "group_size": other.group or -1}
+        inside = _inside_blocks(modules) if rules and len(set(modules.values())) == 1 else []
         return {
             "quant_method": "gptq", "bits": kind.bits, "group_size": kind.group or -1, "desc_act": False,
             "sym": not kind.affine, "lm_head": False, "true_sequential": True, "pack_dtype": "int32",
             "checkpoint_format": "gptq_v2" if kind.affine else "gptq",
             **({"dynamic": rules} if rules else {}),
+            **({"modules_in_block_to_quantize": [inside]} if inside else {}),
             "meta": {"quantizer": [f"dither:{__version__}"]},
         }  # fmt: skip
 

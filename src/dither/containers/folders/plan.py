@@ -46,6 +46,7 @@ def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> P
         )  # fmt: skip
     check_patterns(model, options)
     wanted = scheme.codec(wish)
+    usual = wanted if wish.group is not None else _common(model, scheme, wanted)
     _, entries = written(model)
     named = {entry.tensor for entry in entries}
     shifted = {entry.tensor for entry in entries if entry.offset}
@@ -55,12 +56,24 @@ def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> P
         if tensor.name in shifted
         else _numbers(tensor, wish.dtype, "heads of its rows do not divide a tile", wanted)
         if tensor.name in torn
-        else _planned(tensor, options.tensors, scheme, wanted, wish)
+        else _planned(tensor, options.tensors, scheme, (wanted, usual), wish)
         for tensor in model.tensors
         if tensor.name in named
     )
     _check_mix(scheme, planned)
     return Plan(options.label, 0, planned)
+
+
+def _common(model: Model, scheme: Scheme, wanted: str) -> str:
+    """The codec with the largest group that all matrices can have, or the one that is wanted where there is none.
+
+    One grid in a file is what every loader reads.
+    """
+    shapes = {tensor.shape for tensor in model.tensors if is_linear(tensor)}
+    for kind in (wanted, *scheme.with_groups(wanted)):
+        if all(not isinstance(scheme.can_hold(kind, shape), No) for shape in shapes):
+            return kind
+    return wanted
 
 
 def tears(kind: str, entry: Written) -> bool:
@@ -72,8 +85,10 @@ def tears(kind: str, entry: Written) -> bool:
 
 
 def _planned(
-    tensor: Tensor, overrides: Sequence[tuple[str, str]], scheme: Scheme, wanted: str, wish: Wish
+    tensor: Tensor, overrides: Sequence[tuple[str, str]], scheme: Scheme, kinds: tuple[str, str], wish: Wish
 ) -> PlannedTensor:
+    """`kinds` are the codec as it was wished for, and as it suits all of the model."""
+    wanted, usual = kinds
     asked = next((kind for pattern, kind in overrides if re.search(pattern, tensor.name)), None)
     if not is_linear(tensor):
         if asked is not None and asked.upper() not in FLOATS:
@@ -88,9 +103,11 @@ def _planned(
         return _numbers(tensor, wanted, "")
     verdict = scheme.can_hold(wanted, tensor.shape)
     if not isinstance(verdict, No):
-        kind = scheme.codec_of(tensor, wanted)
+        kind = scheme.codec_of(tensor, usual)
         return _quantized(tensor, scheme, kind, kind, "")
     smaller = scheme.smaller(wanted, tensor.columns)
+    if not isinstance(scheme.can_hold(usual, tensor.shape), No):
+        smaller = usual
     if smaller is not None and not isinstance(scheme.can_hold(smaller, tensor.shape), No):
         return _quantized(tensor, scheme, smaller, wanted, verdict.reason)
     return _numbers(tensor, wish.dtype, verdict.reason, wanted)

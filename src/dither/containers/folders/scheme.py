@@ -89,12 +89,16 @@ class Scheme(ABC):
 
     def smaller(self, codec: str, columns: int) -> str | None:
         """The same codec with a group that divides the columns; None where there is none."""
-        head, dash, rest = codec.partition("-g")
-        group, dash2, suffix = rest.partition("-")
-        if not dash or not group.isdigit():
-            return None
-        found = next((g for g in self.groups if g < int(group) and columns % g == 0), None)
-        return None if found is None else f"{head}-g{found}{dash2}{suffix}"
+        fitting = (kind for kind, group in self.with_groups(codec).items() if columns % group == 0)
+        return next(fitting, None)
+
+    def with_groups(self, codec: str) -> dict[str, int]:
+        """The same codec with smaller groups, and their sizes, the largest first."""
+        head, _, rest = codec.partition("-g")
+        group, dash, suffix = rest.partition("-")
+        if not group.isdigit():
+            return {}
+        return {f"{head}-g{size}{dash}{suffix}": size for size in self.groups if size < int(group)}
 
     def bytes_of(self, codec: str, shape: tuple[int, ...]) -> int:
         """Bytes of a stack or a matrix as it will be stored."""
