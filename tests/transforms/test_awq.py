@@ -259,3 +259,25 @@ def test_candidates_are_judged_by_the_solver_that_will_round(model: Model) -> No
     ratio = done.record["groups"]["blk.0.ffn_up.weight"]["objective_ratio"]
     assert ratio == pytest.approx(error(s_C) / error(np.ones_like(s_C)), rel=0.01)
     assert ratio < 0.5
+
+
+@pytest.mark.parametrize("kept", ["BF16", "F16"])
+def test_a_norm_kept_in_a_short_float_is_divided_without_rounding(model: Model, kept: str) -> None:
+    """What is stored of norm / s, times what the readers were given, is the norm: nothing is lost between."""
+    short = everything_as("Q4_0")
+
+    def codec_of(name: str) -> Codec | None:
+        return codec(kept) if name.endswith("norm.weight") else short(name)
+
+    done = Awq(FEEDS)(model, made_up_evidence(model), codec_of)
+    before, after = tensors(model), tensors(done.model)
+    changed = 0
+    for layer in range(2):
+        norm, reader = f"blk.{layer}.attn_norm.weight", f"blk.{layer}.attn_q.weight"
+        old_1C, new_1C = before[norm].read(0, 1), after[norm].read(0, 1)
+        stored_1C = codec(kept).decode(codec(kept).encode(new_1C))
+        assert np.allclose(stored_1C, new_1C, rtol=3e-7), "the division is rounded"
+        changed += not np.array_equal(old_1C, new_1C)
+        product = stored_1C.astype(np.float64) * after[reader].read(0, 4)
+        assert np.allclose(product, old_1C.astype(np.float64) * before[reader].read(0, 4), rtol=1e-6)
+    assert changed

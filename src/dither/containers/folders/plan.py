@@ -65,9 +65,9 @@ def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> P
 
 
 def _common(model: Model, scheme: Scheme, wanted: str) -> str:
-    """The codec with the largest group that all matrices can have, or the one that is wanted where there is none.
+    """The codec with the largest group that all matrices can have: every loader reads a file of one grid.
 
-    One grid in a file is what every loader reads.
+    The one that is wanted where there is none.
     """
     shapes = {tensor.shape for tensor in model.tensors if is_linear(tensor)}
     for kind in (wanted, *scheme.with_groups(wanted)):

@@ -1,0 +1,154 @@
+"""Plans and budgets for folders, resuming, conversion: sizes from the disk, numbers from the `gguf` package.
+
+Legend: R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+
+import dither
+from conftest import BUNDLED
+from dither.errors import OutputError, UsageError
+from dither.planning.planfile import read_plan
+
+pytestmark = pytest.mark.slow  # models run
+
+
+def weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("to", "size"), [("gptq", 3_700_000), ("w4a16", 4_000_000), ("w4a16", 6_500_000)])
+def test_a_planned_folder_is_no_larger_than_promised(
+    to: str, size: int, learnt: Path, tmp_path: Path
+) -> None:
+    planned = dither.plan(
+        BUNDLED, size=size, to=to, evidence=learnt, solver="nearest", out=tmp_path / "p.toml"
+    )
+    dither.quantize(BUNDLED, plan=tmp_path / "p.toml", evidence=learnt, out=tmp_path / "q")
+    assert 0.995 * size <= weights(tmp_path / "q") <= size
+    written = {t.name: t.stored for t in dither.open_model(tmp_path / "q").tensors}
+    for name, tensor in read_plan(tmp_path / "p.toml").tensors.items():
+        assert written[name] == tensor.type.removesuffix("-bf16"), name
+    assert len({t.type for t in planned.plan.tensors.values()}) > 1
+    assert json.loads((tmp_path / "q" / "dither.json").read_text())["recipe"]["to"] == to
+
+
+def test_a_plan_beats_one_type_and_says_so(learnt: Path, tmp_path: Path) -> None:
+    found = dither.quantize_within(
+        BUNDLED, dither.budget(bpw=6.2, parameters=dither.open_model(BUNDLED).parameters), tmp_path / "q",
+        to="gptq", evidence=learnt, solver="nearest",
+    )  # fmt: skip
+    names = [rival.name for rival in found.rivals]
+    assert names == ["plan", "int3-g128 throughout", "random allocation"]
+    assert found.winner == min(found.rivals, key=lambda rival: rival.kl).name == "plan"
+    assert found.result.bits_per_weight <= 6.2
+    assert dither.inspect(tmp_path / "q").measurement is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "q.measure.json", "q.toml"]
+
+
+def test_a_budget_wants_a_format_that_mixes(learnt: Path) -> None:
+    with pytest.raises(UsageError, match="names one type, and a budget chooses among them"):
+        dither.plan(BUNDLED, size=3_000_000, to="Q4_K_M", evidence=learnt)
+
+
+def test_a_killed_folder_continues_with_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL while tensors are written, as often as it takes to catch one half done."""
+    script = (
+        "import sys, time, dither\n"
+        "from dither.containers.folders.output import FolderOutput\n"
+        "finish = FolderOutput.finish\n"
+        "def slow(self, tensor, record):\n"
+        "    finish(self, tensor, record); self._file.sync(); print(tensor, flush=True); time.sleep(0.05)\n"
+        "FolderOutput.finish = slow\n"
+        f"dither.quantize({str(BUNDLED)!r}, 'w4a16', sys.argv[1])\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "q")], stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    for _ in range(9):
+        run.stdout.readline()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    assert not (tmp_path / "q").exists() and (tmp_path / "q.part").is_dir()
+    result = dither.quantize(BUNDLED, "w4a16", tmp_path / "q")
+    assert result.resumed >= 8
+    dither.quantize(BUNDLED, "w4a16", tmp_path / "whole")
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("q", "whole"))
+    assert first == second
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "kind"),
+    [
+        ("gptq", {"group": 32}, "Q4_0"),
+        ("gptq", {"group": 128}, "Q4_0"),
+        ("w4a16", {"group": 64}, "Q4_0"),
+        ("mxfp4", {}, "MXFP4"),
+    ],
+)
+def test_what_coincides_with_a_type_of_gguf_is_carried_over(
+    to: str, options: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    dither.quantize(BUNDLED, to, tmp_path / "q", **options)
+    found = dither.convert(tmp_path / "q", tmp_path / "model.gguf")
+    assert (found.exact, found.rounded) == (29, 0)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    originals = {tensor.name: tensor for tensor in dither.open_model(tmp_path / "q").tensors}
+    matrices = [
+        tensor for tensor in reader.tensors if tensor.name.startswith("blk") and len(tensor.shape) > 1
+    ]
+    assert len(matrices) == 28
+    for tensor in matrices:
+        assert tensor.tensor_type.name == kind
+        expected_RC = originals[tensor.name].read(0, originals[tensor.name].rows)
+        assert np.array_equal(dequantize(tensor.data, tensor.tensor_type), expected_RC), tensor.name
+
+
+def test_what_does_not_coincide_is_counted(tmp_path: Path) -> None:
+    dither.quantize(BUNDLED, "nf4", tmp_path / "q")
+    rounded = dither.convert(tmp_path / "q", tmp_path / "model.gguf")
+    assert (rounded.exact, rounded.rounded) == (1, 28) and 0 < rounded.result.relative_error < 0.003
+    exact = dither.convert(tmp_path / "q", tmp_path / "exact.gguf", dtype="f32")
+    assert (exact.exact, exact.rounded) == (29, 0)
+    forced = dither.convert(tmp_path / "q", tmp_path / "forced.gguf", "Q8_0")
+    assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "forced.gguf").tensors} == {
+        "Q8_0", "BF16", "F32"
+    }  # fmt: skip
+    assert forced.rounded == 28
+
+
+def test_ends_that_do_not_meet_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a type of GGUF, and the output is a folder"):
+        dither.convert(BUNDLED, tmp_path / "out", "Q4_0")
+    with pytest.raises(UsageError, match=r"is a folder, and the output is a GGUF"):
+        dither.convert(BUNDLED, tmp_path / "out.gguf", "awq")
+    with pytest.raises(UsageError, match="is not one of bf16, f16, f32"):
+        dither.convert(BUNDLED, tmp_path / "out", dtype="int4")
+    with pytest.raises(OutputError, match="is no folder"):
+        dither.convert(BUNDLED, tmp_path / "nowhere" / "out")
+
+
+def test_a_measured_folder_says_what_it_lost(learnt: Path, tmp_path: Path) -> None:
+    result = dither.quantize(BUNDLED, "w8a16", tmp_path / "q", evidence=learnt, measure=True)
+    assert result.measurement is not None and 0 < result.measurement.kl_mean < 1e-3
+    inside = dither.inspect(tmp_path / "q")
+    assert inside.measurement is not None
+    assert inside.measurement["kl_mean"] == pytest.approx(result.measurement.kl_mean)
+    assert f"{result.measurement.kl_mean:.4f}" in (tmp_path / "q" / "README.md").read_text()
+    again = dither.measure([tmp_path / "q"], BUNDLED, data="self", tokens=512, save=False)[0]
+    assert again.kl_mean < 2e-3
