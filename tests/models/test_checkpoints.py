@@ -227,12 +227,14 @@ def test_scales_that_do_not_fit_are_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "awq"},
-        {"quant_method": "bitsandbytes"},
-        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
         {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-        {"quant_method": "mxfp4"},
+        {"quant_method": "hqq"},
+        {"quant_method": "aqlm"},
+        {"quant_method": "gptq", "checkpoint_format": "marlin"},
+        {"quant_method": "awq", "version": "gemv"},
+        {"quant_method": "compressed-tensors", "format": "marlin-24"},
+        {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {}}},
+        {"quant_method": "auto-round", "data_type": "mx_fp"},
         {"bits": 4},
     ],
 )

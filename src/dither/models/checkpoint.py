@@ -1,87 +1,37 @@
 """A Hugging Face folder: config.json, safetensors, and what belongs to the tokenizer.
 
 Nothing is read but headers until rows are asked for; then exactly those rows are converted to
-float32, whatever they are stored as.  FP8 weights are multiplied by their scales on the way, and the
-scales are not shown as tensors.
+float32, whatever they are stored as (`stored`).  Quantized weights are several tensors of the file and one
+of the model, which de-quantizes as it is read (`packed`).
 
 A folder is a stranger's: names in its index may not leave it, pickle is never loaded because
 unpickling runs whatever code the file names, and the code that `auto_map` points to is never run.
-
-Legend: R flattened rows (every dimension but the last), C columns, N bytes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither.errors import FormatError, SourceError, UnsupportedError, UsageError
+from dither.errors import FormatError, SourceError
 from dither.formats import safetensors
 from dither.formats.mapped import MappedFile, fingerprint, shown
-from dither.models import dtypes, fp8
-from dither.types import Floats
+from dither.models import packed
+from dither.models.packed.settings import read_quantization
+from dither.models.stored import PlainTensor, StoredTensor
+
+__all__ = ["Checkpoint", "PlainTensor", "StoredTensor", "open_checkpoint", "refuse_pickle"]
 
 MAX_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_CODES = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")  # 4-bit codes hide in pairs in the first two
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _FETCH_AGAIN = "The download is incomplete: fetch the model again."
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a checkpoint, not yet read."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # safetensors' name: "BF16"
-    nbytes: int  # as stored, scales not counted
-    _file: MappedFile = field(repr=False, compare=False)
-    _offset: int = field(repr=False)
-    _scale: fp8.Scale | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def columns(self) -> int:
-        return self.shape[-1] if self.shape else 1
-
-    @property
-    def rows(self) -> int:
-        """Rows when all dimensions but the last are flattened; a 1-D tensor is one row."""
-        return prod(self.shape[:-1])
-
-    def read(self, start: int, stop: int) -> Floats:
-        """Rows `start` to `stop` as a new float32 (stop − start, C) array.
-
-        Raises UsageError where there are no such rows, UnsupportedError where nothing here knows the
-        dtype, SourceError where the file has shrunk meanwhile.
-        """
-        if not 0 <= start <= stop <= self.rows:
-            raise UsageError(shown(self.name), f"has {self.rows} rows, not {start} to {stop}")
-        self.check_readable()
-        w_RC = self.read_flat(start * self.columns, stop * self.columns).reshape(-1, self.columns)
-        if self._scale:
-            self._scale.apply(w_RC, start, f"tensor {shown(self.name)}")
-        return w_RC
-
-    def check_readable(self) -> None:
-        """Raises UnsupportedError where nothing here knows the dtype."""
-        if self.dtype not in dtypes.READABLE:
-            raise UnsupportedError(
-                f"tensor {shown(self.name)}", f"is stored as {self.dtype}", "Take a bf16 checkpoint."
-            )  # fmt: skip
-
-    def read_flat(self, start: int, stop: int) -> Floats:
-        """Stored numbers `start` to `stop`, in order and unscaled, as a new float32 array."""
-        size = safetensors.DTYPE_BITS[self.dtype] // 8
-        raw_N = self._file.view(self._offset + start * size, (stop - start) * size)
-        return dtypes.to_float32(raw_N, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -107,7 +57,7 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     """Opens a folder of safetensors, or of all its safetensors only `weights` (with its fellow shards).
 
     Raises SourceError where something is missing or unsafe, FormatError where files contradict
-    themselves or each other, UnsupportedError where the weights are already quantized (other than FP8).
+    themselves or each other, UnsupportedError where the weights are quantized in a way that nothing reads.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -117,10 +67,10 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     config = _read_json(config_path)
     if config is None:
         raise SourceError(str(folder), "holds no config.json", "Fetch the model's config.json beside it.")
-    block = fp8.check_quantization(config, str(config_path))
+    found = read_quantization(config, lambda name: _read_json(folder / name), str(config_path))
     shards = [MappedFile(folder / name) for name in names]
     stored, header_bytes = _read_shards(shards, index)
-    tensors, notes = _with_scales(stored, block)
+    tensors, notes = packed.join(stored, found)
     if config.get("auto_map"):
         notes.append("config.json names Python code of its own (auto_map): it is not run")
     notes += _index_notes(index, stored)
@@ -217,9 +167,9 @@ def refuse_pickle(path: Path | str, names: Iterable[str]) -> SourceError:
 
 def _read_shards(
     shards: list[MappedFile], index: Mapping[str, str]
-) -> tuple[dict[str, StoredTensor], list[int]]:
+) -> tuple[dict[str, PlainTensor], list[int]]:
     """Every tensor of every shard, and how many bytes of each shard are header."""
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, PlainTensor] = {}
     header_bytes = []
     for shard in shards:
         header = safetensors.parse_header(shard.data, str(shard.path))
@@ -229,7 +179,7 @@ def _read_shards(
                 other = stored[entry.name]._file.path.name
                 reason = f"is in {shown(other)} and again in {shown(shard.path.name)}"
                 raise FormatError(f"tensor {shown(entry.name)}", reason, _FETCH_AGAIN)
-            stored[entry.name] = StoredTensor(
+            stored[entry.name] = PlainTensor(
                 entry.name, entry.shape, entry.dtype, entry.nbytes, shard, entry.offset
             )  # fmt: skip
     for name, shard_name in index.items():
@@ -239,8 +189,8 @@ def _read_shards(
     return stored, header_bytes
 
 
-def _index_notes(index: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> list[str]:
-    elsewhere = sum(stored[name]._file.path.name != shard for name, shard in index.items())
+def _index_notes(index: Mapping[str, str], stored: Mapping[str, PlainTensor]) -> list[str]:
+    elsewhere = sum(stored[name].file_name != shard for name, shard in index.items())
     unnamed = len(stored) - len(index) if index else 0
     notes = []
     if elsewhere:
@@ -248,44 +198,3 @@ def _index_notes(index: Mapping[str, str], stored: Mapping[str, StoredTensor]) -
     if unnamed:
         notes.append(f"{unnamed} tensors are in shards, but not in {INDEX}")
     return notes
-
-
-def _with_scales(
-    stored: Mapping[str, StoredTensor], block: tuple[int, int] | None
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    """FP8 weights joined to their scales, the scales taken out of sight."""
-    for tensor in stored.values():
-        if tensor.dtype in _CODES and any(tensor.name + end in stored for end in fp8.WEIGHT_SCALES):
-            reason = f"is {tensor.dtype} under a scale; of the scaled types only FP8 can be read"
-            raise UnsupportedError(f"tensor {shown(tensor.name)}", reason, "Take a bf16 checkpoint.")
-    weights = [tensor for tensor in stored.values() if tensor.dtype in dtypes.FP8]
-    if not weights:
-        return dict(stored), []
-    joined, hidden = dict(stored), set()
-    bare = []
-    for weight in weights:
-        scale_name = next((weight.name + end for end in fp8.WEIGHT_SCALES if weight.name + end in stored), "")
-        module = weight.name.rpartition(".")[0]
-        homes = (module, module.rpartition(".")[0])  # a cache's scales lie one level up
-        hidden |= {scale_name} | {f"{home}.{end}" for home in homes for end in fp8.ACTIVATION_SCALES}
-        if scale_name:
-            joined[weight.name] = _scaled(weight, stored[scale_name], block or (128, 128))
-        else:
-            bare.append(weight.name)
-    if bare and block:
-        reason = "is FP8 but has no scale, in a checkpoint whose config says that it is scaled"
-        raise FormatError(f"tensor {shown(bare[0])}", reason, _FETCH_AGAIN)
-    notes = [f"{len(weights)} tensors are FP8: de-quantized as they are read"]
-    if bare:
-        notes.append(f"{len(bare)} FP8 tensors have no scale: taken at face value")
-    return {name: tensor for name, tensor in joined.items() if name not in hidden}, notes
-
-
-def _scaled(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) -> StoredTensor:
-    if scale.dtype not in dtypes.READABLE:
-        reason = f"is stored as {scale.dtype}, which no scale can be"
-        raise UnsupportedError(f"tensor {shown(scale.name)}", reason, "Take a bf16 checkpoint.")
-    if scale.dtype == "U8":  # exponents without a type of their own, as MXFP8 is often saved
-        scale = replace(scale, dtype="F8_E8M0")
-    fitted = fp8.fit_scale(weight.name, weight.shape, scale.shape, scale.read_flat, block)
-    return replace(weight, _scale=fitted)

@@ -1,8 +1,8 @@
 """The number types that checkpoints store, turned into float32.
 
 bfloat16 is the upper half of a float32, so a shift restores it.  The 8-bit types have 256 values
-each: a table of them is the whole decoder (E4M3 and E5M2: Micikevicius et al. 2022,
-arXiv:2209.05433, table 1; E8M0: OCP Microscaling Formats 1.0, section 5.4.1).
+each: a table of them is the whole decoder (`formats.layouts.numbers` computes those of E4M3 and E8M0;
+E5M2 is the upper half of a float16, Micikevicius et al. 2022, arXiv:2209.05433, table 1).
 
 Legend: N bytes, n numbers.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
+from dither.formats.layouts import numbers
 from dither.types import Bytes, Floats
 
 _CHUNK = 1 << 15  # numbers whose table indices, widened by numpy to 8 bytes each, still fit the L2 cache
@@ -53,18 +53,5 @@ def _table(dtype: str) -> Floats:
     byte = np.arange(256)
     if dtype == "F8_E5M2":  # the upper half of a float16
         return (byte.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
-    if dtype == "F8_E8M0":
-        values = np.ldexp(1.0, byte - 127)
-        values[255] = np.nan
-    else:
-        values = _e4m3(byte)
+    values = numbers.e8m0() if dtype == "F8_E8M0" else numbers.e4m3()
     return values.astype(np.float32)
-
-
-def _e4m3(byte: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """One sign, four exponent bits with bias 7, three mantissa bits; no infinity, one NaN per sign."""
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-    values = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
-    values[(byte & 127) == 127] = np.nan
-    return np.asarray(np.where(byte & 128, -values, values))

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.errors import FormatError, UnsupportedError
+from dither.errors import FormatError
 from dither.formats.mapped import shown
 from dither.types import Floats
 
@@ -96,33 +96,18 @@ def fit_scale(
     )  # fmt: skip
 
 
-def check_quantization(config: Mapping[str, Any], thing: str) -> tuple[int, int] | None:
-    """The block of an FP8 checkpoint; None where the config does not speak of quantization.
-
-    Raises UnsupportedError for a checkpoint that is quantized in any other way: its tensors are codes,
-    and reading them as weights would give a wrong model in silence.
-    """
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not found:
-        return None
-    if not isinstance(found, dict):
-        raise FormatError(thing, "quantization_config is not an object", "Fetch config.json again.")
-    method = str(found.get("quant_method") or "of an unnamed kind").lower()
-    if not _is_fp8(method, found):
-        reason = f"is already quantized ({shown(method)}); only FP8 checkpoints can be read"
-        raise UnsupportedError(thing, reason, _WAY_OUT)
-    return _block_of(found, thing)
-
-
-def _is_fp8(method: str, config: Mapping[str, Any]) -> bool:
-    if method == "compressed-tensors":
-        return config.get("format") in ("float-quantized", "naive-quantized")
+def is_fp8(method: str, config: Mapping[str, Any]) -> bool:
+    """Whether a method that has no reader of its own stores FP8 weights with their scales."""
     if method == "modelopt":
         return str(config.get("quant_algo", "")).upper() == "FP8"
     return method in ("fp8", "fbgemm_fp8")
 
 
-def _block_of(config: Mapping[str, Any], thing: str) -> tuple[int, int]:
+def block_of(config: Mapping[str, Any], thing: str) -> tuple[int, int]:
+    """Rows and columns of a block, 128 × 128 where the config does not say.
+
+    Raises FormatError where what it says is no block.
+    """
     block = config.get("weight_block_size")
     groups = config.get("config_groups")
     if block is None and isinstance(groups, dict):

@@ -1,0 +1,89 @@
+"""Quantized checkpoints: the several tensors of a linear layer joined to the one weight they stand for.
+
+`model.layers.0.mlp.up_proj.qweight`, `.qzeros`, `.scales` and `.g_idx` become one tensor
+`model.layers.0.mlp.up_proj.weight` that reads as float32 like any other; the parts are not shown.  One file
+per method: `gptq` (AutoRound's too), `awq`, `compressed`, `bitsandbytes`, `gpt_oss`, `float8`.
+
+config.json says how a model was quantized, the tensors' names and shapes show it; where they contradict each
+other a FormatError names the tensor.  Methods that nothing here reads are refused by name, because their
+codes would pass for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from dither.errors import FormatError, UnsupportedError
+from dither.formats.mapped import shown
+from dither.models import fp8
+from dither.models.packed import awq, bitsandbytes, compressed, float8, gpt_oss, gptq
+from dither.models.packed.matrix import Joined
+from dither.models.packed.settings import WAY_OUT, Quantization
+from dither.models.stored import PlainTensor, StoredTensor
+
+Join: TypeAlias = Callable[[Mapping[str, PlainTensor], Quantization], list[Joined]]
+
+_METHODS: dict[str, Join] = {
+    "gptq": gptq.join,
+    "auto-round": gptq.join_auto_round,
+    "intel/auto-round": gptq.join_auto_round,
+    "awq": awq.join,
+    "compressed-tensors": compressed.join,
+    "bitsandbytes": bitsandbytes.join,
+    "mxfp4": gpt_oss.join,
+}
+_AT_RUN_TIME = (*fp8.ACTIVATION_SCALES, "input_zero_point", "output_zero_point", "input_global_scale")
+
+
+def join(
+    stored: Mapping[str, PlainTensor], found: Quantization | None
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """The tensors of the model, and notes on those that were quantized.
+
+    Raises UnsupportedError for a method that nothing here reads, FormatError where parts do not fit.
+    """
+    _refuse_unmarked(stored)
+    if found is None:
+        return float8.join(stored, None)
+    read = _METHODS.get(found.method)
+    if read is None and not fp8.is_fp8(found.method, found.config):
+        known = ", ".join(name for name in _METHODS if "/" not in name)
+        reason = f"is already quantized ({shown(found.method)}); FP8, {known} can be read, this cannot"
+        raise UnsupportedError(found.thing, reason, WAY_OUT)
+    joined = read(stored, found) if read else []
+    rest = _without_parts(stored, joined)
+    block = fp8.block_of(found.config, found.thing) if not read or found.method == compressed.METHOD else None
+    tensors, notes = float8.join(rest, block)
+    for weight in joined:
+        if weight.tensor.name in tensors:
+            reason = "is there as it is and again in quantized parts"
+            raise FormatError(f"tensor {shown(weight.tensor.name)}", reason, WAY_OUT)
+        tensors[weight.tensor.name] = weight.tensor
+    if joined:
+        kinds = ", ".join(sorted({weight.tensor.dtype for weight in joined}))
+        notes.insert(0, f"{len(joined)} tensors are quantized ({kinds}): de-quantized as they are read")
+    return tensors, notes
+
+
+def _without_parts(stored: Mapping[str, PlainTensor], joined: list[Joined]) -> dict[str, PlainTensor]:
+    """The tensors that are no part of a weight, nor what a run-time scales its activations by."""
+    hidden = {name for weight in joined for name in weight.parts}
+    for weight in joined:
+        module = weight.tensor.name.rpartition(".")[0]
+        homes = (module, module.rpartition(".")[0])  # a cache's scales lie one level up
+        hidden |= {f"{home}.{end}" for home in homes for end in _AT_RUN_TIME}
+    return {name: tensor for name, tensor in stored.items() if name not in hidden}
+
+
+def _refuse_unmarked(stored: Mapping[str, PlainTensor]) -> None:
+    """Tools that leave no word in config.json, whose files other readers take for weights."""
+    for name, tensor in stored.items():
+        stem = name.removesuffix(".weight")
+        if name.endswith(".W_q"):
+            reason = "holds codes of HQQ, which config.json does not describe"
+        elif tensor.dtype == "U32" and f"{stem}.scales" in stored and f"{stem}.biases" in stored:
+            reason = "holds codes of MLX"
+        else:
+            continue
+        raise UnsupportedError(f"tensor {shown(name)}", reason, WAY_OUT)
