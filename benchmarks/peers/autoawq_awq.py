@@ -5,6 +5,9 @@
     python benchmarks/peers/autoawq_awq.py MODEL TOKENS.npy OUT --bits 4 --group 128
         [--option apply_clip=False]
 
+As released it corrupts what it quantizes on a CPU: its search saves the weights with `.cpu()`, which copies
+from a GPU but not here, and then scales them in place.  `_copying_quantizer` gives it the copy it means.
+
 AutoAWQ packs 4 bits only ("Only 4-bit are supported for now").  At other widths its search runs all the
 same, and OUT becomes a dense checkpoint of the weights that its own rounding gives.
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from contract import Clock, Request, Spent, answer, narrow_embeddings, read_request
+from contract import Clock, Request, Spent, answer, read_request
 
 PACKED_BITS = 4
 
@@ -59,10 +62,10 @@ def quantize(request: Request, folder: Path) -> Spent:
     clock = Clock()
     model.quantize(
         tokenizer, quant_config=config, calib_data=request.tokens_ST.tolist(), max_calib_samples=count,
-        max_calib_seq_len=length, export_compatible=not packs, **request.options,
+        max_calib_seq_len=length, export_compatible=not packs,
+        quantizer_cls=_copying_quantizer(), **request.options,
     )  # fmt: skip
     spent = clock.spent()
-    narrow_embeddings(model.model)
     if packs:
         model.save_quantized(request.out)
     else:
@@ -71,6 +74,21 @@ def quantize(request: Request, folder: Path) -> Spent:
         model.model.save_pretrained(request.out)
     tokenizer.save_pretrained(request.out)
     return spent
+
+
+def _copying_quantizer() -> type:
+    from awq.quantize.quantizer import AwqQuantizer
+
+    class Copying(AwqQuantizer):  # type: ignore[misc]
+        def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *args, **kwargs):  # type: ignore
+            state = module2inspect.state_dict
+            module2inspect.state_dict = lambda: {name: value.clone() for name, value in state().items()}
+            try:
+                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *args, **kwargs)
+            finally:
+                del module2inspect.state_dict
+
+    return Copying
 
 
 def round_weights(quantizer: object) -> None:

@@ -14,7 +14,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from contract import Clock, Request, Spent, answer, narrow_embeddings, read_request
+from contract import Clock, Request, Spent, answer, read_request
 
 PACKED_BITS = 4
 
@@ -42,7 +42,6 @@ def quantize(request: Request) -> Spent:
     clock = Clock()
     solver.quantize()
     spent = clock.spent()
-    narrow_embeddings(model)
     solver.save_quantized(request.out, format="auto_gptq" if request.bits == PACKED_BITS else "fake")
     return spent
 

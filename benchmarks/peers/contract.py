@@ -15,6 +15,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,15 +74,24 @@ class Clock:
         return Spent(time.monotonic() - wall, time.process_time() - cpu)
 
 
-def narrow_embeddings(model: Any) -> None:
-    """Back from float32 to bfloat16, losing nothing where that is what they were: files stay comparable."""
-    import torch
-
-    rows_VC = model.get_input_embeddings().weight
-    if torch.equal(rows_VC.data.bfloat16().to(rows_VC.dtype), rows_VC.data):
-        rows_VC.data = rows_VC.data.bfloat16()
-
-
 def answer(request: Request, spent: Spent, package: str) -> None:
+    """The last line.  `OUT` is there."""
+    for path in Path(request.out).glob("*.safetensors"):
+        _narrow_embeddings(path)
     found = {"peer": package, "version": version(package), "bits": request.bits, "group": request.group}
     print(json.dumps({**found, "options": request.options, **asdict(spent)}), flush=True)
+
+
+def _narrow_embeddings(path: Path) -> None:
+    """Back from float32 to bfloat16 where that is what they were, so that files' sizes compare."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    for name, value in tensors.items():
+        narrow = value.bfloat16()
+        if name.endswith("embed_tokens.weight") and (narrow.to(value.dtype) == value).all():
+            tensors[name] = narrow
+    save_file(tensors, path, metadata)

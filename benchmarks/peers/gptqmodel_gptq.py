@@ -15,7 +15,7 @@ import os
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from contract import Clock, Request, Spent, answer, narrow_embeddings, read_request
+from contract import Clock, Request, Spent, answer, read_request
 
 
 def main() -> None:
@@ -37,7 +37,6 @@ def quantize(request: Request) -> Spent:
     clock = Clock()
     model.quantize(rows, batch_size=8)
     spent = clock.spent()
-    narrow_embeddings(model.model)
     model.save(request.out)
     return spent
 

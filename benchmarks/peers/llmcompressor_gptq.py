@@ -14,7 +14,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from contract import Clock, Request, Spent, answer, narrow_embeddings, read_request
+from contract import Clock, Request, Spent, answer, read_request
 
 OF_WEIGHTS = ("symmetric", "observer", "observer_kwargs")  # the other options are the modifier's own
 
@@ -51,7 +51,6 @@ def quantize(request: Request) -> Spent:
         num_calibration_samples=len(rows), max_seq_length=ids_ST.shape[1],
     )  # fmt: skip
     spent = clock.spent()
-    narrow_embeddings(model)
     model.save_pretrained(request.out, save_compressed=True)
     tokenizer.save_pretrained(request.out)
     return spent
