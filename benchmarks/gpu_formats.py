@@ -61,15 +61,20 @@ PEERS = {
     "llm-compressor group": Peer("llmcompressor_gptq", {"actorder": "group"}),
     "llm-compressor asymmetric": Peer("llmcompressor_gptq", {"symmetric": False}),
     "llm-compressor mse": Peer("llmcompressor_gptq", {"observer": "mse"}),
+    "GPTQModel best": Peer("gptqmodel_gptq", {"sym": False, "format": "gptq_v2", "mse": 2.4}),
+    "llm-compressor best": Peer("llmcompressor_gptq", {"symmetric": False, "observer": "mse"}),
     "AutoAWQ": Peer("autoawq_awq"),
     "AutoRound": Peer("autoround_signround"),
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "gptq": {"to": "gptq", "solver": "gptq"},
+    "gptq asymmetric": {"to": "gptq", "solver": "gptq", "sym": False},
+    "gptq asymmetric gradients": {"to": "gptq", "solver": "gptq", "sym": False},
     "awq": {"to": "awq", "solver": "nearest", "transforms": ["awq"]},
     "awq+gptq": {"to": "gptq", "solver": "gptq", "transforms": ["awq"]},
     "w4a16": {"to": "w4a16", "solver": "gptq"},
 }
+GRADIENTS = "gradients"  # in a recipe's name: with evidence of `calibrate --gradients`
 AWQ_BITS = 4  # AWQ's layout has no other width: there the same weights travel in GPTQ's
 
 
@@ -98,12 +103,18 @@ def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) 
     model, evidence = find_model(name, scratch), scratch / "evidence"
     began = time.process_time()
     calibration = calibrate(model, args.calibration, tokens=args.tokens, out=evidence, threads=args.threads)
-    learnt = Made(evidence, calibration.seconds, time.process_time() - began, {})
+    learnt = {"": Made(evidence, calibration.seconds, time.process_time() - began, {})}
+    if GRADIENTS in args.recipes:
+        began, pulls = time.process_time(), scratch / "evidence-gradients"
+        calibration = calibrate(
+            model, args.calibration, tokens=args.tokens, gradients=True, out=pulls, threads=args.threads
+        )
+        learnt[GRADIENTS] = Made(pulls, calibration.seconds, time.process_time() - began, {})
     tokens_ST, lengths_S = EvidenceStore.open(evidence).tokens()
     if (lengths_S != tokens_ST.shape[1]).any():
         raise SystemExit("Peers take sequences of one length: give plain text.")
     np.save(scratch / "tokens.npy", tokens_ST)
-    print(f"{name}: {len(tokens_ST)} sequences of {tokens_ST.shape[1]}, learnt in {learnt.seconds:.0f} s")
+    print(f"{name}: {len(tokens_ST)} sequences of {tokens_ST.shape[1]}, learnt in {learnt[''].seconds:.0f} s")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as thrown_away:
         environments = args.environments or Path(thrown_away)
@@ -164,7 +175,7 @@ def run_peer(
 
 
 def run_ours(
-    type_: str, model: Path, scratch: Path, learnt: Made, args: argparse.Namespace
+    type_: str, model: Path, scratch: Path, evidence: dict[str, Made], args: argparse.Namespace
 ) -> dict[str, Made]:
     bits, group = width(type_)
     made = {}
@@ -172,7 +183,8 @@ def run_ours(
         options = dict(RECIPES[recipe])
         if options["to"] == "awq" and bits != AWQ_BITS:
             options["to"] = "gptq"
-        out, began = scratch / f"{recipe}-{bits}", time.process_time()
+        learnt = evidence[GRADIENTS if GRADIENTS in recipe else ""]
+        out, began = scratch / f"{recipe.replace(' ', '-')}-{bits}", time.process_time()
         result = dither.quantize(
             model, out=out, bits=bits, group=group, evidence=learnt.path, threads=args.threads, force=True,
             **options,
@@ -215,21 +227,34 @@ def count_nf4_codes(
     name: str, model: Path, scratch: Path, environments: Path, threads: int | None
 ) -> dict[str, Any]:
     """How many of our NF4 bytes and scales differ from bitsandbytes'."""
-    from safetensors.numpy import load_file
-
-    theirs = run_peer("bitsandbytes", Peer("bitsandbytes_nf4"), model, scratch, environments, 4, 64, threads)
+    nested = Peer("bitsandbytes_nf4", {"bnb_4bit_use_double_quant": True})  # as QLoRA has it, and we
+    theirs = run_peer("bitsandbytes", nested, model, scratch, environments, 4, 64, threads)
     ours = scratch / "nf4"
     dither.quantize(model, NF4, ours, force=True)
-    a, b = (load_file(next(folder.glob("*.safetensors"))) for folder in (theirs.path, ours))
+    a, b = packed_parts(theirs.path), packed_parts(ours)
     packed = [key for key in a if f"{key}.absmax" in a]
     row = {
         "model": name, "type": NF4, "peer": theirs.about["version"], "matrices": len(packed),
         "codes": 2 * sum(a[key].size for key in packed),
         "bytes_that_differ": sum(_differing(a[key], b[key]) for key in packed),
-        "scales_that_differ": sum(_differing(a[f"{key}.absmax"], b[f"{key}.absmax"]) for key in packed),
+        "scales_that_differ": sum(
+            _differing(a[f"{key}.{part}"], b[f"{key}.{part}"])
+            for key in packed
+            for part in ("absmax", "nested_absmax")
+        ),
     }  # fmt: skip
     print(json.dumps(row))
     return row
+
+
+def packed_parts(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The codes of quantized weights and their scales."""
+    from safetensors import safe_open
+
+    with safe_open(next(folder.glob("*.safetensors")), "np") as file:
+        names = set(file.keys())
+        wanted = {name for name in names if f"{name}.absmax" in names or name.endswith("absmax")}
+        return {name: file.get_tensor(name) for name in wanted}
 
 
 def _differing(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> int:
