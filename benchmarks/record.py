@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ def save(name: str, rows: Any) -> Path:
     RESULTS.mkdir(exist_ok=True)
     script = Path(sys.argv[0]).name
     document = {
-        "command": " ".join(["python", f"benchmarks/{script}", *map(_without_folder, sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *map(_without_folder, sys.argv[1:])]),
         "processor": processor(),
         "versions": {name: version(name) for name in ("numba", "numpy", "libgguf")},
         "rows": rows,

@@ -236,7 +236,7 @@ class Run:
         if evidence is not None:
             evidence = _with_living_columns(evidence)
         hessian = evidence is not None and evidence.hessian_CC is not None
-        able = "hessian" not in self.solver.needs or (hessian and piece.tensor.type not in FLOAT_TYPES)
+        able = piece.tensor.type not in FLOAT_TYPES and (hessian or "hessian" not in self.solver.needs)
         return (self.solver if able else self._nearest)(w_RC, codec, evidence)
 
     def _error(self, w_RC: Floats, tensor: PlannedTensor, solved: Solved) -> float:
@@ -314,6 +314,15 @@ def _summed(solved: list[Solved]) -> dict[str, float]:
     return record
 
 
+def _kept_by(done: list[_Done]) -> dict[str, int]:
+    """Who kept how many layers: each expert is one, and was solved by whoever solved most of its pieces."""
+    votes: dict[int, Counter[str]] = {}
+    for result in done:
+        if result.solved is not None:
+            votes.setdefault(result.piece.expert, Counter())[result.solved.solver] += 1
+    return dict(Counter(vote.most_common(1)[0][0] for vote in votes.values()))
+
+
 def _record(done: list[_Done]) -> dict[str, Any]:
     """What is kept of a tensor: its error, who solved it, and sums of what solvers counted."""
     error, norm = math.fsum(d.error for d in done), math.fsum(d.norm for d in done)
@@ -324,7 +333,7 @@ def _record(done: list[_Done]) -> dict[str, Any]:
     }
     solved = [d.solved for d in done if d.solved is not None]
     if any(s.record for s in solved):
-        record["solvers"] = dict(Counter(s.solver for s in solved))
+        record["solvers"] = _kept_by(done)
         record |= _summed(solved)
     notes = list(dict.fromkeys(note for s in solved for note in s.notes))
     return {**record, "notes": notes} if notes else record
