@@ -39,7 +39,7 @@ def test_the_flags_of_quantize_are_these() -> None:
         "--statistics", "--measure", "--measure-data", "--tensor", "--output-type", "--embedding-type",
         "--pure", "--pre", "--threads", "--device", "--dry-run", "--force", "--json", "--size", "--bpw",
         "--memory", "-c", "--context", "--kv", "--slots", "--max-kld", "--plan", "--types", "--no-validate",
-        "--bits", "--group", "--sym",
+        "--bits", "--group", "--sym", "--act-order",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,12 @@ from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
 from dither.executors import local
 from dither.formats.evidence import EvidenceStore, model_identity
+from dither.formats.ggml import FLOAT_TYPES
 from dither.models.source import open_model
 from dither.planning.planfile import PlanFile, plan_sha256, read_plan
 from dither.planning.presets import nearest_preset
 from dither.progress import Progress, Silent
+from dither.quantizing.act_order import ActOrder
 from dither.quantizing.paths import output_path
 from dither.quantizing.result import Result, solver_counts, tensor_notes, total_error
 from dither.quantizing.rewriting import Rewritten, rewrite
@@ -96,6 +98,7 @@ def quantize(
     bits: int | None = None,
     group: int | None = None,
     sym: bool | None = None,
+    act_order: bool = False,
     dtype: str | None = None,
     pre: str | None = None,
     threads: int | None = None,
@@ -111,8 +114,9 @@ def quantize(
     continues where it stopped and writes the same bytes.
 
     `bits`, `group` (columns that share a scale, 0 for the whole row) and `sym` (around zero, or with zero
-    points) choose the grid of a GPU format that leaves a choice; `dtype` ("BF16", "F16", "F32") is what its
-    numbers are stored as, by default what the model's are.
+    points) choose the grid of a GPU format that leaves a choice; `act_order` forms GPTQ's groups by what
+    columns matter; `dtype` ("BF16", "F16", "F32") is what its numbers are stored as, by default what the
+    model's are.
 
     `plan`, instead of `to`, is a plan of `dither plan`: every tensor's type, the solver and the transforms.
     `evidence` is a folder of `dither calibrate` or an importance matrix (`imatrix` is its other name).
@@ -133,7 +137,7 @@ def quantize(
     else:
         options = options_of(
             _named(to), tensors=tuple(tensors), output_type=output_type, embedding_type=embedding_type,
-            pure=pure, bits=bits, group=group, sym=sym, dtype=dtype,
+            pure=pure, bits=bits, group=group, sym=sym, dtype=dtype, act_order=act_order,
         )  # fmt: skip
     target = target_of(options)
     store = open_evidence(evidence, imatrix)
@@ -270,6 +274,13 @@ class _Job:
                 "--measure", "has no held-back text: there is no evidence folder",
                 "Name a text with --measure-data FILE, or pass --evidence FOLDER.",
             )  # fmt: skip
+        if self.target.options.act_order and (
+            self.store is None or statistics == "sequential" or isinstance(self.solver, Learned)
+        ):
+            raise UsageError(
+                "--act-order", "needs evidence, and a solver that takes one matrix at a time",
+                "Pass --evidence FOLDER, and neither --statistics sequential nor --solver learned.",
+            )  # fmt: skip
         if "awq" in transforms and self.store is None:
             raise UsageError(
                 "--transform awq", "needs evidence", "Pass --evidence FOLDER of `dither calibrate`."
@@ -300,9 +311,16 @@ class _Job:
             self.opened, self.target.options, self.store, self.solver.name, rewritten.record, sequential
         )
         identity = json.dumps([self.opened.fingerprint, recipe, [asdict(tensor) for tensor in plan.tensors]])
+        order = None
+        if self.target.options.act_order:
+            by_size = ActOrder(
+                rewritten.evidence, {t.name for t in plan.tensors if t.type not in FLOAT_TYPES}
+            )
+            model = by_size.model(rewritten.model)
+            rewritten, order = replace(rewritten, model=model, evidence=by_size.evidence), by_size.order
         with self.target.open(
-            path, rewritten.model, plan, recipe, self.store, identity, bool(measure)
-        ) as output:
+            path, rewritten.model, plan, recipe, self.store, identity, bool(measure), order
+        ) as output:  # fmt: skip
             return self._fill(output, path, rewritten, recipe, sequential, measure)
 
     def _fill(

@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
+from safetensors import safe_open
 
 import dither
 from conftest import BUNDLED
@@ -152,3 +153,38 @@ def test_a_measured_folder_says_what_it_lost(learnt: Path, tmp_path: Path) -> No
     assert f"{result.measurement.kl_mean:.4f}" in (tmp_path / "q" / "README.md").read_text()
     again = dither.measure([tmp_path / "q"], BUNDLED, data="self", tokens=512, save=False)[0]
     assert again.kl_mean < 2e-3
+
+
+@pytest.mark.parametrize("sym", [True, False])
+def test_groups_by_what_columns_matter(sym: bool, learnt: Path, tmp_path: Path) -> None:
+    """As AutoGPTQ's desc_act: g_idx says the groups, and what is read back is what was solved for."""
+    made: dict[str, Any] = {"evidence": learnt, "group": 32, "bits": 3, "sym": sym, "solver": "nearest"}
+    result = dither.quantize(BUNDLED, "gptq", tmp_path / "by-size", act_order=True, **made)
+    config = json.loads((tmp_path / "by-size" / "config.json").read_text())["quantization_config"]
+    assert config["desc_act"] is True
+    with safe_open(tmp_path / "by-size" / "model.safetensors", "np") as file:
+        groups_C = file.get_tensor("model.layers.1.mlp.down_proj.g_idx")
+    store = dither.EvidenceStore.open(learnt)
+    seen = store("blk.1.ffn_down.weight")
+    assert seen is not None
+    order_C = np.argsort(-seen.mean_square_C, kind="stable")
+    assert np.array_equal(groups_C[order_C], np.arange(768) // 32)
+    original, found = (
+        {t.name: t.read(0, t.rows).astype(np.float64) for t in dither.open_model(folder).tensors}
+        for folder in (BUNDLED, tmp_path / "by-size")
+    )
+    for name, tensor in result.tensors.items():
+        lost = float(np.square(found[name] - original[name]).sum())
+        assert lost == pytest.approx(tensor["squared_error"], rel=1e-4, abs=1e-9), name
+    solved = dither.quantize(
+        BUNDLED, "gptq", tmp_path / "fed", act_order=True, **made | {"solver": "gptq", "group": 128}
+    )
+    assert solved.solvers == {"gptq": 28}
+
+
+def test_only_gptq_has_groups_by_what_columns_matter(learnt: Path, tmp_path: Path) -> None:
+    for to in ("awq", "w4a16", "Q4_0"):
+        with pytest.raises(UsageError, match="--act-order: has no place in"):
+            dither.quantize(BUNDLED, to, tmp_path / "q", act_order=True, evidence=learnt)
+    with pytest.raises(UsageError, match="needs evidence"):
+        dither.quantize(BUNDLED, "gptq", tmp_path / "q", act_order=True)

@@ -48,6 +48,10 @@ def quantize(
     bits: Annotated[int | None, typer.Option(help="Bits of a GPU format's integers.")] = None,
     group: Group = None,
     sym: Sym = None,
+    act_order: Annotated[
+        bool,
+        typer.Option("--act-order", help="GPTQ's groups by what columns matter; slower in some engines."),
+    ] = False,
     size: Size = None,
     bpw: Bpw = None,
     memory: Memory = None,
@@ -127,7 +131,17 @@ def quantize(
                 "For example --to Q4_K_M, or --size 4.2GiB.",
             )  # fmt: skip
         if budgeted:
-            others = (dry_run, tensor, output_type, embedding_type, pure, statistics, measure_data, bits)
+            others = (
+                dry_run,
+                tensor,
+                output_type,
+                embedding_type,
+                pure,
+                statistics,
+                measure_data,
+                bits,
+                act_order,
+            )
             if any(others):
                 raise UsageError(
                     "a budget", "leaves every choice of types to the plan, which is always measured",
@@ -173,6 +187,7 @@ def quantize(
                 device=device,
                 force=force,
                 progress=meter,
+                act_order=act_order,
                 **common,  # type: ignore[arg-type]
             )
         print_json(result.to_json()) if as_json else print_result(result)

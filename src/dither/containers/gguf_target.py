@@ -13,7 +13,7 @@ from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved
 from dither.containers.provenance import MEASUREMENT, output_metadata
 from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
-from dither.containers.target import TargetOutput
+from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
@@ -48,7 +48,7 @@ class GGUFTarget:
 
     def open(
         self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
-        identity: str, measured: bool,
+        identity: str, measured: bool, order: OrderOf | None = None,
     ) -> TargetOutput:  # fmt: skip
         metadata = self._metadata(model, plan, recipe, store, measured)
         return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in plan.tensors], identity)

@@ -42,7 +42,7 @@ def recipe_json(
         recipe["plan"] = options.plan
     elif options.tensors:
         recipe["tensors"] = [list(pair) for pair in options.tensors]
-    for key in ("output_type", "embedding_type", "pure", "bits", "group", "sym", "dtype"):
+    for key in ("output_type", "embedding_type", "pure", "bits", "group", "sym", "dtype", "act_order"):
         if getattr(options, key) not in (None, False) or (key == "sym" and options.sym is False):
             recipe[key] = getattr(options, key)
     if sequential:

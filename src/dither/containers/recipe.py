@@ -43,6 +43,7 @@ class Options:
     group: int | None = None
     sym: bool | None = None
     dtype: str | None = None  # of a folder's numbers
+    act_order: bool = False  # a folder's groups by what columns matter
 
     @property
     def label(self) -> str:

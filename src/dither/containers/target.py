@@ -6,13 +6,18 @@ is done to the weights in between knows neither.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from dither.containers.recipe import Options, Plan, PlannedTensor
 from dither.formats.evidence import EvidenceStore
 from dither.types import Bytes, Model, No, Yes
+
+OrderOf = Callable[[str, int], "npt.NDArray[np.intp] | None"]
 
 
 class TargetOutput(Protocol):
@@ -57,8 +62,10 @@ class Target(Protocol):
 
     def open(
         self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
-        identity: str, measured: bool,
-    ) -> TargetOutput: ...  # fmt: skip
+        identity: str, measured: bool, order: OrderOf | None = None,
+    ) -> TargetOutput:  # fmt: skip
+        """`order` says of a tensor and an expert in which order its columns will come."""
+        ...
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         """What a plan may choose among, by falling bits: those asked for, or all that are sensible."""

@@ -13,6 +13,11 @@ from dither.errors import UsageError
 def target_of(options: Options) -> Target:
     """Raises UsageError where options of one kind of container are given to another."""
     scheme = find_scheme(options.to) if options.folder else None
+    if options.act_order and not (scheme is not None and scheme.reorders):
+        raise UsageError(
+            "--act-order", f"has no place in {options.label}: only GPTQ says which column is of which group",
+            "Leave it out, or choose --to gptq.",
+        )  # fmt: skip
     if scheme is not None:
         return FolderTarget(options, scheme)
     for name in ("bits", "group", "sym", "dtype"):

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Parts, Scheme, Wish, group_name, integers_of, refuse
+from dither.containers.folders.scheme import (
+    Arrays,
+    Order,
+    Parts,
+    Scheme,
+    Wish,
+    group_name,
+    integers_of,
+    refuse,
+)
 from dither.formats.layouts import Affine, awq
 from dither.types import Bytes, Codec, No, Yes
 
@@ -37,7 +46,9 @@ class Awq(Scheme):
         assert kind is not None
         return awq.parts(rows, columns, kind.group or columns)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         return awq.pack(Affine(*codec.split(raw_RN)))  # type: ignore[attr-defined]
 
     def mixes(self, first: str, second: str) -> bool:

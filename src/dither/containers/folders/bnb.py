@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Parts, Scheme, Wish, refuse, signed
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse, signed
 from dither.formats.layouts import Table4, bnb, integers
 from dither.types import Bytes, Codec, No, Yes
 
@@ -48,7 +48,9 @@ class FourBits(Scheme):
         kind, block, nested = _parsed(codec.name)
         return bnb.parts(rows, columns, kind, block, nested=nested, dtype=_TORCH[dtype])
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         kind, _, nested = _parsed(codec.name)
         codes_RC, absmax_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
         return bnb.pack(Table4(codes_RC, absmax_RG, kind), nested=nested, dtype=_TORCH[dtype])
@@ -88,7 +90,9 @@ class EightBits(Scheme):
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         return integers.parts(rows, columns, "llm-int8")
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         return integers.pack(signed(*codec.split(raw_RN)), "llm-int8")  # type: ignore[attr-defined]
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import numpy as np
 from dither.containers.folders.scheme import (
     Arrays,
     Integers,
+    Order,
     Parts,
     Scheme,
     Wish,
@@ -105,7 +106,9 @@ class Compressed(Scheme):
             rows, columns, kind.bits, kind.group or columns, symmetric=not kind.affine, scale=kind.scale
         )
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         codes_RC, scale_RG, *zeros = codec.split(raw_RN)  # type: ignore[attr-defined]
         kind = integers_of(codec.name)
         if kind is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Parts, Scheme, Wish, refuse
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse
 from dither.formats.layouts import Float8, float8
 from dither.types import Bytes, Codec, No, Yes
 
@@ -30,7 +30,9 @@ class Float8Block(Scheme):
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         return float8.parts(rows, columns)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         codes_RC, scale_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
         return float8.pack(Float8(codes_RC, scale_RG[::128], (128, 128)))  # stored once per row, of 128 alike
 

@@ -5,8 +5,8 @@ zero points of their own (`uint4-g128`) of the second, because a zero of 0 less 
 neighbor.
 Tensors of other bits or groups, and those that stay numbers, are told by rules on their names (`dynamic`),
 which gptqmodel's own loader and vLLM read; transformers' knows one grid, and which modules are left out.
-Columns stay in their order (`desc_act` false): error feedback takes them in the order of what they matter
-within groups already, which costs nothing at run time.
+Columns stay in their groups (`desc_act` false) unless asked otherwise: error feedback takes them in the order
+of what they matter within groups already, which costs nothing at run time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dither import __version__
 from dither.containers.folders.scheme import (
     Arrays,
+    Order,
     Parts,
     Scheme,
     Wish,
@@ -45,6 +48,7 @@ def _inside_blocks(modules: Iterable[str]) -> list[str]:
 
 class Gptq(Scheme):
     name, title = "gptq", "GPTQ"
+    reorders = True
 
     def codec(self, wish: Wish) -> str:
         bits = wish.bits or 4
@@ -71,10 +75,16 @@ class Gptq(Scheme):
         assert kind is not None
         return gptq.parts(rows, columns, kind.bits, kind.group or columns)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         kind = integers_of(codec.name)
         assert kind is not None
         affine = Affine(*codec.split(raw_RN))  # type: ignore[attr-defined]
+        if order_C is not None:
+            back_C = np.argsort(order_C)
+            group_of_C = (back_C // (kind.group or columns)).astype(np.int32)
+            affine = replace(affine, codes_OI=affine.codes_OI[:, back_C], group_of_I=group_of_C)
         return gptq.pack(affine, kind.bits, v1=not kind.affine)
 
     def mixes(self, first: str, second: str) -> bool:
@@ -92,7 +102,8 @@ class Gptq(Scheme):
                 rules[f"+:^{re.escape(name)}$"] = {"bits": other.bits, "group_size": other.group or -1}
         inside = _inside_blocks(modules) if rules and len(set(modules.values())) == 1 else []
         return {
-            "quant_method": "gptq", "bits": kind.bits, "group_size": kind.group or -1, "desc_act": False,
+            "quant_method": "gptq", "bits": kind.bits, "group_size": kind.group or -1,
+            "desc_act": wish.act_order,
             "sym": not kind.affine, "lm_head": False, "true_sequential": True, "pack_dtype": "int32",
             "checkpoint_format": "gptq_v2" if kind.affine else "gptq",
             **({"dynamic": rules} if rules else {}),

@@ -24,6 +24,7 @@ from dither.codecs import codec as find_codec
 from dither.containers.folders.scheme import FLOATS, Scheme
 from dither.containers.part_folder import PartFolder
 from dither.containers.recipe import PlannedTensor
+from dither.containers.target import OrderOf
 from dither.formats.safetensors import DTYPE_BITS, lay_out, nbytes
 from dither.models.arch.written import Written
 from dither.models.checkpoint import ABOUT, INDEX
@@ -35,14 +36,16 @@ SHARD = 5 * 10**9  # bytes; what the hub's own tools cut at
 class FolderOutput:
     """See `types.Output`; a context manager.  `identity` says what work this is, as for GGUF.
 
-    `documents` are JSON files (name → content) and `copies` files of the model's to be taken along.
+    `documents` are JSON files (name → content) and `copies` files of the model's to be taken along.  `order`
+    says of a tensor and an expert in which order columns come, where that is not theirs.
     """
 
     def __init__(
         self, path: Path, scheme: Scheme, dtype: str, tensors: Sequence[PlannedTensor],
         entries: Sequence[Written], identity: str, documents: Mapping[str, Any], copies: Sequence[Path],
+        order: OrderOf | None = None,
     ) -> None:  # fmt: skip
-        self._scheme, self._dtype = scheme, dtype
+        self._scheme, self._dtype, self._order = scheme, dtype, order
         self._planned = {tensor.name: tensor for tensor in tensors}
         self._modules: dict[str, list[Written]] = {}
         for entry in entries:
@@ -127,7 +130,9 @@ class FolderOutput:
                 if order is not None:
                     raw_RN = raw_RN[order]
                 codec = find_codec(kind, entry.shape[-1])
-                self._write_arrays(entry, self._scheme.pack(codec, raw_RN, entry.shape[-1], self._dtype))
+                order_C = self._order(tensor, entry.first_row // entry.rows) if self._order else None
+                columns = entry.shape[-1]
+                self._write_arrays(entry, self._scheme.pack(codec, raw_RN, columns, self._dtype, order_C))
         self._file.finish(tensor, record, self._planned[tensor].bytes)
 
     def _write_arrays(self, entry: Written, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

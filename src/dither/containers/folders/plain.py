@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Parts, Scheme, Wish, refuse
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse
 from dither.errors import UsageError
 from dither.types import Bytes, Codec, No, Yes
 
@@ -27,7 +27,9 @@ class Plain(Scheme):
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         raise UsageError(codec.name, "is not what a checkpoint of numbers holds", "Choose another container.")
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
         raise UsageError(codec.name, "is not what a checkpoint of numbers holds", "Choose another container.")
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:

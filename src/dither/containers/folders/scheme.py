@@ -24,6 +24,7 @@ from dither.formats.safetensors import nbytes
 from dither.types import Bytes, Codec, Floats, No, Tensor, Yes
 
 Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype and shape
+Order = npt.NDArray[np.intp]
 Arrays = Mapping[str, npt.NDArray[Any]]
 FLOATS = ("F32", "F16", "BF16")
 
@@ -36,6 +37,7 @@ class Wish:
     group: int | None = None  # columns that share a scale; 0 for the whole row
     sym: bool | None = None  # around zero, or with a zero point
     dtype: str = "BF16"  # of the model's numbers that stay numbers
+    act_order: bool = False  # groups by what columns matter
 
     @property
     def scale_suffix(self) -> str:
@@ -49,6 +51,7 @@ class Scheme(ABC):
     name: str  # "awq"
     title: str  # as a person reads it: "AWQ (GEMM)"
     quantizes = True
+    reorders = False  # whether groups may hold columns from anywhere
     groups = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
 
     @abstractmethod
@@ -64,8 +67,13 @@ class Scheme(ABC):
         """The tensors of one module, by what is put behind its name.  `dtype` is the model's."""
 
     @abstractmethod
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str) -> Arrays:
-        """What they hold: arrays of exactly those dtypes' sizes and shapes.  `dtype` is the model's."""
+    def pack(
+        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
+    ) -> Arrays:
+        """What they hold: arrays of exactly those dtypes' sizes and shapes.  `dtype` is the model's.
+
+        With `order_C`, where `reorders`, the rows' columns are those of the matrix in that order.
+        """
 
     @abstractmethod
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:

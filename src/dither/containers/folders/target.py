@@ -16,7 +16,7 @@ from dither.containers.folders.scheme import FLOATS, Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.part_folder import refuse_others
 from dither.containers.recipe import Options, Plan, PlannedTensor
-from dither.containers.target import TargetOutput
+from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.safetensors import lay_out, nbytes
@@ -35,7 +35,9 @@ class FolderTarget:
 
     def wish(self, model: Model) -> Wish:
         options = self.options
-        return Wish(options.bits, options.group, options.sym, options.dtype or dtype_of(model))
+        return Wish(
+            options.bits, options.group, options.sym, options.dtype or dtype_of(model), options.act_order
+        )
 
     def plan(self, model: Model, known: Collection[str]) -> Plan:
         return plan_folder(model, self.options, self.scheme, self.wish(model))
@@ -57,7 +59,7 @@ class FolderTarget:
 
     def open(
         self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
-        identity: str, measured: bool,
+        identity: str, measured: bool, order: OrderOf | None = None,
     ) -> TargetOutput:  # fmt: skip
         family, entries = written(model)
         wish = self.wish(model)
@@ -72,7 +74,7 @@ class FolderTarget:
             documents |= self.scheme.documents(config["quantization_config"])
         documents["config.json"] = config
         output = FolderOutput(
-            path, self.scheme, wish.dtype, plan.tensors, entries, identity, documents, copies(model)
+            path, self.scheme, wish.dtype, plan.tensors, entries, identity, documents, copies(model), order
         )
         made_files(model, output.part)
         return output

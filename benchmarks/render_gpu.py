@@ -1,0 +1,88 @@
+"""Writes docs/gpu.md from the kept results, so that no number there is typed by hand.
+
+python benchmarks/render_gpu.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from render import ROOT, load, table
+
+PAGE = ROOT / "docs" / "gpu.md"
+
+TEXT = """# GPU formats: what files lose beside their own tools'
+
+Made by `python benchmarks/render_gpu.py` from `benchmarks/results/`, on {processor}.
+
+`{command}`
+
+The bundled model, which was trained in bfloat16 by this project, on books. Every contestant calibrates on the same token ids and writes
+a file of the same bits and group ([formats](formats.md)); each peer runs in an environment of its own. All files of one width are
+read by Dither and measured in one pass on text that nothing was calibrated on: books of other authors, and an encyclopedia. KL is the mean
+Kullback-Leibler divergence from the original, in nats per token, with its 95 % interval over sequences. *Ratio* divides by the best of
+the peers on that text, its interval drawn over the same sequences; **bold** reaches the target of 0.85.
+
+Seconds are calibration and solving on one thread, without imports, compiling and saving; *CPU* counts what was computed in them, which
+a machine that does other work besides changes less.
+
+{tables}
+Settings: *best* is zero points and a search of scales for the least squared error, the strongest of the peers' own settings that were
+tried (GPTQModel {gptqmodel}: `sym=False`, `mse=2.4`; llm-compressor {llmcompressor}: `symmetric=False`, `observer="mse"`); without a
+word, each tool's defaults. AutoAWQ {autoawq} and our *awq* round to nearest behind scales that protect channels; at 3 bits, which AWQ's
+layout has not, our scales travel in GPTQ's. *gradients* is evidence of `dither calibrate --gradients`.
+
+## NF4
+
+Without data there is nothing to choose, so codes are compared one by one: of {codes:,} codes of {matrices} matrices, {differ} differ from
+bitsandbytes {bitsandbytes}'s. Of the blocks' scales, which double quantization makes 8-bit codes of their own, {scales} differ: near a
+middle between two codes bitsandbytes' lookup table on a CPU takes the farther one.
+"""
+
+
+def page() -> str:
+    found = load("gpu_formats")
+    rows = found["rows"]
+    [nf4] = [row for row in rows if row["type"] == "nf4"]
+    raced = [row for row in rows if "recipe" in row]
+    versions = {row["peer"]: row["version"] for row in raced if "peer" in row}
+    return TEXT.format(
+        processor=found["processor"], command=found["command"],
+        tables="\n".join(_race([row for row in raced if row["type"] == kind]) for kind in _kinds(raced)),
+        gptqmodel=versions.get("gptqmodel", ""), llmcompressor=versions.get("llmcompressor", ""),
+        autoawq=versions.get("autoawq", ""), codes=nf4["codes"], matrices=nf4["matrices"],
+        differ=nf4["bytes_that_differ"] or "none", bitsandbytes=nf4["peer"], scales=nf4["scales_that_differ"],
+    )  # fmt: skip
+
+
+def _kinds(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["type"] for row in rows))
+
+
+def _race(rows: list[dict[str, Any]]) -> str:
+    texts = list(dict.fromkeys(row["text"] for row in rows))
+    heads = ["file", "MiB"]
+    for text in texts:
+        heads += [f"KL, {text}", "95 %", "ratio", "95 %"]
+    heads += ["s", "CPU s"]
+    lines = []
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        mine = {row["text"]: row for row in rows if row["recipe"] == recipe}
+        first = mine[texts[0]]
+        line = [recipe, f"{first['bytes'] / 2**20:.2f}"]
+        for text in texts:
+            row = mine[text]
+            ratio = f"{row['ratio']:.3f}"
+            reached = row["target"] is not None and row["ratio"] <= row["target"]
+            line += [
+                f"{row['kl']:.5f}", f"{row['kl_low']:.5f}–{row['kl_high']:.5f}",
+                f"**{ratio}**" if reached else ratio, f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
+            ]  # fmt: skip
+        lines.append([*line, f"{first['seconds']:.0f}", f"{first['cpu_seconds']:.0f}"])
+    bits, group = rows[0]["bits"], rows[0]["group"]
+    return f"## {bits} bits in groups of {group}\n\n{table(heads, lines)}\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)
