@@ -160,14 +160,19 @@ def tensors_table(found: Any) -> Table:
 def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """List the types one may quantize to, in plain words."""
     with stop_on_error(as_json):
+        from dither.containers.folders import schemes
         from dither.containers.presets import describe, preset_names
 
+        formats = {name: scheme.words for name, scheme in schemes().items()}
         if as_json:
-            print_json({name: describe(name) for name in preset_names()})
+            print_json({**{name: describe(name) for name in preset_names()}, **formats})
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("type", no_wrap=True)
         table.add_column("what it is")
         for name in preset_names():
             table.add_row(name, plain(describe(name)))
+        table.add_section()
+        for name, words in formats.items():
+            table.add_row(name, plain(words))
         out.print(table)

@@ -25,6 +25,7 @@ from dither.types import Bytes, Codec, No, Yes
 
 class Awq(Scheme):
     name, title = "awq", "AWQ"
+    words = "integers of 4 bits with zero points; vLLM, SGLang, transformers with gptqmodel"
 
     def codec(self, wish: Wish) -> str:
         if wish.bits not in (None, 4):

@@ -21,6 +21,7 @@ _TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 class FourBits(Scheme):
     def __init__(self, name: str) -> None:
         self.name, self.title = name, f"bitsandbytes {name.upper()}"
+        self.words = "16 values under a scale per 64 weights, to fine-tune on; bitsandbytes"
 
     def codec(self, wish: Wish) -> str:
         if wish.bits not in (None, 4) or wish.sym is not None:
@@ -78,6 +79,7 @@ def _parsed(codec: str) -> tuple[str, int, bool]:
 
 class EightBits(Scheme):
     name, title = "int8", "bitsandbytes LLM.int8"
+    words = "8 bits per weight, outliers of activations apart; bitsandbytes"
 
     def codec(self, wish: Wish) -> str:
         if wish.bits not in (None, 8) or wish.group is not None or wish.sym is not None:

@@ -43,9 +43,10 @@ class Compressed(Scheme):
     """One of the names above; `activations` are what the consumer rounds them to."""
 
     def __init__(
-        self, name: str, title: str, bits: int | None, group: int, activations: bool = False
+        self, name: str, words: str, bits: int | None, group: int, activations: bool = False
     ) -> None:
-        self.name, self.title = name, f"compressed-tensors {title}"
+        self.name, self.title = name, f"compressed-tensors {name.upper()}"
+        self.words = f"compressed-tensors: {words}; vLLM, transformers"
         self.bits, self.group, self.activations = bits, group, activations
 
     def codec(self, wish: Wish) -> str:
@@ -192,10 +193,10 @@ def _scale_of(codec: str) -> str:
 
 
 SCHEMES = (
-    Compressed("w4a16", "W4A16", 4, 128),
-    Compressed("w8a16", "W8A16", 8, 0),
-    Compressed("w8a8", "W8A8", 8, 0, activations=True),
-    Compressed("fp8", "FP8", None, 0, activations=True),
-    Compressed("mxfp4", "MXFP4", None, 32),
-    Compressed("nvfp4", "NVFP4", None, 16),
+    Compressed("w4a16", "integers of 4 bits (or 2, 3, 8) in groups, mixed if wished", 4, 128),
+    Compressed("w8a16", "integers of 8 bits per row", 8, 0),
+    Compressed("w8a8", "8 bits per row, activations rounded to 8 bits too", 8, 0, activations=True),
+    Compressed("fp8", "e4m3 per row, activations too", None, 0, activations=True),
+    Compressed("mxfp4", "4-bit floats under a power of two per 32 weights", None, 32),
+    Compressed("nvfp4", "4-bit floats under a tiny float per 16 weights", None, 16),
 )

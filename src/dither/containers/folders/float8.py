@@ -18,6 +18,7 @@ CODEC = "fp8-128x128"
 
 class Float8Block(Scheme):
     name, title = "fp8-block", "FP8 in blocks of 128 × 128"
+    words = "e4m3 in tiles, as DeepSeek and Qwen publish it; vLLM, SGLang, transformers"
 
     def codec(self, wish: Wish) -> str:
         if (wish.bits, wish.group, wish.sym) != (None, None, None):

@@ -48,6 +48,7 @@ def _inside_blocks(modules: Iterable[str]) -> list[str]:
 
 class Gptq(Scheme):
     name, title = "gptq", "GPTQ"
+    words = "integers of 2, 3, 4 or 8 bits in groups; vLLM, SGLang, transformers with gptqmodel"
     reorders = True
 
     def codec(self, wish: Wish) -> str:

@@ -12,6 +12,7 @@ from dither.types import Bytes, Codec, No, Yes
 
 class Plain(Scheme):
     name, title = "safetensors", "safetensors without quantization"
+    words = "numbers as they are, in a folder"
     quantizes = False
 
     def codec(self, wish: Wish) -> str:

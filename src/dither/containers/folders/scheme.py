@@ -49,7 +49,8 @@ class Scheme(ABC):
     """One target of `--to`.  `quantizes` is False where nothing is but names and dtypes."""
 
     name: str  # "awq"
-    title: str  # as a person reads it: "AWQ (GEMM)"
+    title: str  # as a person reads it: "AWQ"
+    words: str  # what it is, for `dither types`
     quantizes = True
     reorders = False  # whether groups may hold columns from anywhere
     groups = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
