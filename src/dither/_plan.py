@@ -156,7 +156,7 @@ def plan(
     if out is not None:
         _check_place(Path(out), force)
     opened = model if isinstance(model, Model) else open_model(model)
-    target = planned_target(to, group, sym)
+    target = planned_target(opened, to, group, sym)
     wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=opened.parameters)
     threads = threads or local.available_cores()
     store = _evidence(opened, evidence, out, device, threads, report)
@@ -331,10 +331,10 @@ def _item(model: Model, tensor: Tensor, kinds: Sequence[str], costs: Costs, targ
     return Item((tensor.name,), tuple(choices))
 
 
-def planned_target(to: str | None, group: int | None = None, sym: bool | None = None) -> Target:
+def planned_target(model: Model, to: str | None, group: int | None = None, sym: bool | None = None) -> Target:
     """The container a plan is for.  Raises UsageError for a type, which leaves nothing to plan."""
     if to is None:
-        target_of(Options("F16", group=group, sym=sym))  # refuses what is not GGUF's
+        target_of(Options("F16", group=group, sym=sym), model)  # refuses what is not GGUF's
         return ANY_GGUF
     options = options_of(to, group=group, sym=sym)
     if not options.folder:
@@ -342,7 +342,7 @@ def planned_target(to: str | None, group: int | None = None, sym: bool | None = 
             f"--to {to}", "names one type, and a budget chooses among them",
             "Name a GPU format that mixes types, such as gptq or w4a16, or leave --to out.",
         )  # fmt: skip
-    return target_of(options)
+    return target_of(options, model)
 
 
 def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | None:

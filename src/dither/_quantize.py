@@ -74,7 +74,7 @@ def preview(
     store = open_evidence(evidence, imatrix)
     if store:
         store.check(opened)
-    plan = target_of(options).plan(opened, store.tensors if store else ())
+    plan = target_of(options, opened).plan(opened, store.tensors if store else ())
     check_evidence(plan, store)
     return plan
 
@@ -139,7 +139,7 @@ def quantize(
             _named(to), tensors=tuple(tensors), output_type=output_type, embedding_type=embedding_type,
             pure=pure, bits=bits, group=group, sym=sym, dtype=dtype, act_order=act_order,
         )  # fmt: skip
-    target = target_of(options)
+    target = target_of(options, opened)
     store = open_evidence(evidence, imatrix)
     threads = threads or local.available_cores()
     job = _Job(opened, target, store, choose_solver(solver, store, threads), threads, device, report)

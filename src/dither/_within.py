@@ -102,7 +102,7 @@ def quantize_within(
     """
     started, report = time.monotonic(), progress or Silent()
     opened = model if isinstance(model, Model) else open_model(model)
-    target = planned_target(to, group, sym)
+    target = planned_target(opened, to, group, sym)
     place = output_path(opened, target, out, force, [Path(file) for file in opened.files], label(wanted))
     beside = place.with_name(place.name.removesuffix(".gguf") + ".toml")
     if beside.exists() and not force and not any(path.exists() for path in unfinished(place)):

@@ -188,3 +188,15 @@ def test_only_gptq_has_groups_by_what_columns_matter(learnt: Path, tmp_path: Pat
             dither.quantize(BUNDLED, to, tmp_path / "q", act_order=True, evidence=learnt)
     with pytest.raises(UsageError, match="needs evidence"):
         dither.quantize(BUNDLED, "gptq", tmp_path / "q", act_order=True)
+
+
+def test_a_rewritten_model_keeps_its_dtype(learnt: Path, tmp_path: Path) -> None:
+    """Whatever a transform makes of tensors on the way."""
+    plain = dither.quantize(BUNDLED, "awq", tmp_path / "plain", evidence=learnt, solver="nearest")
+    scaled = dither.quantize(
+        BUNDLED, "awq", tmp_path / "scaled", evidence=learnt, solver="nearest", transforms=["awq"]
+    )
+    assert weights(tmp_path / "plain") == weights(tmp_path / "scaled")
+    assert {t.type for t in scaled.plan.tensors} == {t.type for t in plain.plan.tensors}
+    found = dither.measure([tmp_path / "plain", tmp_path / "scaled"], BUNDLED, tokens=2048, save=False)
+    assert found[1].kl_mean < found[0].kl_mean

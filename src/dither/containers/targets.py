@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dither.containers.folders import find_scheme
+from dither.containers.folders.plan import dtype_of
 from dither.containers.folders.target import FolderTarget
 from dither.containers.gguf_target import GGUFTarget
 from dither.containers.recipe import Options
 from dither.containers.target import Target
 from dither.errors import UsageError
+from dither.types import Model
 
 
-def target_of(options: Options) -> Target:
-    """Raises UsageError where options of one kind of container are given to another."""
+def target_of(options: Options, model: Model) -> Target:
+    """Where `model`, as it was opened, goes.
+
+    Raises UsageError where options of one kind of container are given to another."""
     scheme = find_scheme(options.to) if options.folder else None
     if options.act_order and not (scheme is not None and scheme.reorders):
         raise UsageError(
@@ -19,7 +23,7 @@ def target_of(options: Options) -> Target:
             "Leave it out, or choose --to gptq.",
         )  # fmt: skip
     if scheme is not None:
-        return FolderTarget(options, scheme)
+        return FolderTarget(options, scheme, options.dtype or dtype_of(model))
     for name in ("bits", "group", "sym", "dtype"):
         if getattr(options, name) is not None:
             raise UsageError(

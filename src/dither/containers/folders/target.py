@@ -11,7 +11,7 @@ from typing import Any
 from dither import __version__
 from dither.codecs import codec
 from dither.containers.folders.output import FolderOutput
-from dither.containers.folders.plan import dtype_of, is_linear, plan_folder
+from dither.containers.folders.plan import is_linear, plan_folder
 from dither.containers.folders.scheme import FLOATS, Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.part_folder import refuse_others
@@ -32,15 +32,14 @@ _AROUND = 64  # bytes of a header besides its tensors
 class FolderTarget:
     options: Options
     scheme: Scheme
+    dtype: str  # of what stays numbers: told by the model as it was opened, for rewriting makes all float32
 
-    def wish(self, model: Model) -> Wish:
+    def wish(self) -> Wish:
         options = self.options
-        return Wish(
-            options.bits, options.group, options.sym, options.dtype or dtype_of(model), options.act_order
-        )
+        return Wish(options.bits, options.group, options.sym, self.dtype, options.act_order)
 
     def plan(self, model: Model, known: Collection[str]) -> Plan:
-        return plan_folder(model, self.options, self.scheme, self.wish(model))
+        return plan_folder(model, self.options, self.scheme, self.wish())
 
     def name(self, stem: str, label: str) -> str:
         return f"{stem}-{label}"
@@ -62,7 +61,7 @@ class FolderTarget:
         identity: str, measured: bool, order: OrderOf | None = None,
     ) -> TargetOutput:  # fmt: skip
         family, entries = written(model)
-        wish = self.wish(model)
+        wish = self.wish()
         kinds = {tensor.name: tensor.type for tensor in plan.tensors}
         linear = linear_modules(model, entries)
         modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOATS}
@@ -80,7 +79,7 @@ class FolderTarget:
         return output
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
-        wish = self.wish(model)
+        wish = self.wish()
         names = self.scheme.choices(wish) if asked is None else [name.strip() for name in asked]
         found = {
             wish.dtype if name.upper() in FLOATS else codec(name, _ANY_COLUMNS).name
@@ -103,7 +102,7 @@ class FolderTarget:
 
     def header_bytes(self, model: Model) -> int:
         """Of all safetensors headers, whatever types a plan chooses: no less, and little more."""
-        dtype, kinds = self.wish(model).dtype, self.types(model, None)
+        dtype, kinds = self.wish().dtype, self.types(model, None)
         longest = 2 * len(str(nbytes(dtype, (model.parameters,))))  # digits of a place in the file
         _, entries = written(model)
         return _AROUND + sum(self._described(entry, dtype, kinds, longest) for entry in entries)
