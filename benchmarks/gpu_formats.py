@@ -58,7 +58,6 @@ PEERS = {
     "GPTQModel asymmetric": Peer("gptqmodel_gptq", {"sym": False, "format": "gptq_v2"}),
     "GPTQModel mse": Peer("gptqmodel_gptq", {"mse": 2.4}),
     "llm-compressor": Peer("llmcompressor_gptq"),
-    "llm-compressor group": Peer("llmcompressor_gptq", {"actorder": "group"}),
     "llm-compressor asymmetric": Peer("llmcompressor_gptq", {"symmetric": False}),
     "llm-compressor mse": Peer("llmcompressor_gptq", {"observer": "mse"}),
     "GPTQModel best": Peer("gptqmodel_gptq", {"sym": False, "format": "gptq_v2", "mse": 2.4}),

@@ -70,7 +70,6 @@ def quantize(request: Request, folder: Path) -> Spent:
         model.save_quantized(request.out)
     else:
         round_weights(model.quantizer)
-        model.model.config.quantization_config = None
         model.model.save_pretrained(request.out)
     tokenizer.save_pretrained(request.out)
     return spent

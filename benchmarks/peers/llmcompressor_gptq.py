@@ -5,7 +5,8 @@
     python benchmarks/peers/llmcompressor_gptq.py MODEL TOKENS.npy OUT --bits 4 --group 128
         [--option actorder=weight] [--option symmetric=False] [--option observer=mse]
 
-Its default order is `actorder=static`; `transformers` has to be one that it pins.
+Its default order is `actorder=static`; of the others `weight` is the same by another name and `group` is
+refused ("Only 'weight' and 'static' are supported for GPTQ").  `transformers` has to be one that it pins.
 """
 
 from __future__ import annotations
