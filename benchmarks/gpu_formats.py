@@ -144,6 +144,7 @@ def run_peers(
     return {
         label: run_peer(label, PEERS[label], model, scratch, environments, bits, group, args.threads)
         for label in args.peers.split(",")
+        if label != "AutoAWQ" or bits == AWQ_BITS  # it would save no quantized file of another width
     }
 
 
