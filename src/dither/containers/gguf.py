@@ -12,10 +12,10 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dither.containers.journal import PartFile
+from dither.containers.part_output import PartOutput
 from dither.formats.ggml import GGML_TYPES, Field, string, u32
 from dither.formats.gguf import DEFAULT_ALIGNMENT, lay_out
 from dither.types import Bytes, No, Yes
@@ -59,7 +59,7 @@ def _key_bytes(key: str) -> bytes:
     return struct.pack("<Q", len(key)) + key.encode()
 
 
-class GGUFOutput:
+class GGUFOutput(PartOutput):
     """A GGUF being written (see `types.Output`); a context manager.
 
     `identity` says what work this is; a run of the same work resumes, and writes identical bytes.
@@ -81,20 +81,6 @@ class GGUFOutput:
         """Bytes of the finished file."""
         return self._layout.total
 
-    @property
-    def part(self) -> Path:
-        """Where the bytes are until `commit`: a whole GGUF but for the tensors not written yet."""
-        return self._file.part
-
-    @property
-    def finished(self) -> Mapping[str, Mapping[str, Any]]:
-        return self._file.finished
-
-    @property
-    def discarded(self) -> bool:
-        """Whether unfinished work of another recipe was thrown away."""
-        return self._file.discarded
-
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
         offset = self._layout.offsets[self._index[tensor]] + start * raw_RN.shape[-1]
         self._file.write_at(offset, raw_RN.data)
@@ -115,17 +101,3 @@ class GGUFOutput:
 
     def describe(self, card: str) -> None:
         """A GGUF has no place for it."""
-
-    def commit(self) -> None:
-        self._file.commit()
-
-    def discard(self) -> None:
-        self._file.discard()
-
-    def __enter__(self) -> GGUFOutput:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.__exit__(kind, error, trace)

@@ -14,7 +14,6 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from dither.codecs import codec as find_codec
 from dither.containers.folders.scheme import FLOATS, Scheme
 from dither.containers.part_folder import PartFolder
+from dither.containers.part_output import PartOutput
 from dither.containers.recipe import PlannedTensor
 from dither.containers.target import OrderOf
 from dither.formats.safetensors import DTYPE_BITS, lay_out, nbytes
@@ -33,7 +33,7 @@ from dither.types import Bytes, Codec
 SHARD = 5 * 10**9  # bytes; what the hub's own tools cut at
 
 
-class FolderOutput:
+class FolderOutput(PartOutput):
     """See `types.Output`; a context manager.  `identity` says what work this is, as for GGUF.
 
     `documents` are JSON files (name → content) and `copies` files of the model's to be taken along.  `order`
@@ -59,7 +59,7 @@ class FolderOutput:
         digest = hashlib.sha256(json.dumps([identity, sorted(documents)]).encode())
         for header in headers.values():
             digest.update(header)
-        self._file = PartFolder(path, sizes, digest.hexdigest())
+        self._file: PartFolder = PartFolder(path, sizes, digest.hexdigest())
         self._total = sum(sizes.values())
         self._rows: dict[str, Bytes] = {}
         self._lock = threading.Lock()
@@ -92,19 +92,6 @@ class FolderOutput:
     def total(self) -> int:
         """Bytes of the finished safetensors."""
         return self._total
-
-    @property
-    def part(self) -> Path:
-        """The folder until `commit`: a whole checkpoint but for the tensors not written yet."""
-        return self._file.part
-
-    @property
-    def finished(self) -> Mapping[str, Mapping[str, Any]]:
-        return self._file.finished
-
-    @property
-    def discarded(self) -> bool:
-        return self._file.discarded
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
         planned, modules = self._planned[tensor], self._modules[tensor]
@@ -153,20 +140,6 @@ class FolderOutput:
     def describe(self, card: str) -> None:
         """The folder's README.md."""
         self._file.write_text("README.md", card)
-
-    def commit(self) -> None:
-        self._file.commit()
-
-    def discard(self) -> None:
-        self._file.discard()
-
-    def __enter__(self) -> FolderOutput:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
 
 
 def _numbers(raw_RN: Bytes, codec: Codec, entry: Written) -> npt.NDArray[Any]:
