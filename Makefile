@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
-.PHONY: demo test check bench bench-quality format clean
+.PHONY: demo test check bench bench-quality bench-gpu format clean
 
 demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of types and let each file write
 	$(BIN)/dither demo
@@ -42,6 +42,13 @@ bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and
 		--solver nearest --measured 8192 --save budget_rank
 	$(BIN)/python benchmarks/render_quality.py
 	$(BIN)/python benchmarks/gptq_speed.py --save gptq_speed
+
+bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside GPTQModel's, llm-compressor's and AutoAWQ's
+	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
+		--tokens 32768 --measured 8192 --types int4-g128,int3-g128,nf4 --threads 1 \
+		--peers "GPTQModel,llm-compressor,AutoAWQ,GPTQModel best,llm-compressor best" \
+		--recipes "gptq,awq,awq+gptq,gptq asymmetric,gptq asymmetric gradients" --save gpu_formats
+	$(BIN)/python benchmarks/render_gpu.py
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .

@@ -60,6 +60,13 @@ def test_the_speed_page_shows_the_kept_results() -> None:
     assert render.PAGE.read_text() == render.page()
 
 
+def test_the_page_of_gpu_formats_shows_the_kept_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import render_gpu
+
+    assert render_gpu.PAGE.read_text() == render_gpu.page()
+
+
 def test_the_quality_page_shows_the_kept_results() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import render_quality
