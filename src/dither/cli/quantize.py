@@ -41,7 +41,7 @@ def quantize(
         str | None,
         typer.Option(
             "--to",
-            help="A GGUF type (Q4_K_M, IQ4_XS, …: `dither types`), or a GPU format: gptq, awq, w4a16, w8a16, "
+            help="A GGUF type, such as Q4_K_M (`dither types`), or a GPU format: gptq, awq, w4a16, w8a16, "
             "w8a8, fp8, fp8-block, nf4, fp4, int8, mxfp4, nvfp4.",
         ),
     ] = None,
@@ -119,13 +119,15 @@ def quantize(
     """Quantize a model, for llama.cpp or for GPUs: to a type, within a budget, or by a plan."""
     with stop_on_error(as_json, resumable=not dry_run):
         from dither import _quantize
+        from dither.containers.folders import find_scheme
         from dither.containers.provenance import source_notes
         from dither.models.source import open_model
 
         budgets = (size, bpw, memory, max_kld)
         budgeted = sum(given is not None for given in budgets)
         named = sum(given is not None for given in (to, plan))
-        if budgeted + named != 1 and not (budgeted == 1 and plan is None):
+        mixes = budgeted == 1 and plan is None and to is not None and find_scheme(to) is not None
+        if budgeted + named != 1 and not mixes:
             raise UsageError(
                 "the request", "wants one of --to, --plan, --size, --bpw, --memory and --max-kld",
                 "For example --to Q4_K_M, or --size 4.2GiB.",
