@@ -27,6 +27,7 @@ from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
 from dither.codecs.integers import KINDS, TYPES, bytes_of_scale, row_of, scale_values
 from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
 from dither.errors import UsageError
+from dither.formats.layouts import numbers
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
 FAMILY = "fp8-channel (-bf16), fp8-e3 (scale 2⁻³), fp8-128x128"
@@ -37,16 +38,7 @@ TILE = 128
 TARGETS = np.array([448, 416, 384, 352, 320, 288, 256, 240], np.float32)
 
 
-def e4m3_numbers() -> Floats:
-    """The float32 of every pattern; 127 and 255 are NaN."""
-    pattern = np.arange(256)
-    exponent, mantissa = (pattern >> 3) & 15, pattern & 7
-    sizes = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
-    sizes[(pattern & 127) == 127] = np.nan
-    return np.where(pattern < 128, sizes, -sizes).astype(np.float32)
-
-
-NUMBERS = e4m3_numbers()
+NUMBERS = numbers.e4m3().astype(np.float32)  # of every pattern; 127 and 255 are NaN
 # Rising and without NaN or −0, with their patterns.
 RISING = np.concatenate([np.arange(0xFE, 0x80, -1), np.arange(0x7F)]).astype(np.uint8)
 

@@ -27,20 +27,11 @@ import numpy as np
 from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
 from dither.codecs.integers import bytes_of_scale, group_of, scale_values
 from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.formats.layouts.parts import TABLES
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
 FAMILY = "nf4-g64 and fp4-g64 (groups of 32 to 4096; -dq)"
 NAME = re.compile(r"(nf4|fp4)-g([1-9]\d{1,3})(-dq)?")
-NF4 = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-        0.7229568362236023, 1.0,
-    ], np.float32,
-)  # fmt: skip
-FP4_SIZES = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
-FP4 = np.concatenate([FP4_SIZES, -FP4_SIZES])
 NESTED = 256  # scales that share a scale of their own
 LEAST = np.float32(1e-38)
 # Inverse scales to try, in units of one over the largest weight.
@@ -158,4 +149,4 @@ def parse(name: str, columns: int) -> Codec | None:
     if found is None:
         return None
     kind, group, nested = found.groups()
-    return Numbers(name, NF4 if kind == "nf4" else FP4, group_of(name, int(group)), nested is not None)
+    return Numbers(name, TABLES[kind], group_of(name, int(group)), nested is not None)

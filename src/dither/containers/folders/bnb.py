@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse, signed
+from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, Wish, refuse, signed
 from dither.formats.layouts import Table4, bnb, integers
 from dither.types import Bytes, Codec, No, Yes
-
-_TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 class FourBits(Scheme):
@@ -47,21 +45,21 @@ class FourBits(Scheme):
 
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         kind, block, nested = _parsed(codec.name)
-        return bnb.parts(rows, columns, kind, block, nested=nested, dtype=_TORCH[dtype])
+        return bnb.parts(rows, columns, kind, block, nested=nested, dtype=TORCH[dtype])
 
     def pack(
         self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
     ) -> Arrays:
         kind, _, nested = _parsed(codec.name)
         codes_RC, absmax_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
-        return bnb.pack(Table4(codes_RC, absmax_RG, kind), nested=nested, dtype=_TORCH[dtype])
+        return bnb.pack(Table4(codes_RC, absmax_RG, kind), nested=nested, dtype=TORCH[dtype])
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         kind, _, nested = _parsed(next(iter(modules.values())))
         return {
             "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
             "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": nested,
-            "bnb_4bit_compute_dtype": _TORCH[wish.dtype], "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_compute_dtype": TORCH[wish.dtype], "bnb_4bit_quant_storage": "uint8",
             "llm_int8_skip_modules": plain, "llm_int8_threshold": 6.0,
             "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False,
         }  # fmt: skip

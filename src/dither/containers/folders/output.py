@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs import codec as find_codec
-from dither.containers.folders.scheme import FLOATS, Scheme
+from dither.containers.folders.scheme import Scheme
 from dither.containers.part_folder import PartFolder
 from dither.containers.part_output import PartOutput
 from dither.containers.recipe import PlannedTensor
 from dither.containers.target import OrderOf
+from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import DTYPE_BITS, lay_out, nbytes
 from dither.models.arch.written import Written
 from dither.models.checkpoint import ABOUT, INDEX
@@ -71,7 +72,7 @@ class FolderOutput(PartOutput):
     def _parts_of(self, entry: Written) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         """Suffix → name, dtype and shape of the file's tensors that one tensor of a checkpoint turns into."""
         kind = self._planned[entry.tensor].type
-        if kind in FLOATS:
+        if kind in FLOAT_TYPES:
             return {"": (entry.name, kind, entry.shape)}
         codec = find_codec(kind, entry.shape[-1])
         rows, columns = entry.shape
@@ -95,7 +96,7 @@ class FolderOutput(PartOutput):
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
         planned, modules = self._planned[tensor], self._modules[tensor]
-        if planned.type in FLOATS and len(modules) == 1 and not (modules[0].heads or modules[0].offset):
+        if planned.type in FLOAT_TYPES and len(modules) == 1 and not (modules[0].heads or modules[0].offset):
             file, at, _ = self._places[modules[0].name]
             self._file.write_at(at + start * raw_RN.shape[-1], np.ascontiguousarray(raw_RN).data, file)
             return
@@ -110,7 +111,7 @@ class FolderOutput(PartOutput):
         if rows_RN is not None:
             for entry in self._modules[tensor]:
                 raw_RN = rows_RN[entry.first_row : entry.first_row + entry.rows]
-                if kind in FLOATS:
+                if kind in FLOAT_TYPES:
                     self._write_arrays(entry, {"": _numbers(raw_RN, find_codec(kind), entry)})
                     continue
                 order = entry.order()

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dither.codecs import codec as find_codec
-from dither.containers.folders.scheme import FLOATS, Scheme, Wish
+from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.recipe import Options, Plan, PlannedTensor, check_patterns
 from dither.errors import UsageError
+from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import nbytes
 from dither.models.arch.written import Written, written
 from dither.types import Model, No, Tensor
@@ -27,7 +28,7 @@ def dtype_of(model: Model) -> str:
     counts: Counter[str] = Counter()
     for tensor in model.tensors:
         if len(tensor.shape) > 1:
-            counts[tensor.stored if tensor.stored in FLOATS else "BF16"] += tensor.size
+            counts[tensor.stored if tensor.stored in FLOAT_TYPES else "BF16"] += tensor.size
     return counts.most_common(1)[0][0] if counts else "BF16"
 
 
@@ -78,10 +79,10 @@ def _common(model: Model, scheme: Scheme, wanted: str) -> str:
 
 def tears(kind: str, entry: Written) -> bool:
     """Whether rows that share scales would be parted by putting them into the checkpoint's order."""
-    if not entry.heads or len(entry.shape) < 2 or kind in FLOATS or kind == "nvfp4":
+    if not entry.heads or len(entry.shape) < 2 or kind in FLOAT_TYPES or kind == "nvfp4":
         return False
-    together = getattr(find_codec(kind, entry.shape[-1]), "rows_together", 1)
-    return bool(together % (entry.shape[0] // entry.heads)) and together > 1
+    together = find_codec(kind, entry.shape[-1]).rows_together
+    return together > 1 and together % (entry.shape[0] // entry.heads) != 0
 
 
 def _planned(
@@ -91,7 +92,7 @@ def _planned(
     wanted, usual = kinds
     asked = next((kind for pattern, kind in overrides if re.search(pattern, tensor.name)), None)
     if not is_linear(tensor):
-        if asked is not None and asked.upper() not in FLOATS:
+        if asked is not None and asked.upper() not in FLOAT_TYPES:
             raise UsageError(
                 f"{tensor.name} as {asked}", f"is not stored so in {scheme.title}: it stays numbers",
                 "Name matrices of the blocks.",
@@ -99,22 +100,19 @@ def _planned(
         return _numbers(tensor, wish.dtype, "no matrix of a block")
     if asked is not None:
         return _as_asked(tensor, scheme, asked, wish)
-    if wanted in FLOATS:
+    if wanted in FLOAT_TYPES:
         return _numbers(tensor, wanted, "")
     verdict = scheme.can_hold(wanted, tensor.shape)
-    if not isinstance(verdict, No):
-        kind = scheme.codec_of(tensor, usual)
-        return _quantized(tensor, scheme, kind, kind, "")
-    smaller = scheme.smaller(wanted, tensor.columns)
-    if not isinstance(scheme.can_hold(usual, tensor.shape), No):
-        smaller = usual
-    if smaller is not None and not isinstance(scheme.can_hold(smaller, tensor.shape), No):
-        return _quantized(tensor, scheme, smaller, wanted, verdict.reason)
-    return _numbers(tensor, wish.dtype, verdict.reason, wanted)
+    reason = verdict.reason if isinstance(verdict, No) else ""
+    for fitting in (usual, scheme.smaller(wanted, tensor.columns)):
+        if fitting is not None and not isinstance(scheme.can_hold(fitting, tensor.shape), No):
+            kind = scheme.codec_of(tensor, fitting)
+            return _quantized(tensor, scheme, kind, wanted if reason else kind, reason)
+    return _numbers(tensor, wish.dtype, reason, wanted)
 
 
 def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> PlannedTensor:
-    if asked.upper() in FLOATS:
+    if asked.upper() in FLOAT_TYPES:
         return _numbers(tensor, wish.dtype, "")
     kind = asked if asked.upper() in ("MXFP4",) else asked.lower()
     verdict = scheme.can_hold(kind, tensor.shape)
@@ -138,7 +136,7 @@ def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> Plann
 
 
 def _check_mix(scheme: Scheme, planned: Sequence[PlannedTensor]) -> None:
-    kinds = sorted({tensor.type for tensor in planned} - set(FLOATS))
+    kinds = sorted({tensor.type for tensor in planned} - set(FLOAT_TYPES))
     for kind in kinds[1:]:
         if not scheme.mixes(kinds[0], kind):
             raise UsageError(

@@ -26,7 +26,7 @@ from dither.types import Bytes, Codec, Floats, No, Tensor, Yes
 Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype and shape
 Order = npt.NDArray[np.intp]
 Arrays = Mapping[str, npt.NDArray[Any]]
-FLOATS = ("F32", "F16", "BF16")
+TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' dtypes by torch's name
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dither.containers.folders.scheme import TORCH
 from dither.models.arch.family import Family
 from dither.models.arch.written import Written
+from dither.models.checkpoint import ABOUT
 from dither.types import Model
 
-_TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 # Of the source's own weights or quantization: written anew, or meaningless beside new ones.
-_NOT_COPIED = ("config.json", "quantize_config.json", "quant_config.json", "dither.json", "recipe.yaml")
+_NOT_COPIED = ("config.json", "quantize_config.json", "quant_config.json", ABOUT, "recipe.yaml")
 _OLD_KEYS = ("quantization_config", "compression_config", "torch_dtype", "auto_map", "_name_or_path")
 HEAD = "lm_head"
 
@@ -28,7 +29,7 @@ def checkpoint_config(model: Model, family: Family, dtype: str) -> dict[str, Any
     config = _from_checkpoint(own, family) if own is not None else _from_metadata(model)
     config = {key: value for key, value in config.items() if key not in _OLD_KEYS}
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
-    config["dtype"] = _TORCH[dtype]
+    config["dtype"] = TORCH[dtype]
     config["tie_word_embeddings"] = "output.weight" not in shapes
     config["vocab_size"] = shapes["token_embd.weight"][0]
     return config

@@ -12,13 +12,14 @@ from dither import __version__
 from dither.codecs import codec
 from dither.containers.folders.output import FolderOutput
 from dither.containers.folders.plan import is_linear, plan_folder
-from dither.containers.folders.scheme import FLOATS, Scheme, Wish
+from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.part_folder import refuse_others
 from dither.containers.recipe import Options, Plan, PlannedTensor
 from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
+from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import lay_out, nbytes
 from dither.models.arch.written import Written, written
 from dither.models.checkpoint import ABOUT
@@ -64,8 +65,8 @@ class FolderTarget:
         wish = self.wish()
         kinds = {tensor.name: tensor.type for tensor in plan.tensors}
         linear = linear_modules(model, entries)
-        modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOATS}
-        plain = [module for module, name in linear.items() if kinds[name] in FLOATS]
+        modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOAT_TYPES}
+        plain = [module for module, name in linear.items() if kinds[name] in FLOAT_TYPES]
         documents: dict[str, Any] = {ABOUT: {"version": __version__, "recipe": json.loads(recipe)}}
         config = checkpoint_config(model, family, wish.dtype)
         if self.scheme.quantizes and modules:
@@ -82,16 +83,16 @@ class FolderTarget:
         wish = self.wish()
         names = self.scheme.choices(wish) if asked is None else [name.strip() for name in asked]
         found = {
-            wish.dtype if name.upper() in FLOATS else codec(name, _ANY_COLUMNS).name
+            wish.dtype if name.upper() in FLOAT_TYPES else codec(name, _ANY_COLUMNS).name
             for name in (*names, *((wish.dtype,) if asked is None else ()))
         }
         return tuple(sorted(found, key=lambda name: -codec(name, _ANY_COLUMNS).bits_per_weight))
 
     def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No:
-        return Yes() if kind in FLOATS else self.scheme.can_hold(kind, shape)
+        return Yes() if kind in FLOAT_TYPES else self.scheme.can_hold(kind, shape)
 
     def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
-        return nbytes(kind, shape) if kind in FLOATS else self.scheme.bytes_of(kind, shape)
+        return nbytes(kind, shape) if kind in FLOAT_TYPES else self.scheme.bytes_of(kind, shape)
 
     def aligned(self, model: Model, size: int) -> int:
         return size
@@ -111,7 +112,11 @@ class FolderTarget:
         """The most that one tensor of a checkpoint takes in a header."""
         forms = [{"": (entry.name, dtype, entry.shape)}]
         for kind in kinds:
-            if kind in FLOATS or len(entry.shape) != 2 or isinstance(self.can_hold(kind, entry.shape), No):
+            if (
+                kind in FLOAT_TYPES
+                or len(entry.shape) != 2
+                or isinstance(self.can_hold(kind, entry.shape), No)
+            ):
                 continue
             rows, columns = entry.shape
             parts = self.scheme.parts(codec(kind, columns), rows, columns, dtype)
