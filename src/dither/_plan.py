@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dither import __version__
 from dither._calibrate import calibrate
-from dither._quantize import choose_solver, header_bytes, open_evidence, options_of, quantize
-from dither.containers.gguf_target import ANY_GGUF
-from dither.containers.recipe import Options
+from dither._quantize import choose_solver, open_evidence, options_of, quantize
 from dither.containers.target import Target
 from dither.containers.targets import target_of
 from dither.errors import OutputError, UsageError
@@ -163,7 +161,7 @@ def plan(
     chosen = choose_solver(solver, store, threads)
     allowed = candidates(opened, importance=store.tensors, types=types, target=target)
     kept = target.fixed(opened)
-    header = header_bytes(opened, store, chosen.name, target)
+    header = target.header_bytes(opened, store, chosen.name)
     kept_bytes = sum(tensor.bytes for tensor in kept.values())
     kept_padded = sum(target.aligned(opened, tensor.bytes) for tensor in kept.values())
     room = _room(wanted, header, kept_padded, kept_bytes)
@@ -333,11 +331,8 @@ def _item(model: Model, tensor: Tensor, kinds: Sequence[str], costs: Costs, targ
 
 def planned_target(model: Model, to: str | None, group: int | None = None, sym: bool | None = None) -> Target:
     """The container a plan is for.  Raises UsageError for a type, which leaves nothing to plan."""
-    if to is None:
-        target_of(Options("F16", group=group, sym=sym), model)  # refuses what is not GGUF's
-        return ANY_GGUF
-    options = options_of(to, group=group, sym=sym)
-    if not options.folder:
+    options = options_of(to or "F16", group=group, sym=sym)
+    if to is not None and not options.folder:
         raise UsageError(
             f"--to {to}", "names one type, and a budget chooses among them",
             "Name a GPU format that mixes types, such as gptq or w4a16, or leave --to out.",

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from dither.containers.card import card
 from dither.containers.folders import find_scheme
-from dither.containers.folders.target import FolderTarget
-from dither.containers.gguf_target import ANY_GGUF, GGUFTarget
 from dither.containers.importance import check_evidence, evidence_notes
 from dither.containers.provenance import MEASUREMENT, recipe_json, source_notes
 from dither.containers.recipe import Options, Plan
@@ -152,15 +150,6 @@ def quantize(
         written.records, written.resumed, tuple(job.notes), job.solver.name,
         solver_counts(written.records), written.transforms, written.measurement,
     )  # fmt: skip
-
-
-def header_bytes(model: Model, store: EvidenceStore | None, solver: str, target: Target = ANY_GGUF) -> int:
-    """What a planned file of this model takes besides its tensors, with room for its measurement."""
-    if isinstance(target, FolderTarget):
-        return target.header_bytes(model)
-    gguf = GGUFTarget(Options(nearest_preset(model, 0), plan="0" * 64))
-    recipe = recipe_json(model, gguf.options, store, solver, {}, False)
-    return gguf.header_bytes(model, gguf.plan(model, store.tensors if store else ()), recipe, store)
 
 
 def options_of(to: str, **options: Any) -> Options:
@@ -302,7 +291,7 @@ class _Job:
         prepare_started = time.monotonic()
         prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.report)
         self.not_counted += time.monotonic() - prepare_started
-        rewritten = rewrite(self.opened, evidence, known, transforms, self.target.plan, self.threads)
+        rewritten = rewrite(self.opened, evidence, known, transforms, first, self.target.plan, self.threads)
         plan = rewritten.plan
         check_evidence(plan, self.store)
         self.say(*rewritten.notes, *plan.fallback_notes(), *evidence_notes(plan, self.store))

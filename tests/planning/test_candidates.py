@@ -9,10 +9,11 @@ import pytest
 
 from conftest import write_checkpoint
 from dither.codecs import codec
+from dither.containers.gguf_target import ANY_GGUF
 from dither.containers.recipe import Options, make_plan
 from dither.errors import UsageError
 from dither.models.source import open_model
-from dither.planning.candidates import bytes_of, candidates, fixed
+from dither.planning.candidates import candidates
 from dither.types import Floats, Model, Tensor
 
 NEEDY = {"IQ2_XS", "IQ2_XXS", "IQ1_S"}
@@ -41,7 +42,7 @@ def toy(*shapes: tuple[str, tuple[int, ...]]) -> Model:
 
 
 def test_every_tensor_is_decided_or_fixed(model: Model) -> None:
-    found, kept = candidates(model, importance=()), fixed(model)
+    found, kept = candidates(model, importance=()), ANY_GGUF.fixed(model)
     assert [t.name for t in model.tensors if t.name in found] == list(found)
     assert not found.keys() & kept.keys()
     assert found.keys() | kept.keys() == {tensor.name for tensor in model.tensors}
@@ -71,10 +72,10 @@ def test_bytes_are_those_that_are_written(name: str, request: pytest.FixtureRequ
         for kind in types:
             chosen = make_plan(model, Options("Q4_K_M", ((rf"\A{matrix}\Z", kind),)), everything)
             planned = next(each for each in chosen.tensors if each.name == matrix)
-            assert (planned.type, planned.bytes) == (kind, bytes_of(tensor, kind))
+            assert (planned.type, planned.bytes) == (kind, ANY_GGUF.bytes_of(kind, tensor.shape))
         row = np.ones((1, tensor.columns), np.float32)
         encoded = codec(types[-1]).encode(row, row[0])
-        assert encoded.shape[1] * tensor.rows == bytes_of(tensor, types[-1])
+        assert encoded.shape[1] * tensor.rows == ANY_GGUF.bytes_of(types[-1], tensor.shape)
 
 
 def test_rows_of_320_take_only_types_of_short_blocks(odd: Model) -> None:
@@ -107,9 +108,9 @@ def test_experts_routers_and_rows_that_fit_nothing() -> None:
         ("blk.0.attn_q.bias", (256,)),
     )
     found = candidates(model, importance=())
-    assert list(fixed(model)) == ["blk.0.ffn_gate_inp.weight", "blk.0.attn_q.bias"]
+    assert list(ANY_GGUF.fixed(model)) == ["blk.0.ffn_gate_inp.weight", "blk.0.attn_q.bias"]
     assert found["blk.0.attn_q.weight"] == ("BF16", "F16")  # a fallback, but its type is still a choice
-    assert bytes_of(model.tensors[2], "Q4_K") == 8 * 256 * 512 // 256 * 144
+    assert ANY_GGUF.bytes_of("Q4_K", model.tensors[2].shape) == 8 * 256 * 512 // 256 * 144
 
 
 def test_a_gguf_of_floats_is_planned_like_its_checkpoint(tmp_path: Path) -> None:
@@ -119,4 +120,6 @@ def test_a_gguf_of_floats_is_planned_like_its_checkpoint(tmp_path: Path) -> None
     dither.quantize(str(source), "F16", out=tmp_path / "f16.gguf")
     first, second = open_model(str(source)), open_model(str(tmp_path / "f16.gguf"))
     assert candidates(first, importance=()) == candidates(second, importance=())
-    assert {n: t.bytes for n, t in fixed(first).items()} == {n: t.bytes for n, t in fixed(second).items()}
+    assert {n: t.bytes for n, t in ANY_GGUF.fixed(first).items()} == {
+        n: t.bytes for n, t in ANY_GGUF.fixed(second).items()
+    }

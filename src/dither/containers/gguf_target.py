@@ -11,7 +11,7 @@ from typing import Any
 from dither import __version__
 from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved
-from dither.containers.provenance import MEASUREMENT, output_metadata
+from dither.containers.provenance import MEASUREMENT, output_metadata, recipe_json
 from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
 from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError, UsageError
@@ -42,7 +42,11 @@ class GGUFTarget:
             raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
         return path
 
-    def header_bytes(self, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None) -> int:
+    def header_bytes(self, model: Model, store: EvidenceStore | None, solver: str) -> int:
+        """Types take as many bytes in a header whichever they are: those of any preset tell."""
+        options = Options(_ANY_PRESET.to, plan="0" * 64)
+        plan = make_plan(model, options, store.tensors if store else ())
+        recipe = recipe_json(model, options, store, solver)
         metadata = self._metadata(model, plan, recipe, store, True)
         return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
 

@@ -67,6 +67,10 @@ class Target(Protocol):
         """`order` says of a tensor and an expert in which order its columns will come."""
         ...
 
+    def header_bytes(self, model: Model, store: EvidenceStore | None, solver: str) -> int:
+        """What a planned file takes besides its tensors, with room for its measurement."""
+        ...
+
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         """What a plan may choose among, by falling bits: those asked for, or all that are sensible."""
         ...

@@ -15,7 +15,6 @@ from collections.abc import Collection, Sequence
 
 from dither.codecs import codec
 from dither.containers.gguf_target import ANY_GGUF
-from dither.containers.recipe import PlannedTensor
 from dither.containers.target import Target
 from dither.errors import UsageError
 from dither.types import Model, No, Tensor
@@ -48,16 +47,6 @@ def candidates(
                 "Add one that fits it to --types, such as Q8_0 or F16.",
             )
     return found
-
-
-def fixed(model: Model, target: Target = ANY_GGUF) -> dict[str, PlannedTensor]:
-    """What no plan decides about, and what it becomes: tensor → type, bytes and why, in the file's order."""
-    return target.fixed(model)
-
-
-def bytes_of(tensor: Tensor, type: str, target: Target = ANY_GGUF) -> int:
-    """Bytes of the tensor's data in a type that can hold it; padding in the file comes on top."""
-    return target.bytes_of(type, tensor.shape)
 
 
 def _refusal(tensor: Tensor, name: str, importance: Collection[str], target: Target) -> str:

@@ -34,11 +34,11 @@ class Rewritten:
 
 
 def rewrite(
-    model: Model, evidence: EvidenceSource, known: Collection[str], transforms: Sequence[str],
+    model: Model, evidence: EvidenceSource, known: Collection[str], transforms: Sequence[str], plan: Plan,
     plan_of: Callable[[Model, Collection[str]], Plan], threads: int,
 ) -> Rewritten:  # fmt: skip
-    """`model` through `transforms` in order.  `known` names the tensors that have importance, `plan_of` says
-    what a model's tensors become.
+    """`model`, of which `plan` says what its tensors become, through `transforms` in order.  `known` names
+    the tensors that have importance; `plan_of` plans what a transform has made.
 
     Raises UsageError for a transform that is unknown or named twice.
     """
@@ -47,7 +47,6 @@ def rewrite(
             raise UsageError(f"--transform {name}", f"is not one of {', '.join(TRANSFORMS)}")
         if name in transforms[:position]:
             raise UsageError(f"--transform {name}", "is given twice", "Give it once.")
-    plan = plan_of(model, known)
     record: dict[str, Any] = {}
     notes: list[str] = []
     for name in transforms:

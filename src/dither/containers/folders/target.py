@@ -101,7 +101,7 @@ class FolderTarget:
         linear = {tensor.name for tensor in model.tensors if is_linear(tensor)}
         return {t.name: t for t in self.plan(model, ()).tensors if t.name not in linear}
 
-    def header_bytes(self, model: Model) -> int:
+    def header_bytes(self, model: Model, store: EvidenceStore | None, solver: str) -> int:
         """Of all safetensors headers, whatever types a plan chooses: no less, and little more."""
         dtype, kinds = self.wish().dtype, self.types(model, None)
         longest = 2 * len(str(nbytes(dtype, (model.parameters,))))  # digits of a place in the file
