@@ -17,7 +17,9 @@ from dither.containers.folders.scheme import (
     Wish,
     group_name,
     integers_of,
+    known_integers,
     refuse,
+    whole_groups,
 )
 from dither.formats.layouts import Affine, awq
 from dither.types import Bytes, Codec, No, Yes
@@ -38,13 +40,10 @@ class Awq(Scheme):
             return No(f"AWQ holds integers of 4 bits with float16 scales, not {codec}")
         if rows % 8:
             return No(f"{rows} rows; AWQ packs them by eights")
-        if kind.group and columns % kind.group:
-            return No(f"{columns} columns are no whole groups of {kind.group}")
-        return Yes()
+        return whole_groups(kind, columns)
 
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
-        kind = integers_of(codec.name)
-        assert kind is not None
+        kind = known_integers(codec.name)
         return awq.parts(rows, columns, kind.group or columns)
 
     def pack(
@@ -60,8 +59,7 @@ class Awq(Scheme):
         return None  # one group size for the whole file
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
-        kind = integers_of(next(iter(modules.values())))
-        assert kind is not None
+        kind = known_integers(next(iter(modules.values())))
         return {
             "quant_method": "awq", "bits": 4, "group_size": kind.group or -1, "zero_point": True,
             "version": "gemm", "modules_to_not_convert": plain or None,

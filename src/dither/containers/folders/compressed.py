@@ -30,6 +30,7 @@ from dither.containers.folders.scheme import (
     integers_of,
     refuse,
     signed,
+    whole_groups,
 )  # fmt: skip
 from dither.formats.layouts import Affine, Float8, Micro, compressed, float8, integers, micro
 from dither.types import Bytes, Codec, No, Tensor, Yes
@@ -87,9 +88,7 @@ class Compressed(Scheme):
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
         columns, kind = shape[-1], integers_of(codec)
         if kind is not None:
-            if kind.group and columns % kind.group:
-                return No(f"{columns} columns are no whole groups of {kind.group}")
-            return Yes() if kind.bits in BITS else No(f"compressed-tensors has no {codec}")
+            return whole_groups(kind, columns)
         block = {"MXFP4": 32, "nvfp4": 64}.get(codec.partition("-")[0])
         if block is not None:
             return No(f"{columns} columns; {codec} needs a multiple of {block}") if columns % block else Yes()

@@ -28,7 +28,9 @@ from dither.containers.folders.scheme import (
     Wish,
     group_name,
     integers_of,
+    known_integers,
     refuse,
+    whole_groups,
 )  # fmt: skip
 from dither.containers.folders.side import HEAD
 from dither.formats.layouts import Affine, gptq
@@ -67,20 +69,16 @@ class Gptq(Scheme):
             return No(f"GPTQ holds integers of 2, 3, 4 or 8 bits with float16 scales, not {codec}")
         if columns % 32 or rows % 32:
             return No(f"{rows} × {columns}; GPTQ packs multiples of 32 both ways")
-        if kind.group and columns % kind.group:
-            return No(f"{columns} columns are no whole groups of {kind.group}")
-        return Yes()
+        return whole_groups(kind, columns)
 
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
-        kind = integers_of(codec.name)
-        assert kind is not None
+        kind = known_integers(codec.name)
         return gptq.parts(rows, columns, kind.bits, kind.group or columns)
 
     def pack(
         self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
     ) -> Arrays:
-        kind = integers_of(codec.name)
-        assert kind is not None
+        kind = known_integers(codec.name)
         affine = Affine(*codec.split(raw_RN))  # type: ignore[attr-defined]
         if order_C is not None:
             back_C = np.argsort(order_C)
@@ -94,8 +92,7 @@ class Gptq(Scheme):
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         usual, _ = Counter(modules.values()).most_common(1)[0]
-        kind = integers_of(usual)
-        assert kind is not None
+        kind = known_integers(usual)
         rules: dict[str, dict[str, Any]] = {f"-:^{re.escape(n)}$": {} for n in plain if n != HEAD}
         for name, codec in modules.items():
             other = integers_of(codec)

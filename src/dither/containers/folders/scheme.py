@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs import codec as find_codec
+from dither.codecs.integers import NAME
 from dither.errors import UsageError
 from dither.formats.layouts import Int8
 from dither.formats.safetensors import nbytes
@@ -27,6 +28,8 @@ Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype a
 Order = npt.NDArray[np.intp]
 Arrays = Mapping[str, npt.NDArray[Any]]
 TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' dtypes by torch's name
+
+_SCALES = {None: "F16", "bf16": "BF16", "f32": "F32"}  # how a codec's name ends → dtype of its scales
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,22 @@ def integers_of(codec: str) -> Integers | None:
     >>> integers_of("nf4-g64") is None
     True
     """
-    kind, _, rest = codec.partition("-")
-    spread, _, suffix = rest.partition("-")
-    digits = kind.lstrip("uint")
-    if not kind.startswith(("int", "uint")) or not digits.isdigit() or suffix not in ("", "bf16", "f32"):
+    found = NAME.fullmatch(codec)
+    if found is None:
         return None
-    scale = {"": "F16", "bf16": "BF16", "f32": "F32"}[suffix]
-    return Integers(
-        int(digits), 0 if spread == "channel" else int(spread[1:]), kind.startswith("uint"), scale
-    )
+    unsigned, bits, group, stored = found.groups()
+    return Integers(int(bits), int(group or 0), bool(unsigned), _SCALES[stored])
+
+
+def known_integers(codec: str) -> Integers:
+    """`integers_of` a codec that the scheme is known to hold."""
+    kind = integers_of(codec)
+    assert kind is not None
+    return kind
+
+
+def whole_groups(kind: Integers, columns: int) -> Yes | No:
+    """Whether a row is cut into whole groups, and if not, why."""
+    if kind.group and columns % kind.group:
+        return No(f"{columns} columns are no whole groups of {kind.group}")
+    return Yes()

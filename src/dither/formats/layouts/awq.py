@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from dither.errors import UnsupportedError
 from dither.formats.layouts.numbers import narrow, widen
-from dither.formats.layouts.parts import Affine, Arrays, Shapes
+from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import pack_words, unpack_words
 
 ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
@@ -39,10 +39,7 @@ def parts(rows: int, columns: int, group_size: int) -> Shapes:
     if rows % _EACH:
         reason = f"packs {_EACH} rows into a word, and {rows} is no multiple"
         raise UnsupportedError(thing, reason, "Leave the tensor unquantized, or choose another format.")
-    if group_size < 1 or columns % group_size:
-        reason = f"needs whole groups, and {columns} columns are no multiple of {group_size}"
-        raise UnsupportedError(thing, reason, "Choose another group size.")
-    groups = columns // group_size
+    groups = whole_groups(thing, columns, group_size)
     return {
         "qweight": ("I32", (columns, rows // _EACH)),
         "qzeros": ("I32", (groups, rows // _EACH)),

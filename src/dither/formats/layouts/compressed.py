@@ -24,7 +24,7 @@ import numpy.typing as npt
 from dither.errors import UnsupportedError
 from dither.formats.layouts.gptq import plain_or
 from dither.formats.layouts.numbers import narrow, widen
-from dither.formats.layouts.parts import Affine, Arrays, Shapes
+from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import pack_words, unpack_words, words
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -40,10 +40,7 @@ def parts(
     thing = f"{rows} × {columns} as pack-quantized with {bits} bits"
     if bits not in BITS:
         raise UnsupportedError(thing, f"has {BITS} bits only", "Choose one of them.")
-    if group_size < 1 or columns % group_size:
-        reason = f"needs whole groups, and {columns} columns are no multiple of {group_size}"
-        raise UnsupportedError(thing, reason, "Choose another group size.")
-    groups = columns // group_size
+    groups = whole_groups(thing, columns, group_size)
     found: Shapes = {
         "weight_packed": ("I32", (rows, words(columns, bits))),
         "weight_scale": (scale, (rows, groups)),

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from dither.errors import UnsupportedError
 from dither.formats.layouts.numbers import narrow, widen
-from dither.formats.layouts.parts import Affine, Arrays, Shapes
+from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import PERIOD, pack_words, unpack_words, words
 
 BITS = (2, 3, 4, 8)
@@ -46,10 +46,7 @@ def parts(rows: int, columns: int, bits: int, group_size: int) -> Shapes:
         if count % step:
             reason = f"packs {step} {what} into whole words, and {count} is no multiple"
             raise UnsupportedError(thing, reason, "Leave the tensor unquantized, or choose another format.")
-    if group_size < 1 or columns % group_size:
-        reason = f"needs whole groups, and {columns} columns are no multiple of {group_size}"
-        raise UnsupportedError(thing, reason, "Choose another group size.")
-    groups = columns // group_size
+    groups = whole_groups(thing, columns, group_size)
     return {
         "qweight": ("I32", (words(columns, bits), rows)),
         "qzeros": ("I32", (groups, words(rows, bits))),

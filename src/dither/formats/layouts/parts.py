@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dither.errors import UnsupportedError
 from dither.formats.layouts import numbers
 from dither.types import Bytes, Floats
 
@@ -140,6 +141,14 @@ class Int8:
             w_OGC -= self.zero_OG[..., None].astype(np.float32)
         w_OGC *= self.scale_OG[..., None]
         return w_OI
+
+
+def whole_groups(thing: str, columns: int, group_size: int) -> int:
+    """Groups of a row.  Raises UnsupportedError, about `thing`, where they are not whole."""
+    if group_size < 1 or columns % group_size:
+        reason = f"needs whole groups, and {columns} columns are no multiple of {group_size}"
+        raise UnsupportedError(thing, reason, "Choose another group size.")
+    return columns // group_size
 
 
 def _grouped(w_OI: Floats, scale_OG: npt.NDArray[Any]) -> Floats:
