@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,23 @@ def test_a_group_that_does_not_fit_is_smaller_or_said(checkpoints: dict[str, Pat
     result = dither.quantize(tmp_path / "odd", "gptq", tmp_path / "one")  # nobody asked for 128
     assert {tensor.type for tensor in result.plan.tensors} - {"F32"} == {"int4-g64"}
     assert any("192 columns" in note for note in result.notes)
+
+
+def test_blocks_that_bitsandbytes_has_not_are_not_written(tmp_path: Path) -> None:
+    """160 columns are five blocks of 32, and no whole blocks of 64."""
+    odd = save_model(random_model(LlamaConfig(**SMALL | {"intermediate_size": 160})), tmp_path / "odd")
+    result = dither.quantize(odd, "nf4", tmp_path / "q", dtype="BF16")
+    kinds = {tensor.name: tensor.type for tensor in result.plan.tensors}
+    assert kinds["blk.0.ffn_up.weight"] == "nf4-g64-dq" and kinds["blk.0.ffn_down.weight"] == "BF16"
+    assert any("160 columns" in note for note in result.notes)
+
+
+def test_nvfp4_by_name_has_a_scale_of_each_tensor_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    asked = [("ffn_up", "nvfp4")]
+    result = dither.quantize(checkpoints["llama"], "w4a16", tmp_path / "q", tensors=asked, dtype="BF16")
+    kinds = {tensor.name: tensor.type for tensor in result.plan.tensors}
+    assert re.fullmatch(r"nvfp4-e\d+", kinds["blk.0.ffn_up.weight"])
+    assert kinds["blk.0.ffn_gate.weight"] == "int4-g128-bf16"
 
 
 @pytest.mark.parametrize(

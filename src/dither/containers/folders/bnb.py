@@ -17,6 +17,8 @@ from dither.types import Bytes, Codec, No, Yes
 
 
 class FourBits(Scheme):
+    groups = ()  # bitsandbytes has no smaller blocks than the default
+
     def __init__(self, name: str) -> None:
         self.name, self.title = name, f"bitsandbytes {name.upper()}"
         self.words = "16 values under a scale per 64 weights, to fine-tune on; bitsandbytes"
@@ -39,9 +41,6 @@ class FourBits(Scheme):
 
     def mixes(self, first: str, second: str) -> bool:
         return first == second
-
-    def smaller(self, codec: str, columns: int) -> str | None:
-        return None
 
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         kind, block, nested = _parsed(codec.name)

@@ -114,10 +114,11 @@ def _planned(
 def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> PlannedTensor:
     if asked.upper() in FLOAT_TYPES:
         return _numbers(tensor, wish.dtype, "")
-    kind = asked if asked.upper() in ("MXFP4",) else asked.lower()
+    kind = asked.upper() if asked.upper() == "MXFP4" else asked.lower()
     verdict = scheme.can_hold(kind, tensor.shape)
     if isinstance(verdict, No):
         raise UsageError(tensor.name, verdict.reason, "Choose another type for it.")
+    kind = scheme.codec_of(tensor, kind)
     return _quantized(tensor, scheme, kind, kind, "")
 
 

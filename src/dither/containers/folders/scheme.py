@@ -56,7 +56,11 @@ class Scheme(ABC):
     words: str  # what it is, for `dither types`
     quantizes = True
     reorders = False  # whether groups may hold columns from anywhere
-    groups = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
+    groups: tuple[int, ...] = (
+        128,
+        64,
+        32,
+    )  # tried in this order where the wished one does not divide the columns
 
     @abstractmethod
     def codec(self, wish: Wish) -> str:
