@@ -7,13 +7,16 @@
 
 Its default order is `actorder=static`; of the others `weight` is the same by another name and `group` is
 refused ("Only 'weight' and 'static' are supported for GPTQ").  `transformers` has to be one that it pins.
+With `--option=device='cuda'` it runs on a GPU, in the checkpoint's own type.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if "--option=device='cuda'" not in sys.argv:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from contract import Clock, Request, Spent, answer, read_request
 
@@ -33,6 +36,7 @@ def quantize(request: Request) -> Spent:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = dict(request.options)
+    device = options.pop("device", "cpu")
     weights = {
         "num_bits": request.bits, "type": "int", "symmetric": True, "strategy": "group",
         "group_size": request.group,
@@ -42,7 +46,8 @@ def quantize(request: Request) -> Spent:
     recipe = GPTQModifier(config_groups=groups, ignore=["lm_head"], **options)
 
     # In float32: bfloat16 products are five times as slow where the processor has none of its own.
-    model = AutoModelForCausalLM.from_pretrained(request.model, dtype=torch.float32)
+    dtype = torch.float32 if device == "cpu" else "auto"
+    model = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(request.model)
     ids_ST = torch.tensor(request.tokens_ST, dtype=torch.long)
     rows = [{"input_ids": row_T, "attention_mask": torch.ones_like(row_T)} for row_T in ids_ST]

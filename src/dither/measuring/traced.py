@@ -100,8 +100,9 @@ class TracedWalk(Walk):
         self._keep(index, collector)
 
     def _draw(self, index_B: Any) -> torch.Generator:
+        """On the processor, wherever the network is: every device shall draw the same words."""
         seed = (self.text.seed or 0) + 1_000_003 * (int(index_B[0]) + 1)
-        return torch.Generator(self.network.device).manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
 
     def _in_order(self) -> None:
         """The manifest lists blocks as they stand in the model, whichever way they were walked."""

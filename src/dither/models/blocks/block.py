@@ -189,7 +189,7 @@ class Head:
         """∂ log p(y) / ∂z = one-hot(y) − p by the output matrix's own products z, for drawn y."""
         capped_NV = self._capped(functional.linear(x_NC, self._output_VH).float())
         p_NV = capped_NV.softmax(dim=-1)
-        y_N1 = torch.multinomial(p_NV, 1, generator=draw)
+        y_N1 = torch.multinomial(p_NV.to(draw.device), 1, generator=draw).to(p_NV.device)
         g_NV = p_NV.neg_().scatter_add_(1, y_N1, torch.ones_like(y_N1, dtype=torch.float32))
         if self._softcap is not None:  # z ↦ cap · tanh(z / cap) has slope 1 − tanh²
             g_NV *= 1 - (capped_NV / self._softcap).square_()
