@@ -14,8 +14,8 @@ def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
         "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore", "Fit", "Inspection",
         "Measurement", "Plan", "Planned", "Result", "__version__", "answers", "budget", "calibrate", "codec",
-        "convert", "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names", "preview",
-        "quantize", "quantize_within",
+        "convert", "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names",
+        "preview", "quantize", "quantize_within",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None

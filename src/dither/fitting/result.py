@@ -28,6 +28,8 @@ class Candidate:
     quality: Quality | None
     needs_importance: bool
     notes: tuple[str, ...] = ()
+    active: int = 0  # bytes of weights read per token
+    embedding: int = 0  # bytes of a token embedding that is no output matrix
 
     @property
     def fits(self) -> bool:
