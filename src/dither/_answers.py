@@ -81,7 +81,7 @@ def answers(
             for prompt in prompts:
                 found.append(sides.answer(prompt, max_tokens))
                 report.advance(1, "answering")
-    read = () if text is None else (forced(reference, model, text, device=device, progress=report),)
+    read = () if text is None else (forced(model, reference, text, device=device, progress=report),)
     recorded = Recorded(
         tool=f"dither {dither.__version__}", file=file_name(model), file_sha256=content_sha256(model),
         reference=file_name(reference), answers=tuple(found), forced=read, notes=tuple(dict.fromkeys(notes)),
@@ -147,7 +147,7 @@ class Sides:
         sides = {side: Side(tokens=tuple(pieces[side]), seconds=seconds[side]) for side in pieces}
         apart = records.first_divergence(pieces["original"], pieces["quantized"])
         answer = Answer(prompt=prompt, first_divergence=apart, **sides)
-        yield {"done": True, "answer": answer.model_dump(mode="json")}
+        yield {"done": True, "answer": answer.to_json()}
 
     def answer(self, prompt: str, max_tokens: int = TOKENS) -> Answer:
         """Both answers, once they are complete.  Raises as `stream` does."""
@@ -182,17 +182,17 @@ class Sides:
         return path
 
 
-def side_by_side(
-    original: str | Path | Model, quantized: str | Path | Model, prompt: str, max_tokens: int = TOKENS,
+def stream(
+    file: str | Path | Model, against: str | Path | Model, prompt: str, max_tokens: int = TOKENS,
     *, folder: Path | None = None, progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """`Sides.stream` of models that are opened for this prompt alone."""
-    with Sides(original, quantized, folder=folder, progress=progress) as sides:
+    with Sides(against, file, folder=folder, progress=progress) as sides:
         yield from sides.stream(prompt, max_tokens)
 
 
 def forced(
-    original: str | Path | Model, quantized: str | Path | Model, text: str, *, device: str = "cpu",
+    file: str | Path | Model, against: str | Path | Model, text: str, *, device: str = "cpu",
     progress: Progress | None = None,
 ) -> Forced:  # fmt: skip
     """What both models expect at each token of `text`, of which the first 1024 tokens are read.
@@ -200,7 +200,7 @@ def forced(
     Raises UsageError where the text is empty, too long, or a single token; else as `dither.measure` does.
     """
     _check(text, "the text", records.LONGEST_TEXT)
-    reference, model = _opened(original), _opened(quantized)
+    reference, model = _opened(against), _opened(file)
     check_comparable(file_name(model), model, reference)
     from dither.models.blocks import open_blocks
 

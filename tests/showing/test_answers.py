@@ -121,7 +121,7 @@ def test_both_sides_answer_as_the_engine_alone_does(two_bits: Path, half: Path, 
 
 @pytest.mark.slow
 def test_reading_agrees_with_another_engine(two_bits: Path, half: Path) -> None:
-    found = _answers.forced(BUNDLED, two_bits, TEXT)
+    found = _answers.forced(two_bits, BUNDLED, TEXT)
     assert "".join(token.text for token in found.tokens).strip() == TEXT
     last = found.tokens[-1]
     with LlamaCpp(half, context=256) as before, LlamaCpp(two_bits, context=256) as after:

@@ -36,12 +36,12 @@ def answers(
 
         with Meter() as meter:
             found = _answers.answers(
-                file, against, prompts=prompt or ([] if text else _answers.PROMPTS),
+                file, against, prompts=prompt or _answers.PROMPTS,
                 text=None if text is None else _read(text), max_tokens=tokens, threads=threads, device=device,
                 save=not no_save, progress=meter,
             )  # fmt: skip
         if as_json:
-            print_json(found.model_dump(mode="json"))
+            print_json(found.to_json())
             return
         show(found)
         if not no_save:

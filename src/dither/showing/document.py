@@ -206,7 +206,7 @@ class Run(Part):
 
 
 class WeightsQuality(Part):
-    kl: float | None  # none of the first token, which nothing precedes
+    kl: float
     tag: Tag
     source: Text = ""
 
