@@ -103,12 +103,13 @@ def test_the_page_finds_the_same(key: str) -> None:
         const domains = m.frontierDomains(points, type);
         m.placeLabels(points, domains, type, 610, 380);
         const {name, title, factor, better} = m.FRONTIER_METRICS[key];
-        return [points, best && best.id, domains, [name, title, better === "less", type, factor]];
+        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null, [name, title, better === "less", type, factor]];
     }"""
-    theirs, their_best, ends, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
+    theirs, their_best, ends, ticks, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
     assert theirs == found
     assert their_best == (best["id"] if best else None)
     assert [*ends["x"], *ends["y"]] == pytest.approx([*x, *y])
+    assert ticks == (frontier.log_ticks(*y) if scale == "log" else None)
     assert tuple(meta) == METRICS[key]
 
 

@@ -86,6 +86,15 @@ export function frontierDomains(points, type) {
   return {x, y: [bottom - 0.1 * tall, top + 0.1 * tall]};
 }
 
+// 1, 2 and 5 times the powers of ten in a range; the powers alone where those would crowd.
+export function logTicks([low, high]) {
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+    for (const step of high / low > 300 ? [1] : [1, 2, 5]) ticks.push(Number(`${step}e${power}`));
+  }
+  return ticks.filter((tick) => tick >= low && tick <= high);
+}
+
 // Gives each point a place for its label that touches no other label, point or interval, or none: `named` says.
 // The chosen one and those on the frontier come first.  Width and height are the plot's, in pixels.
 export function placeLabels(points, domains, type, width, height) {

@@ -1,6 +1,6 @@
 // View 1, "Which should I take?": size against loss, a budget, and the sentence that follows from it.
 
-import {FRONTIER_METRICS, bestUnder, familyOf, frontierDomains, frontierPoints, placeLabels} from "../frontier.js";
+import {FRONTIER_METRICS, bestUnder, familyOf, frontierDomains, frontierPoints, logTicks, placeLabels} from "../frontier.js";
 import {mountTemplate} from "../template.js";
 import {answerSentence, el, emptyState, explanation, formatBytes, formatInterval, formatShort, glossaryTerm, segmentControl, selectControl, sliderControl, tagChip} from "../text.js";
 import {sortableTwin} from "../sorting.js";
@@ -120,7 +120,8 @@ async function whichDraw(view) {
     data: {points, budget: inside ? [{x: budget}] : []}, label: view.answer.textContent,
     rows: whichRows(runs, points, state), columns: WHICH_COLUMNS,
     fill: {
-      x_title: `size, ${unitName}`, y_title: metric.title, y_type: metric.type, x_domain: domains.x, y_domain: domains.y,
+      x_title: `size, ${unitName}`, y_title: metric.title, x_domain: domains.x,
+      y_scale: {...(metric.type === "log" ? {type: "log"} : {zero: false}), domain: domains.y, nice: false}, y_values: metric.type === "log" ? logTicks(domains.y) : null,
       plot_height: height, families, legend_columns: narrow ? 1 : Math.min(families.length, 3),
     },
   };
@@ -223,5 +224,5 @@ function whichExplained() {
     el("p", {}, glossaryTerm("KL divergence"), " asks, for every word of a text: how differently would the two models have gone on? It is like having "
       + "a photograph and its JPEG described by the same person: at 0.001 the descriptions are the same, at 0.1 details go missing, at 1 it is another picture."),
     el("p", {}, "The bar through a mark is its 95 % interval. Where two bars overlap, the difference may be luck. "
-      + "The scale is logarithmic: from one thick line to the next, the loss is ten times as large."));
+      + "The axis is logarithmic: the way from 0.01 to 0.1 is as long as from 0.1 to 1."));
 }
