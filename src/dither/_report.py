@@ -9,7 +9,6 @@ files lie.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from dither import __version__, _fit
 from dither.errors import DitherError
 from dither.fitting.constants import constants
 from dither.fitting.machine import Machine
-from dither.fitting.result import Candidate, Fit
+from dither.fitting.result import Fit
 from dither.fitting.speed import active_bytes
 from dither.formats.mapped import shown
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.showing import discover
 from dither.showing.document import Document, FitInput, Problem, Run, Weights, WeightsQuality, now
+from dither.showing.fit import fit_part
 from dither.showing.tensors import with_errors
 
 MOST_COMPARED = 10**9  # weights; of models up to here, errors that no file keeps are counted for the report
@@ -77,10 +77,8 @@ def _compared(run: Run, original: str) -> Run:
     if run.path is None or not missing or run.parameters > MOST_COMPARED:
         return run
     try:
-        with open_headers(Path(run.path), outline) as (model, _, _), open_headers(Path(original), outline) as (
-            other, _, _,
-        ):  # fmt: skip
-            return run.model_copy(update={"tensors": with_errors(run.tensors, model, other)})
+        with open_headers(Path(run.path), outline) as found, open_headers(Path(original), outline) as other:
+            return run.model_copy(update={"tensors": with_errors(run.tensors, found[0], other[0])})
     except DitherError as error:
         note = f"Its errors could not be counted: {shown(str(error), 1000)}"
         return run.model_copy(update={"notes": (*run.notes, note)})
@@ -100,35 +98,23 @@ def _fit_input(found: discover.Found, machine: Machine | None) -> tuple[FitInput
 
 
 def fit_input(judged: Fit, runs: Iterable[Run] = ()) -> FitInput:
-    """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from."""
-    own = [_of_run(run, judged.shape.experts_used) for run in runs]
-    known = {weights.type for weights in own}
-    made = [_of_candidate(candidate) for candidate in judged.candidates if candidate.type not in known]
-    shape = asdict(judged.shape)
-    return FitInput(
-        machine=judged.to_json()["machine"], shape={**shape, "layers": list(shape["layers"])},
-        weights=(*own, *made),
-        defaults={"context": judged.context, "kv": judged.kv, "slots": judged.slots}, constants=constants(),
-    )  # fmt: skip
+    """A fit as the page's arithmetic takes it.  The files that llama.cpp runs stand for their types."""
+    own = [_of_run(run, judged.shape.experts_used) for run in runs if run.container == "gguf" and run.tensors]
+    made = {weights.type for weights in own}
+    part = fit_part(judged, constants())
+    listed = [weights for weights in part["weights"] if not weights["file"] and weights["type"] not in made]
+    return FitInput(**{**part, "weights": (*own, *(Weights(**weights) for weights in listed))})
 
 
 def _of_run(run: Run, experts_used: int) -> Weights:
     kl = run.metrics.get("kl_mean")
-    quality = None if kl is None else WeightsQuality(kl=kl.value, tag=kl.tag)
+    source = f"{run.file}, on {run.measured_on.data}" if run.measured_on else ""
     sizes = [(row.name, row.bytes) for row in run.tensors]
-    experts = max((row.shape[0] for row in run.tensors if "_exps." in row.name), default=0)
+    experts = max((row.shape[0] for row in run.tensors if "_exps." in row.name and row.shape), default=0)
     tied = all(name != "output.weight" for name, _ in sizes)
-    embedding = 0 if tied else sum(size for name, size in sizes if name == "token_embd.weight")
     return Weights(
-        type=run.type, bytes=run.bytes, run=run.id, quality=quality, embedding=embedding,
-        active=active_bytes(sizes, experts, experts_used) if sizes else None,
-    )  # fmt: skip
-
-
-def _of_candidate(candidate: Candidate) -> Weights:
-    quality = candidate.quality
-    return Weights(
-        type=candidate.type, bytes=candidate.memory.weights, active=candidate.active,
-        quality=None if quality is None else WeightsQuality(kl=quality.kl, tag=quality.tag),
-        embedding=candidate.embedding, needs_importance=candidate.needs_importance,
+        type=run.type, run=run.id, file=True, bytes=run.bytes, bpw=run.bpw,
+        active=active_bytes(sizes, experts, experts_used),
+        embedding=0 if tied else sum(size for name, size in sizes if name == "token_embd.weight"),
+        quality=None if kl is None else WeightsQuality(kl=kl.value, tag=kl.tag, source=source),
     )  # fmt: skip

@@ -204,7 +204,7 @@ def _described(facts: Facts, path: Path) -> Reference:
 
 
 def _add_costs(found: Found, facts: dict[str, Facts]) -> None:
-    """What plans measured of single tensors, where the evidence is the run's own or of a model of its name."""
+    """What plans measured of single tensors, where the evidence is the run's or a model's of its name."""
     known = [(store, costs) for path in found.evidence for store, costs in _costs(path, found)]
     for at, run in enumerate(found.runs):
         own = facts.get(run.id)

@@ -105,6 +105,9 @@ class Tile(Part):
     block: Count
     type: Name
     outlier_columns: Annotated[tuple[Count, ...], Field(max_length=4096)] = ()
+    tensor: Name = ""
+    shape: Annotated[tuple[Count, ...], Field(max_length=8)] = ()
+    notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
 
 
 class Palette(Part):
@@ -118,6 +121,13 @@ class Palette(Part):
     uniform: Annotated[tuple[float, ...], Field(max_length=65536)] = ()
     iq4_nl: Annotated[tuple[float, ...], Field(max_length=65536)] = ()
     nf4: Annotated[tuple[float, ...], Field(max_length=65536)] = ()
+    tensor: Name = ""
+    row: Count = 0
+    rows: Count = 0
+    index: Count = 0
+    blocks: Count = 0
+    how: Text = ""
+    notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
 
 
 class Side(Part):
@@ -198,32 +208,40 @@ class Run(Part):
 class WeightsQuality(Part):
     kl: float
     tag: Tag
+    source: Text = ""
 
 
 class Weights(Part):
-    """Bytes of one way to store the weights: a run's, or a type's that could be made.
+    """One way to store the weights: a file's (`run`), or a type that could be made.
 
-    `active` of them are read for every token; `embedding` are a token embedding's that is no output matrix,
-    which no GPU holds.
+    Of its bytes, `active` are read for every token, and `embedding` are those of a token embedding that is no
+    output matrix, which no GPU holds.
     """
 
     type: Name
-    bytes: Count
     run: Name | None = None
-    quality: WeightsQuality | None = None
-    active: Count | None = None
-    embedding: Count | None = None
+    file: bool = False
+    bytes: Count
+    active: Count
+    embedding: Count
+    bpw: Share
     needs_importance: bool = False
+    quality: WeightsQuality | None = None
+    notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
 
 
 class FitInput(Part):
-    """What the page's memory arithmetic needs: the machine, the model's shape, and the constants."""
+    """What the page's memory arithmetic needs (`showing.fit`): the machine, the model's shape, constants."""
 
     machine: dict[str, JsonValue]
+    model: Text
+    architecture: Name
+    parameters: Count
     shape: dict[str, JsonValue]
     weights: Annotated[tuple[Weights, ...], Field(max_length=2048)]
     defaults: dict[str, JsonValue]
     constants: dict[str, JsonValue]
+    notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
 
 
 class Speed(Part):
@@ -272,8 +290,9 @@ class Document(Part):
         runs = tuple(run.model_copy(update={"path": None}) for run in self.runs)
         reference = self.reference and self.reference.model_copy(update={"path": None})
         problems = tuple(p.model_copy(update={"file": Path(p.file).name}) for p in self.problems)
+        fit = self.fit and self.fit.model_copy(update={"model": Path(self.fit.model).name})
         return self.model_copy(
-            update={"runs": runs, "reference": reference, "problems": problems, "live": False}
+            update={"runs": runs, "reference": reference, "problems": problems, "fit": fit, "live": False}
         )
 
 

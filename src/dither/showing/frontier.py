@@ -194,7 +194,8 @@ def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) 
 
 
 def _known(run: Run, key: str) -> bool:
-    return run.get("metrics", {}).get(key) is not None
+    """Whether it has the metric, measured on the same text and against the same original as most."""
+    return run.get("comparable") is not False and run.get("metrics", {}).get(key) is not None
 
 
 def _floor(runs: Iterable[Run], key: str) -> float:

@@ -2,7 +2,7 @@
 
 Everything comes from the recipe that the file itself carries (`containers.provenance.recipe_json`).  It holds
 names and settings, nothing of the machine that made it, so a command names models, texts and folders as
-people call them.  What a recipe leaves open makes no command: none is better than one that makes another file.
+people call them.  What a recipe leaves open makes no command: none is better than one of another file.
 A recipe is a stranger's text: what has not the expected kind counts as absent.
 """
 

@@ -180,7 +180,8 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
         id=run_id(facts.path), file=shown(facts.path.name, 400), path=_path(facts.path), type=facts.type,
         container=facts.container, recipe=recipes.in_words(facts.recipe),
         command=recipes.command(facts.recipe, facts.path.name, source),
-        bytes=facts.bytes, file_bytes=facts.file_bytes, parameters=facts.parameters, bpw=8 * facts.bytes / max(1, facts.parameters),
+        bytes=facts.bytes, file_bytes=facts.file_bytes, parameters=facts.parameters,
+        bpw=8 * facts.bytes / max(1, facts.parameters),
         mixed=facts.mixed, tensors=facts.tensors, **_measured(found), **recorded,
         notes=(*notes, *_said(found)),
     )  # fmt: skip

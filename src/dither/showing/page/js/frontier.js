@@ -23,10 +23,15 @@ export function familyOf(run) {
   return run.recipe ? `${container}, ${run.recipe}` : container;
 }
 
+// Runs with the metric, but for those measured on another text or another original than most.
+export function comparableRuns(runs, key) {
+  return runs.filter((run) => run.comparable !== false && Number.isFinite(run.metrics?.[key]?.value));
+}
+
 // One point a run that has the metric, the smallest first.  `unit` is bytes per unit of the size axis.
 export function frontierPoints(runs, key, unit) {
   const metric = FRONTIER_METRICS[key];
-  const known = runs.filter((run) => Number.isFinite(run.metrics?.[key]?.value));
+  const known = comparableRuns(runs, key);
   const floor = frontierFloor(known, key);
   const place = (value) => (metric.type === "log" ? Math.max(value, floor) : value) * metric.factor;
   const families = [...new Set(known.map(familyOf))];

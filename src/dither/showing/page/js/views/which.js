@@ -1,6 +1,6 @@
 // View 1, "Which should I take?": size against loss, a budget, and the sentence that follows from it.
 
-import {FRONTIER_METRICS, bestUnder, familyOf, frontierDomains, frontierPoints, logTicks, placeLabels} from "../frontier.js";
+import {FRONTIER_METRICS, bestUnder, comparableRuns, familyOf, frontierDomains, frontierPoints, logTicks, placeLabels} from "../frontier.js";
 import {mountTemplate} from "../template.js";
 import {answerSentence, el, emptyState, explanation, formatBytes, formatInterval, formatShort, glossaryTerm, segmentControl, selectControl, sliderControl, tagChip} from "../text.js";
 import {sortableTwin} from "../sorting.js";
@@ -10,7 +10,7 @@ const WHICH_STEPS = 200; // of the slider
 
 export async function mount(root, store) {
   const runs = store.getDocument()?.runs ?? [];
-  const measured = Object.keys(FRONTIER_METRICS).filter((key) => whichKnown(runs, key).length);
+  const measured = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(runs, key).length);
   if (!measured.length) {
     root.append(emptyState(
       runs.length ? "None of these files is measured yet, so nothing says what they lost." : "No quantized file to choose among yet.",
@@ -38,10 +38,6 @@ export async function mount(root, store) {
   const watch = new ResizeObserver(() => { if (Math.abs(plot.clientWidth - view.width) > 1) whichSoon(view); });
   watch.observe(plot);
   return {destroy() { watch.disconnect(); view.handle?.destroy(); }};
-}
-
-function whichKnown(runs, key) {
-  return runs.filter((run) => Number.isFinite(run.metrics?.[key]?.value));
 }
 
 function whichMeasure(found) {
@@ -79,7 +75,7 @@ function whichAxis(runs, state, redraw) {
   });
   const missing = [];
   for (const input of control.node.querySelectorAll("input")) {
-    if (whichKnown(runs, input.value).length) continue;
+    if (comparableRuns(runs, input.value).length) continue;
     input.disabled = true;
     const reason = WHICH_FILLED_BY[input.value] ? `${WHICH_FILLED_BY[input.value]} measures it` : "dither measure measures it";
     input.parentElement.setAttribute("title", `Not known for these files: ${reason}.`);
@@ -152,7 +148,7 @@ function whichRows(runs, points, state) {
   });
   const known = new Set(points.map((point) => point.id));
   const rest = runs.filter((run) => !known.has(run.id)).map((run) => ({
-    file: run.file, type: run.type, made: familyOf(run), bytes: run.bytes, bpw: run.bpw, value: null, shown: "not measured",
+    file: run.file, type: run.type, made: familyOf(run), bytes: run.bytes, bpw: run.bpw, value: null, shown: run.comparable === false ? "not comparable: another text or original, or an older file" : "not measured",
     frontier: "", tag: "",
   }));
   return [...rows, ...rest].map((row) => ({...row, metric: FRONTIER_METRICS[state.key].name}));
@@ -187,7 +183,7 @@ function whichSentence(runs, best, points, state) {
 
 // Two files beside each other, in a sentence.
 function whichCompare(runs) {
-  const known = [...whichKnown(runs, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
+  const known = [...comparableRuns(runs, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
   if (known.length < 2) return null;
   const names = known.map((run) => [run.id, run.file]);
   const said = el("p", {class: "which-verdict", "aria-live": "polite"});
