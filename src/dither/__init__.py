@@ -26,6 +26,7 @@ from dither.errors import DitherError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dither._answers import answers
     from dither._calibrate import Calibration, calibrate
     from dither._convert import Converted, convert
     from dither._fit import fit
@@ -54,6 +55,7 @@ _HOMES = {
     "Plan": "dither.containers.recipe",
     "Planned": "dither._plan",
     "Result": "dither._quantize",
+    "answers": "dither._answers",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
@@ -84,6 +86,7 @@ __all__ = [
     "Planned",
     "Result",
     "__version__",
+    "answers",
     "budget",
     "calibrate",
     "codec",
