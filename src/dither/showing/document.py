@@ -90,6 +90,7 @@ class MeasuredOn(Part):
     data: Name
     tokens: Count
     context: Count
+    sha256: Name = ""  # of the token ids
 
 
 class Tile(Part):
@@ -191,6 +192,7 @@ class Run(Part):
     mixed: Annotated[tuple[tuple[Name, Count, Count], ...], Field(max_length=256)] = ()
     metrics: Annotated[dict[Name, Metric], Field(max_length=64)] = {}
     measured_on: MeasuredOn | None = None
+    stale: bool = False  # the metrics are of an earlier file of this name
     drift: Annotated[tuple[float, ...], Field(max_length=8192)] = ()
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
     tensors: Annotated[tuple[TensorRow, ...], Field(max_length=MOST_TENSORS)] = ()

@@ -130,32 +130,33 @@ def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
     return shown(method, 40) if isinstance(method, str) and method else model.kind
 
 
-def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str]]:
-    """A file's measurement, beside it or inside, and notes where it may be another file's.
+def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
+    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.
 
     Raises DitherError where what lies beside the file is no measurement.
     """
     beside = schema.path_for(facts.path)
     if beside.is_file():
         found = schema.load(beside)
-        return found, _doubts(found, facts, beside)
+        return found, *_doubts(found, facts, beside)
     if facts.embedded.strip() in ("", "{}"):
-        return None, []
-    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), []
+        return None, [], False
+    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
 
 
-def _doubts(found: Measurement, facts: Facts, beside: Path) -> list[str]:
+def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], bool]:
     stale = f"Stale: {beside.name} is of an earlier {facts.path.name}. Measure it again."
     notes = []
     if found.metric_version != schema.METRIC_VERSION:
         notes.append(f"{beside.name} was computed by another definition: compare it with none but its like.")
     if found.bytes != facts.bytes:
-        return [*notes, stale]
+        return [*notes, stale], True
     if not found.file_sha256 or facts.newest_ns <= beside.stat().st_mtime_ns:
-        return notes
+        return notes, False
     if facts.bytes > HASHED:
-        return [*notes, f"{facts.path.name} is newer than its measurement, which may be of an earlier one."]
-    return [*notes, stale] if _sha256(facts) != found.file_sha256 else notes
+        newer = f"{facts.path.name} is newer than its measurement, which may be of an earlier one."
+        return [*notes, newer], False
+    return ([*notes, stale], True) if _sha256(facts) != found.file_sha256 else (notes, False)
 
 
 def _sha256(facts: Facts) -> str:
@@ -166,9 +167,9 @@ def _sha256(facts: Facts) -> str:
 def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
     """The run of a file, and what beside it could not be read.  Raises DitherError where nothing could."""
     problems: list[FormatError] = []
-    found, notes = None, [*facts.notes]
+    found, notes, stale = None, [*facts.notes], False
     try:
-        found, doubts = measurement_of(facts)
+        found, doubts, stale = measurement_of(facts)
         notes += doubts
     except DitherError as error:
         problems.append(FormatError(error.thing, error.reason, error.way_out))
@@ -183,7 +184,7 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
         bytes=facts.bytes, file_bytes=facts.file_bytes, parameters=facts.parameters,
         bpw=8 * facts.bytes / max(1, facts.parameters),
         mixed=facts.mixed, tensors=facts.tensors, **_measured(found), **recorded,
-        notes=(*notes, *_said(found)),
+        notes=(*notes, *_said(found)), stale=stale,
     )  # fmt: skip
     return run, problems
 
@@ -204,7 +205,12 @@ def _measured(found: Measurement | None) -> dict[str, Any]:
         return {}
     return {
         "metrics": metrics_of(found),
-        "measured_on": MeasuredOn(data=shown(found.data, 400), tokens=found.tokens, context=found.context),
+        "measured_on": MeasuredOn(
+            data=shown(found.data, 400),
+            tokens=found.tokens,
+            context=found.context,
+            sha256=shown(found.data_sha256, 80),
+        ),
         "reference": shown(found.reference, 400),
         "measure_command": recipes.measure_command(found),
         "drift": found.drift[:8192],
