@@ -14,6 +14,7 @@ from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
 from dither.cli.compare import compare
 from dither.cli.convert import convert
+from dither.cli.dashboard import dashboard
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
 from dither.cli.fit import fit
@@ -61,6 +62,7 @@ app.command()(inspect)
 app.command()(types)
 app.command()(convert)
 app.command()(chat)
+app.command()(dashboard)
 app.command()(demo)
 app.command()(doctor)
 
