@@ -13,9 +13,10 @@ from dither.cli import screen
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
         "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore", "Fit", "Inspection",
-        "Measurement", "Plan", "Planned", "Result", "__version__", "budget", "calibrate", "codec", "convert",
+        "Measurement", "Plan", "Planned", "Report", "Result", "Runs", "__version__", "budget", "calibrate",
+        "codec", "convert",
         "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names", "preview",
-        "quantize", "quantize_within",
+        "quantize", "quantize_within", "report", "runs",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None

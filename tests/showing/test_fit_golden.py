@@ -12,12 +12,12 @@ import pytest
 from page_util import run_module
 
 import dither
+from dither._report import fit_input
 from dither.fitting.advice import Choice, Load, choose, judge
 from dither.fitting.constants import constants
 from dither.fitting.machine import Device, Machine
 from dither.fitting.memory import KV_TYPES, Layer, Memory, Shape, needed
 from dither.fitting.words import LADDER, LEAST_GOOD
-from dither.showing.fit import fit_part, shape_part
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests/fitting/golden.json").read_text())
@@ -56,7 +56,7 @@ def test_shapes_and_wishes_drawn_at_random_agree() -> None:
         shape = drawn_shape(draw)
         wish = {"context": draw.randint(1, 200_000), "kv": draw.choice(list(KV_TYPES)), "slots": draw.randint(1, 64)}
         weights = draw.randint(0, 2**40)
-        cases.append([shape_part(asdict(shape)), weights, wish])
+        cases.append([asdict(shape), weights, wish])
         memory = needed(shape, weights, **wish)
         expected.append({**asdict(memory), "total": memory.total})
     body = "(m, [cases, c]) => cases.map(([s, w, wish]) => m.needed(s, w, wish, c))"
@@ -139,7 +139,7 @@ def test_the_choice_is_the_same() -> None:
 def test_the_document_holds_all_that_the_page_needs(wish: dict[str, Any]) -> None:
     """The bundled model, judged from the document alone, against `dither.fit`."""
     found = dither.fit(ROOT / "src/dither/demo_model", memory="16GiB", vram="2GiB", **wish)
-    part = json.loads(json.dumps(fit_part(found, constants(), {"Q4_K_M": "demo-1"}), allow_nan=False))
+    part = json.loads(fit_input(found).model_dump_json())
     body = """(m, [fit, wish, machine]) => fit.weights.map(w => {
         const memory = m.needed(fit.shape, w.bytes, wish, fit.constants);
         const load = {memory, layers: m.layerCount(fit.shape), active: w.active,
@@ -153,4 +153,3 @@ def test_the_document_holds_all_that_the_page_needs(wish: dict[str, Any]) -> Non
         [c.type, c.memory.total, c.verdict.word, c.verdict.speed.likely if c.verdict.speed else None]
         for c in found.candidates
     ]
-    assert [w["run"] for w in part["weights"] if w["type"] == "Q4_K_M"] == ["demo-1"]

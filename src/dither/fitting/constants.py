@@ -16,7 +16,7 @@ def constants() -> dict[str, Any]:
     return {
         "cells": memory.CELLS,
         "batch": memory.BATCH,
-        "kv": {name: list(block) for name, block in memory.KV_TYPES.items()},
+        "kv_types": {name: list(block) for name, block in memory.KV_TYPES.items()},
         "runtime": memory.RUNTIME,
         "token": memory.TOKEN,
         "merge": memory.MERGE,

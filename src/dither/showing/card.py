@@ -17,20 +17,20 @@ import re
 from collections.abc import Iterable, Sequence
 
 from dither.showing.document import Document, Run
-from dither.showing.frontier import AXES, labels, pareto, points, short
+from dither.showing.frontier import labels, pareto, points, short
 from dither.units import format_bytes, format_count
 
 PICTURE = "frontier.png"
+MARK = 'quantized_by: "dither"'  # in every card of ours
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def card(document: Document, license: str | None = None, picture: str | None = PICTURE) -> str:
-    """README.md.  `picture` is the frontier's file beside it, None where there is none; `license` the
-    original's, where it is known."""
+def card(document: Document, picture: str | None = PICTURE) -> str:
+    """README.md.  `picture` is the frontier's file beside it, None where there is none."""
     name = document.reference.name if document.reference else _original(document.runs)
     title = name or document.title
-    parts = [_front(document, name, license), f"# {_escaped(title)}, quantized", _intro(document, title)]
+    parts = [_front(document, name), f"# {_escaped(title)}, quantized", _intro(document, title)]
     if picture and points(document.runs, "kl_mean"):
         parts.append(f"![Size against loss of each file]({picture})")
     parts += [_advice(document.runs), _table(document.runs), _reading(document.runs), _making(document.runs)]
@@ -41,15 +41,15 @@ def _original(runs: Iterable[Run]) -> str:
     return next((run.reference for run in runs if run.reference), "")
 
 
-def _front(document: Document, name: str, license: str | None) -> str:
+def _front(document: Document, name: str) -> str:
     """A value is written as JSON, which is YAML as well, so that no name can add a key."""
     lines = ["---"]
     if name:
         lines.append(f"base_model: {_quoted(name)}")
         lines.append("base_model_relation: quantized")
-    if license:
-        lines.append(f"license: {_quoted(license)}")
-    lines.append('quantized_by: "dither"')
+    if document.reference and document.reference.license:
+        lines.append(f"license: {_quoted(document.reference.license)}")
+    lines.append(MARK)
     if any(run.container == "gguf" for run in document.runs):
         lines.append('library_name: "gguf"')
     lines += ['pipeline_tag: "text-generation"', "tags:"]
@@ -144,7 +144,7 @@ def _reading(runs: Sequence[Run]) -> str:
     if not texts:
         return ""
     lines = [
-        f"{AXES['kl_mean'].title.capitalize()} from the original, in nats per token: 0 is no loss. Same top: how "
+        "KL divergence: the mean over tokens, from the original, in nats; 0 is no loss. Same top: how "
         "often both find the same token likeliest. Measured on " + "; ".join(texts) + "."
     ]
     if len(texts) > 1:
@@ -161,12 +161,13 @@ def _making(runs: Sequence[Run]) -> str:
         recipe = f"Recipe: {_escaped(run.recipe)}." if run.recipe else "How it was made is not recorded."
         parts.append(f"### {_escaped(names[run.id])}\n\n{recipe}")
         if commands:
-            parts.append(_fenced("\n".join(commands)))
+            parts.append(_fenced(commands))
     return "## How they were made\n\n" + "\n\n".join(parts) if parts else ""
 
 
-def _fenced(text: str) -> str:
+def _fenced(lines: Sequence[str]) -> str:
     """A block of code that its text cannot end: its fence is longer than any run of backticks inside."""
+    text = "\n".join(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", line) for line in lines)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{_CONTROL.sub(' ', text.replace(chr(10), chr(0))).replace(chr(0), chr(10))}\n{fence}"
+    return f"{fence}sh\n{text}\n{fence}"

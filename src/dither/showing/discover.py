@@ -199,7 +199,7 @@ def _described(facts: Facts, path: Path) -> Reference:
     bits = 8 * facts.bytes / max(1, facts.parameters)
     return Reference(
         name=path.name, architecture=facts.arch, parameters=facts.parameters, bytes=facts.bytes,
-        bits_per_weight=bits, path=str(path),
+        bits_per_weight=bits, path=str(path), license=facts.license,
     )  # fmt: skip
 
 

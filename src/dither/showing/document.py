@@ -66,6 +66,7 @@ class Reference(Part):
     bytes: Count
     bits_per_weight: Share
     path: Text | None = None
+    license: Name = ""
 
 
 class TensorRow(Part):

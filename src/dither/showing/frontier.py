@@ -2,7 +2,7 @@
 
 A file *beats* another that is no smaller and no better, where it is smaller or better; what nothing beats is
 the Pareto line.  Files are compared by one metric at a time and only where it was measured alike: on the same
-text, against the same original.  All of it is arithmetic on plain numbers, because the page computes the same:
+text, against the same original.  All of it is arithmetic on plain numbers, because the page computes it too:
 `tests/showing/golden_frontier.json` holds inputs and answers for both.
 
 Units: bytes; each metric's own.
@@ -71,7 +71,7 @@ def points(runs: Sequence[Run], key: str) -> list[Point]:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs of the text and the original that most were measured on, ties to the first; without stale ones."""
+    """The runs of the text and the original that most were measured on (ties: the first); no stale ones."""
     sound = [run for run in runs if run.metrics and not run.stale]
     groups = Counter(_ground(run) for run in sound)
     if not groups:
@@ -88,15 +88,20 @@ def _ground(run: Run) -> tuple[str, ...]:
 
 
 def labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Id → what people call the file: its type, with the recipe, or its name, where types repeat."""
-    types = Counter(run.type for run in runs)
-    recipes = Counter((run.type, run.recipe) for run in runs)
+    """Id → what people call the file: its type, with the recipe, or its name, where types repeat.
+
+    A folder's type is named after the format: `gptq int4-g128`.
+    """
+    named = {run.id: run.type if run.container == "gguf" else f"{run.container} {run.type}" for run in runs}
+    types = Counter(named.values())
+    recipes = Counter((named[run.id], run.recipe) for run in runs)
     found = {}
     for run in runs:
-        if types[run.type] == 1:
-            found[run.id] = run.type
-        elif run.recipe and recipes[run.type, run.recipe] == 1:
-            found[run.id] = f"{run.type} ({run.recipe})"
+        name = named[run.id]
+        if types[name] == 1:
+            found[run.id] = name
+        elif run.recipe and recipes[name, run.recipe] == 1:
+            found[run.id] = f"{name} ({run.recipe})"
         else:
             found[run.id] = run.file
     return found
@@ -116,7 +121,7 @@ def pareto(given: Sequence[Point], lower_is_better: bool = True) -> list[Point]:
 
 
 def best_under(given: Sequence[Point], budget: int, lower_is_better: bool = True) -> Point | None:
-    """The best of at most `budget` bytes; of equals the smallest, then the first by id.  None: nothing fits."""
+    """The best of at most `budget` bytes, None where nothing fits; of equals the smallest, the first by id."""
     sign = 1 if lower_is_better else -1
     fitting = [point for point in given if point.bytes <= budget]
     return min(fitting, key=lambda point: (sign * point.value, point.bytes, point.id), default=None)
@@ -152,7 +157,7 @@ def next_better(given: Sequence[Point], budget: int, lower_is_better: bool = Tru
 def sentence(given: Sequence[Point], budget: int, key: str = "kl_mean") -> str:
     """`Best under 4.40 GiB: Q4_K_M (4.10 GiB), which loses 0.0310 nats per token (95 %: 0.0300 to 0.0321).`
 
-    Then, where it is so, which smaller file is as good as far as the text tells, and what the next better needs.
+    Then, where it is so, which smaller file is as good as far as the text tells, and the next better.
     """
     axis = AXES[key]
     best = best_under(given, budget, axis.lower_is_better)

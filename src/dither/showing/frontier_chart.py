@@ -122,7 +122,7 @@ def _name_places(
         free = None
         for place in _PLACES:
             box = _box(spots[point.id], len(point.label) * _LETTER, *place)
-            inside = 0 <= box[0] and box[2] <= WIDTH and 0 <= box[1] and box[3] <= HEIGHT
+            inside = box[0] >= 0 and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT
             if inside and not any(_overlap(box, other) for other in taken):
                 free = place
                 taken.append(box)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,7 @@ class Facts:
     tensors: tuple[TensorRow, ...]
     notes: tuple[str, ...]
     files: tuple[str, ...]
+    license: str
 
     @property
     def file_bytes(self) -> int:
@@ -99,7 +101,21 @@ def facts_of_model(model: Model, path: Path) -> Facts:
         embedded=str(_value(model, MEASUREMENT)),
         mixed=tuple((kind, group["tensors"], group["bytes"]) for kind, group in groups.items()),
         tensors=rows_of(model), notes=tuple(shown(note, 1000) for note in model.notes), files=model.files,
+        license=_license(model, path),
     )  # fmt: skip
+
+
+def _license(model: Model, path: Path) -> str:
+    """What the metadata or the front matter of the folder's card names."""
+    named = shown(str(_value(model, "general.license")), 80)
+    card = path / "README.md"
+    if named or not card.is_file():
+        return named
+    with suppress(OSError), card.open(encoding="utf-8", errors="replace") as file:
+        front = file.read(4096).split("\n---", 1)[0]
+        found = re.search(r"^license: *[\"']?([\w.+-]{1,80})[\"']? *$", front, re.MULTILINE)
+        return found[1] if front.startswith("---") and found else ""
+    return ""
 
 
 def _value(model: Model, key: str) -> object:

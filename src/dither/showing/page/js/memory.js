@@ -4,10 +4,15 @@
 // tests/fitting/golden.json and machines drawn at random, and asks for equality, not for closeness.  Every
 // constant comes with the document (`fit.constants`), so that there is one place to change it.
 //
-// A shape's layers are listed as in golden.json: [{count, layer: {keys, values, window, state}}, …].
+// A shape's layers are listed one by one, {keys, values, window, state}, or alike ones counted as in golden.json:
+// {count, layer: {…}}.
 // Bytes stay below 2^53, where a double counts exactly: a cache of eight petabytes is beyond every slider here.
 
 export const PLACES = ["GPU", "part in RAM", "RAM"]; // the fastest first
+
+function memoryLayers(shape) {
+  return shape.layers.map((entry) => (entry.layer ? entry : { count: 1, layer: entry }));
+}
 
 function memoryPadded(count, step) {
   return Math.ceil(count / step) * step;
@@ -27,14 +32,14 @@ function memoryBatchTokens(context, slots, constants) {
 }
 
 function memoryRowBytes(numbers, kv, constants) {
-  const [block, size] = constants.kv[kv];
+  const [block, size] = constants.kv_types[kv];
   return Math.ceil(numbers / block) * size;
 }
 
 export function cacheBytes(shape, wish, constants) {
   const batch = memoryBatchTokens(wish.context, wish.slots, constants);
   let total = 0;
-  for (const { count, layer } of shape.layers) {
+  for (const { count, layer } of memoryLayers(shape)) {
     const row = memoryRowBytes(layer.keys || 0, wish.kv, constants) + memoryRowBytes(layer.values || 0, wish.kv, constants);
     total += count * (memoryCells(wish.context, layer.window || 0, batch, constants) * row + 4 * (layer.state || 0));
   }
@@ -44,7 +49,7 @@ export function cacheBytes(shape, wish, constants) {
 export function computeBytes(shape, wish, constants) {
   const batch = memoryBatchTokens(wish.context, wish.slots, constants);
   const seen = new Map(); // of windowed layers and of the others, the cells of the last one
-  for (const { layer } of shape.layers) {
+  for (const { layer } of memoryLayers(shape)) {
     if (layer.keys) seen.set(Boolean(layer.window), memoryCells(wish.context, layer.window || 0, batch, constants));
   }
   let mask = 0;
@@ -88,11 +93,11 @@ export function needed(shape, weights, wish, constants) {
 
 // llama.cpp refuses a quantized cache whose heads are no whole blocks.
 export function kvProblem(shape, kv, constants) {
-  return shape.head % constants.kv[kv][0] ? `${kv} does not fit heads of ${shape.head} numbers` : "";
+  return shape.head % constants.kv_types[kv][0] ? `${kv} does not fit heads of ${shape.head} numbers` : "";
 }
 
 export function layerCount(shape) {
-  return Math.max(1, shape.layers.reduce((sum, group) => sum + group.count, 0));
+  return Math.max(1, memoryLayers(shape).reduce((sum, group) => sum + group.count, 0));
 }
 
 // Bytes of the machine's own memory that a model may take.  `machine`: {memory, free, bandwidth, gpus: [{bytes,
@@ -183,7 +188,7 @@ function memoryLeast(entries, key) {
 }
 
 function memoryLargest(shape, part) {
-  return shape.layers.reduce((most, group) => Math.max(most, group.layer[part] || 0), 0);
+  return memoryLayers(shape).reduce((most, group) => Math.max(most, group.layer[part] || 0), 0);
 }
 
 function memoryRoundHalfEven(value) {
