@@ -121,7 +121,7 @@ def pareto(given: Sequence[Point], lower_is_better: bool = True) -> list[Point]:
 
 
 def best_under(given: Sequence[Point], budget: int, lower_is_better: bool = True) -> Point | None:
-    """The best of at most `budget` bytes, None where nothing fits; of equals the smallest, the first by id."""
+    """The best of at most `budget` bytes, None where none fits; of equals the smallest, the first by id."""
     sign = 1 if lower_is_better else -1
     fitting = [point for point in given if point.bytes <= budget]
     return min(fitting, key=lambda point: (sign * point.value, point.bytes, point.id), default=None)

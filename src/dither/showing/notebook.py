@@ -37,11 +37,12 @@ class Runs:
         return self.document.runs[at]
 
     def best_under(self, size: int | str, by: str = "kl_mean") -> Run | None:
-        """The best file of at most `size` ("4.4GiB" or bytes) by a metric of `frontier.AXES`; None: none fits."""
-        axis = frontier.AXES[by]
-        best = frontier.best_under(
-            frontier.points(self.document.runs, by), _bytes(size), axis.lower_is_better
-        )
+        """The best file of at most `size` ("4.4GiB" or bytes) by a metric of `frontier.AXES`.
+
+        None where nothing that was measured fits.
+        """
+        given, lower_is_better = frontier.points(self.document.runs, by), frontier.AXES[by].lower_is_better
+        best = frontier.best_under(given, _bytes(size), lower_is_better)
         return None if best is None else next(run for run in self if run.id == best.id)
 
     def sentence(self, size: int | str, by: str = "kl_mean") -> str:

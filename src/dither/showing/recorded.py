@@ -1,7 +1,7 @@
 """What an exported page takes along of the weights: some tiles and palettes, where a live one reads any.
 
-Of each file two tensors are chosen, the attention's and the feed-forward layer's of the largest relative error,
-and one place in each: its first rows and columns.  A tile with its other types takes about 80 KB.
+Of each file two tensors are chosen, the attention's and the feed-forward layers' of the largest error, and one
+place in each: its first rows and columns.  A tile with its other types takes about 80 KB.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ def _with_weights(run: Run, live: Run, original: Model) -> Run:
         return run
     tiles, palettes = {}, {}
     for name in chosen(run.tensors):
-        tile, palette = (
-            _call(module, kind, original, quantized, name)
-            for module, kind in (("tiles", "tile"), ("palette", "palette"))
-        )
+        tile = _call("tiles", "tile", original, quantized, name)
+        palette = _call("palette", "palette", original, quantized, name)
         if tile is not None:
             tiles[name] = Tile.model_validate(tile)
         if palette is not None:
