@@ -25,14 +25,13 @@ from dither.formats.mapped import shown
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.progress import Progress, Silent
-from dither.showing import charts, discover, writing
+from dither.showing import charts, discover, frontier, writing
 from dither.showing.card import MARK as CARD_MARK
 from dither.showing.card import PICTURE
 from dither.showing.card import card as model_card
+from dither.showing.choice import listed, points
 from dither.showing.document import Document, FitInput, Problem, Run, Weights, WeightsQuality, now
 from dither.showing.export import assemble
-from dither.showing.frontier import pareto, points
-from dither.showing.frontier_chart import frontier_chart
 from dither.showing.notebook import Runs
 from dither.showing.recorded import recorded
 from dither.showing.tensors import with_errors
@@ -52,11 +51,10 @@ class Report:
     document: Document
 
     def to_json(self) -> dict[str, Any]:
-        given = points(self.document.runs, "kl_mean")
         return {
             "path": self.path, "bytes": self.bytes, "card": self.card, "picture": self.picture,
             "title": self.document.title, "runs": [run.file for run in self.document.runs],
-            "frontier": [point.id for point in pareto(given)],
+            "frontier": [point["id"] for point in points(self.document.runs) if point["pareto"]],
             "problems": [problem.model_dump() for problem in self.document.problems],
         }  # fmt: skip
 
@@ -115,10 +113,9 @@ def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None
 
 def _write_card(readme: Path, made: Document) -> str | None:
     """The card and its picture.  Returns where the picture is, if there is anything to draw."""
-    given = points(made.runs, "kl_mean")
-    picture = readme.with_name(PICTURE) if len(given) > 1 else None
+    picture = readme.with_name(PICTURE) if len(points(made.runs)) > 1 else None
     if picture is not None:
-        writing.write(picture, charts.png(frontier_chart(made.runs)))
+        writing.write(picture, charts.png(frontier.chart(listed(made.runs))))
     writing.write(readme, model_card(made, picture.name if picture else None).encode())
     return None if picture is None else str(picture)
 

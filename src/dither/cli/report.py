@@ -42,19 +42,21 @@ def report(
             found = _report.report(
                 runs, output, card=card, against=against, title=title, force=force, progress=meter
             )
-        print_json(found.to_json()) if as_json else show(found)
+        print_json(found.to_json()) if as_json else show(found, runs)
 
 
-def show(found: Report) -> None:
-    from dither.showing.frontier import best_under, pareto, points, sentence
+def show(found: Report, folders: list[str]) -> None:
+    from dither.showing.choice import listed, points, told_apart
+    from dither.showing.frontier import sentence
 
-    given = points(found.document.runs, "kl_mean")
-    for point in pareto(given):
-        best = best_under(given, point.bytes)
-        if best is not None:
-            out.print(plain(sentence([best], point.bytes)), soft_wrap=True)
+    given = points(found.document.runs)
+    for point in (point for point in given if point["pareto"]):
+        said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
+        out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
     if not given:
-        out.print(plain(sentence(given, 0)), soft_wrap=True)
+        out.print(
+            "Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL"
+        )
     out.print(
         f"[bold]{plain(found.path)}[/]: {len(found.document.runs)} files, {format_bytes(found.bytes)}; "
         "opens in a browser, offline.", soft_wrap=True,
@@ -62,6 +64,4 @@ def show(found: Report) -> None:
     if found.card is not None:
         with_picture = f", with {plain(found.picture)}" if found.picture else ""
         out.print(f"[bold]{plain(found.card)}[/]: the model card{with_picture}.", soft_wrap=True)
-    paths = [run.file for run in found.document.runs[:1]]
-    if paths:
-        out.print(f"Look at it live:  {copyable('dither', 'dashboard', '.')}", soft_wrap=True)
+    out.print(f"Look at it live:  {copyable('dither', 'dashboard', *folders)}", soft_wrap=True)

@@ -16,8 +16,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from dither.showing.choice import points, short
 from dither.showing.document import Document, Run
-from dither.showing.frontier import labels, pareto, points, short
+from dither.showing.frontier import Point
 from dither.units import format_bytes, format_count
 
 PICTURE = "frontier.png"
@@ -31,7 +32,7 @@ def card(document: Document, picture: str | None = PICTURE) -> str:
     name = document.reference.name if document.reference else _original(document.runs)
     title = name or document.title
     parts = [_front(document, name), f"# {_escaped(title)}, quantized", _intro(document, title)]
-    if picture and points(document.runs, "kl_mean"):
+    if picture and points(document.runs):
         parts.append(f"![Size against loss of each file]({picture})")
     parts += [_advice(document.runs), _table(document.runs), _reading(document.runs), _making(document.runs)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -80,36 +81,42 @@ def _intro(document: Document, title: str) -> str:
 
 
 def _advice(runs: Sequence[Run]) -> str:
-    """Each file of the Pareto line and from which size on it is the one to take, and what is beaten by what."""
-    given = points(runs, "kl_mean")
+    """Each file that nothing beats, and from which size on it is the one to take; then what beats the others."""
+    given = points(runs)
     if not given:
         return (
-            "## Which should I take\n\nNone was measured, so nobody can tell: `dither measure` does, and this "
-            "card written anew will say."
+            "## Which should I take\n\nNone was measured, so nobody can tell. `dither measure` measures them; "
+            "write this card again then."
         )
-    best = pareto(given)
     lines = [
-        f"- **{_escaped(point.label)}** where you have {format_bytes(point.bytes)} or more for the weights: "
-        f"loses {short(point.value)} nats per token{_interval(point.low, point.high)}."
-        for point in reversed(best)
+        f"- **{_escaped(point['label'])}** where you have {format_bytes(point['bytes'])} or more for the weights: "
+        f"loses {short(point['value'])} nats per token{_interval(point)}."
+        for point in reversed(given)
+        if point["pareto"]
     ]
-    others = [point for point in given if point not in best]
-    if others:
-        beaten = "; ".join(
-            f"{_escaped(point.label)} ({_escaped(by.label)} is no larger and loses less)"
-            for point in others
-            for by in [min((p for p in best if p.bytes <= point.bytes), key=lambda p: p.value)]
-        )
-        lines.append(f"\nNot worth taking for size and loss alone: {beaten}.")
+    beaten = [
+        f"{_escaped(point['label'])} ({_escaped(_beating(point, given)['label'])} is no larger and loses no more)"
+        for point in given
+        if not point["pareto"]
+    ]
+    if beaten:
+        lines.append(f"\nNot worth taking for size and loss alone: {'; '.join(beaten)}.")
     text = (
-        "Take the largest that fits your memory with room for the context "
-        "(`dither fit` on the file tells); a smaller one is faster."
+        "Take the first that fits your memory with room for the context (`dither fit` on a file tells); a "
+        "smaller one is faster."
     )
     return "## Which should I take\n\n" + "\n".join([text, "", *lines])
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" (95 %: {short(low)} to {short(high)})"
+def _beating(point: Point, given: Sequence[Point]) -> Point:
+    """The best of those that are no larger."""
+    return min((p for p in given if p["pareto"] and p["bytes"] <= point["bytes"]), key=lambda p: p["value"])
+
+
+def _interval(point: Point) -> str:
+    if point["low"] is None or point["high"] is None:
+        return ""
+    return f" (95 %: {short(point['low'])} to {short(point['high'])})"
 
 
 def _table(runs: Sequence[Run]) -> str:
@@ -154,12 +161,11 @@ def _reading(runs: Sequence[Run]) -> str:
 
 def _making(runs: Sequence[Run]) -> str:
     """Recipe and commands of each file."""
-    names = labels(runs)
     parts = []
     for run in runs:
         commands = [command for command in (run.command, run.measure_command) if command]
         recipe = f"Recipe: {_escaped(run.recipe)}." if run.recipe else "How it was made is not recorded."
-        parts.append(f"### {_escaped(names[run.id])}\n\n{recipe}")
+        parts.append(f"### {_escaped(run.label or run.type)}\n\n{recipe}")
         if commands:
             parts.append(_fenced(commands))
     return "## How they were made\n\n" + "\n\n".join(parts) if parts else ""

@@ -193,6 +193,8 @@ class Run(Part):
     mixed: Annotated[tuple[tuple[Name, Count, Count], ...], Field(max_length=256)] = ()
     metrics: Annotated[dict[Name, Metric], Field(max_length=64)] = {}
     measured_on: MeasuredOn | None = None
+    label: Name = ""  # its type, or more where types repeat
+    comparable: bool = True  # measured on the same text as most others, and not stale
     stale: bool = False  # the metrics are of an earlier file of this name
     drift: Annotated[tuple[float, ...], Field(max_length=8192)] = ()
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()

@@ -1,204 +1,214 @@
-"""Which file to take: size against loss, the files that nothing beats, the best under a budget, in a sentence.
+"""The frontier: which of the measured files nothing beats, which is best under a budget, and the picture of it.
 
-A file *beats* another that is no smaller and no better, where it is smaller or better; what nothing beats is
-the Pareto line.  Files are compared by one metric at a time and only where it was measured alike: on the same
-text, against the same original.  All of it is arithmetic on plain numbers, because the page computes it too:
-`tests/showing/golden_frontier.json` holds inputs and answers for both.
+A file is on the frontier (Pareto's) when none at most as large is better.  The page computes the same
+(`page/js/frontier.js`); this side draws the picture of a model card and answers in Python.
 
-Units: bytes; each metric's own.
+Runs are those of the results document, as JSON.  Sizes in bytes; metrics as the document has them.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from dither.showing.document import Run
+from dither.showing import charts
 from dither.units import format_bytes
 
+Run = Mapping[str, Any]
+Point = dict[str, Any]
 
-@dataclass(frozen=True)
-class Axis:
-    """A metric to choose by.  `says` is what a sentence says of a file, with {} for the number."""
-
-    key: str
-    title: str
-    unit: str
-    lower_is_better: bool
-    says: str
-    percent: bool = False
-    logarithmic: bool = False
-
-
-AXES = {
-    axis.key: axis
-    for axis in (
-        Axis("kl_mean", "mean KL divergence", "nats per token", True, "loses {} nats per token", False, True),
-        Axis("kl_p99", "99 % KL divergence", "nats", True,
-             "loses no more than {} nats at 99 of 100 tokens", False, True),
-        Axis("same_top", "same top token", "%", False, "finds the same token likeliest {} of the time", True),
-        Axis("delta_ppl", "ΔPPL", "", True, "adds {} to the perplexity"),
-        Axis("decode_tokens_per_second", "decode speed", "tokens/s", False, "writes {} tokens per second"),
-        Axis("prefill_tokens_per_second", "prefill speed", "tokens/s", False, "reads {} tokens per second"),
-        Axis("joules_per_token", "energy", "J/token", True, "takes {} joules per token"),
-    )
+# metric → name, title of its axis, whether less is better, its scale, what a number is multiplied by to be shown
+METRICS: dict[str, tuple[str, str, bool, str, float]] = {
+    "kl_mean": ("mean KL", "KL divergence, nats per token (less is better)", True, "log", 1),
+    "kl_p99": ("99 % KL", "KL divergence of the worst 1 %, nats (less is better)", True, "log", 1),
+    "same_top": ("same top token", "same likeliest token, % (more is better)", False, "linear", 100),
+    "delta_ppl": ("ΔPPL", "perplexity above the original's (less is better)", True, "linear", 1),
+    "decode_tokens_per_second": (
+        "tokens/s", "tokens per second, decoding (more is better)", False, "linear", 1,
+    ),
+    "joules_per_token": ("J/token", "energy, joules per token (less is better)", True, "linear", 1),
 }  # fmt: skip
+CONTAINERS = {
+    "gguf": "GGUF", "gptq": "GPTQ", "awq": "AWQ", "compressed-tensors": "compressed-tensors",
+    "compressed": "compressed-tensors", "bitsandbytes": "bitsandbytes", "bnb": "bitsandbytes", "fp8": "FP8",
+    "safetensors": "safetensors",
+}  # fmt: skip
+FAMILIES = 8  # as many shapes as can be told apart
+# Where a label may stand beside its point: pixels to the right, pixels down, and which of its ends is there.
+SIDES = (
+    (11, 0, "left"), (11, -11, "left"), (11, 11, "left"), (-11, 0, "right"), (-11, -11, "right"),
+    (-11, 11, "right"), (0, -17, "center"), (0, 17, "center"), (11, -22, "left"), (-11, 22, "right"),
+)  # fmt: skip
+_LETTER = 7.2  # pixels, of the width of a letter
+_WIDTH, _HEIGHT = 560, 360  # pixels of the picture's plot
 
 
-@dataclass(frozen=True)
-class Point:
-    """A file on an axis; `low` and `high` are the ends of its interval where there is one."""
+def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> list[Point]:
+    """One point for each run that has the metric, the smallest first; `pareto` marks the frontier.
 
-    id: str
-    label: str
-    bytes: int
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-def points(runs: Sequence[Run], key: str) -> list[Point]:
-    """The runs that have the metric and may be compared by it: no stale ones, one text, one original."""
-    names = labels(runs)
-    kept = [run for run in comparable(runs) if key in run.metrics]
-    return [
-        Point(run.id, names[run.id], run.bytes, found.value, found.low, found.high)
-        for run in kept
-        for found in (run.metrics[key],)
-    ]
-
-
-def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs of the text and the original that most were measured on (ties: the first); no stale ones."""
-    sound = [run for run in runs if run.metrics and not run.stale]
-    groups = Counter(_ground(run) for run in sound)
-    if not groups:
-        return []
-    most = max(groups, key=lambda ground: groups[ground])
-    return [run for run in sound if _ground(run) == most]
-
-
-def _ground(run: Run) -> tuple[str, ...]:
-    on = run.measured_on
-    if on is None:
-        return ("",)
-    return (run.reference or "", on.sha256 or on.data, str(on.context), str(on.tokens))
-
-
-def labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Id → what people call the file: its type, with the recipe, or its name, where types repeat.
-
-    A folder's type is named after the format: `gptq int4-g128`.
+    `x` is the size in units of `unit` bytes, `y`, `low` and `high` the metric as the axis shows it.
     """
-    named = {run.id: run.type if run.container == "gguf" else f"{run.container} {run.type}" for run in runs}
-    types = Counter(named.values())
-    recipes = Counter((named[run.id], run.recipe) for run in runs)
-    found = {}
-    for run in runs:
-        name = named[run.id]
-        if types[name] == 1:
-            found[run.id] = name
-        elif run.recipe and recipes[name, run.recipe] == 1:
-            found[run.id] = f"{name} ({run.recipe})"
-        else:
-            found[run.id] = run.file
+    _, _, less, scale, factor = METRICS[key]
+    known = [run for run in runs if _known(run, key)]
+    families = list(dict.fromkeys(family_of(run) for run in known))
+    floor = _floor(known, key)
+
+    def place(value: float) -> float:
+        return (max(value, floor) if scale == "log" else value) * factor
+
+    found = []
+    for run in known:
+        metric = run["metrics"][key]
+        value, low, high = metric["value"], metric.get("low"), metric.get("high")
+        both, family = low is not None and high is not None, family_of(run)
+        if len(families) > FAMILIES and families.index(family) >= FAMILIES - 1:
+            family = "others"
+        found.append({
+            "id": run["id"], "name": run["file"], "label": run["type"], "family": family, "bytes": run["bytes"],
+            "x": run["bytes"] / unit, "value": value, "tag": metric["tag"], "y": place(value),
+            "low": place(low) if both else None, "high": place(high) if both else None, "pareto": False,
+        })  # fmt: skip
+    found.sort(key=lambda point: (point["bytes"], point["value"] if less else -point["value"]))
+    best: float | None = None
+    for point in found:
+        if best is None or _beats(point["value"], best, less):
+            point["pareto"], best = True, point["value"]
     return found
 
 
-def pareto(given: Sequence[Point], lower_is_better: bool = True) -> list[Point]:
-    """The points that nothing beats, the smallest first; of those alike in both, all."""
-    sign = 1 if lower_is_better else -1
-    in_order = sorted(given, key=lambda point: (point.bytes, sign * point.value, point.id))
-    kept: list[Point] = []
-    for point in in_order:
-        last = kept[-1] if kept else None
-        alike = last is not None and (last.bytes, last.value) == (point.bytes, point.value)
-        if last is None or alike or sign * point.value < sign * last.value:
-            kept.append(point)
-    return kept
+def family_of(run: Run) -> str:
+    """What shape and color tell apart: the container and how the numbers were chosen."""
+    container = CONTAINERS.get(run["container"], run["container"])
+    return f"{container}, {run['recipe']}" if run.get("recipe") else str(container)
 
 
-def best_under(given: Sequence[Point], budget: int, lower_is_better: bool = True) -> Point | None:
-    """The best of at most `budget` bytes, None where none fits; of equals the smallest, the first by id."""
-    sign = 1 if lower_is_better else -1
-    fitting = [point for point in given if point.bytes <= budget]
-    return min(fitting, key=lambda point: (sign * point.value, point.bytes, point.id), default=None)
+def best_under(found: Iterable[Point], key: str, size: float) -> Point | None:
+    """The best point of at most `size` bytes; of equals the smallest."""
+    best: Point | None = None
+    for point in found:
+        if point["bytes"] <= size and (best is None or _beats(point["value"], best["value"], METRICS[key][2])):
+            best = point
+    return best
 
 
-def as_good(given: Sequence[Point], best: Point, lower_is_better: bool = True) -> Point | None:
-    """The smallest file below `best` whose interval reaches into its: the text does not tell them apart."""
-    if best.low is None or best.high is None:
-        return None
-    near = [
-        point
-        for point in given
-        if point.bytes < best.bytes
-        and point.low is not None
-        and point.high is not None
-        and (point.low <= best.high if lower_is_better else point.high >= best.low)
-    ]
-    return min(near, key=lambda point: (point.bytes, point.id), default=None)
-
-
-def next_better(given: Sequence[Point], budget: int, lower_is_better: bool = True) -> Point | None:
-    """The smallest file above the budget that is better than the best under it."""
-    best = best_under(given, budget, lower_is_better)
-    sign = 1 if lower_is_better else -1
-    better = [
-        point
-        for point in given
-        if point.bytes > budget and (best is None or sign * point.value < sign * best.value)
-    ]
-    return min(better, key=lambda point: (point.bytes, sign * point.value, point.id), default=None)
-
-
-def sentence(given: Sequence[Point], budget: int, key: str = "kl_mean") -> str:
-    """`Best under 4.40 GiB: Q4_K_M (4.10 GiB), which loses 0.0310 nats per token (95 %: 0.0300 to 0.0321).`
-
-    Then, where it is so, which smaller file is as good as far as the text tells, and the next better.
-    """
-    axis = AXES[key]
-    best = best_under(given, budget, axis.lower_is_better)
-    if not given:
-        return "Nothing is measured yet. `dither measure FILE --against MODEL` measures a file."
+def sentence(runs: Sequence[Run], size: float) -> str:
+    """"Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
+    best = best_under(points(runs), "kl_mean", size)
     if best is None:
-        least = min(given, key=lambda point: (point.bytes, point.id))
-        return (
-            f"Nothing that was measured fits under {format_bytes(budget)}: the smallest, {least.label}, "
-            f"has {format_bytes(least.bytes)}."
-        )
-    said = axis.says.format(_number(best.value, axis))
-    if best.low is not None and best.high is not None:
-        said += f" (95 %: {_number(best.low, axis)} to {_number(best.high, axis)})"
-    parts = [f"Best under {format_bytes(budget)}: {best.label} ({format_bytes(best.bytes)}), which {said}."]
-    alike = as_good(given, best, axis.lower_is_better)
-    if alike is not None:
-        less = format_bytes(best.bytes - alike.bytes)
-        parts.append(f"{alike.label} is {less} smaller, and this text does not tell the two apart.")
-    above = next_better(given, budget, axis.lower_is_better)
-    if above is not None:
-        parts.append(f"The next better, {above.label}, has {format_bytes(above.bytes)}.")
-    return " ".join(parts)
+        return ""
+    run = next(run for run in runs if run["id"] == best["id"])
+    metric, same = run["metrics"]["kl_mean"], run["metrics"].get("same_top")
+    interval = f" ({metric['low']:.2g}–{metric['high']:.2g})" if best["low"] is not None else ""
+    top = f", and picks the original's likeliest word {100 * same['value']:.0f} % of the time" if same else ""
+    return (
+        f"Best under {format_bytes(size)}: {run['type']} ({family_of(run)}, {format_bytes(run['bytes'])}): "
+        f"it loses {metric['value']:.2g} nats per token{interval}{top}."
+    )
 
 
-def _number(value: float, axis: Axis) -> str:
-    return f"{100 * value:.1f} %" if axis.percent else short(value)
+def domains(found: Sequence[Point], scale: str) -> tuple[list[float], list[float]]:
+    """Where the axes end: room for intervals, points at the rim and labels beside them."""
+    xs = [point["x"] for point in found]
+    ys = [y for point in found for y in (point["y"], point["low"], point["high"]) if y is not None]
+    left, right, bottom, top = min(xs), max(xs), min(ys), max(ys)
+    wide = right - left or left * 0.4 or 1
+    x = [max(0, left - 0.08 * wide), right + 0.12 * wide]
+    if scale == "log":
+        grown = max(1.25, (top / bottom) ** 0.08)
+        return x, [bottom / grown, top * grown]
+    tall = top - bottom or abs(top) * 0.2 or 1
+    return x, [bottom - 0.1 * tall, top + 0.1 * tall]
 
 
-def short(value: float) -> str:
-    """Three digits that count, as the page writes them.
+def place_labels(
+    found: Sequence[Point], x: Sequence[float], y: Sequence[float], scale: str, width: float, height: float
+) -> None:
+    """Gives each point a place for its label that touches no label, point or interval, or none (`named`).
 
-    >>> short(0.0095419), short(9.42e-05), short(1.5), short(0.0), short(1234.6), short(-0.25)
-    ('0.00954', '9.4e-5', '1.50', '0', '1235', '-0.250')
+    The chosen one and those on the frontier come first; `width` and `height` are the plot's, in pixels.
     """
-    if value == 0:
-        return "0"
-    if abs(value) < 0.0005:
-        text = f"{value:.1e}"
-    elif abs(value) >= 1000:
-        text = f"{value:.4g}"
-    else:
-        text = f"{value:#.3g}".rstrip(".")
-    return re.sub(r"e([+-])0*", r"e\1", text)
+    on_scale = math.log if scale == "log" else float
+    bottom, top = on_scale(y[0]), on_scale(y[1])
+
+    def at(point: Point, value: float) -> tuple[float, float]:
+        return (
+            (point["x"] - x[0]) / (x[1] - x[0]) * width,
+            height - (on_scale(value) - bottom) / (top - bottom) * height,
+        )
+
+    taken = []
+    for point in found:
+        px, py = at(point, point["y"])
+        taken.append((px - 6, py - 6, px + 6, py + 6))
+        if point["low"] is not None:
+            taken.append((px - 2, at(point, point["high"])[1], px + 2, at(point, point["low"])[1]))
+    for point in sorted(found, key=lambda point: 0 if point.get("chosen") else 1 if point["pareto"] else 2):
+        px, py = at(point, point["y"])
+        wide = _LETTER * len(point["label"])
+        boxes = {side: _box(side, px, py, wide) for side in SIDES}
+        free = next((s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)), None)
+        dx, dy, align = free or (0, 0, "left")
+        point.update(named=free is not None, dx=dx, dy=dy, align=align, baseline="middle")
+        if free:
+            taken.append(boxes[free])
+
+
+def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
+    """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.
+
+    Raises ValueError where no run has the metric.
+    """
+    largest = max((run["bytes"] for run in runs if _known(run, key)), default=0)
+    if not largest:
+        raise ValueError(f"no run has {key}")
+    unit, name = (2**30, "GiB") if largest >= 2**29 else (2**20, "MiB")
+    found = points(runs, key, unit)
+    _, title, _, scale, factor = METRICS[key]
+    best = best_under(found, key, size) if size else None
+    for point in found:
+        point["chosen"] = point is best
+        point["size"], point["shown"] = format_bytes(point["bytes"]), f"{point['value'] * factor:.3g}"
+    x, y = domains(found, scale)
+    place_labels(found, x, y, scale, _WIDTH, _HEIGHT)
+    spec = charts.spec(
+        "frontier", {"points": found, "budget": [{"x": size / unit}] if size else []},
+        x_title=f"size, {name}", y_title=title, y_type=scale, x_domain=x, y_domain=y, plot_height=_HEIGHT,
+        families=list(dict.fromkeys(point["family"] for point in found)),
+    )  # fmt: skip
+    return {"width": _WIDTH, **spec}
+
+
+def _known(run: Run, key: str) -> bool:
+    return run.get("metrics", {}).get(key) is not None
+
+
+def _floor(runs: Iterable[Run], key: str) -> float:
+    """A logarithm has no zero: what is equal to the original stands at the foot of the chart."""
+    metrics = [run["metrics"][key] for run in runs]
+    ends = [metric[part] for metric in metrics for part in ("value", "low") if metric.get(part) is not None]
+    above = [value for value in ends if value > 0]
+    return min(above) / 2 if above else 1e-6
+
+
+def _beats(value: float, other: float, less: bool) -> bool:
+    return value < other if less else value > other
+
+
+Box = tuple[float, float, float, float]
+
+
+def _box(side: tuple[int, int, str], x: float, y: float, wide: float) -> Box:
+    dx, dy, align = side
+    left = x + dx if align == "left" else x + dx - wide if align == "right" else x - wide / 2
+    return left, y + dy - 8, left + wide, y + dy + 8
+
+
+def _inside(box: Box, width: float, height: float) -> bool:
+    return box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= height
+
+
+def _clear(box: Box, taken: Iterable[Box]) -> bool:
+    return not any(
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
+    )

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dither import display
-from dither.showing import charts, frontier
+from dither.showing import charts, choice, frontier
 from dither.showing.document import Document, Run
-from dither.showing.frontier_chart import frontier_chart
 from dither.units import format_bytes, parse_bytes
 
 VEGALITE = "application/vnd.vegalite.v6+json"
@@ -37,21 +36,20 @@ class Runs:
         return self.document.runs[at]
 
     def best_under(self, size: int | str, by: str = "kl_mean") -> Run | None:
-        """The best file of at most `size` ("4.4GiB" or bytes) by a metric of `frontier.AXES`.
+        """The best file of at most `size` ("4.4GiB" or bytes) by a metric of `frontier.METRICS`.
 
         None where nothing that was measured fits.
         """
-        given, lower_is_better = frontier.points(self.document.runs, by), frontier.AXES[by].lower_is_better
-        best = frontier.best_under(given, _bytes(size), lower_is_better)
-        return None if best is None else next(run for run in self if run.id == best.id)
+        best = frontier.best_under(choice.points(self, by), by, _bytes(size))
+        return None if best is None else next(run for run in self if run.id == best["id"])
 
-    def sentence(self, size: int | str, by: str = "kl_mean") -> str:
-        """The same as a sentence to read aloud."""
-        return frontier.sentence(frontier.points(self.document.runs, by), _bytes(size), by)
+    def sentence(self, size: int | str) -> str:
+        """The best of at most `size` as a sentence to read aloud; empty where nothing so small is measured."""
+        return frontier.sentence(choice.listed(self, by_label=False), _bytes(size))
 
     def chart(self, by: str = "kl_mean", size: int | str | None = None) -> dict[str, Any]:
         """Size against a metric, as a Vega-Lite 6 specification with its data inside."""
-        return frontier_chart(self.document.runs, by, None if size is None else _bytes(size))
+        return frontier.chart(choice.listed(self), by, None if size is None else _bytes(size))
 
     def to_json(self) -> dict[str, Any]:
         return self.document.to_json()
@@ -74,7 +72,7 @@ class Runs:
         return bundle
 
     def _drawn(self) -> bool:
-        return len(frontier.points(self.document.runs, "kl_mean")) > 1
+        return len(choice.points(self)) > 1
 
     def __repr__(self) -> str:
         return f"<Runs: {len(self)} files of {self.document.title}>"
