@@ -335,7 +335,7 @@ def _read_json(path: Path, limit: int) -> object:
     try:
         if path.stat().st_size > limit:
             return None
-        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
 
