@@ -1,6 +1,6 @@
 """One server and one browser for all tests of the page, both real.
 
-The browser is Debian's chromium, driven by Playwright; where there is none, these tests are skipped and say so.
+The browser is Debian's chromium, driven by Playwright; where there is none, tests are skipped and say so.
 Every page opened here is watched: a request to anything but its own server, or an error in its console, fails
 the test that opened it.
 """
@@ -116,7 +116,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dither.quantize(BUNDLED, path.stem.removeprefix("demo-"), path)
     text = folder / "text.txt"
     text.write_text("The old man looked at the sea, and the sea said nothing that he had not heard. " * 30)
-    dither.measure([str(path) for path in paths], BUNDLED, data=str(text), tokens=256, context=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # a measurement keeps the name of its text as it was given
+        dither.measure([str(path) for path in paths], BUNDLED, data=text.name, tokens=256, context=64)
     return folder
 
 
@@ -165,7 +167,9 @@ class Browser:
     faults: list[str] = field(default_factory=list)
     contexts: list[Any] = field(default_factory=list)
 
-    def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, **options: Any) -> Any:
+    def open(
+        self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, **options: Any
+    ) -> Any:
         context = self.chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
             accept_downloads=True, **options,

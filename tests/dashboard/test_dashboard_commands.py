@@ -1,4 +1,4 @@
-"""Forms and the commands they stand for: read back by a shell's rules and by the command line's own parser."""
+"""Forms and the commands they stand for: read back by a shell's rules and the command line's own parser."""
 
 from __future__ import annotations
 

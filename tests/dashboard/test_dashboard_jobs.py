@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard.conftest import BUNDLED
 
+from dashboard.conftest import BUNDLED
 from dither.cli.reported import Reported
 from dither.dashboard import processes
 from dither.dashboard.jobs import MOST_WAITING, Jobs
@@ -45,8 +45,8 @@ def stored(jobs: Jobs, job_id: str, **changes: object) -> None:
     """A job on disk as another server would have left it."""
     record = {
         "id": job_id, "kind": "plan", "words": ["plan", "m", "--bpw", "4"], "folder": "/", "created": 1.0,
-        "server": {"pid": os.getpid(), "since": "long ago"}, "process": None, "cancelled": None, "ended": None,
-        "code": None, **changes,
+        "server": {"pid": os.getpid(), "since": "long ago"}, "process": None, "cancelled": None,
+        "ended": None, "code": None, **changes,
     }  # fmt: skip
     (jobs.folder / job_id).mkdir(parents=True)
     (jobs.folder / job_id / "job.json").write_text(json.dumps(record))
@@ -74,31 +74,43 @@ def test_a_job_runs_to_its_end_and_its_file_is_whole(tmp_path: Path) -> None:
     assert [job["state"] for job in later.all()] == ["failed", "done"]
 
 
-@pytest.mark.slow
 def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    code = (
-        "import sys; from dither.dashboard.jobs import Jobs; from pathlib import Path;"
-        "print(Jobs(Path(sys.argv[1]), Path(sys.argv[2])).start('calibrate',"
-        "{'model': sys.argv[3], 'tokens': '4000000'})['id'])"
+    """Only its server is made up here; the process is real, and must hear of it as of Ctrl-C."""
+    child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True, stderr=subprocess.DEVNULL)
+    process = {"pid": child.pid, "since": processes.started(child.pid), "started": time.time()}
+    job_id = "20260101-000000-000000000001"
+    stored(Jobs(tmp_path), job_id, process=process)
+    (tmp_path / job_id / "progress.json").write_text(
+        json.dumps({"done": 3, "total": 12, "what": "blk.0", "left": 90.0, "at": time.time()})
     )
-    given = [sys.executable, "-c", code, str(state), str(tmp_path), str(BUNDLED)]
-    job_id = subprocess.run(given, capture_output=True, text=True, check=True).stdout.strip()
-    later = Jobs(state)  # the server that started it is gone
-    until(later, job_id, lambda job: job["progress"]["total"] > 0)
-    pid = json.loads((state / job_id / "job.json").read_text())["process"]["pid"]
-    assert processes.started(pid) is not None
-    assert later.cancel(job_id)["cancelling"]
-    cancelled = until(later, job_id, ended)[-1]
-    assert cancelled["state"] == "cancelled" and cancelled["error"] is None
-    assert processes.started(pid) is None
-    assert later.cancel(job_id) == cancelled  # what has ended stays as it is
+    try:
+        later = Jobs(tmp_path)
+        later.tick()
+        job = later.get(job_id)
+        assert (job["state"], job["progress"]) == ("running", {"done": 3, "total": 12, "what": "blk.0"})
+        assert 60 < job["eta_seconds"] <= 90
+        waiting = later.start("quantize", {"model": "m", "to": "Q8_0"})
+        assert waiting["state"] == "waiting"  # one at a time
+        later.cancel(waiting["id"])
+        time.sleep(0.3)  # until it has set up what it does on SIGINT
+        assert later.cancel(job_id)["cancelling"]
+        assert child.wait(20) == -signal.SIGINT
+        cancelled = until(later, job_id, ended)[-1]
+        assert cancelled["state"] == "cancelled" and cancelled["error"] is None
+        assert later.cancel(job_id) == cancelled  # what has ended stays as it is
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_a_killed_job_says_so(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    stored(jobs, "20260101-000000-00000000000a", process={"pid": 2**22, "since": "1", "started": 1.0}, code=-9)
-    (tmp_path / "20260101-000000-00000000000a" / "log.txt").write_bytes(b"\x1b[31mnote:\x1b[0m block 3\r\n\x00\n")
+    stored(
+        jobs, "20260101-000000-00000000000a", process={"pid": 2**22, "since": "1", "started": 1.0}, code=-9
+    )
+    (tmp_path / "20260101-000000-00000000000a" / "log.txt").write_bytes(
+        b"\x1b[31mnote:\x1b[0m block 3\r\n\x00\n"
+    )
     job = until(jobs, "20260101-000000-00000000000a", ended)[-1]
     assert job["state"] == "failed" and job["lines"] == ["note: block 3"]
     assert job["error"] == {
@@ -148,7 +160,11 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_full_queue_refuses(tmp_path: P
 
 def test_strange_files_in_the_folder_are_no_jobs(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    for name, text in (("20260101-000000-00000000000e", "{"), ("20260101-000000-00000000000f", "[]"), ("x", "{}")):
+    for name, text in (
+        ("20260101-000000-00000000000e", "{"),
+        ("20260101-000000-00000000000f", "[]"),
+        ("x", "{}"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text(text)
     jobs.tick()
@@ -168,6 +184,6 @@ def test_progress_is_one_small_file_that_is_always_whole(tmp_path: Path) -> None
     told.tell(200, 200, "x" * 10_000, None)
     found = json.loads(path.read_text())
     assert (found["done"], found["total"], found["left"], len(found["what"])) == (200, 200, None, 500)
-    assert os.listdir(tmp_path) == ["progress.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
     Reported(str(tmp_path / "no" / "folder")).tell(1, 2, "", None)  # stops nothing
     Reported("").tell(1, 2, "", None)

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from dashboard.conftest import Served, start_server, stop_server
 
+from dashboard.conftest import Served, start_server, stop_server
 from dither.dashboard import security
 
 pytestmark = pytest.mark.slow

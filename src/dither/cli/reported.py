@@ -1,12 +1,12 @@
 """Progress for who looks on from another process.
 
-Where DITHER_PROGRESS names a file, a command keeps in it where it stands: one small JSON object, replaced as a
-whole, so that a reader never sees half of one and the file never grows.
+Where DITHER_PROGRESS names a file, a command keeps in it where it stands: one small JSON object, replaced as
+a whole, so that a reader never sees half of one and the file never grows.
 
     {"done": 120, "total": 300, "what": "blk.3.ffn_down", "left": 41.5, "at": 1767225600.0}
 
-`left` is an estimate in seconds, null at first; `at` is the time of writing (seconds since 1970).  A file, not a
-pipe: whoever started the command may go and come back while it runs.
+`left` is an estimate in seconds, null at first; `at` is the time of writing (seconds since 1970).  A file,
+not a pipe: whoever started the command may go and come back while it runs.
 """
 
 from __future__ import annotations

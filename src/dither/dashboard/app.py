@@ -138,7 +138,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _make_library() -> None:
-    """Seconds, the first time, during which the bundler lets no other thread run: so in a process of its own."""
+    """Seconds, the first time, in which the bundler lets no other thread run: so in its own process."""
     if not library_path().exists():
         code = "from dither.showing.export import vega; vega()"
         subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)

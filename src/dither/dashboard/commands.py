@@ -2,8 +2,8 @@
 
 One table says which options a form has; the page draws its fields from it, and `build` makes the command from
 what was typed.  Nothing else gets into a command: an unknown field, a value that its kind does not allow, or
-text that would be read as an option is a problem, told beside its field.  No shell is ever involved: a command
-is a list of words, and the quoted line is for people to copy.
+text that would be read as an option is a problem, told beside its field.  No shell is ever involved: a
+command is a list of words, and the quoted line is for people to copy.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TRANSFORMS = ("awq", "rotate")
 class Field:
     """One option of a command, as a form shows it.
 
-    `kind`: text, name (a type, a hub's word), names (several, comma-separated), path, paths (one a line), size,
-    number, integer, flag, choice.  Of the fields with the same `one_of` a command takes one.  `more` fields are
-    folded away at first.
+    `kind`: text, name (a type, a hub's word), names (several, comma-separated), path, paths (one a line),
+    size, number, integer, flag, choice.  Of the fields with the same `one_of` a command takes one.  `more`
+    fields are folded away at first.
     """
 
     name: str
@@ -118,7 +118,8 @@ FORMS: Mapping[str, Form] = {
     form.kind: form
     for form in (
         Form(
-            "quantize", "Quantize", "Write a smaller file: of a type, or of whatever types meet a budget best.",
+            "quantize", "Quantize",
+            "Write a smaller file: of a type, or of whatever types meet a budget best.",
             (
                 _MODEL,
                 Field(
@@ -135,13 +136,14 @@ FORMS: Mapping[str, Form] = {
                 ),
                 Field(
                     "output", "Write to", "path", "--output", placeholder="beside the others", more=True,
-                    hint="Left open: the model's name and the type's, in the folder this page was started in.",
+                    hint="Left open: the model's name and the type's, in the folder this page began in.",
                 ),
                 _TRANSFORM, _TYPES, _CONTEXT, _THREADS, _DEVICE, _FORCE,
             ),
         ),
         Form(
-            "plan", "Plan", "Choose every tensor's type for a budget and write the choice to a file, nothing else.",
+            "plan", "Plan",
+            "Choose every tensor's type for a budget, and write nothing but that choice.",
             (
                 _MODEL, *_BUDGETS, _EVIDENCE, _SOLVER,
                 Field("output", "Write to", "path", "--output", placeholder="plan.toml"),
@@ -149,9 +151,13 @@ FORMS: Mapping[str, Form] = {
             ),
         ),
         Form(
-            "measure", "Measure", "Compare quantized files with their original: KL divergence, perplexity, top tokens.",
+            "measure", "Measure",
+            "Compare quantized files with their original: KL divergence, perplexity, top tokens.",
             (
-                Field("files", "Files", "paths", hint="One a line.", placeholder="model-Q4_K_M.gguf", required=True),
+                Field(
+                    "files", "Files", "paths", hint="One a line.", placeholder="model-Q4_K_M.gguf",
+                    required=True,
+                ),
                 Field(
                     "against", "Original", "path", "--against", placeholder="path/to/model", required=True,
                     hint="The model the files were made of.",
@@ -165,7 +171,8 @@ FORMS: Mapping[str, Form] = {
             ),
         ),
         Form(
-            "calibrate", "Calibrate", "Run text through the model and keep which weights matter, for better files.",
+            "calibrate", "Calibrate",
+            "Run text through the model and keep which weights matter, for better files.",
             (
                 _MODEL,
                 Field(

@@ -5,8 +5,8 @@
                log.txt         what it told people meanwhile
                progress.json   where it stands (`dither.cli.reported`)
 
-Everything is on disk, so that a server started later finds the jobs again and knows a process by its id and the
-moment it began.  A job is judged by what its command left behind: an `error` says why it failed, a whole
+Everything is on disk, so that a server started later finds the jobs again and knows a process by its id and
+the moment it began.  A job is judged by what its command left behind: an `error` says why it failed, a whole
 document that it is done, and the end of the log where it left neither (killed, out of memory).
 
 One job runs at a time, because each uses all cores; others wait for the server that took them.  Ending a job
@@ -245,8 +245,10 @@ class Jobs:
         progress, eta = _progress(place / "progress.json", state)
         process = record["process"]
         job = {
-            "id": job_id, "kind": record["kind"], "command": commands.Command(tuple(record["words"]), ()).line,
-            "folder": record["folder"], "state": state, "cancelling": bool(record["cancelled"]) and state == "running",
+            "id": job_id, "kind": record["kind"],
+            "command": commands.Command(tuple(record["words"]), ()).line,
+            "folder": record["folder"], "state": state,
+            "cancelling": state == "running" and record["cancelled"] is not None,
             "progress": progress, "eta_seconds": eta, "created": record["created"],
             "started": process["started"] if process else None, "ended": record["ended"], "error": error,
             "lines": _lines(place / "log.txt"), "made": _made(place) if state == "done" else None,
@@ -321,7 +323,9 @@ def _lines(path: Path) -> list[str]:
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LINES * LONGEST_LINE))
         text = file.read(LINES * LONGEST_LINE).decode("utf-8", "replace")
-        lines = [_clean(line.rstrip("\r").rpartition("\r")[2]).rstrip()[:LONGEST_LINE] for line in text.split("\n")]
+        lines = [
+            _clean(line.rstrip("\r").rpartition("\r")[2]).rstrip()[:LONGEST_LINE] for line in text.split("\n")
+        ]
         return [line for line in lines if line][-LINES:]
     return []
 

@@ -16,7 +16,8 @@ from pathlib import Path
 def started(pid: int) -> str | None:
     """When process `pid` began, in whatever unit the system counts; None where there is none any more.
 
-    Linux: field 22 of /proc/PID/stat, clock ticks since boot (proc(5)), beside the boot's own id.  Elsewhere `ps`.
+    Linux: field 22 of /proc/PID/stat, clock ticks since boot (proc(5)), beside the boot's own id.  Elsewhere
+    `ps`.
     """
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
@@ -27,7 +28,8 @@ def started(pid: int) -> str | None:
         return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
     try:
         said = subprocess.run(
-            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5, check=False
+            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5,
+            check=False,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -22,7 +22,7 @@ _MOST_OPEN = 8
 
 
 class Results:
-    """The runs under `paths`; `against` names their original, which is found by itself where it lies beside."""
+    """The runs under `paths`; `against` names their original, which is found where it lies beside them."""
 
     def __init__(self, paths: Iterable[str | Path], against: str | None = None) -> None:
         self.paths = [Path(path).expanduser() for path in paths]

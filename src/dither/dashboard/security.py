@@ -4,8 +4,9 @@ It listens on this machine, and every page in every tab of a browser can send re
 
 - **Host** must be a name this server was bound under.  A stranger's name that resolves to 127.0.0.1 (DNS
   rebinding) would otherwise make the stranger's script same-origin with us.
-- **Origin** must be ours wherever one is sent, and must be sent with whatever changes anything: scripts of other
-  pages cannot lie about it (Fetch standard, "Origin header").  Sec-Fetch-Site says the same of requests that send none.
+- **Origin** must be ours wherever one is sent, and must be sent with whatever changes anything: scripts of
+  other pages cannot lie about it (Fetch standard, "Origin header").  Sec-Fetch-Site says the same of
+  requests that send none.
 - A **token** is asked for when the server is bound to more than this machine: in the address once, then as a
   cookie that scripts cannot read, or as a bearer.
 - Bodies end at a limit, whether they announce their length or not.
@@ -28,8 +29,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 # No 'unsafe-inline' and no 'unsafe-eval': Vega interprets its expressions (page/js/chart.js).
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 )
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),
@@ -74,7 +75,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     def __init__(self, status: int, reason: str, way_out: str = "") -> None:
         super().__init__(reason)
         self.status, self.reason, self.way_out = status, reason, way_out
@@ -83,8 +84,8 @@ class Refused(Exception):
 class Guard:
     """Wraps an application; requests that break a rule never reach it.
 
-    `addresses`: also take numeric addresses as Host, for a server bound to all of a machine's.  They cannot be
-    rebound: a name is what a stranger controls.
+    `addresses`: also take numeric addresses as Host, for a server bound to all of a machine's.  They cannot
+    be rebound: a name is what a stranger controls.
     """
 
     def __init__(
@@ -107,19 +108,19 @@ class Guard:
             return  # no web sockets here
         try:
             fresh = self._check(scope)
-        except Refused as refused:
+        except RefusedError as refused:
             await _refuse(refused, send)
             return
         try:
             body = await _whole(receive)
-        except Refused as refused:
+        except RefusedError as refused:
             await _refuse(refused, send)
             return
         answer = _Answer(send, self._cookie() if fresh else None)
         await self.app(scope, _Replayed(body, receive).receive, answer.send)
 
     def _check(self, scope: Scope) -> bool:
-        """True where the token came in the address and should become a cookie.  Raises Refused."""
+        """True where the token came in the address and should become a cookie.  Raises RefusedError."""
         headers: dict[bytes, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), []).append(value.decode("latin-1"))
@@ -127,14 +128,14 @@ class Guard:
         self._origin(scope, headers, host)
         length = headers.get(b"content-length", ["0"])[0]
         if not length.isdigit() or int(length) > MOST_BODY:
-            raise Refused(413, f"the request is larger than {MOST_BODY} bytes")
+            raise RefusedError(413, f"the request is larger than {MOST_BODY} bytes")
         return self._token(scope, headers)
 
     def _host(self, found: list[str]) -> str:
         host = found[0].lower() if len(found) == 1 else ""
         if host in self.names or (self.addresses and self._is_address(host)):
             return host
-        raise Refused(
+        raise RefusedError(
             421, "the request names another host", "Open the address that was printed at the start."
         )
 
@@ -151,16 +152,18 @@ class Guard:
         origins, sites = headers.get(b"origin", []), headers.get(b"sec-fetch-site", [])
         bearer = any(value.lower().startswith("bearer ") for value in headers.get(b"authorization", []))
         if origins and origins != [f"http://{host}"]:
-            raise Refused(403, "the request comes from another page")
+            raise RefusedError(403, "the request comes from another page")
         if changes and not origins and not (self.token and bearer):
-            raise Refused(403, "the request does not say which page it comes from", "Send an Origin header.")
+            raise RefusedError(
+                403, "the request does not say which page it comes from", "Send an Origin header."
+            )
         asks_data = scope["path"] != "/"
         if asks_data and sites and sites[0] not in ("same-origin", "none"):
-            raise Refused(403, "the request comes from another page")
+            raise RefusedError(403, "the request comes from another page")
         if changes:
             kind = headers.get(b"content-type", [""])[0].partition(";")[0].strip().lower()
             if kind != "application/json":
-                raise Refused(415, "the request is no JSON")
+                raise RefusedError(415, "the request is no JSON")
 
     def _token(self, scope: Scope, headers: dict[bytes, list[str]]) -> bool:
         if self.token is None:
@@ -178,7 +181,7 @@ class Guard:
             given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20).get("token", [""])[0]
             if self._same(given):
                 return True
-        raise Refused(
+        raise RefusedError(
             401, "a token is needed", "Open the address with ?token=… that was printed at the start."
         )
 
@@ -201,7 +204,7 @@ async def _whole(receive: Receive) -> bytes:
             return bytes(taken)
         taken += message.get("body", b"")
         if len(taken) > MOST_BODY:
-            raise Refused(413, f"the request is larger than {MOST_BODY} bytes")
+            raise RefusedError(413, f"the request is larger than {MOST_BODY} bytes")
         if not message.get("more_body"):
             return bytes(taken)
 
@@ -233,7 +236,7 @@ class _Answer:
         await self._send(message)
 
 
-async def _refuse(refused: Refused, send: Send) -> None:
+async def _refuse(refused: RefusedError, send: Send) -> None:
     said = {"error": {"thing": "the request", "reason": refused.reason, "way_out": refused.way_out}}
     body = json.dumps(said).encode()
     headers = [

@@ -34,7 +34,8 @@ class Served:
 
 
 def serve(
-    runs: Iterable[str | Path], *, host: str = "127.0.0.1", port: int | None = None, against: str | None = None,
+    runs: Iterable[str | Path], *, host: str = "127.0.0.1", port: int | None = None,
+    against: str | None = None,
     state: Path | None = None, ready: Callable[[str], None] = lambda _url: None,
 ) -> Served:  # fmt: skip
     """Serves until Ctrl-C.  `ready` hears the address once it answers.

@@ -1,8 +1,8 @@
 """Notices that a measurement, an answer or a model has come, gone or changed.
 
-Polling of names, sizes and times: a few system calls a second, the same on every system and on network drives,
-where change notifications are none of these.  A file that is still being copied changes with every look, so a
-change counts once two looks in a row agree.
+Polling of names, sizes and times: a few system calls a second, the same on every system and on network
+drives, where change notifications are none of these.  A file that is still being copied changes with every
+look, so a change counts once two looks in a row agree.
 """
 
 from __future__ import annotations

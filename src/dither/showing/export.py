@@ -1,16 +1,17 @@
 """The page as one file: style, modules, charts, data, nothing fetched.
 
-The live page and the exported one are the same files.  Here the modules become one script, each in a function of
-its own, so that names never clash; their imports become look-ups in a table.  They are written for that: named
-exports at the beginning of a line, imports of `{names}` from a relative path, `import("./x.js")` for views.
+The live page and the exported one are the same files.  Here the modules become one script, each in a function
+of its own, so that names never clash; their imports become look-ups in a table.  They are written for that:
+named exports at the beginning of a line, imports of `{names}` from a relative path, `import("./x.js")` for
+views.
 
     import {a, b as c} from "./x.js";   →  const {a, b: c} = dither("x.js");
     import("./views/x.js")              →  Promise.resolve(dither("views/x.js"))
     export function f() {}              →  function f() {}   and   f: f   in what the module hands out
 
 Everything is inlined as text that cannot end its element: in JSON and in scripts `</script`, `<script` and
-`<!--` are written with \\u003c or \\x3c (HTML standard, "Restrictions for contents of script elements").  A policy
-in the page lets inline scripts run and nothing else: no connection, no picture from elsewhere.
+`<!--` are written with \\u003c or \\x3c (HTML standard, "Restrictions for contents of script elements").  A
+policy in the page lets inline scripts run and nothing else: no connection, no picture from elsewhere.
 """
 
 from __future__ import annotations

@@ -105,10 +105,14 @@ async function embedChart(stage, state, width) {
     spec.autosize ??= {type: "fit-x", contains: "padding"};
   }
   spec.background = "transparent";
-  return window.vegaEmbed(stage, spec, {
-    mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, ast: true,
+  const made = await window.vegaEmbed(stage, spec, {
+    mode: "vega-lite", logLevel: 1, renderer: "svg", actions: false, defaultStyle: false, ast: true,
     config: chartTheme(), tooltip: chartTooltip, loader: {load: refuseLoading, http: refuseLoading, file: refuseLoading},
   });
+  stage.setAttribute("role", "img"); // one picture with a sentence; its numbers are in the table twin
+  stage.setAttribute("aria-label", spec.description);
+  stage.querySelector("svg")?.setAttribute("aria-hidden", "true");
+  return made;
 }
 
 async function refuseLoading() {
@@ -203,12 +207,19 @@ async function chartPicture(state, kind) {
   const surface = getComputedStyle(document.documentElement).getPropertyValue("--surface").trim();
   const view = state.view.background(surface);
   try {
-    if (kind === "svg") return new Blob([await view.toSVG()], {type: "image/svg+xml"});
+    if (kind === "svg") return new Blob([labelledSvg(await view.toSVG(), state.label ?? state.name)], {type: "image/svg+xml"});
     const canvas = await view.toCanvas(2);
     return await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   } finally {
     view.background("transparent");
   }
+}
+
+function labelledSvg(text, label) {
+  const parsed = new DOMParser().parseFromString(text, "image/svg+xml");
+  parsed.documentElement.setAttribute("role", "img");
+  parsed.documentElement.setAttribute("aria-label", label);
+  return new XMLSerializer().serializeToString(parsed);
 }
 
 // Rows as CSV (RFC 4180). Text that a spreadsheet would take for a formula gets an apostrophe in front.
