@@ -14,12 +14,14 @@ from dither.showing.document import Document, load, load_recorded, parse
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    row = {"name": "blk.0.attn_q.weight", "layer": 0, "kind": "attn_q", "type": "Q4_K", "bpw": 4.5, "bytes": 144,
-           "shape": [1, 256], "relative_error": 0.07, "kl_alone": None, "error_tag": "measured"}  # fmt: skip
+    row = {
+        "name": "blk.0.attn_q.weight", "layer": 0, "kind": "attn_q", "type": "Q4_K", "bpw": 4.5, "bytes": 144,
+        "shape": [1, 256], "relative_error": 0.07, "kl_alone": None, "error_tag": "measured",
+    }  # fmt: skip
     known = {
-        "id": "a-1234", "file": "a.gguf", "path": "/home/somebody/a.gguf", "type": "Q4_K_M", "container": "gguf",
-        "recipe": "nearest", "command": None, "measure_command": None, "bytes": 144, "parameters": 256,
-        "bpw": 4.5, "mixed": [["Q4_K", 1, 144]],
+        "id": "a-1234", "file": "a.gguf", "path": "/home/somebody/a.gguf", "type": "Q4_K_M",
+        "container": "gguf", "recipe": "nearest", "command": None, "measure_command": None, "bytes": 144,
+        "parameters": 256, "bpw": 4.5, "mixed": [["Q4_K", 1, 144]],
         "metrics": {"kl_mean": {"value": 0.03, "low": 0.02, "high": 0.04, "tag": "measured"}},
         "measured_on": {"data": "t", "tokens": 10, "context": 5}, "drift": [0.1], "notes": ["one"],
         "tensors": [row], "tiles": {}, "palettes": {}, "answers": [], "forced": [],

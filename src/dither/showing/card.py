@@ -1,8 +1,8 @@
 """A model card for a set of quantized files: README.md as the Hugging Face hub reads it.
 
 Front matter for the hub, the picture of size against loss, which file to take, a table of all of them with
-the loss and its interval, and for each the recipe and the command that makes it again.  Every number is from the
-results document; a file that was not measured says so.
+the loss and its interval, and for each the recipe and the command that makes it again.  Every number is from
+the results document; a file that was not measured says so.
 
 All names are a stranger's: the front matter is written as JSON strings, which YAML reads as they are, and in
 Markdown whatever could be markup is escaped.
