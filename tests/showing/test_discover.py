@@ -285,6 +285,26 @@ def test_long_texts_are_cut_and_scripts_are_text(one: Path) -> None:
     assert all(len(note) < 2000 and "\x1b" not in note for note in run.notes)
 
 
+@pytest.mark.parametrize("changes", [
+    {"bytes": 10**400}, {"sequences": 10**4000, "context": 10**4000}, {"kl_mean": 1e308, "kl_mean_high": 1e308},
+    {"bpw": 1e-320}, {"ppl_reference": 1e308, "ppl_ratio": 1e308},
+])  # fmt: skip
+def test_absurd_numbers_are_a_problem_and_no_crash(one: Path, changes: dict[str, object]) -> None:
+    save(one, **changes)
+    one.rename(one.with_name("other.gguf"))
+    found = find([one.parent])
+    assert [run.file for run in found.runs] == ["other.gguf"]
+    assert [Path(problem.file).name for problem in found.problems] == [f"{one.name}.measure.json"]
+
+
+def test_numbers_at_the_edge_are_still_drawn(shelf: Path, tmp_path: Path) -> None:
+    for kind, kl in (("Q8_0", 1e-308), ("Q4_K_M", 0.0), ("Q2_K", 1e29)):
+        shutil.copy2(shelf / f"tiny-{kind}.gguf", tmp_path)
+        save(tmp_path / f"tiny-{kind}.gguf", kl)
+    dither.report(tmp_path, tmp_path / "r.html", card=tmp_path / "C.md")
+    assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_name_leads_nowhere_else(one: Path) -> None:
     for name in ("../../../etc", "/etc", "..", "."):
         save(one, reference=name)
