@@ -24,13 +24,13 @@ ROWS: dict[str, Any] = {
     "memory": {
         "parts": [{"type": "Q4_K_M", "part": "weights", "start": 0, "end": 4, "size": "4 GiB", "total": "5 GiB", "chosen": True}],
         "types": [{"type": "Q4_K_M", "total": 5, "word": "GPU", "chosen": True}],
-        "lines": [{"x": 8, "name": "RAM", "dash": [4, 4], "dx": -4, "align": "right", "size": "8 GiB"}],
+        "lines": [{"x": 8, "name": "RAM", "dash": [4, 4], "dx": -4, "y": -4, "align": "right", "size": "8 GiB"}],
     },
     "speed": {"runs": [{"label": "Q4_K_M", "value": 50, "low": 48, "high": 52, "edge": 52, "text": "50", "shown": "50", "machine": "a CPU"}]},
     "arithmetic": {"bars": [{"label": "4 bits", "kind": "parameters × bits ÷ 8", "size": 3.5, "shown": "3.5 GB"}]},
 }  # fmt: skip
 PARAMS: dict[str, dict[str, Any]] = {
-    "frontier": {"x_domain": [2, 5], "y_domain": [0.01, 0.03]},
+    "frontier": {"x_domain": [2, 5], "y_scale": {"type": "log", "domain": [0.01, 0.03]}},
     "memory": {"x_domain": [0, 10], "part_names": ["weights"]},
     "speed": {"x_domain": [0, 60]},
     "arithmetic": {"x_domain": [0, 30]},
@@ -61,7 +61,7 @@ def test_the_page_fills_a_template_alike(name: str) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(UsageError, match="x_domain"):
+    with pytest.raises(UsageError, match="y_scale|x_domain"):
         charts.spec("frontier", ROWS["frontier"])
     with pytest.raises(UsageError, match=r"chart \.\./x: is not one of"):
         charts.template("../x")

@@ -50,6 +50,13 @@ def test_a_file_is_on_the_frontier_when_none_as_small_is_better(key: str) -> Non
         assert point["pareto"] != beaten
 
 
+def test_what_was_measured_on_another_text_is_left_out() -> None:
+    runs = [run(1, 3, 0.5), {**run(2, 2, 0.001), "comparable": False}]
+    assert [point["id"] for point in points(runs)] == ["run-1"]
+    ids = run_module("frontier.js", "(m, runs) => m.frontierPoints(runs, 'kl_mean', 1).map(p => p.id)", runs)
+    assert ids == ["run-1"] and "Q1_K_M" in sentence(runs, 9 * GIB)
+
+
 def test_the_sentence_follows_the_budget() -> None:
     runs = [run(2, 3.0, 0.09), run(4, 4.3, 0.021), run(8, 8.0, 0.001)]
     runs[1]["metrics"]["same_top"] = {"value": 0.941, "low": None, "high": None, "tag": "measured"}
@@ -103,12 +110,13 @@ def test_the_page_finds_the_same(key: str) -> None:
         const domains = m.frontierDomains(points, type);
         m.placeLabels(points, domains, type, 610, 380);
         const {name, title, factor, better} = m.FRONTIER_METRICS[key];
-        return [points, best && best.id, domains, [name, title, better === "less", type, factor]];
+        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null, [name, title, better === "less", type, factor]];
     }"""
-    theirs, their_best, ends, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
+    theirs, their_best, ends, ticks, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
     assert theirs == found
     assert their_best == (best["id"] if best else None)
     assert [*ends["x"], *ends["y"]] == pytest.approx([*x, *y])
+    assert ticks == (frontier.log_ticks(*y) if scale == "log" else None)
     assert tuple(meta) == METRICS[key]
 
 

@@ -121,6 +121,18 @@ def domains(found: Sequence[Point], scale: str) -> tuple[list[float], list[float
     return x, [bottom - 0.1 * tall, top + 0.1 * tall]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten in a range; the powers alone where those would crowd.
+
+    >>> log_ticks(0.004, 0.11)
+    [0.005, 0.01, 0.02, 0.05, 0.1]
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1,) if high / low > 300 else (1, 2, 5)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
 def place_labels(
     found: Sequence[Point], x: Sequence[float], y: Sequence[float], scale: str, width: float, height: float
 ) -> None:
@@ -173,14 +185,17 @@ def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) 
     place_labels(found, x, y, scale, _WIDTH, _HEIGHT)
     spec = charts.spec(
         "frontier", {"points": found, "budget": [{"x": size / unit}] if size else []},
-        x_title=f"size, {name}", y_title=title, y_type=scale, x_domain=x, y_domain=y, plot_height=_HEIGHT,
+        x_title=f"size, {name}", y_title=title, x_domain=x, plot_height=_HEIGHT,
+        y_scale={**({"type": "log"} if scale == "log" else {"zero": False}), "domain": y, "nice": False},
+        y_values=log_ticks(*y) if scale == "log" else None,
         families=list(dict.fromkeys(point["family"] for point in found)),
     )  # fmt: skip
     return {"width": _WIDTH, **spec}
 
 
 def _known(run: Run, key: str) -> bool:
-    return run.get("metrics", {}).get(key) is not None
+    """Whether it has the metric, measured on the same text and against the same original as most."""
+    return run.get("comparable") is not False and run.get("metrics", {}).get(key) is not None
 
 
 def _floor(runs: Iterable[Run], key: str) -> float:

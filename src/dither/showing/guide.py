@@ -51,7 +51,7 @@ def step(command: str, why: str, kind: str = "sh", needs: str = "") -> dict[str,
 _FIT = step("dither fit MODEL", "See what fits this machine before anything is made: it reads headers alone.")
 _CALIBRATE = step(
     "dither calibrate MODEL --data DATA -o evidence",
-    "Let the model read your text once and note which weights matter. Minutes, and it can be interrupted.",
+    "Let the model read your text once (DATA is its file) and note which weights matter. Minutes; it can be interrupted.",
 )
 _SELF = step(
     "dither calibrate MODEL -o evidence",

@@ -23,10 +23,15 @@ export function familyOf(run) {
   return run.recipe ? `${container}, ${run.recipe}` : container;
 }
 
+// Runs with the metric, but for those measured on another text or another original than most.
+export function comparableRuns(runs, key) {
+  return runs.filter((run) => run.comparable !== false && Number.isFinite(run.metrics?.[key]?.value));
+}
+
 // One point a run that has the metric, the smallest first.  `unit` is bytes per unit of the size axis.
 export function frontierPoints(runs, key, unit) {
   const metric = FRONTIER_METRICS[key];
-  const known = runs.filter((run) => Number.isFinite(run.metrics?.[key]?.value));
+  const known = comparableRuns(runs, key);
   const floor = frontierFloor(known, key);
   const place = (value) => (metric.type === "log" ? Math.max(value, floor) : value) * metric.factor;
   const families = [...new Set(known.map(familyOf))];
@@ -84,6 +89,15 @@ export function frontierDomains(points, type) {
   }
   const tall = top - bottom || Math.abs(top) * 0.2 || 1;
   return {x, y: [bottom - 0.1 * tall, top + 0.1 * tall]};
+}
+
+// 1, 2 and 5 times the powers of ten in a range; the powers alone where those would crowd.
+export function logTicks([low, high]) {
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+    for (const step of high / low > 300 ? [1] : [1, 2, 5]) ticks.push(Number(`${step}e${power}`));
+  }
+  return ticks.filter((tick) => tick >= low && tick <= high);
 }
 
 // Gives each point a place for its label that touches no other label, point or interval, or none: `named` says.

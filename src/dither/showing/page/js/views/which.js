@@ -1,6 +1,6 @@
 // View 1, "Which should I take?": size against loss, a budget, and the sentence that follows from it.
 
-import {FRONTIER_METRICS, bestUnder, familyOf, frontierDomains, frontierPoints, placeLabels} from "../frontier.js";
+import {FRONTIER_METRICS, bestUnder, comparableRuns, familyOf, frontierDomains, frontierPoints, logTicks, placeLabels} from "../frontier.js";
 import {mountTemplate} from "../template.js";
 import {answerSentence, el, emptyState, explanation, formatBytes, formatInterval, formatShort, glossaryTerm, segmentControl, selectControl, sliderControl, tagChip} from "../text.js";
 import {sortableTwin} from "../sorting.js";
@@ -10,7 +10,7 @@ const WHICH_STEPS = 200; // of the slider
 
 export async function mount(root, store) {
   const runs = store.getDocument()?.runs ?? [];
-  const measured = Object.keys(FRONTIER_METRICS).filter((key) => whichKnown(runs, key).length);
+  const measured = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(runs, key).length);
   if (!measured.length) {
     root.append(emptyState(
       runs.length ? "None of these files is measured yet, so nothing says what they lost." : "No quantized file to choose among yet.",
@@ -38,10 +38,6 @@ export async function mount(root, store) {
   const watch = new ResizeObserver(() => { if (Math.abs(plot.clientWidth - view.width) > 1) whichSoon(view); });
   watch.observe(plot);
   return {destroy() { watch.disconnect(); view.handle?.destroy(); }};
-}
-
-function whichKnown(runs, key) {
-  return runs.filter((run) => Number.isFinite(run.metrics?.[key]?.value));
 }
 
 function whichMeasure(found) {
@@ -79,7 +75,7 @@ function whichAxis(runs, state, redraw) {
   });
   const missing = [];
   for (const input of control.node.querySelectorAll("input")) {
-    if (whichKnown(runs, input.value).length) continue;
+    if (comparableRuns(runs, input.value).length) continue;
     input.disabled = true;
     const reason = WHICH_FILLED_BY[input.value] ? `${WHICH_FILLED_BY[input.value]} measures it` : "dither measure measures it";
     input.parentElement.setAttribute("title", `Not known for these files: ${reason}.`);
@@ -120,7 +116,8 @@ async function whichDraw(view) {
     data: {points, budget: inside ? [{x: budget}] : []}, label: view.answer.textContent,
     rows: whichRows(runs, points, state), columns: WHICH_COLUMNS,
     fill: {
-      x_title: `size, ${unitName}`, y_title: metric.title, y_type: metric.type, x_domain: domains.x, y_domain: domains.y,
+      x_title: `size, ${unitName}`, y_title: metric.title, x_domain: domains.x,
+      y_scale: {...(metric.type === "log" ? {type: "log"} : {zero: false}), domain: domains.y, nice: false}, y_values: metric.type === "log" ? logTicks(domains.y) : null,
       plot_height: height, families, legend_columns: narrow ? 1 : Math.min(families.length, 3),
     },
   };
@@ -151,7 +148,7 @@ function whichRows(runs, points, state) {
   });
   const known = new Set(points.map((point) => point.id));
   const rest = runs.filter((run) => !known.has(run.id)).map((run) => ({
-    file: run.file, type: run.type, made: familyOf(run), bytes: run.bytes, bpw: run.bpw, value: null, shown: "not measured",
+    file: run.file, type: run.type, made: familyOf(run), bytes: run.bytes, bpw: run.bpw, value: null, shown: run.comparable === false ? "not comparable: another text or original, or an older file" : "not measured",
     frontier: "", tag: "",
   }));
   return [...rows, ...rest].map((row) => ({...row, metric: FRONTIER_METRICS[state.key].name}));
@@ -186,7 +183,7 @@ function whichSentence(runs, best, points, state) {
 
 // Two files beside each other, in a sentence.
 function whichCompare(runs) {
-  const known = [...whichKnown(runs, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
+  const known = [...comparableRuns(runs, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
   if (known.length < 2) return null;
   const names = known.map((run) => [run.id, run.file]);
   const said = el("p", {class: "which-verdict", "aria-live": "polite"});
@@ -223,5 +220,5 @@ function whichExplained() {
     el("p", {}, glossaryTerm("KL divergence"), " asks, for every word of a text: how differently would the two models have gone on? It is like having "
       + "a photograph and its JPEG described by the same person: at 0.001 the descriptions are the same, at 0.1 details go missing, at 1 it is another picture."),
     el("p", {}, "The bar through a mark is its 95 % interval. Where two bars overlap, the difference may be luck. "
-      + "The scale is logarithmic: from one thick line to the next, the loss is ten times as large."));
+      + "The axis is logarithmic: the way from 0.01 to 0.1 is as long as from 0.1 to 1."));
 }
