@@ -112,7 +112,7 @@ def domains(found: Sequence[Point], scale: str) -> tuple[list[float], list[float
     xs = [point["x"] for point in found]
     ys = [y for point in found for y in (point["y"], point["low"], point["high"]) if y is not None]
     left, right, bottom, top = min(xs), max(xs), min(ys), max(ys)
-    wide = right - left or left * 0.4 or 1
+    wide = right - left or left or 1
     x = [max(0, left - 0.08 * wide), right + 0.12 * wide]
     if scale == "log":
         grown = max(1.25, (top / bottom) ** 0.08)
@@ -121,8 +121,10 @@ def domains(found: Sequence[Point], scale: str) -> tuple[list[float], list[float
     return x, [bottom - 0.1 * tall, top + 0.1 * tall]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float] | None:
     """1, 2 and 5 times the powers of ten in a range; the powers alone where those would crowd.
+
+    None for a range so narrow that it is the chart's own to divide.
 
     >>> log_ticks(0.004, 0.11)
     [0.005, 0.01, 0.02, 0.05, 0.1]
@@ -130,7 +132,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1,) if high / low > 300 else (1, 2, 5)
     ticks = [float(f"{step}e{power}") for power in powers for step in steps]
-    return [tick for tick in ticks if low <= tick <= high]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside if len(inside) > 1 else None
 
 
 def place_labels(
