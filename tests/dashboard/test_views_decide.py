@@ -33,9 +33,19 @@ from dither.units import format_bytes
 pytestmark = pytest.mark.slow
 
 GIB, PARAMETERS = 2**30, 8_030_261_248
-KL = {"Q8_0": 0.0013, "Q6_K": 0.0054, "Q5_K_M": 0.0107, "Q4_K_M": 0.0312, "IQ4_XS": 0.0363, "Q3_K_M": 0.102, "Q2_K": 0.445}
+KL = {
+    "Q8_0": 0.0013,
+    "Q6_K": 0.0054,
+    "Q5_K_M": 0.0107,
+    "Q4_K_M": 0.0312,
+    "IQ4_XS": 0.0363,
+    "Q3_K_M": 0.102,
+    "Q2_K": 0.445,
+}
 BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.85, "IQ4_XS": 4.3, "Q3_K_M": 3.9, "Q2_K": 3.0}
-HERE = Machine("a CPU", 8, Device("RAM", 32 * GIB, bandwidth=60e9), (Device("a card", 8 * GIB, bandwidth=288e9),))
+HERE = Machine(
+    "a CPU", 8, Device("RAM", 32 * GIB, bandwidth=60e9), (Device("a card", 8 * GIB, bandwidth=288e9),)
+)
 
 
 def metric(value: float, spread: float = 0.08) -> dict[str, Any]:
@@ -110,7 +120,9 @@ def says(page: Any, view: str) -> str:
 
 def settled(page: Any) -> None:
     """Until what a control changed is drawn: a frame for the view's turn, and one for the chart's."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))")
+    page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
+    )
 
 
 def opened(page: Any, view: str) -> list[list[str]]:
@@ -118,7 +130,9 @@ def opened(page: Any, view: str) -> list[list[str]]:
     twin = page.locator(f"#{view} .twin").first
     if not twin.evaluate("node => node.open"):
         twin.locator("summary").click()
-    return twin.evaluate("node => [...node.querySelectorAll('tbody tr')].map(row => [...row.cells].map(c => c.textContent))")
+    return twin.evaluate(
+        "node => [...node.querySelectorAll('tbody tr')].map(row => [...row.cells].map(c => c.textContent))"
+    )
 
 
 def test_the_budget_moves_the_sentence_and_the_ring(rich: str, browser: Browser) -> None:
@@ -140,7 +154,9 @@ def test_the_budget_moves_the_sentence_and_the_ring(rich: str, browser: Browser)
             assert said.startswith(f"Nothing measured is as small as {format_bytes(budget)}")
             continue
         of = next(entry for entry in RUNS if entry["id"] == best["id"])
-        assert said.startswith(f"Best under {format_bytes(budget)}: {best['label']} ({family_of(of)}, {format_bytes(best['bytes'])})")
+        assert said.startswith(
+            f"Best under {format_bytes(budget)}: {best['label']} ({family_of(of)}, {format_bytes(best['bytes'])})"
+        )
         assert f"it loses {best['value']:.3g}"[:16] in said and said.endswith("measured")
         seen.add(best["label"])
     assert len(seen) >= 3 and slider.get_attribute("aria-valuetext") == format_bytes(budget)
@@ -191,7 +207,9 @@ def test_two_files_are_compared_in_a_sentence(rich: str, browser: Browser) -> No
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_labels_of_sixty_files_do_not_overlap(page_of: Callable[..., str], browser: Browser, width: int) -> None:
+def test_labels_of_sixty_files_do_not_overlap(
+    page_of: Callable[..., str], browser: Browser, width: int
+) -> None:
     many = [run(kind, recipe, loss * (1 + i / 30), i) for i, (kind, (recipe, loss)) in enumerate(
         product(BITS, [("nearest", 1), ("gptq, calibrated", 0.4), ("learned", 0.33)] * 3))][:60]  # fmt: skip
     for i, entry in enumerate(many):
@@ -211,7 +229,10 @@ def test_one_file_none_measured_and_no_file(page_of: Callable[..., str], browser
     assert "Q4_K_M" in says(page, "which") and page.locator("#which .which-compare").count() == 0
     assert "null" not in page.locator("#which").inner_text()
     page = browser.open(page_of(document([{**run("Q4_K_M"), "metrics": {}}]), "unmeasured"))
-    assert "dither measure model-Q4_K_M-0.gguf --against Llama-3.1-8B" in page.locator("#which .empty").inner_text()
+    assert (
+        "dither measure model-Q4_K_M-0.gguf --against Llama-3.1-8B"
+        in page.locator("#which .empty").inner_text()
+    )
     page = browser.open(page_of(document([]), "empty"))
     assert "dither quantize" in page.locator("#which .empty").inner_text()
     assert "dither fit" in page.locator("#fits .empty").inner_text()
@@ -262,7 +283,10 @@ def test_another_machine_gets_another_answer(rich: str, browser: Browser) -> Non
 
 def test_speed_has_its_spread_and_the_command_that_repeats_it(rich: str, browser: Browser) -> None:
     page = browser.open(rich)
-    assert says(page, "speed") == "Q4_K_M writes fastest: 60.0 (58.0–61.0) tokens per second on a CPU, 8 threads. measured"
+    assert (
+        says(page, "speed")
+        == "Q4_K_M writes fastest: 60.0 (58.0–61.0) tokens per second on a CPU, 8 threads. measured"
+    )
     assert "not readable here: the counters need root" in page.locator("#speed").inner_text()
     page.locator("#speed summary", has_text="Measure them again").click()
     assert "dither bench model-Q8_0-0.gguf --threads 8" in page.locator("#speed").inner_text()
@@ -272,7 +296,7 @@ def test_speed_has_its_spread_and_the_command_that_repeats_it(rich: str, browser
 
 
 def test_the_guide_has_no_dead_end_and_quotes_any_name(page_of: Callable[..., str], browser: Browser) -> None:
-    name = "it's $(a) \"model\""
+    name = 'it\'s $(a) "model"'
     page = browser.open(page_of(document([run("Q4_K_M")], name=name), "guide"))
     for path in product(*([option["id"] for option in question["options"]] for question in QUESTIONS)):
         for value in path:
@@ -292,7 +316,10 @@ def test_the_guide_has_no_dead_end_and_quotes_any_name(page_of: Callable[..., st
 
 def test_the_arithmetic_stands_beside_what_files_weigh(rich: str, browser: Browser) -> None:
     page = browser.open(rich)
-    assert "28 GB at 32 bits, 14 GB at 16 bits, 7 GB at 8 bits, 3.5 GB at 4 bits" in page.locator("#guide").inner_text()
+    assert (
+        "28 GB at 32 bits, 14 GB at 16 bits, 7 GB at 8 bits, 3.5 GB at 4 bits"
+        in page.locator("#guide").inner_text()
+    )
     rows = {row[0]: row[2] for row in opened(page, "guide")}
     assert rows["32 bits"] == "32.1 GB" and rows["4 bits"] == "4.02 GB"
     assert rows["Q4_K_M"] == "4.87 GB" or rows["Q4_K_M"] == "4.89 GB"
@@ -315,7 +342,9 @@ def test_words_lead_to_the_glossary_and_back_to_a_view(rich: str, browser: Brows
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_overflows_and_nobody_is_kept_out(rich: str, browser: Browser, dark: bool, width: int) -> None:
+def test_nothing_overflows_and_nobody_is_kept_out(
+    rich: str, browser: Browser, dark: bool, width: int
+) -> None:
     page = browser.open(rich, width=width, dark=dark)
     assert overflow(page) <= 0
     assert serious(page) == []

@@ -39,7 +39,9 @@ def test_each_names_a_section_of_the_page() -> None:
 
 def test_the_page_makes_the_same_anchors() -> None:
     terms = [entry["term"] for entry in GLOSSARY]
-    assert run_module("text.js", "(m, terms) => terms.map(m.glossaryId)", terms) == [e["id"] for e in GLOSSARY]
+    assert run_module("text.js", "(m, terms) => terms.map(m.glossaryId)", terms) == [
+        e["id"] for e in GLOSSARY
+    ]
 
 
 def test_views_link_only_terms_that_exist() -> None:

@@ -34,7 +34,9 @@ SHAPES = (
 
 def names() -> list[str]:
     """The charts there are a template of."""
-    return sorted(entry.name.removesuffix(".json") for entry in TEMPLATES.iterdir() if entry.name.endswith(".json"))
+    return sorted(
+        entry.name.removesuffix(".json") for entry in TEMPLATES.iterdir() if entry.name.endswith(".json")
+    )
 
 
 def template(name: str) -> dict[str, Any]:
@@ -79,7 +81,12 @@ def fill(part: Any, params: Mapping[str, Any], name: str = "chart") -> Any:
 
 def config() -> dict[str, Any]:
     """The theme: the same as the page's in its light colors."""
-    text = {"labelColor": LIGHT["muted"], "titleColor": LIGHT["ink"], "labelFontSize": 12, "titleFontSize": 12.5}
+    text = {
+        "labelColor": LIGHT["muted"],
+        "titleColor": LIGHT["ink"],
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+    }
     return {
         "font": "DejaVu Sans, Liberation Sans, Arial, sans-serif",
         "background": LIGHT["surface"],

@@ -79,7 +79,9 @@ def charts() -> dict[str, Any]:
     folder = files("dither.showing") / "charts"
     if not folder.is_dir():
         return {}
-    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda e: e.name)
+    found = sorted(
+        (entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda e: e.name
+    )
     return {entry.name.removesuffix(".json"): json.loads(entry.read_text("utf-8")) for entry in found}
 
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:  # a neighboring room: what it found is handed in
 
 
 def fit_part(
-    found: Fit, constants: Mapping[str, Any], runs: Mapping[str, str] | None = None, default_context: int = 8192
+    found: Fit,
+    constants: Mapping[str, Any],
+    runs: Mapping[str, str] | None = None,
+    default_context: int = 8192,
 ) -> dict[str, Any]:
     """What `dither.fit` found, as the document's `fit`.
 

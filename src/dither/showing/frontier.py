@@ -40,7 +40,7 @@ SIDES = (
     (11, 0, "left"), (11, -11, "left"), (11, 11, "left"), (-11, 0, "right"), (-11, -11, "right"),
     (-11, 11, "right"), (0, -17, "center"), (0, 17, "center"), (11, -22, "left"), (-11, 22, "right"),
 )  # fmt: skip
-_LETTER = 7.2  # pixels, of the width of a letter
+_LETTER = 8.3  # pixels, of the width of a letter
 _WIDTH, _HEIGHT = 560, 360  # pixels of the picture's plot
 
 
@@ -87,13 +87,15 @@ def best_under(found: Iterable[Point], key: str, size: float) -> Point | None:
     """The best point of at most `size` bytes; of equals the smallest."""
     best: Point | None = None
     for point in found:
-        if point["bytes"] <= size and (best is None or _beats(point["value"], best["value"], METRICS[key][2])):
+        if point["bytes"] <= size and (
+            best is None or _beats(point["value"], best["value"], METRICS[key][2])
+        ):
             best = point
     return best
 
 
 def sentence(runs: Sequence[Run], size: float) -> str:
-    """"Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
+    """ "Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
     best = best_under(points(runs), "kl_mean", size)
     if best is None:
         return ""
@@ -162,7 +164,9 @@ def place_labels(
         px, py = at(point, point["y"])
         wide = _LETTER * len(point["label"])
         boxes = {side: _box(side, px, py, wide) for side in SIDES}
-        free = next((s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)), None)
+        free = next(
+            (s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)), None
+        )
         dx, dy, align = free or (0, 0, "left")
         point.update(named=free is not None, dx=dx, dy=dy, align=align, baseline="middle")
         if free:

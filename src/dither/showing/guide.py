@@ -61,7 +61,11 @@ _SELF = step(
 
 def _made(to: str, out: str, evidence: bool) -> dict[str, str]:
     extra = " --evidence evidence" if evidence else ""
-    why = "Make the file; errors make up for one another." if evidence else "Make the file. No data, no GPU, minutes."
+    why = (
+        "Make the file; errors make up for one another."
+        if evidence
+        else "Make the file. No data, no GPU, minutes."
+    )
     return step(f"dither quantize MODEL --to {to}{extra} -o {out}", why)
 
 
@@ -107,10 +111,16 @@ def _gguf_serve(machine: str, data: bool) -> dict[str, Any]:
         "mac": "llama.cpp is the server for Apple's GPU: a few people at once, each with a slot of the cache.",
     }[machine]
     steps = [
-        step("dither fit MODEL --slots 4 --kv q8_0", "Each conversation needs its own cache: see what four take."),
+        step(
+            "dither fit MODEL --slots 4 --kv q8_0",
+            "Each conversation needs its own cache: see what four take.",
+        ),
         *([_CALIBRATE] if data else []),
         _made("Q4_K_M", out, data),
-        step(f"dither serve {out} --slots 4 --kv q8_0", "Four conversations at once, under the OpenAI protocol."),
+        step(
+            f"dither serve {out} --slots 4 --kv q8_0",
+            "Four conversations at once, under the OpenAI protocol.",
+        ),
     ]
     better = [] if data else [_SELF, _made("Q4_K_M", "better-Q4_K_M.gguf", True)]
     return _answer(GGUF, "GGUF, Q4_K_M", because, steps, better)
@@ -170,18 +180,26 @@ def _tune(machine: str, data: bool) -> dict[str, Any]:
             "Without an NVIDIA GPU it is slow: good for models of up to a billion weights or so, and for trying out."
         )
         steps = [
-            step("pip install 'dither[calibrate]' peft", "torch, transformers and the adapters.", needs="pip"),
+            step(
+                "pip install 'dither[calibrate]' peft", "torch, transformers and the adapters.", needs="pip"
+            ),
             _trained("int4", "cpu", "Load it in 4 bits and put a LoRA adapter on top."),
             out,
         ]
         return _answer(BNB, "on the fly, int4 with Dither's layer", because, steps, [])
     because = "QLoRA: the model stays frozen in NF4, a small adapter in 16 bits learns on top. peft and its trainers know it."
     steps = [
-        step("pip install 'dither[bnb]' peft", "torch, transformers, bitsandbytes and the adapters.", needs="pip"),
+        step(
+            "pip install 'dither[bnb]' peft",
+            "torch, transformers, bitsandbytes and the adapters.",
+            needs="pip",
+        ),
         _trained("nf4", "cuda", "Load it in NF4 and put a LoRA adapter on top."),
         out,
     ]
-    better = [step("dither quantize MODEL --to nf4 -o model-nf4", "To load faster next time: keep the NF4 file.")]
+    better = [
+        step("dither quantize MODEL --to nf4 -o model-nf4", "To load faster next time: keep the NF4 file.")
+    ]
     if machine == "gpus":
         better.append(
             step(
@@ -201,8 +219,19 @@ def _nothing_to_learn(machine: str) -> dict[str, Any]:
         _made("Q4_K_M", "model-Q4_K_M.gguf", False),
         step("dither chat model-Q4_K_M.gguf --system 'You answer briefly.'", "Tell it who it is, and see."),
     ]
-    better = [step("dither quantize MODEL --to nf4 -o model-nf4", "What training will start from, once there are examples.")]
-    return _answer(GGUF, "GGUF now, NF4 when there are examples", because, steps, [] if machine in ("laptop", "mac") else better)
+    better = [
+        step(
+            "dither quantize MODEL --to nf4 -o model-nf4",
+            "What training will start from, once there are examples.",
+        )
+    ]
+    return _answer(
+        GGUF,
+        "GGUF now, NF4 when there are examples",
+        because,
+        steps,
+        [] if machine in ("laptop", "mac") else better,
+    )
 
 
 def _answer(

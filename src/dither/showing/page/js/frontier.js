@@ -117,7 +117,7 @@ export function placeLabels(points, domains, type, width, height) {
   for (const index of order) {
     const point = points[index];
     const [x, y] = [across(point.x), up(point.y)];
-    const wide = 7.2 * point.label.length;
+    const wide = 8.3 * point.label.length;
     const free = FRONTIER_SIDES.find(([dx, dy, align]) => {
       const left = align === "left" ? x + dx : align === "right" ? x + dx - wide : x - wide / 2;
       const box = [left, y + dy - 8, left + wide, y + dy + 8];
