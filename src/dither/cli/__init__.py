@@ -22,6 +22,7 @@ from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
+from dither.cli.report import report
 
 app = typer.Typer(
     name="dither",
@@ -62,6 +63,7 @@ app.command()(inspect)
 app.command()(types)
 app.command()(convert)
 app.command()(chat)
+app.command()(report)
 app.command()(dashboard)
 app.command()(demo)
 app.command()(doctor)

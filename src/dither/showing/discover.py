@@ -26,6 +26,7 @@ from dither.models.checkpoint import INDEX
 from dither.models.gguf_source import PART
 from dither.planning.costs import Costs
 from dither.showing import recipes
+from dither.showing.choice import prepared
 from dither.showing.document import MOST_RUNS, Problem, Reference, Run
 from dither.showing.runs import Facts, facts_of, run_of, run_of_measurement
 from dither.showing.tensors import with_costs
@@ -76,6 +77,7 @@ def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Foun
         del found.runs[MOST_RUNS:]
     found.reference = _reference(found, facts, places, against)
     _add_costs(found, facts)
+    found.runs = prepared(found.runs)
     return found
 
 
@@ -199,7 +201,7 @@ def _described(facts: Facts, path: Path) -> Reference:
     bits = 8 * facts.bytes / max(1, facts.parameters)
     return Reference(
         name=path.name, architecture=facts.arch, parameters=facts.parameters, bytes=facts.bytes,
-        bits_per_weight=bits, path=str(path),
+        bits_per_weight=bits, path=str(path), license=facts.license,
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ class Reference(Part):
     bytes: Count
     bits_per_weight: Share
     path: Text | None = None
+    license: Name = ""
 
 
 class TensorRow(Part):
@@ -90,6 +91,7 @@ class MeasuredOn(Part):
     data: Name
     tokens: Count
     context: Count
+    sha256: Name = ""  # of the token ids
 
 
 class Tile(Part):
@@ -191,6 +193,9 @@ class Run(Part):
     mixed: Annotated[tuple[tuple[Name, Count, Count], ...], Field(max_length=256)] = ()
     metrics: Annotated[dict[Name, Metric], Field(max_length=64)] = {}
     measured_on: MeasuredOn | None = None
+    label: Name = ""  # its type, or more where types repeat
+    comparable: bool = True  # measured on the same text as most others, and not stale
+    stale: bool = False  # the metrics are of an earlier file of this name
     drift: Annotated[tuple[float, ...], Field(max_length=8192)] = ()
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
     tensors: Annotated[tuple[TensorRow, ...], Field(max_length=MOST_TENSORS)] = ()

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,7 @@ class Facts:
     tensors: tuple[TensorRow, ...]
     notes: tuple[str, ...]
     files: tuple[str, ...]
+    license: str
 
     @property
     def file_bytes(self) -> int:
@@ -99,7 +101,21 @@ def facts_of_model(model: Model, path: Path) -> Facts:
         embedded=str(_value(model, MEASUREMENT)),
         mixed=tuple((kind, group["tensors"], group["bytes"]) for kind, group in groups.items()),
         tensors=rows_of(model), notes=tuple(shown(note, 1000) for note in model.notes), files=model.files,
+        license=_license(model, path),
     )  # fmt: skip
+
+
+def _license(model: Model, path: Path) -> str:
+    """What the metadata or the front matter of the folder's card names."""
+    named = shown(str(_value(model, "general.license")), 80)
+    card = path / "README.md"
+    if named or not card.is_file():
+        return named
+    with suppress(OSError), card.open(encoding="utf-8", errors="replace") as file:
+        front = file.read(4096).split("\n---", 1)[0]
+        found = re.search(r"^license: *[\"']?([\w.+-]{1,80})[\"']? *$", front, re.MULTILINE)
+        return found[1] if front.startswith("---") and found else ""
+    return ""
 
 
 def _value(model: Model, key: str) -> object:
@@ -130,32 +146,33 @@ def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
     return shown(method, 40) if isinstance(method, str) and method else model.kind
 
 
-def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str]]:
-    """A file's measurement, beside it or inside, and notes where it may be another file's.
+def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
+    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.
 
     Raises DitherError where what lies beside the file is no measurement.
     """
     beside = schema.path_for(facts.path)
     if beside.is_file():
         found = schema.load(beside)
-        return found, _doubts(found, facts, beside)
+        return found, *_doubts(found, facts, beside)
     if facts.embedded.strip() in ("", "{}"):
-        return None, []
-    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), []
+        return None, [], False
+    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
 
 
-def _doubts(found: Measurement, facts: Facts, beside: Path) -> list[str]:
+def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], bool]:
     stale = f"Stale: {beside.name} is of an earlier {facts.path.name}. Measure it again."
     notes = []
     if found.metric_version != schema.METRIC_VERSION:
         notes.append(f"{beside.name} was computed by another definition: compare it with none but its like.")
     if found.bytes != facts.bytes:
-        return [*notes, stale]
+        return [*notes, stale], True
     if not found.file_sha256 or facts.newest_ns <= beside.stat().st_mtime_ns:
-        return notes
+        return notes, False
     if facts.bytes > HASHED:
-        return [*notes, f"{facts.path.name} is newer than its measurement, which may be of an earlier one."]
-    return [*notes, stale] if _sha256(facts) != found.file_sha256 else notes
+        newer = f"{facts.path.name} is newer than its measurement, which may be of an earlier one."
+        return [*notes, newer], False
+    return ([*notes, stale], True) if _sha256(facts) != found.file_sha256 else (notes, False)
 
 
 def _sha256(facts: Facts) -> str:
@@ -166,9 +183,9 @@ def _sha256(facts: Facts) -> str:
 def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
     """The run of a file, and what beside it could not be read.  Raises DitherError where nothing could."""
     problems: list[FormatError] = []
-    found, notes = None, [*facts.notes]
+    found, notes, stale = None, [*facts.notes], False
     try:
-        found, doubts = measurement_of(facts)
+        found, doubts, stale = measurement_of(facts)
         notes += doubts
     except DitherError as error:
         problems.append(FormatError(error.thing, error.reason, error.way_out))
@@ -183,7 +200,7 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
         bytes=facts.bytes, file_bytes=facts.file_bytes, parameters=facts.parameters,
         bpw=8 * facts.bytes / max(1, facts.parameters),
         mixed=facts.mixed, tensors=facts.tensors, **_measured(found), **recorded,
-        notes=(*notes, *_said(found)),
+        notes=(*notes, *_said(found)), stale=stale,
     )  # fmt: skip
     return run, problems
 
@@ -204,7 +221,12 @@ def _measured(found: Measurement | None) -> dict[str, Any]:
         return {}
     return {
         "metrics": metrics_of(found),
-        "measured_on": MeasuredOn(data=shown(found.data, 400), tokens=found.tokens, context=found.context),
+        "measured_on": MeasuredOn(
+            data=shown(found.data, 400),
+            tokens=found.tokens,
+            context=found.context,
+            sha256=shown(found.data_sha256, 80),
+        ),
         "reference": shown(found.reference, 400),
         "measure_command": recipes.measure_command(found),
         "drift": found.drift[:8192],

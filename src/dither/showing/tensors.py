@@ -54,19 +54,22 @@ def _row(tensor: Tensor, error: float | None) -> TensorRow:
 
 
 def with_costs(rows: Sequence[TensorRow], costs: Costs) -> tuple[TensorRow, ...]:
-    """Rows with the divergence if only that tensor were stored as it is: measured at the type that the plan's
-    probe had, else scaled from there by the ratio of the errors."""
+    """Rows with the divergence if only that tensor were stored as it is.
+
+    Estimated: a plan measured it at the type of its probe, and scaled it by the ratio of the types' errors;
+    the file may be another solver's.
+    """
     return tuple(_with_cost(row, costs) for row in rows)
 
 
 def _with_cost(row: TensorRow, costs: Costs) -> TensorRow:
     if row.name not in costs.divergence:
         return row
-    if costs.probe.get(row.name) == row.type:
-        return row.model_copy(update={"kl_alone": costs.divergence[row.name], "kl_tag": "measured"})
-    if row.type not in costs.ratios.get(row.name, {}):
-        return row
-    found = costs.predicted(row.name, row.type)
+    found = costs.divergence[row.name]
+    if costs.probe.get(row.name) != row.type:
+        if row.type not in costs.ratios.get(row.name, {}):
+            return row
+        found = costs.predicted(row.name, row.type)
     return row.model_copy(update={"kl_alone": found, "kl_tag": "estimated"})
 
 
