@@ -1,7 +1,7 @@
-"""The views that help to decide, in a real browser: which file, what fits, how fast, which method, which word.
+"""The views that help to decide, in a real browser: which file, what fits, how fast, which method.
 
-The page is exported from documents made here: an 8-billion-weight model that nobody has to download, judged by
-`dither.fit` from its outline, with files whose numbers are known, so that what the page says can be held
+The page is exported from documents made here: an 8-billion-weight model that nobody has to download, judged
+by `dither.fit` from its outline, with files whose numbers are known, so that what the page says can be held
 against what Python says.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard.conftest import Browser
-from dashboard.test_dashboard_page import overflow, serious
 from fitting_util import llama_31_8b
 
 import dither
+from dashboard.conftest import Browser
+from dashboard.test_dashboard_page import overflow, serious
 from dither._report import fit_input
 from dither.fitting.machine import Device, Machine
 from dither.fitting.words import LADDER
@@ -59,7 +59,8 @@ def run(kind: str, recipe: str = "nearest", loss: float = 1.0, index: int = 0) -
         "id": f"{kind}-{index}".lower().replace("_", "-"), "file": f"model-{kind}-{index}.gguf", "path": None,
         "type": kind, "container": "gguf", "recipe": recipe, "command": f"dither quantize MODEL --to {kind}",
         "measure_command": None, "bytes": size, "parameters": PARAMETERS, "bpw": 8 * size / PARAMETERS,
-        "mixed": [[kind, 200, size]], "measured_on": None, "drift": [], "notes": [], "tensors": [], "tiles": {},
+        "mixed": [[kind, 200, size]], "measured_on": None, "drift": [], "notes": [], "tensors": [],
+        "tiles": {},
         "palettes": {}, "answers": [], "forced": [],
         "metrics": {
             "kl_mean": metric(kl), "kl_p99": metric(14 * kl), "same_top": metric(1 - 0.3 * kl**0.5, 0.01),
@@ -71,7 +72,8 @@ def run(kind: str, recipe: str = "nearest", loss: float = 1.0, index: int = 0) -
 def document(runs: list[dict[str, Any]], name: str = "Llama-3.1-8B", **parts: Any) -> dict[str, Any]:
     return {
         "schema": "dither.results", "version": 1, "tool": "dither 0.1.0", "made": "2026-01-01T00:00:00Z",
-        "live": False, "title": name, "runs": runs, "fit": None, "speed": [], "guide": GUIDE, "glossary": GLOSSARY,
+        "live": False, "title": name, "runs": runs, "fit": None, "speed": [], "guide": GUIDE,
+        "glossary": GLOSSARY,
         "problems": [], "reference": {
             "name": name, "architecture": "llama", "parameters": PARAMETERS, "bytes": 2 * PARAMETERS,
             "bits_per_weight": 16.0, "path": None,
@@ -85,7 +87,8 @@ def fitted(**wish: Any) -> Any:
 
 def speed(kind: str, tokens: float) -> dict[str, Any]:
     return {
-        "run": f"{kind}-0".lower().replace("_", "-"), "command": f"dither bench model-{kind}-0.gguf --threads 8",
+        "run": f"{kind}-0".lower().replace("_", "-"),
+        "command": f"dither bench model-{kind}-0.gguf --threads 8",
         "threads": 8, "machine": "a CPU", "tag": "measured", "peak_memory_bytes": int(BITS[kind] * GIB),
         "prefill": {"value": 910, "low": 890, "high": 930},
         "decode": {"value": tokens, "low": tokens - 2, "high": tokens + 1}, "joules_per_token": None,
@@ -121,7 +124,8 @@ def says(page: Any, view: str) -> str:
 def settled(page: Any) -> None:
     """Until what a control changed is drawn: a frame for the view's turn, and one for the chart's."""
     page.evaluate(
-        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
+        "() => setTimeout(done, 60))))"
     )
 
 
@@ -155,7 +159,8 @@ def test_the_budget_moves_the_sentence_and_the_ring(rich: str, browser: Browser)
             continue
         of = next(entry for entry in RUNS if entry["id"] == best["id"])
         assert said.startswith(
-            f"Best under {format_bytes(budget)}: {best['label']} ({family_of(of)}, {format_bytes(best['bytes'])})"
+            f"Best under {format_bytes(budget)}: {best['label']} "
+            f"({family_of(of)}, {format_bytes(best['bytes'])})"
         )
         assert f"it loses {best['value']:.3g}"[:16] in said and said.endswith("measured")
         seen.add(best["label"])
@@ -218,7 +223,8 @@ def test_labels_of_sixty_files_do_not_overlap(
     assert overflow(page) <= 0
     boxes = page.evaluate("""() => [...document.querySelectorAll('#which .plot svg .mark-text text')]
         .filter(t => /^I?Q\\d/.test(t.textContent) && t.getAttribute('stroke-width') === null)
-        .map(t => { const r = t.getBoundingClientRect(); return [r.left, r.top + 2, r.right, r.bottom - 2]; })""")
+        .map(t => { const r = t.getBoundingClientRect();
+                   return [r.left, r.top + 2, r.right, r.bottom - 2]; })""")
     assert len(boxes) >= 5
     for i, a in enumerate(boxes):
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])

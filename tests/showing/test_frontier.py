@@ -53,8 +53,10 @@ def test_a_file_is_on_the_frontier_when_none_as_small_is_better(key: str) -> Non
     less = METRICS[key][2]
     for i, point in enumerate(found):
         beaten = any(
-            other["bytes"] <= point["bytes"]
-            and (other["value"] < point["value"] if less else other["value"] > point["value"])
+            (
+                other["bytes"] <= point["bytes"]
+                and (other["value"] < point["value"] if less else other["value"] > point["value"])
+            )
             or (other["bytes"] < point["bytes"] and other["value"] == point["value"])
             or (j < i and other["bytes"] == point["bytes"] and other["value"] == point["value"])
             for j, other in enumerate(found)
@@ -74,8 +76,8 @@ def test_the_sentence_follows_the_budget() -> None:
     runs = [run(2, 3.0, 0.09), run(4, 4.3, 0.021), run(8, 8.0, 0.001)]
     runs[1]["metrics"]["same_top"] = {"value": 0.941, "low": None, "high": None, "tag": "measured"}
     assert sentence(runs, 4.4 * GIB) == (
-        "Best under 4.40 GiB: Q4_K_M (GGUF, nearest, 4.30 GiB): it loses 0.021 nats per token (0.019–0.023), and "
-        "picks the original's likeliest word 94 % of the time."
+        "Best under 4.40 GiB: Q4_K_M (GGUF, nearest, 4.30 GiB): it loses 0.021 nats per token (0.019–0.023), "
+        "and picks the original's likeliest word 94 % of the time."
     )
     assert "Q2_K_M" in sentence(runs, 4.2 * GIB) and "Q0_K_M" in sentence(runs, 99 * GIB)
     assert sentence(runs, GIB) == ""
@@ -121,7 +123,8 @@ def test_the_page_finds_the_same(key: str) -> None:
         const domains = m.frontierDomains(points, type);
         m.placeLabels(points, domains, type, 610, 380);
         const {name, title, factor, better} = m.FRONTIER_METRICS[key];
-        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null, [name, title, better === "less", type, factor]];
+        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null,
+                [name, title, better === "less", type, factor]];
     }"""
     theirs, their_best, ends, ticks, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
     assert theirs == found

@@ -11,8 +11,10 @@ from dither.showing.glossary import GLOSSARY, VIEWS
 
 OWED = (
     "perplexity", "KL divergence", "bits per weight", "importance matrix", "group size", "K-quant", "I-quant",
-    "calibration", "GGUF", "AWQ", "GPTQ", "NF4", "MXFP4", "quantization", "outlier", "block", "scale", "zero point",
-    "KV cache", "context", "token", "tokens per second", "prefill", "decode", "error feedback", "rotation", "QAT", "PTQ",
+    "calibration", "GGUF", "AWQ", "GPTQ", "NF4", "MXFP4", "quantization", "outlier", "block", "scale",
+    "zero point",
+    "KV cache", "context", "token", "tokens per second", "prefill", "decode", "error feedback", "rotation",
+    "QAT", "PTQ",
     "LoRA", "QLoRA",
 )  # fmt: skip
 

@@ -47,7 +47,8 @@ def template(name: str) -> dict[str, Any]:
 
 
 def spec(name: str, rows: Rows | Mapping[str, Rows], **params: Any) -> dict[str, Any]:
-    """A whole specification: a template, its parameters and its rows; {"points": rows, …} where it names several.
+    """A whole specification: a template, its parameters, its rows; {"points": rows,
+    …} where it names several.
 
     Raises UsageError for a chart there is none of, and for a parameter that is missing.
     """
@@ -108,14 +109,14 @@ def png(found: Mapping[str, Any], scale: float = 2.0) -> bytes:
     """The chart as a PNG picture, `scale` pixels to a unit."""
     import vl_convert
 
-    return cast(bytes, vl_convert.vegalite_to_png(_sized(found), scale=scale, allowed_base_urls=[]))
+    return vl_convert.vegalite_to_png(_sized(found), scale=scale, allowed_base_urls=[])
 
 
 def svg(found: Mapping[str, Any]) -> str:
     """The chart as SVG."""
     import vl_convert
 
-    return cast(str, vl_convert.vegalite_to_svg(_sized(found), allowed_base_urls=[]))
+    return vl_convert.vegalite_to_svg(_sized(found), allowed_base_urls=[])
 
 
 def _sized(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The frontier: which of the measured files nothing beats, which is best under a budget, and the picture of it.
+"""The frontier: which of the measured files nothing beats, which is best under a budget, and its picture.
 
 A file is on the frontier (Pareto's) when none at most as large is better.  The page computes the same
 (`page/js/frontier.js`); this side draws the picture of a model card and answers in Python.
@@ -18,7 +18,7 @@ from dither.units import format_bytes
 Run = Mapping[str, Any]
 Point = dict[str, Any]
 
-# metric → name, title of its axis, whether less is better, its scale, what a number is multiplied by to be shown
+# metric → name, title of its axis, whether less is better, its scale, the factor it is shown with
 METRICS: dict[str, tuple[str, str, bool, str, float]] = {
     "kl_mean": ("mean KL", "KL divergence, nats per token (less is better)", True, "log", 1),
     "kl_p99": ("99 % KL", "KL divergence of the worst 1 %, nats (less is better)", True, "log", 1),
@@ -65,7 +65,8 @@ def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> li
         if len(families) > FAMILIES and families.index(family) >= FAMILIES - 1:
             family = "others"
         found.append({
-            "id": run["id"], "name": run["file"], "label": run["type"], "family": family, "bytes": run["bytes"],
+            "id": run["id"], "name": run["file"], "label": run["type"], "family": family,
+            "bytes": run["bytes"],
             "x": run["bytes"] / unit, "value": value, "tag": metric["tag"], "y": place(value),
             "low": place(low) if both else None, "high": place(high) if both else None, "pareto": False,
         })  # fmt: skip
