@@ -31,7 +31,8 @@ def test_the_flags_of_quantize_are_these() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
-        "answers", "calibrate", "chat", "compare", "convert", "dashboard", "demo", "doctor", "fit", "inspect", "ladder",
+        "answers", "calibrate", "chat", "compare", "convert", "dashboard", "demo", "doctor", "fit", "inspect",
+        "ladder",
         "measure", "plan", "quantise", "quantize", "report", "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}

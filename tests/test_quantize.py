@@ -80,7 +80,7 @@ def test_a_gguf_goes_in_and_its_metadata_is_carried_over(checkpoint: Path, tmp_p
         if not key.startswith("GGUF."):
             assert after[key].contents() == before[key].contents(), key
     assert after["general.file_type"].contents() == 15  # llama.cpp's number for Q4_K_M
-    errors = [tensor["relative_error"] for tensor in second.tensors.values()]
+    errors = [second.tensors[tensor.name]["relative_error"] for tensor in second.plan.tensors]
     assert after["dither.relative_errors"].contents() == np.float32(errors).tolist()
     assert any("quantized already (Q8_0)" in note for note in second.notes)
 

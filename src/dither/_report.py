@@ -71,7 +71,7 @@ def report(
 ) -> Report:
     """Writes everything known of `runs` (files, folders, measurements) as one HTML file that opens offline.
 
-    `card` is where a model card goes (README.md), with the picture of the frontier beside it.  `against` is the
+    `card` is where a model card goes (README.md), with the frontier's picture beside it.  `against` is the
     original, looked for beside the files by its name otherwise; where it is found, tiles of some tensors are
     recorded, and errors that files do not keep are counted.  A report or card of Dither's is replaced, any
     other file only with `force`.
@@ -133,8 +133,8 @@ def document(
     """All that is known of the runs under `paths` (files, folders, measurements); reads headers alone.
 
     `against` is the original, looked for beside the files where it is not named.  With `compare`, relative
-    errors that files do not keep are counted against the original, which reads weights.  Without `fit` nothing
-    is said of this machine.  What cannot be read is among the document's problems.
+    errors that files do not keep are counted against the original, which reads weights.  Without `fit`
+    nothing is said of this machine.  What cannot be read is among the document's problems.
     """
     found = discover.find(paths, against)
     if compare and found.reference is not None and found.reference.path is not None:

@@ -1,7 +1,7 @@
 """How results show themselves in a notebook: a table of HTML, every text in it escaped.
 
-Notebooks ask an object for `_repr_html_`.  What a result holds comes from files of strangers as often as not, so
-nothing gets into the page but through `escape`.  No style is set but what a notebook's own sheet leaves open.
+Notebooks ask an object for `_repr_html_`.  What a result holds comes from files of strangers as often as not,
+so nothing gets into the page but through `escape`.  Style is the notebook's own.
 """
 
 from __future__ import annotations

@@ -54,7 +54,11 @@ def test_shapes_and_wishes_drawn_at_random_agree() -> None:
     cases, expected = [], []
     for _ in range(300):
         shape = drawn_shape(draw)
-        wish = {"context": draw.randint(1, 200_000), "kv": draw.choice(list(KV_TYPES)), "slots": draw.randint(1, 64)}
+        wish = {
+            "context": draw.randint(1, 200_000),
+            "kv": draw.choice(list(KV_TYPES)),
+            "slots": draw.randint(1, 64),
+        }
         weights = draw.randint(0, 2**40)
         cases.append([asdict(shape), weights, wish])
         memory = needed(shape, weights, **wish)
@@ -77,7 +81,9 @@ def drawn_load(draw: random.Random) -> Load:
     weights = draw.randint(2**20, 90 * GIB)
     rest = (draw.randint(0, 20 * GIB), draw.randint(0, 2 * GIB), draw.randint(0, GIB // 4))
     embedding = draw.choice([0, weights // 11])
-    return Load(Memory(weights, *rest), draw.randint(1, 120), weights - embedding, draw.randint(1, 262144), embedding)
+    return Load(
+        Memory(weights, *rest), draw.randint(1, 120), weights - embedding, draw.randint(1, 262144), embedding
+    )
 
 
 def machine_json(machine: Machine) -> dict[str, Any]:
@@ -93,7 +99,10 @@ def test_verdicts_and_speeds_are_the_same() -> None:
     draw = random.Random(7)
     pairs = [(drawn_load(draw), drawn_machine(draw)) for _ in range(500)]
     asked = [
-        [{**asdict(load), "memory": {**asdict(load.memory), "total": load.memory.total}}, machine_json(machine)]
+        [
+            {**asdict(load), "memory": {**asdict(load.memory), "total": load.memory.total}},
+            machine_json(machine),
+        ]
         for load, machine in pairs
     ]
     expected = []

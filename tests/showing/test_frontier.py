@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -14,10 +15,16 @@ from dither.showing.frontier import METRICS, best_under, chart, domains, place_l
 GIB = 2**30
 
 
-def run(index: int, size: float, value: float | None, *, key: str = "kl_mean", spread: float = 0.1) -> dict[str, Any]:
+def run(
+    index: int, size: float, value: float | None, *, key: str = "kl_mean", spread: float = 0.1
+) -> dict[str, Any]:
     metrics = {}
     if value is not None:
-        ends = {"low": value * (1 - spread), "high": value * (1 + spread)} if spread else {"low": None, "high": None}
+        ends = (
+            {"low": value * (1 - spread), "high": value * (1 + spread)}
+            if spread
+            else {"low": None, "high": None}
+        )
         metrics = {key: {"value": value, "tag": "measured", **ends}}
     return {
         "id": f"run-{index}", "file": f"model-{index}.gguf", "type": f"Q{index % 8}_K_M", "container": "gguf",
@@ -29,7 +36,13 @@ def drawn(count: int, seed: int, key: str = "kl_mean") -> list[dict[str, Any]]:
     draw = random.Random(seed)
     sizes = [draw.choice([2.0, 2.5, draw.uniform(1, 9)]) for _ in range(count)]
     return [
-        run(i, size, draw.choice([draw.lognormvariate(-4, 1.5), 0.0, None, 0.01]), key=key, spread=draw.choice([0, 0.2]))
+        run(
+            i,
+            size,
+            draw.choice([draw.lognormvariate(-4, 1.5), 0.0, None, 0.01]),
+            key=key,
+            spread=draw.choice([0, 0.2]),
+        )
         for i, size in enumerate(sizes)
     ]
 
@@ -40,8 +53,10 @@ def test_a_file_is_on_the_frontier_when_none_as_small_is_better(key: str) -> Non
     less = METRICS[key][2]
     for i, point in enumerate(found):
         beaten = any(
-            other["bytes"] <= point["bytes"]
-            and (other["value"] < point["value"] if less else other["value"] > point["value"])
+            (
+                other["bytes"] <= point["bytes"]
+                and (other["value"] < point["value"] if less else other["value"] > point["value"])
+            )
             or (other["bytes"] < point["bytes"] and other["value"] == point["value"])
             or (j < i and other["bytes"] == point["bytes"] and other["value"] == point["value"])
             for j, other in enumerate(found)
@@ -61,8 +76,8 @@ def test_the_sentence_follows_the_budget() -> None:
     runs = [run(2, 3.0, 0.09), run(4, 4.3, 0.021), run(8, 8.0, 0.001)]
     runs[1]["metrics"]["same_top"] = {"value": 0.941, "low": None, "high": None, "tag": "measured"}
     assert sentence(runs, 4.4 * GIB) == (
-        "Best under 4.40 GiB: Q4_K_M (GGUF, nearest, 4.30 GiB): it loses 0.021 nats per token (0.019–0.023), and "
-        "picks the original's likeliest word 94 % of the time."
+        "Best under 4.40 GiB: Q4_K_M (GGUF, nearest, 4.30 GiB): it loses 0.021 nats per token (0.019–0.023), "
+        "and picks the original's likeliest word 94 % of the time."
     )
     assert "Q2_K_M" in sentence(runs, 4.2 * GIB) and "Q0_K_M" in sentence(runs, 99 * GIB)
     assert sentence(runs, GIB) == ""
@@ -76,14 +91,12 @@ def test_labels_touch_nothing(count: int) -> None:
     named = [point for point in found if point["named"]]
     assert named
     if count < 10:
-        assert len(named) >= 0.8 * len(found)
-    boxes = []
-    import math
-
+        assert len(named) >= 0.7 * len(found)
+    boxes: list[tuple[float, float, float, float]] = []
     for point in named:
         px = (point["x"] - x[0]) / (x[1] - x[0]) * 600
         py = 360 - math.log(point["y"] / y[0]) / math.log(y[1] / y[0]) * 360
-        wide = 7.2 * len(point["label"])
+        wide = 8.3 * len(point["label"])
         start = {"left": 0, "right": wide, "center": wide / 2}[point["align"]]
         left, middle = px + point["dx"] - start, py + point["dy"]
         assert left >= 0 and left + wide <= 600 and 8 <= middle <= 352
@@ -110,7 +123,8 @@ def test_the_page_finds_the_same(key: str) -> None:
         const domains = m.frontierDomains(points, type);
         m.placeLabels(points, domains, type, 610, 380);
         const {name, title, factor, better} = m.FRONTIER_METRICS[key];
-        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null, [name, title, better === "less", type, factor]];
+        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null,
+                [name, title, better === "less", type, factor]];
     }"""
     theirs, their_best, ends, ticks, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
     assert theirs == found

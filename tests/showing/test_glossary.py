@@ -11,8 +11,10 @@ from dither.showing.glossary import GLOSSARY, VIEWS
 
 OWED = (
     "perplexity", "KL divergence", "bits per weight", "importance matrix", "group size", "K-quant", "I-quant",
-    "calibration", "GGUF", "AWQ", "GPTQ", "NF4", "MXFP4", "quantization", "outlier", "block", "scale", "zero point",
-    "KV cache", "context", "token", "tokens per second", "prefill", "decode", "error feedback", "rotation", "QAT", "PTQ",
+    "calibration", "GGUF", "AWQ", "GPTQ", "NF4", "MXFP4", "quantization", "outlier", "block", "scale",
+    "zero point",
+    "KV cache", "context", "token", "tokens per second", "prefill", "decode", "error feedback", "rotation",
+    "QAT", "PTQ",
     "LoRA", "QLoRA",
 )  # fmt: skip
 
@@ -39,7 +41,9 @@ def test_each_names_a_section_of_the_page() -> None:
 
 def test_the_page_makes_the_same_anchors() -> None:
     terms = [entry["term"] for entry in GLOSSARY]
-    assert run_module("text.js", "(m, terms) => terms.map(m.glossaryId)", terms) == [e["id"] for e in GLOSSARY]
+    assert run_module("text.js", "(m, terms) => terms.map(m.glossaryId)", terms) == [
+        e["id"] for e in GLOSSARY
+    ]
 
 
 def test_views_link_only_terms_that_exist() -> None:

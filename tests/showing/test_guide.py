@@ -64,7 +64,9 @@ def test_the_command_line_takes_what_the_guide_says(command: str) -> None:
     known.make_context(name, filled)  # raises a UsageError where it would
 
 
-PLANS = [command for command in commands_of("dither") if " quantize " in command and "--evidence" not in command]
+PLANS = [
+    command for command in commands_of("dither") if " quantize " in command and "--evidence" not in command
+]
 
 
 @pytest.mark.parametrize("command", PLANS)
@@ -75,7 +77,9 @@ def test_what_needs_no_data_can_really_be_planned(command: str) -> None:
 
 
 def test_what_needs_data_names_formats_that_can_be_planned() -> None:
-    wanted = {re.search(r"--to (\S+)", command)[1] for command in commands_of("dither") if "--evidence" in command}  # type: ignore[index]
+    wanted = {
+        re.search(r"--to (\S+)", command)[1] for command in commands_of("dither") if "--evidence" in command
+    }  # type: ignore[index]
     assert wanted == {"Q4_K_M", "gptq", "w4a16", "w8a8"}
     for to in sorted(wanted):
         words = ["quantize", str(DEMO), "--to", to, "--dry-run"]

@@ -1,7 +1,7 @@
 """Every constant of the arithmetic, by name, for programs in other languages that compute the same.
 
-The dashboard's page does (`showing/page/js/memory.js`): it is handed these numbers with its document instead of
-repeating them, so that a constant is changed in one place.
+The dashboard's page does (`showing/page/js/memory.js`): it is handed these numbers with its document
+instead of repeating them, so that a constant is changed in one place.
 """
 
 from __future__ import annotations

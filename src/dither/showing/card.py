@@ -1,8 +1,8 @@
 """A model card for a set of quantized files: README.md as the Hugging Face hub reads it.
 
-Front matter for the hub, the picture of size against loss, which file to take, a table of all of them with the
-loss and its interval, and for each the recipe and the command that makes it again.  Every number is from the
-results document; a file that was not measured says so.
+Front matter for the hub, the picture of size against loss, which file to take, a table of all of them with
+the loss and its interval, and for each the recipe and the command that makes it again.  Every number is from
+the results document; a file that was not measured says so.
 
 All names are a stranger's: the front matter is written as JSON strings, which YAML reads as they are, and in
 Markdown whatever could be markup is escaped.
@@ -81,21 +81,22 @@ def _intro(document: Document, title: str) -> str:
 
 
 def _advice(runs: Sequence[Run]) -> str:
-    """Each file that nothing beats, and from which size on it is the one to take; then what beats the others."""
+    """Each file that nothing beats, and from which size on to take it; then what beats the others."""
     given = points(runs)
     if not given:
         return (
-            "## Which should I take\n\nNone was measured, so nobody can tell. `dither measure` measures them; "
-            "write this card again then."
+            "## Which should I take\n\nNone was measured, so nobody can tell. `dither measure` measures "
+            "them; write this card again then."
         )
     lines = [
-        f"- **{_escaped(point['label'])}** where you have {format_bytes(point['bytes'])} or more for the weights: "
-        f"loses {short(point['value'])} nats per token{_interval(point)}."
+        f"- **{_escaped(point['label'])}** where you have {format_bytes(point['bytes'])} or more for the "
+        f"weights: loses {short(point['value'])} nats per token{_interval(point)}."
         for point in reversed(given)
         if point["pareto"]
     ]
     beaten = [
-        f"{_escaped(point['label'])} ({_escaped(_beating(point, given)['label'])} is no larger and loses no more)"
+        f"{_escaped(point['label'])} ({_escaped(_beating(point, given)['label'])} is no larger and loses no "
+        "more)"
         for point in given
         if not point["pareto"]
     ]

@@ -34,7 +34,9 @@ SHAPES = (
 
 def names() -> list[str]:
     """The charts there are a template of."""
-    return sorted(entry.name.removesuffix(".json") for entry in TEMPLATES.iterdir() if entry.name.endswith(".json"))
+    return sorted(
+        entry.name.removesuffix(".json") for entry in TEMPLATES.iterdir() if entry.name.endswith(".json")
+    )
 
 
 def template(name: str) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def template(name: str) -> dict[str, Any]:
 
 
 def spec(name: str, rows: Rows | Mapping[str, Rows], **params: Any) -> dict[str, Any]:
-    """A whole specification: a template, its parameters and its rows; {"points": rows, …} where it names several.
+    """A whole specification: a template, its parameters, its rows; {"points": rows,
+    …} where it names several.
 
     Raises UsageError for a chart there is none of, and for a parameter that is missing.
     """
@@ -79,7 +82,12 @@ def fill(part: Any, params: Mapping[str, Any], name: str = "chart") -> Any:
 
 def config() -> dict[str, Any]:
     """The theme: the same as the page's in its light colors."""
-    text = {"labelColor": LIGHT["muted"], "titleColor": LIGHT["ink"], "labelFontSize": 12, "titleFontSize": 12.5}
+    text = {
+        "labelColor": LIGHT["muted"],
+        "titleColor": LIGHT["ink"],
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+    }
     return {
         "font": "DejaVu Sans, Liberation Sans, Arial, sans-serif",
         "background": LIGHT["surface"],
@@ -101,14 +109,14 @@ def png(found: Mapping[str, Any], scale: float = 2.0) -> bytes:
     """The chart as a PNG picture, `scale` pixels to a unit."""
     import vl_convert
 
-    return cast(bytes, vl_convert.vegalite_to_png(_sized(found), scale=scale, allowed_base_urls=[]))
+    return vl_convert.vegalite_to_png(_sized(found), scale=scale, allowed_base_urls=[])
 
 
 def svg(found: Mapping[str, Any]) -> str:
     """The chart as SVG."""
     import vl_convert
 
-    return cast(str, vl_convert.vegalite_to_svg(_sized(found), allowed_base_urls=[]))
+    return vl_convert.vegalite_to_svg(_sized(found), allowed_base_urls=[])
 
 
 def _sized(found: Mapping[str, Any]) -> dict[str, Any]:

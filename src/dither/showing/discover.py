@@ -65,8 +65,11 @@ def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Foun
     named = [Path(path).expanduser() for path in paths]
     places: dict[Path, None] = {}
     for path in named:
-        if not path.exists():
-            found.refuse(path, "no such file or folder")
+        try:
+            path.stat()
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            found.refuse(path, "no such file or folder" if missing else f"cannot be looked at ({error})")
             continue
         for place in _places(path, found):
             places.setdefault(place.absolute())
@@ -137,7 +140,7 @@ def _read(places: Iterable[Path], found: Found) -> dict[str, Facts]:
                 continue
             facts = facts_of(place)
             run, problems = run_of(facts)
-        except (DitherError, OSError, ValidationError) as error:
+        except (DitherError, OSError, ValueError, ArithmeticError) as error:
             found.refuse(place, _reason(error))
             continue
         for problem in problems:

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dither.errors import FormatError, SourceError, UnsupportedError
 
@@ -29,7 +29,8 @@ _AGAIN = "Write it again with `dither report`."
 Name = Annotated[str, Field(max_length=512)]  # of files, types, tensors
 Text = Annotated[str, Field(max_length=8192)]  # sentences and commands
 Long = Annotated[str, Field(max_length=2**20)]  # what models write; base64 of a tile
-Count = NonNegativeInt
+Count = Annotated[int, Field(ge=0, le=2**60)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # what charts can still draw
 Share = Annotated[float, Field(ge=0)]
 Tag = Literal["measured", "estimated", "literature", "told"]
 METRICS = (
@@ -48,9 +49,9 @@ class Part(BaseModel):
 class Value(Part):
     """A number and the ends of its 95 % interval."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
 
 
 class Metric(Value):

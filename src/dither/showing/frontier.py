@@ -1,4 +1,4 @@
-"""The frontier: which of the measured files nothing beats, which is best under a budget, and the picture of it.
+"""The frontier: which of the measured files nothing beats, which is best under a budget, and its picture.
 
 A file is on the frontier (Pareto's) when none at most as large is better.  The page computes the same
 (`page/js/frontier.js`); this side draws the picture of a model card and answers in Python.
@@ -18,7 +18,7 @@ from dither.units import format_bytes
 Run = Mapping[str, Any]
 Point = dict[str, Any]
 
-# metric → name, title of its axis, whether less is better, its scale, what a number is multiplied by to be shown
+# metric → name, title of its axis, whether less is better, its scale, the factor it is shown with
 METRICS: dict[str, tuple[str, str, bool, str, float]] = {
     "kl_mean": ("mean KL", "KL divergence, nats per token (less is better)", True, "log", 1),
     "kl_p99": ("99 % KL", "KL divergence of the worst 1 %, nats (less is better)", True, "log", 1),
@@ -40,7 +40,7 @@ SIDES = (
     (11, 0, "left"), (11, -11, "left"), (11, 11, "left"), (-11, 0, "right"), (-11, -11, "right"),
     (-11, 11, "right"), (0, -17, "center"), (0, 17, "center"), (11, -22, "left"), (-11, 22, "right"),
 )  # fmt: skip
-_LETTER = 7.2  # pixels, of the width of a letter
+_LETTER = 8.3  # pixels, of the width of a letter
 _WIDTH, _HEIGHT = 560, 360  # pixels of the picture's plot
 
 
@@ -65,7 +65,8 @@ def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> li
         if len(families) > FAMILIES and families.index(family) >= FAMILIES - 1:
             family = "others"
         found.append({
-            "id": run["id"], "name": run["file"], "label": run["type"], "family": family, "bytes": run["bytes"],
+            "id": run["id"], "name": run["file"], "label": run["type"], "family": family,
+            "bytes": run["bytes"],
             "x": run["bytes"] / unit, "value": value, "tag": metric["tag"], "y": place(value),
             "low": place(low) if both else None, "high": place(high) if both else None, "pareto": False,
         })  # fmt: skip
@@ -87,13 +88,15 @@ def best_under(found: Iterable[Point], key: str, size: float) -> Point | None:
     """The best point of at most `size` bytes; of equals the smallest."""
     best: Point | None = None
     for point in found:
-        if point["bytes"] <= size and (best is None or _beats(point["value"], best["value"], METRICS[key][2])):
+        if point["bytes"] <= size and (
+            best is None or _beats(point["value"], best["value"], METRICS[key][2])
+        ):
             best = point
     return best
 
 
 def sentence(runs: Sequence[Run], size: float) -> str:
-    """"Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
+    """ "Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
     best = best_under(points(runs), "kl_mean", size)
     if best is None:
         return ""
@@ -112,7 +115,7 @@ def domains(found: Sequence[Point], scale: str) -> tuple[list[float], list[float
     xs = [point["x"] for point in found]
     ys = [y for point in found for y in (point["y"], point["low"], point["high"]) if y is not None]
     left, right, bottom, top = min(xs), max(xs), min(ys), max(ys)
-    wide = right - left or left * 0.4 or 1
+    wide = right - left or left or 1
     x = [max(0, left - 0.08 * wide), right + 0.12 * wide]
     if scale == "log":
         grown = max(1.25, (top / bottom) ** 0.08)
@@ -121,8 +124,10 @@ def domains(found: Sequence[Point], scale: str) -> tuple[list[float], list[float
     return x, [bottom - 0.1 * tall, top + 0.1 * tall]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float] | None:
     """1, 2 and 5 times the powers of ten in a range; the powers alone where those would crowd.
+
+    None for a range so narrow that it is the chart's own to divide.
 
     >>> log_ticks(0.004, 0.11)
     [0.005, 0.01, 0.02, 0.05, 0.1]
@@ -130,7 +135,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1,) if high / low > 300 else (1, 2, 5)
     ticks = [float(f"{step}e{power}") for power in powers for step in steps]
-    return [tick for tick in ticks if low <= tick <= high]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside if len(inside) > 1 else None
 
 
 def place_labels(
@@ -159,7 +165,9 @@ def place_labels(
         px, py = at(point, point["y"])
         wide = _LETTER * len(point["label"])
         boxes = {side: _box(side, px, py, wide) for side in SIDES}
-        free = next((s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)), None)
+        free = next(
+            (s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)), None
+        )
         dx, dy, align = free or (0, 0, "left")
         point.update(named=free is not None, dx=dx, dy=dy, align=align, baseline="middle")
         if free:

@@ -44,7 +44,7 @@ class Runs:
         return None if best is None else next(run for run in self if run.id == best["id"])
 
     def sentence(self, size: int | str) -> str:
-        """The best of at most `size` as a sentence to read aloud; empty where nothing so small is measured."""
+        """The best of at most `size`, to be read aloud; empty where nothing so small is measured."""
         return frontier.sentence(choice.listed(self, by_label=False), _bytes(size))
 
     def chart(self, by: str = "kl_mean", size: int | str | None = None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What an exported page takes along of the weights: some tiles and palettes, where a live one reads any.
 
-Of each file two tensors are chosen, the attention's and the feed-forward layers' of the largest error, and one
-place in each: its first rows and columns.  A tile with its other types takes about 80 KB.
+Of each file two tensors are chosen, the attention's and the feed-forward layers' of the largest error, and
+one place in each: its first rows and columns.  A tile with its other types takes about 80 KB.
 """
 
 from __future__ import annotations

@@ -242,15 +242,21 @@ def metrics_of(found: Measurement) -> dict[str, Metric]:
     same tokens gave and which is taken as it is."""
     metrics = {
         key: Metric(
-            value=getattr(found, key), low=getattr(found, f"{key}_low"), high=getattr(found, f"{key}_high")
+            value=_drawn(getattr(found, key)), low=_drawn(getattr(found, f"{key}_low")),
+            high=_drawn(getattr(found, f"{key}_high")),
         )
         for key in _INTERVALS
-    }
+    }  # fmt: skip
     value, low, high = (
         found.ppl_reference * (ratio - 1)
         for ratio in (found.ppl_ratio, found.ppl_ratio_low, found.ppl_ratio_high)
     )
     return {**metrics, "delta_ppl": Metric(value=value, low=low, high=high)}
+
+
+def _drawn(value: float) -> float:
+    """A logarithm of less than this means nothing, and a ratio to it overflows."""
+    return value if abs(value) > 1e-30 else 0.0
 
 
 def _recorded(path: Path) -> tuple[dict[str, Any], FormatError | None]:

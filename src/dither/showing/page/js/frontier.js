@@ -81,7 +81,7 @@ export function frontierDomains(points, type) {
   const ys = points.flatMap((point) => [point.y, point.low ?? point.y, point.high ?? point.y]);
   const [left, right] = [Math.min(...xs), Math.max(...xs)];
   const [bottom, top] = [Math.min(...ys), Math.max(...ys)];
-  const wide = right - left || left * 0.4 || 1;
+  const wide = right - left || left || 1;
   const x = [Math.max(0, left - 0.08 * wide), right + 0.12 * wide];
   if (type === "log") {
     const grown = Math.max(1.25, (top / bottom) ** 0.08);
@@ -97,7 +97,8 @@ export function logTicks([low, high]) {
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     for (const step of high / low > 300 ? [1] : [1, 2, 5]) ticks.push(Number(`${step}e${power}`));
   }
-  return ticks.filter((tick) => tick >= low && tick <= high);
+  const inside = ticks.filter((tick) => tick >= low && tick <= high);
+  return inside.length > 1 ? inside : null; // so narrow a range is the chart's own to divide
 }
 
 // Gives each point a place for its label that touches no other label, point or interval, or none: `named` says.
@@ -116,7 +117,7 @@ export function placeLabels(points, domains, type, width, height) {
   for (const index of order) {
     const point = points[index];
     const [x, y] = [across(point.x), up(point.y)];
-    const wide = 7.2 * point.label.length;
+    const wide = 8.3 * point.label.length;
     const free = FRONTIER_SIDES.find(([dx, dy, align]) => {
       const left = align === "left" ? x + dx : align === "right" ? x + dx - wide : x - wide / 2;
       const box = [left, y + dy - 8, left + wide, y + dy + 8];

@@ -29,7 +29,7 @@ export async function mount(root, store) {
     return {};
   }
   const view = {
-    runs, run: (runs.find((run) => run.id === store.selection().run) ?? insideMostLossy(runs)).id, metric: null, at: 0, cells: [],
+    runs, run: (runs.find((run) => run.id === store.selection().run) ?? insideMostLossy(runs)).id, metric: null, at: 0, cells: [], cursor: [],
   };
   view.metric = Object.keys(INSIDE_METRICS).find((key) => insideKnown(runs, key).length) ?? "bpw";
   const sentence = el("div", {});
@@ -55,7 +55,7 @@ export async function mount(root, store) {
     const words = insideSentence(run, view);
     sentence.replaceChildren(answerSentence(...words));
     return {
-      data: {cells: view.cells, cursor: []}, rows: view.cells.filter((cell) => cell.matrix || cell.value !== null),
+      data: {cells: view.cells, cursor: view.cursor}, rows: view.cells.filter((cell) => cell.matrix || cell.value !== null),
       label: sentence.textContent, fill: view.fill,
     };
   };
@@ -68,6 +68,7 @@ export async function mount(root, store) {
   });
   async function show() {
     readout.textContent = INSIDE_HINT;
+    view.cursor.length = 0;
     await chart.update(options());
   }
   insideKeys(place, view, {
@@ -75,6 +76,7 @@ export async function mount(root, store) {
       const cell = view.cells[view.at];
       readout.textContent = `${cell.name}: ${cell.type}, ${cell.bits} bits per weight, relative error ${cell.error}, `
         + `KL if only it is quantized ${cell.alone}.${cell.matrix ? " Enter shows its weights." : ""}`;
+      view.cursor.splice(0, 1, {...cell}); // in place: a chart that is drawn anew keeps it
       await chart.view()?.data("cursor", [{...cell}]).runAsync();
     },
     open: () => open(view.cells[view.at]),
@@ -143,6 +145,7 @@ function insideCells(run, runs, metric, width) {
   return {
     cells, kinds, metric,
     fill: {
+      plot_height: 26 * kinds.length,
       x_domain: [first - 0.5, last + 0.5], x_values: layers.filter((layer) => (layer - first) % step === 0), kinds, domain,
       value_title: INSIDE_METRICS[metric].title, format: INSIDE_METRICS[metric].axis,
     },

@@ -180,7 +180,7 @@ function paletteStrips(found, grids, ends) {
   const names = grids.map((grid) => grid.name);
   return {
     data: {levels, weights}, name: "palettes", title: "the palettes", label: `The levels of ${names.join(", ")} for the same block`,
-    fill: {x_domain: ends, grids: names, mark_size: found.levels.length > 64 ? 24 : innerWidth < 600 ? 55 : 110},
+    fill: {plot_height: 52 * names.length, x_domain: ends, grids: names, mark_size: found.levels.length > 64 ? 24 : innerWidth < 600 ? 55 : 110},
     rows: grids.map((grid) => ({grid: grid.name, levels: grid.levels.length, used: grid.used.filter((count) => count > 0).length, error: grid.error})),
     columns: [{key: "grid", label: "palette"}, {key: "levels", label: "levels", number: true}, {key: "used", label: "used", number: true},
       {key: "error", label: "error of the nearest level", number: true, format: (value) => formatPercent(value, 2)}],

@@ -57,7 +57,7 @@ export async function mount(root, store) {
   const landscape = await picturesLandscape(parts.landscape, store, view);
   Object.assign(parts.act, {
     run: (id) => { view.run = id; view.kind = null; names(); store.select({run: id, tensor: view.tensor}); return load(); },
-    tensor: (name) => { view.tensor = name; view.row = view.column = 0; store.select({run: view.run, tensor: name}); return load(); },
+    tensor: (name) => { Object.assign(view, {tensor: name, row: 0, column: 0, kind: null}); store.select({run: view.run, tensor: name}); return load(); },
     row: (row) => { view.row = row; return picturesSoon(view, load); },
     column: (column) => { view.column = column; return picturesSoon(view, load); },
     bits: (at) => { view.kind = view.tile?.kinds[at] ?? null; picturesDraw(parts, view); landscape.show(view.kind, view.tile?.type); },
@@ -80,7 +80,7 @@ export async function mount(root, store) {
       view.run = run;
     }
     parts.runs.input.value = view.run;
-    if (tensor && tensor !== view.tensor) view.row = view.column = 0;
+    if (tensor && tensor !== view.tensor) Object.assign(view, {row: 0, column: 0, kind: null});
     view.tensor = tensor ?? view.tensor;
     names();
     load();

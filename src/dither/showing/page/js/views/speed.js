@@ -36,7 +36,7 @@ export async function mount(root, store) {
   }
   root.append(answer, el("div", {class: "controls"}, control.node));
   if (!entries.some((entry) => entry.joules_per_token)) root.append(el("p", {class: "hint"}, `Energy: ${speedNoEnergy(entries)}.`));
-  root.append(plot, speedCommands(entries), speedExplained());
+  root.append(...[plot, speedCommands(entries), speedExplained()].filter(Boolean));
   await speedDraw(view);
   return {destroy() { view.handle?.destroy(); }};
 }

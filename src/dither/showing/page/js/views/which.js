@@ -33,7 +33,7 @@ export async function mount(root, store) {
   });
   state.budget = whichBytes(Number(slider.input.value), reach);
   const axis = whichAxis(runs, state, () => whichDraw(view));
-  root.append(answer, el("div", {class: "controls"}, slider.node), axis, plot, whichCompare(runs), whichExplained());
+  root.append(...[answer, el("div", {class: "controls"}, slider.node), axis, plot, whichCompare(runs), whichExplained()].filter(Boolean));
   await whichDraw(view);
   const watch = new ResizeObserver(() => { if (Math.abs(plot.clientWidth - view.width) > 1) whichSoon(view); });
   watch.observe(plot);
