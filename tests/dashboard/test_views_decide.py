@@ -114,6 +114,7 @@ def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def rich(page_of: Callable[..., str]) -> str:
     fit = fit_input(fitted()).model_dump(mode="json")
+    next(weights for weights in fit["weights"] if weights["type"] == "Q8_0")["run"] = "q8-0-0"
     return page_of(document(RUNS, fit=fit, speed=[speed("Q8_0", 34.0), speed("Q4_K_M", 60.0)]), "rich")
 
 
@@ -182,7 +183,11 @@ def test_every_axis_is_drawn_or_says_why_not(rich: str, browser: Browser) -> Non
         assert "NaN" not in title and "undefined" not in title
     assert "J/token (dither bench measures it)" in page.locator("#which .hint").first.inner_text()
     page.locator("#which .segments input").nth(2).check()  # same top token: more is better
-    assert "by same top token" in says(page, "which")
+    settled(page)
+    assert re.search(
+        r"it picks the original's likeliest word \d\d\.\d % of the time, and loses", says(page, "which")
+    )
+    assert "e+" not in page.locator("#which .plot svg").text_content()
 
 
 def test_a_mark_tells_its_file_and_the_table_sorts(rich: str, browser: Browser) -> None:
@@ -294,6 +299,10 @@ def test_speed_has_its_spread_and_the_command_that_repeats_it(rich: str, browser
         == "Q4_K_M writes fastest: 60.0 (58.0–61.0) tokens per second on a CPU, 8 threads. measured"
     )
     assert "not readable here: the counters need root" in page.locator("#speed").inner_text()
+    page.locator("#fits select").select_option("Q8_0")
+    settled(page)
+    assert "Its peak while it was timed: 8.50 GiB measured" in page.locator("#fits").inner_text()
+    assert {row[0]: row[10] for row in opened(page, "fits")}["Q2_K"] == "not measured"
     page.locator("#speed summary", has_text="Measure them again").click()
     assert "dither bench model-Q8_0-0.gguf --threads 8" in page.locator("#speed").inner_text()
     page.locator("#speed .segments input[value=memory]").check()
@@ -346,8 +355,7 @@ def test_words_lead_to_the_glossary_and_back_to_a_view(rich: str, browser: Brows
     assert page.locator("#glossary [role=status]").inner_text() == "No term has that word."
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
 def test_nothing_overflows_and_nobody_is_kept_out(
     rich: str, browser: Browser, dark: bool, width: int
 ) -> None:

@@ -38,7 +38,7 @@ QUESTIONS: list[dict[str, Any]] = [
         "id": "data", "text": "Do you have text like the text it will see?",
         "options": [
             {"id": "yes", "text": "Yes", "hint": "a few hundred pages are plenty; to fine-tune: examples"},
-            {"id": "no", "text": "No", "hint": "then nothing is needed from you"},
+            {"id": "no", "text": "No", "hint": "there is a way without"},
         ],
     },
 ]  # fmt: skip

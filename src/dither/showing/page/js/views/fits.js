@@ -58,6 +58,7 @@ function fitsTypes(fit, runs, found) {
     const run = runs.get(entry.run);
     return {
       ...entry, label: entry.type, key: entry.type, file: run?.file ?? null, active: entry.active ?? entry.bytes, embedding: entry.embedding ?? 0,
+      peak: (found.speed ?? []).find((timed) => timed.run === entry.run && entry.run)?.peak_memory_bytes ?? null,
       bpw: run?.bpw ?? (parameters ? (8 * entry.bytes) / parameters : 16),
     };
   }).sort((a, b) => b.bytes - a.bytes);
@@ -184,6 +185,7 @@ const FITS_COLUMNS = [
   {key: "overhead", label: "overhead", number: true, format: formatBytes}, {key: "total", label: "total", number: true, format: formatBytes},
   {key: "word", label: "runs"}, {key: "speed", label: "tokens/s (estimate)", number: true},
   {key: "kl", label: "KL, nats", number: true}, {key: "tag", label: "KL is from"},
+  {key: "peak", label: "measured peak", number: true, format: (bytes) => (bytes === null ? "not measured" : formatBytes(bytes))},
 ];
 
 function fitsChart(view, judged, chosen, machine) {
@@ -224,7 +226,7 @@ function fitsChart(view, judged, chosen, machine) {
     rows: judged.map((entry) => ({
       label: entry.label, ...entry.memory, word: entry.verdict.word,
       speed: entry.verdict.speed ? fitsSpeed(entry.verdict.speed) : entry.verdict.whyNoSpeed,
-      kl: entry.quality ? formatShort(entry.quality.kl) : "not known", tag: entry.quality?.tag ?? "",
+      kl: entry.quality ? formatShort(entry.quality.kl) : "not known", tag: entry.quality?.tag ?? "", peak: entry.peak,
     })),
     fill: {
       x_title: `memory, ${unitName}${narrow ? "" : " (weights counted, the rest estimated)"}`, x_domain: [0, right], part_names: names,
@@ -269,13 +271,14 @@ function fitsNote(view, chosen, machine) {
   const {memory} = chosen;
   const quality = chosen.quality
     ? [` It loses ${formatShort(chosen.quality.kl)} nats per token `, tagChip(chosen.quality.tag, true), chosen.quality.tag === "literature" ? " (another model's: measure yours)." : "."] : [];
+  const peak = chosen.peak === null ? [] : [` Its peak while it was timed: ${formatBytes(chosen.peak)} `, tagChip("measured", true), ", beside the estimate for the settings above."];
   const have = chosen.file ? ` The file is ${chosen.file}.` : ` No such file yet: dither quantize MODEL --to ${chosen.type}${chosen.needsImportance ? " --evidence evidence" : ""}`;
   const free = machine.free !== null && machine.free < 0.8 * machine.memory ? ` Other programs hold the rest of the RAM's ${formatBytes(machine.memory)} right now.` : "";
   const bandwidth = machine.bandwidth && !machine.gpus.length ? ` Memory is read at ${(machine.bandwidth / 1e9).toFixed(0)} GB/s (${fit.machine.memory.tags?.bandwidth ?? "measured"}).` : "";
   const lines = fitsLimits(machine, fit.constants).map((line) => `${formatBytes(line.bytes)} (${line.name})`).join(" and ");
   return [`Judged by ${lines}. ${chosen.label}: ${formatBytes(memory.weights)} weights `, tagChip("measured", true),
     ` + ${formatBytes(memory.cache)} KV cache + ${formatBytes(memory.compute)} compute + ${formatBytes(overheadBytes(fit.shape, fit.constants))} overhead `,
-    tagChip("estimated"), ` for ${plural(state.slots, "conversation")}.`, ...quality, have, free, bandwidth];
+    tagChip("estimated"), ` for ${plural(state.slots, "conversation")}.`, ...quality, ...peak, have, free, bandwidth];
 }
 
 function fitsExplained(fit) {

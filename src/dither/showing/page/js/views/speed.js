@@ -107,7 +107,7 @@ async function speedDraw(view) {
       threads: entry.threads, machine: entry.machine, tag: entry.tag,
     })),
     fill: {
-      x_title: state.key === "memory" ? `peak memory, ${unit === 2 ** 30 ? "GiB" : "MiB"} (less is better)` : metric.title,
+      x_title: speedTitle(state.key, unit === 2 ** 30 ? "GiB" : "MiB", plot.clientWidth < 520),
       x_domain: [0, Math.max(...rows.map((row) => row.edge)) * (plot.clientWidth < 520 ? 1.35 : 1.15)], labels: rows.map((row) => row.label), plot_height: 34 * rows.length,
     },
   };
@@ -116,6 +116,11 @@ async function speedDraw(view) {
     view.handle = await mountTemplate(plot, await view.store.chart("speed"), {name: "speed", ...change});
     sortableTwin(view.handle, plot, SPEED_COLUMNS);
   }
+}
+
+function speedTitle(key, unit, narrow) {
+  const title = key === "memory" ? `peak memory, ${unit} (less is better)` : SPEED_METRICS[key].title;
+  return narrow ? title.replace(/ \(.*\)$/, "") : title;
 }
 
 function speedSentence(shown, key) {

@@ -171,14 +171,21 @@ function whichSentence(runs, best, points, state) {
   const run = runs.find((other) => other.id === best.id);
   const {kl_mean: kl, same_top: top} = run.metrics;
   const words = [`Best under ${budget}: `, el("strong", {}, run.type), ` (${familyOf(run)}, ${formatBytes(run.bytes)})`];
-  if (state.key !== "kl_mean") words.push(`, by ${FRONTIER_METRICS[state.key].name}: ${best.shown}`);
-  if (kl) {
-    const interval = Number.isFinite(kl.low) && Number.isFinite(kl.high) ? ` (${formatShort(kl.low)}–${formatShort(kl.high)})` : "";
-    words.push(state.key === "kl_mean" ? ": it loses " : "; it loses ", `${formatShort(kl.value)} nats per token${interval}`);
+  const picks = (value, digits) => `picks the original's likeliest word ${(100 * value).toFixed(digits)} % of the time`;
+  if (state.key === "same_top") {
+    words.push(`: it ${picks(top.value, top.value > 0.995 ? 2 : 1)}`, kl ? `, and loses ${formatShort(kl.value)} nats per token` : "");
+  } else {
+    const loses = kl ? `loses ${formatShort(kl.value)}${whichEnds(kl)} nats per token` : "";
+    const also = top ? picks(top.value, top.value > 0.995 ? 1 : 0) : "";
+    if (state.key !== "kl_mean") words.push(`, by ${FRONTIER_METRICS[state.key].name}: ${best.shown}`);
+    if (loses || also) words.push(state.key === "kl_mean" ? ": it " : "; it ", [loses, also].filter(Boolean).join(", and "));
   }
-  if (top) words.push(`${kl ? ", and" : ": it"} picks the original's likeliest word ${(100 * top.value).toFixed(top.value > 0.995 ? 1 : 0)} % of the time`);
   words.push(". ", tagChip(best.tag, true));
   return words;
+}
+
+function whichEnds(metric) {
+  return Number.isFinite(metric.low) && Number.isFinite(metric.high) ? ` (${formatShort(metric.low)}–${formatShort(metric.high)})` : "";
 }
 
 // Two files beside each other, in a sentence.
@@ -215,8 +222,8 @@ function whichVerdict(a, b) {
 
 function whichExplained() {
   return explanation("How to read this",
-    el("p", {}, "Each mark is a file. Further left is smaller, further down lost less: the lower left corner is where one wants to be. "
-      + "The line joins the files that nothing beats; a file above the line is both larger and worse than another one. Take the lowest mark left of your budget."),
+    el("p", {}, "Each mark is a file. Further left is smaller, further down lost less: the lower left corner is where one wants to be (the upper left, where more is better). "
+      + "The line joins the files that nothing beats; every other file is larger or worse than one of them. Take the best mark left of your budget."),
     el("p", {}, glossaryTerm("KL divergence"), " asks, for every word of a text: how differently would the two models have gone on? It is like having "
       + "a photograph and its JPEG described by the same person: at 0.001 the descriptions are the same, at 0.1 details go missing, at 1 it is another picture."),
     el("p", {}, "The bar through a mark is its 95 % interval. Where two bars overlap, the difference may be luck. "
