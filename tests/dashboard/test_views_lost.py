@@ -244,10 +244,12 @@ def test_the_report_replays_what_was_recorded(
 def test_narrow_and_dark_everybody_gets_in(told: Path, browser: Browser, width: int, dark: bool) -> None:
     page = browser.open((told / "report.html").as_uri(), width=width, dark=dark)
     assert overflow(page) <= 0
+    if not dark:  # axe takes seconds, and goes through the whole page in light colors elsewhere
+        return
     page.locator("#answers").get_by_label("What they expect in a text").check()
     page.evaluate("""() => document.querySelectorAll('main > section').forEach((section) => {
         if (!['inside', 'pictures', 'palette', 'answers'].includes(section.id)) section.remove();
-    })""")  # axe takes seconds for each
+    })""")
     assert serious(page) == []
 
 

@@ -12,8 +12,11 @@ from dither.showing.palette import iq4_nl, nearest, nf4, palette, uniform
 from dither.types import Tensor
 
 SOURCE = Counted(8, 512)
-GROUPED = """Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 NVFP4 Q3_K Q2_K TQ2_0 TQ1_0
-IQ3_XXS""".split()  # of the lattices one: the tables of the others take ggml ten seconds
+# Of the lattices one: the tables of the others take ggml ten seconds.
+GROUPED = [
+    "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "Q3_K",
+    "Q2_K", "TQ2_0", "TQ1_0", "IQ3_XXS",
+]  # fmt: skip
 
 
 def opened(tensor: Tensor, row: int = 3, block: int = 1, source: Counted = SOURCE):  # type: ignore[no-untyped-def]
@@ -47,9 +50,7 @@ def test_every_stored_number_is_a_level(kind: str) -> None:
         assert len(levels) in (2**bits, 2**bits - 1)
 
 
-@pytest.mark.parametrize(
-    "kind", ["int4-g128", "int8-g128", "nf4-g64", "fp4-g64", "fp8-channel", "MXFP4"]
-)
+@pytest.mark.parametrize("kind", ["int4-g128", "int8-g128", "nf4-g64", "fp4-g64", "fp8-channel", "MXFP4"])
 def test_scales_are_found_again_from_numbers_alone(kind: str) -> None:
     packed, stored = (opened(stored_as(kind, SOURCE, raw=raw), block=0) for raw in (False, True))
     assert (packed.how, stored.how) == ("deduced", "stored")
