@@ -14,8 +14,8 @@ from dither.types import Tensor
 SOURCE = Counted(8, 512)
 # Of the lattices one: the tables of the others take ggml ten seconds.
 GROUPED = [
-    "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "Q3_K",
-    "Q2_K", "TQ2_0", "TQ1_0", "IQ3_XXS",
+    "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4",
+    "Q3_K", "Q2_K", "TQ2_0", "TQ1_0", "IQ3_XXS",
 ]  # fmt: skip
 
 

@@ -184,9 +184,10 @@ function picturesDraw(parts, view) {
   const {tile, kind} = view;
   const now = picturesStatistics(tile, kind);
   const own = kind === tile.type;
+  const outliers = tile.outlier_columns.length;
   parts.sentence.replaceChildren(answerSentence(own ? "As the file stores it, " : "Stored as ", el("strong", {}, kind), ", these weights are ",
     el("strong", {}, now.relative ? formatPercent(now.relative, now.relative < 0.01 ? 2 : 1) : "0 %"), " away from the original",
-    tile.outlier_columns.length ? `; ${tile.outlier_columns.length === 1 ? "one outlier column coarsens" : `${tile.outlier_columns.length} outlier columns coarsen`} the blocks it shares.`.replace("coarsen the blocks it shares", "coarsen the blocks they share") : "."));
+    outliers ? `; ${outliers === 1 ? "one outlier column coarsens" : `${outliers} outlier columns coarsen`} the blocks around ${outliers === 1 ? "it" : "them"}.` : "."));
   const colors = divergingColors();
   for (const [side, title] of PICTURES_SIDES) {
     const canvas = parts.canvases[side];
@@ -198,8 +199,8 @@ function picturesDraw(parts, view) {
   }
   const open = parts.twin.querySelector("details")?.open ?? false;
   parts.twin.replaceChildren(tableTwin(picturesRows(tile), PICTURES_COLUMNS, {open}));
-  const outliers = tile.outlier_columns.length ? `▼ marks columns three times as large as most: ${tile.outlier_columns.join(", ")}. ` : "";
-  parts.note.textContent = `${outliers}Colors end at ±${formatShort(tile.clip)}, which 99.5 % of these weights keep within; `
+  const marked = outliers ? `▼ marks columns three times as large as most: ${tile.outlier_columns.join(", ")}. ` : "";
+  parts.note.textContent = `${marked}Colors end at ±${formatShort(tile.clip)}, which 99.5 % of these weights keep within; `
     + `the difference is always enlarged ${PICTURES_GAIN} times. ${tile.block > 1 ? `${tile.block} neighbors in a row share a scale. ` : ""}${noteText(tile.notes)}`;
   picturesSpot(parts, view);
 }
