@@ -31,8 +31,8 @@ export async function mount(root, store) {
     store.select({run: view.run, tensor: name});
     return load();
   }});
-  const row = sliderControl({label: "Row", min: 0, max: 0, value: 0, onInput: (to) => { view.row = to; paletteSoon(load); }});
-  const block = sliderControl({label: "Block of the row", min: 0, max: 0, value: 0, onInput: (to) => { view.block = to; paletteSoon(load); }});
+  const row = sliderControl({label: "Row", min: 0, max: 0, value: 0, onInput: (to) => { view.row = to; paletteSoon(view, load); }});
+  const block = sliderControl({label: "Block of the row", min: 0, max: 0, value: 0, onInput: (to) => { view.block = to; paletteSoon(view, load); }});
   row.node.hidden = block.node.hidden = !store.live;
   root.append(sentence, el("div", {class: "controls"}, picker.node, tensors.node, row.node, block.node), message, swatches,
     el("h3", {}, "Where the weights lie, and what they may become"), upper, el("h3", {}, "Other palettes of sixteen for the same weights"), lower,
@@ -98,7 +98,8 @@ function paletteTensors(run) {
 }
 
 let paletteTimer = 0;
-function paletteSoon(load) {
+function paletteSoon(view, load) {
+  view.turn += 1; // an answer that is on its way would set the slider back
   clearTimeout(paletteTimer);
   paletteTimer = setTimeout(load, 100);
 }

@@ -122,6 +122,7 @@ function picturesParts(runs, view) {
 
 let picturesTimer = 0;
 function picturesSoon(view, load) {
+  view.turn += 1; // an answer that is on its way would set the slider back
   clearTimeout(picturesTimer);
   picturesTimer = setTimeout(load, 120);
 }
