@@ -136,6 +136,14 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """A folder of quantized files with measurements, the original in the folder above; not to be spoilt."""
+    from shelf_util import fill
+
+    return fill(tmp_path_factory.mktemp("shelf"), checkpoint)
+
+
 @pytest.fixture
 def own_evidence(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of it to spoil."""

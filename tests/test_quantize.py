@@ -75,11 +75,13 @@ def test_a_gguf_goes_in_and_its_metadata_is_carried_over(checkpoint: Path, tmp_p
     first = dither.quantize(checkpoint, "Q8_0", tmp_path / "q8.gguf")
     second = dither.quantize(first.path, "Q4_K_M", tmp_path / "q4.gguf")
     before, after = gguf.GGUFReader(first.path).fields, gguf.GGUFReader(second.path).fields
-    changing = {"general.file_type", "dither.recipe"}
+    changing = {"general.file_type", "dither.recipe", "dither.relative_errors"}
     for key in before.keys() - changing:
         if not key.startswith("GGUF."):
             assert after[key].contents() == before[key].contents(), key
     assert after["general.file_type"].contents() == 15  # llama.cpp's number for Q4_K_M
+    errors = [second.tensors[tensor.name]["relative_error"] for tensor in second.plan.tensors]
+    assert after["dither.relative_errors"].contents() == np.float32(errors).tolist()
     assert any("quantized already (Q8_0)" in note for note in second.notes)
 
 

@@ -26,6 +26,7 @@ from dither.errors import DitherError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dither._answers import answers
     from dither._calibrate import Calibration, calibrate
     from dither._convert import Converted, convert
     from dither._fit import fit
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dither._measure import measure
     from dither._plan import Budget, Planned, budget, plan
     from dither._quantize import Result, preview, quantize
+    from dither._report import Report, report, runs
     from dither._within import ladder, quantize_within
     from dither.codecs import codec
     from dither.containers.presets import preset_names
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from dither.formats.evidence import EvidenceStore
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
+    from dither.showing.notebook import Runs
 
 _HOMES = {
     "Budget": "dither._plan",
@@ -53,7 +56,10 @@ _HOMES = {
     "Measurement": "dither.measuring.schema",
     "Plan": "dither.containers.recipe",
     "Planned": "dither._plan",
+    "Report": "dither._report",
     "Result": "dither._quantize",
+    "Runs": "dither.showing.notebook",
+    "answers": "dither._answers",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
@@ -69,6 +75,8 @@ _HOMES = {
     "preview": "dither._quantize",
     "quantize": "dither._quantize",
     "quantize_within": "dither._within",
+    "report": "dither._report",
+    "runs": "dither._report",
 }
 
 __all__ = [
@@ -82,8 +90,11 @@ __all__ = [
     "Measurement",
     "Plan",
     "Planned",
+    "Report",
     "Result",
+    "Runs",
     "__version__",
+    "answers",
     "budget",
     "calibrate",
     "codec",
@@ -99,6 +110,8 @@ __all__ = [
     "preview",
     "quantize",
     "quantize_within",
+    "report",
+    "runs",
 ]
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from dither._calibrate import calibrate
 from dither._quantize import choose_solver, open_evidence, options_of, quantize
 from dither.containers.target import Target
 from dither.containers.targets import target_of
+from dither.display import table
 from dither.errors import OutputError, UsageError
 from dither.executors import local
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
@@ -75,6 +77,18 @@ class Planned:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.plan.bytes / self.parameters
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        count, size = Counter[str](), Counter[str]()
+        for tensor in self.plan.tensors.values():
+            count[tensor.type] += 1
+            size[tensor.type] += tensor.bytes
+        rows = [(kind, count[kind], format_bytes(taken)) for kind, taken in size.most_common()]
+        said = f"Predicted KL divergence: {self.plan.kl:.3g} nats per token, an estimate."
+        title = f"Plan of {self.plan.model} for {self.plan.budget}: {format_bytes(self.file_bytes)}, "
+        title += f"{self.bits_per_weight:.2f} bits per weight"
+        return table(title, ("type", "tensors", "size"), rows, [said, *self.notes])
 
     def to_json(self) -> dict[str, Any]:
         tensors = {

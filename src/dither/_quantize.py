@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dither.containers.card import card
 from dither.containers.folders import find_scheme
 from dither.containers.importance import check_evidence, evidence_notes
-from dither.containers.provenance import MEASUREMENT, recipe_json, source_notes
+from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
 from dither.containers.recipe import Options, Plan
 from dither.containers.target import Target, TargetOutput
 from dither.containers.targets import target_of
@@ -343,6 +343,7 @@ class _Job:
             raise
         records = {name: dict(record) for name, record in output.finished.items()}
         self.say(*tensor_notes(plan, records))
+        output.keep_errors(ERRORS, {t.name: records[t.name]["relative_error"] for t in plan.tensors})
         measurement = self._measure(output, path, measure) if measure else None
         output.describe(card(self.opened, self.target.options, plan, recipe, output.total, measurement))
         output.commit()

@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from dither import __version__
+from dither.cli.answers import answers
 from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
 from dither.cli.compare import compare
 from dither.cli.convert import convert
+from dither.cli.dashboard import dashboard
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
 from dither.cli.fit import fit
@@ -21,6 +23,7 @@ from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
+from dither.cli.report import report
 
 app = typer.Typer(
     name="dither",
@@ -56,11 +59,14 @@ app.command()(plan)
 app.command()(ladder)
 app.command()(measure)
 app.command()(compare)
+app.command()(answers)
 app.command()(fit)
 app.command()(inspect)
 app.command()(types)
 app.command()(convert)
 app.command()(chat)
+app.command()(report)
+app.command()(dashboard)
 app.command()(demo)
 app.command()(doctor)
 

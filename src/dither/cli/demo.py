@@ -34,10 +34,11 @@ def demo(
         make_folder(output)
         prepare_encoders(model)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
+        report = write_report(rows, model, output)
         if as_json:
-            print_json({"model": "dither-demo", "prompt": prompt, "rows": rows})
+            print_json({"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report})
             return
-        show(rows, prompt, output)
+        show(rows, prompt, output, report)
 
 
 def make_folder(folder: Path) -> None:
@@ -84,7 +85,15 @@ def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None
     }
 
 
-def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
+def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
+    """The page of these files; returns where it is."""
+    from dither._report import report
+
+    paths = [row["path"] for row in rows]
+    return report(paths, folder / "report.html", against=model, title="dither-demo", force=True).path
+
+
+def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type", no_wrap=True)
     for heading in ("size", "bits/weight", "smaller", "time", "weight error"):
@@ -112,6 +121,8 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path) -> None:
         "left, no table of weights can say, but `dither measure` can.\n\n"
         "[bold]Next[/]"
     )
+    out.print(f"  {plain(report)} shows all of it: it opens in a browser, offline", soft_wrap=True)
+    out.print(f"  {copyable('dither', 'dashboard', folder)}  shows the same, live", soft_wrap=True)
     for command in ("chat", "inspect"):
         out.print(f"  {copyable('dither', command, example)}", soft_wrap=True)
     out.print("  dither quantize path/to/your-model --to Q4_K_M")

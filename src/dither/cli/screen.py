@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dither.cli.reported import Reported
 from dither.errors import DitherError
 
 if TYPE_CHECKING:
@@ -116,12 +117,16 @@ def _let_go_of_stdout() -> None:
 
 
 class Meter:
-    """`dither.progress.Progress` on a terminal: a bar with an ETA; in a log, a line every ten seconds."""
+    """`dither.progress.Progress` on a terminal: a bar with an ETA; in a log, a line every ten seconds.
+
+    Who looks on from another process reads the same from a file (`dither.cli.reported`).
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._bar: Progress | None = None
         self._task: Any = None
+        self._reported = Reported()
         self._total, self._done, self._before = 0, 0, 0
         self._started = self._spoke = time.monotonic()
 
@@ -139,6 +144,7 @@ class Meter:
     def start(self, total: int, done: int) -> None:
         self._total, self._done, self._before = total, done, done
         self._started = self._spoke = time.monotonic()
+        self._reported.tell(done, total, "", None)
         if self._bar is not None:  # one piece of work after another: writing text, then running it
             self._bar.stop()
         if err.is_terminal and not self.quiet:
@@ -153,13 +159,20 @@ class Meter:
 
     def advance(self, amount: int, what: str) -> None:
         self._done += amount
+        self._reported.tell(self._done, self._total, what, self._left())
         if self._bar is not None:
             self._bar.update(self._task, advance=amount, description=plain(what))
         elif not self.quiet and time.monotonic() - self._spoke >= 10:
             self._spoke = time.monotonic()
             share = f"{100 * self._done / max(1, self._total):.0f} %"
-            done_now = self._done - self._before
-            if done_now:
-                left = (self._total - self._done) * (self._spoke - self._started) / done_now
+            left = self._left()
+            if left is not None:
                 share += f", about {left:.0f} s left"
             err.print(f"{share} ({plain(what)})")
+
+    def _left(self) -> float | None:
+        """Seconds, if the rest goes as fast as what this run has done."""
+        done = self._done - self._before
+        if done <= 0:
+            return None
+        return max(0, self._total - self._done) * (time.monotonic() - self._started) / done

@@ -9,6 +9,7 @@ Source: the GGUF specification, version 3.  Legend: R rows, N bytes of a packed 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from dither.containers.journal import PartFile
 from dither.containers.part_output import PartOutput
-from dither.formats.ggml import GGML_TYPES, Field, string, u32
+from dither.formats.ggml import GGML_TYPES, Field, ValueType, array, string, u32
 from dither.formats.gguf import DEFAULT_ALIGNMENT, lay_out
 from dither.types import Bytes, No, Yes
 
@@ -47,6 +48,11 @@ def recipe_metadata(file_type: int, recipe_json: str, version: str) -> dict[str,
 def reserved(size: int) -> Field:
     """A string of spaces, which are nothing to JSON: room for a document that is not known yet."""
     return string("{}".ljust(size))
+
+
+def reserved_numbers(count: int) -> Field:
+    """Room for as many float32 numbers that are not known yet."""
+    return array(ValueType.FLOAT32, [math.nan] * count)
 
 
 def alignment_of(metadata: Mapping[str, Field]) -> int:
@@ -98,6 +104,12 @@ class GGUFOutput(PartOutput):
         at = self._layout.header.index(before) + len(before) + 4 + 8  # behind the value's type and length
         self._file.write_at(at, raw.ljust(room))
         return True
+
+    def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
+        """Writes every tensor's error into the room of `reserved_numbers`, in the order of the tensors."""
+        before = _key_bytes(key)
+        at = self._layout.header.index(before) + len(before) + 4 + 4 + 8  # behind two types and the count
+        self._file.write_at(at, struct.pack(f"<{len(self._index)}f", *(errors[name] for name in self._index)))
 
     def describe(self, card: str) -> None:
         """A GGUF has no place for it."""

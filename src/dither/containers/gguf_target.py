@@ -10,8 +10,8 @@ from typing import Any
 
 from dither import __version__
 from dither.codecs import all_codecs, codec
-from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved
-from dither.containers.provenance import MEASUREMENT, output_metadata, recipe_json
+from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved, reserved_numbers
+from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
 from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
 from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError, UsageError
@@ -86,6 +86,7 @@ class GGUFTarget:
         model: Model, plan: Plan, recipe: str, store: EvidenceStore | None, measured: bool
     ) -> dict[str, Any]:
         metadata = output_metadata(model, plan, recipe, store, __version__)
+        metadata[ERRORS] = reserved_numbers(len(plan.tensors))
         if measured:
             metadata[MEASUREMENT] = reserved(MEASUREMENT_ROOM)
         return metadata

@@ -14,6 +14,7 @@ from dither.formats.ggml import ValueType as V
 from dither.types import Model
 
 MEASUREMENT = "dither.measure"  # metadata key: the measurement's JSON
+ERRORS = "dither.relative_errors"  # metadata key: √(Σ(w − ŵ)² / Σw²) of each tensor, in the file's order
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -53,6 +54,8 @@ def recipe_json(
         recipe["imatrix"] = {"name": store.matrix.name, "sha256": store.sha256}
     elif store is not None:
         recipe["evidence"] = {"data": store.manifest["data"], "sha256": store.sha256}
+        if store.manifest.get("gradients"):
+            recipe["evidence"]["gradients"] = True
     return json.dumps(recipe)
 
 
@@ -61,7 +64,8 @@ def output_metadata(
 ) -> dict[str, Field]:
     metadata = {key: value for key, value in model.metadata.items() if not key.startswith("quantize.")}
     metadata.update(recipe_metadata(plan.file_type, recipe, version))
-    metadata.pop(MEASUREMENT, None)  # of the source, if it had one
+    for key in (MEASUREMENT, ERRORS):  # of the source, if it had them
+        metadata.pop(key, None)
     matrix = store.matrix if store else None
     if matrix is not None:
         metadata["quantize.imatrix.file"] = string(matrix.name)

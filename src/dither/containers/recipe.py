@@ -17,9 +17,11 @@ from typing import Any
 from dither.codecs import codec as find_codec
 from dither.containers.gguf import can_hold
 from dither.containers.presets import Assignment, assign, file_type
+from dither.display import table
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Model, No, Tensor
+from dither.units import format_bytes, format_count
 
 PLANNED = "plan"  # instead of a preset's name
 
@@ -133,6 +135,17 @@ class Plan:
         wished = sum(t.size * bits_of(t.wanted, t.shape[-1]) for t in self.tensors) / self.parameters
         notes.append(f"{self.to} becomes {self.bits_per_weight:.2f} bpw, not {wished:.2f}.")
         return notes
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        rows = [
+            (kind, group["tensors"], format_count(group["parameters"]), format_bytes(group["bytes"]),
+             f"{8 * group['bytes'] / max(1, group['parameters']):.2f}")
+            for kind, group in self.by_type().items()
+        ]  # fmt: skip
+        title = f"{self.to}: {format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"
+        heads = ("type", "tensors", "weights", "size", "bits per weight")
+        return table(title, heads, rows, self.fallback_notes())
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -38,6 +38,7 @@ TOKEN, MERGE = 230, 200
 # Allocated by the driver for a process that computes on a GPU, whatever the model: about half a gibibyte
 # (an estimate: CUDA contexts take 0.3 to 0.6 GiB, by card and driver).
 GPU_RUNTIME = 512 * 2**20
+MARGIN_SHARE, MARGIN_MOST = 16, 2**30  # of each memory one part in so many stays free, at most these bytes
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def weights_budget(memory: int, shape: Shape, context: int, kv: str = "f16", slo
 
 def margin(memory: int) -> int:
     """Memory left free: a sixteenth, at most the 1 GiB per device that llama.cpp leaves by itself."""
-    return min(2**30, memory // 16)
+    return min(MARGIN_MOST, memory // MARGIN_SHARE)
 
 
 def padded(count: int, step: int) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dither.display import table
 from dither.fitting.advice import FITS, Engine, Verdict
 from dither.fitting.machine import ESTIMATED, MEASURED, Device, Machine
 from dither.fitting.memory import Memory, Shape, margin
 from dither.fitting.quality import Quality
+from dither.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Candidate:
     quality: Quality | None
     needs_importance: bool
     notes: tuple[str, ...] = ()
+    active: int = 0  # bytes of weights read per token
+    embedding: int = 0  # bytes of a token embedding that no GPU holds
 
     @property
     def fits(self) -> bool:
@@ -93,6 +97,13 @@ class Fit:
         """Whether anything does, wholly in memory."""
         return any(candidate.fits for candidate in self.candidates)
 
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        rows = [_shown(candidate) for candidate in self.candidates]
+        heads = ("type", "bits per weight", "memory", "runs", "tokens per second", "KL divergence")
+        title = f"{self.model}, contexts of {self.context} tokens, cache in {self.kv}"
+        return table(title, heads, rows, [self.recommendation, *self.commands, *self.notes])
+
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.model,
@@ -112,6 +123,15 @@ class Fit:
             "bytes_read": self.bytes_read,
             "notes": list(self.notes),
         }
+
+
+def _shown(candidate: Candidate) -> tuple[str, ...]:
+    speed, quality = candidate.verdict.speed, candidate.quality
+    return (
+        candidate.type, f"{candidate.bits_per_weight:.2f}", format_bytes(candidate.memory.total),
+        candidate.verdict.word, f"{speed.likely:.3g} ({ESTIMATED})" if speed else "",
+        f"{quality.kl:.3g} ({quality.tag})" if quality else "",
+    )  # fmt: skip
 
 
 def _machine_json(machine: Machine) -> dict[str, Any]:

@@ -18,8 +18,8 @@ LADDER = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "IQ4_XS", "Q4_K_S", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_XXS",
     "Q3_K_S", "IQ2_M", "Q2_K", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
-_LEAST_GOOD = "Q4_K_S"  # the last of it that loses no more than is usual
-_GOOD_BITS = 4.25  # bits per weight; where no loss is known, that many are taken for good
+LEAST_GOOD = "Q4_K_S"  # the last of it that loses no more than is usual
+GOOD_BITS = 4.25  # bits per weight; where no loss is known, that many are taken for good
 _PLAIN_BITS = 15  # bits per weight; a file of so many is not quantized yet
 _SHOWN = 8  # types named in one line
 _NOT_AT_ALL, _FROM_DISK = "does not fit", "would run from disk"
@@ -48,8 +48,8 @@ def recommended(candidates: list[Candidate]) -> Candidate | None:
 def _is_good(candidate: Candidate) -> bool:
     """No more loss than 4 bits usually cost, as far as anything is known."""
     if candidate.quality is None:
-        return candidate.bits_per_weight >= _GOOD_BITS
-    return LADDER.index(candidate.type) <= LADDER.index(_LEAST_GOOD)
+        return candidate.bits_per_weight >= GOOD_BITS
+    return LADDER.index(candidate.type) <= LADDER.index(LEAST_GOOD)
 
 
 def sentence(

@@ -16,7 +16,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from dither.display import interval, pairs
 from dither.errors import FormatError, OutputError, SourceError, UnsupportedError
+from dither.units import format_bytes
 
 SCHEMA_VERSION = 1
 METRIC_VERSION = 1
@@ -92,6 +94,21 @@ class Measurement(BaseModel):
 
     seconds: float = Field(default=0.0, ge=0)
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        rows = [
+            ("size", f"{format_bytes(self.bytes)}, {self.bpw:.2f} bits per weight"),
+            (
+                "KL divergence",
+                f"{interval(self.kl_mean, self.kl_mean_low, self.kl_mean_high)} nats per token",
+            ),
+            ("99 % of tokens below", f"{interval(self.kl_p99, self.kl_p99_low, self.kl_p99_high)} nats"),
+            ("same top token", interval(self.same_top, self.same_top_low, self.same_top_high, ".1%")),
+            ("perplexity", f"× {interval(self.ppl_ratio, self.ppl_ratio_low, self.ppl_ratio_high, '.4g')}"),
+            ("measured on", f"{self.tokens} tokens of {self.data}, in sequences of {self.context}"),
+        ]
+        return pairs(f"{self.file}, {self.type}, against {self.reference}", rows, self.notes)
 
 
 def path_for(file: str | Path) -> Path:

@@ -163,7 +163,7 @@ def _said_of_itself(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         f"dither.{key}": value if isinstance(value, str) else json.dumps(value)
         for key, value in found.items()
-        if key in ("version", "recipe", "measure")
+        if key in ("version", "recipe", "measure", "relative_errors")
     }
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dither.containers.recipe import Plan
+from dither.display import interval, pairs
+from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from dither.measuring.schema import Measurement
@@ -46,6 +48,19 @@ class Result:
     @property
     def compression(self) -> float:
         return self.plan.source_bytes / self.plan.bytes
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        rows: list[tuple[str, object]] = [
+            ("size", f"{format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"),
+            ("smaller than the source", f"{self.compression:.2f} ×"),
+            ("relative weight error", f"{100 * self.relative_error:.2f} %"),
+            ("solver", self.solver), ("time", format_seconds(self.seconds)),
+        ]  # fmt: skip
+        if self.measurement is not None:
+            found = self.measurement
+            rows.append(("KL divergence", interval(found.kl_mean, found.kl_mean_low, found.kl_mean_high)))
+        return pairs(self.path, rows, self.notes)
 
     def to_json(self) -> dict[str, Any]:
         plan = self.plan.to_json()

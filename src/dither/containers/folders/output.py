@@ -138,6 +138,10 @@ class FolderOutput(PartOutput):
         self._file.write_text(ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         return True
 
+    def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
+        """Puts every tensor's relative error into what the folder says of itself."""
+        self.fill(key, json.dumps({name: float(f"{error:.6g}") for name, error in errors.items()}))
+
     def describe(self, card: str) -> None:
         """The folder's README.md."""
         self._file.write_text("README.md", card)

@@ -1,0 +1,64 @@
+"""`dither dashboard`: the page that shows runs, live, and starts work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dither.cli.screen import err, out, plain, print_json, stop_on_error
+
+
+def dashboard(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUNS", help="Files, or folders of them; default: this folder.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="MODEL", help="The original, where it does not lie beside the files."
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option("--host", help="The address to listen at; beyond this machine a token is asked for."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Default: 8765, or the next that is free. 0: any."),
+    ] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="FOLDER", help="Where jobs are kept between two starts.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON document.")] = False,
+) -> None:
+    """Show what was measured, live, and start work from the page."""
+    with stop_on_error(as_json):
+        from dither.dashboard.serve import serve
+
+        def ready(url: str) -> None:
+            if as_json:
+                print_json({"url": url})
+            else:
+                out.print(f"The dashboard is at [bold]{plain(url)}[/]; Ctrl-C ends it.", soft_wrap=True)
+                out.file.flush()
+            if not no_open:
+                _open(url)
+
+        served = serve(runs or [Path()], host=host, port=port, against=against, state=state, ready=ready)
+        if served.jobs:
+            words = "1 job goes" if served.jobs == 1 else f"{served.jobs} jobs go"
+            err.print(f"{words} on; the next `dither dashboard` shows them again.")
+
+
+def _open(url: str) -> None:
+    """In the background: some browsers do not return until they are closed."""
+    import threading
+    import webbrowser
+
+    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

@@ -1,0 +1,67 @@
+"""`dither report`: what is known of some files, as one page to keep or send, and as a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
+from dither.units import format_bytes
+
+if TYPE_CHECKING:
+    from dither._report import Report
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUNS", help="Quantized files, folders of them, measurements of them."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the page goes.")
+    ] = Path("report.html"),
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", metavar="FILE", help="Also write a model card there: README.md."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="MODEL", help="The original; looked for beside the files."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="What the page is called.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that Dither did not write.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write what is known of quantized files as one page that opens offline, and as a model card."""
+    with stop_on_error(as_json):
+        from dither import _report
+
+        with Meter() as meter:
+            found = _report.report(
+                runs, output, card=card, against=against, title=title, force=force, progress=meter
+            )
+        print_json(found.to_json()) if as_json else show(found, runs)
+
+
+def show(found: Report, folders: list[str]) -> None:
+    from dither.showing.choice import listed, points, told_apart
+    from dither.showing.frontier import sentence
+
+    given = points(found.document.runs)
+    for point in (point for point in given if point["pareto"]):
+        said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
+        out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
+    if not given:
+        out.print(
+            "Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL"
+        )
+    out.print(
+        f"[bold]{plain(found.path)}[/]: {len(found.document.runs)} files, {format_bytes(found.bytes)}; "
+        "opens in a browser, offline.", soft_wrap=True,
+    )  # fmt: skip
+    if found.card is not None:
+        with_picture = f", with {plain(found.picture)}" if found.picture else ""
+        out.print(f"[bold]{plain(found.card)}[/]: the model card{with_picture}.", soft_wrap=True)
+    out.print(f"Look at it live:  {copyable('dither', 'dashboard', *folders)}", soft_wrap=True)

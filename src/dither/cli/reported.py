@@ -1,0 +1,41 @@
+"""Progress for who looks on from another process.
+
+Where DITHER_PROGRESS names a file, a command keeps in it where it stands: one small JSON object, replaced as
+a whole, so that a reader never sees half of one and the file never grows.
+
+    {"done": 120, "total": 300, "what": "blk.3.ffn_down", "left": 41.5, "at": 1767225600.0}
+
+`left` is an estimate in seconds, null at first; `at` is the time of writing (seconds since 1970).  A file,
+not a pipe: whoever started the command may go and come back while it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+VARIABLE = "DITHER_PROGRESS"
+_EVERY = 0.25  # seconds between two writings
+
+
+class Reported:
+    """Writes where the work stands, if anyone asked.  Never stops the work: a full disk is ignored."""
+
+    def __init__(self, path: str | None = None) -> None:
+        named = os.environ.get(VARIABLE) if path is None else path
+        self._path = Path(named) if named else None
+        self._spoke = float("-inf")
+
+    def tell(self, done: int, total: int, what: str, left: float | None) -> None:
+        now = time.monotonic()
+        if self._path is None or (now - self._spoke < _EVERY and 0 < done < total):
+            return
+        self._spoke = now
+        said = {"done": done, "total": total, "what": what[:500], "left": left, "at": time.time()}
+        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            beside.write_text(json.dumps(said), encoding="utf-8")
+            beside.replace(self._path)
