@@ -44,9 +44,9 @@ def _with_weights(run: Run, live: Run, original: Model) -> Run:
 
     tiles, palettes = {}, {}
     for name in chosen(run.tensors):
-        with suppress(DitherError):  # a tensor of one side only
+        with suppress(DitherError, ValueError):  # of one side only, or not of numbers
             tiles[name] = Tile.model_validate(tile(original, quantized, name).to_json())
-        with suppress(DitherError):
+        with suppress(DitherError, ValueError):
             palettes[name] = Palette.model_validate(palette(original, quantized, name).to_json())
     return run.model_copy(update={"tiles": tiles, "palettes": palettes})
 
