@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dither import __version__, _fit
 from dither.errors import DitherError, SourceError
@@ -32,11 +31,16 @@ from dither.showing.card import card as model_card
 from dither.showing.choice import listed, points
 from dither.showing.document import Document, FitInput, Problem, Run, Weights, WeightsQuality, now
 from dither.showing.export import assemble
+from dither.showing.glossary import GLOSSARY
+from dither.showing.guide import GUIDE
 from dither.showing.notebook import Runs
 from dither.showing.recorded import recorded
 from dither.showing.tensors import with_errors
 
 PAGE_MARK = 'id="dither-document"'  # in every page of ours
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
 MOST_COMPARED = 10**9  # weights; of models up to here, errors that no file keeps are counted for the report
 
 
@@ -142,8 +146,8 @@ def document(
     judged, problems = _fit_input(found, machine) if fit else (None, [])
     return Document(
         tool=f"dither {__version__}", made=now(), live=live, title=shown(title or _title(found), 400),
-        reference=found.reference, runs=tuple(found.runs), fit=judged, guide=_content("guide", "GUIDE"),
-        glossary=_content("glossary", "GLOSSARY"), problems=(*found.problems, *problems),
+        reference=found.reference, runs=tuple(found.runs), fit=judged, guide=GUIDE,
+        glossary=cast("JsonValue", GLOSSARY), problems=(*found.problems, *problems),
     )  # fmt: skip
 
 
@@ -152,14 +156,6 @@ def _title(found: discover.Found) -> str:
         return found.reference.name
     names = [run.reference for run in found.runs if run.reference]
     return names[0] if names else found.runs[0].file if found.runs else "No files yet"
-
-
-def _content(module: str, name: str) -> Any:
-    """Text that belongs to the page: the guide and the glossary."""
-    try:
-        return getattr(import_module(f"dither.showing.{module}"), name)
-    except ModuleNotFoundError:
-        return None
 
 
 def _compared(run: Run, original: str) -> Run:

@@ -10,7 +10,7 @@ import pytest
 
 from dither.errors import DitherError, FormatError, SourceError, UnsupportedError
 from dither.showing import document
-from dither.showing.document import Document, load, load_recorded, parse
+from dither.showing.document import Document, load, parse
 
 
 def run(**changes: Any) -> dict[str, Any]:
@@ -108,14 +108,3 @@ def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for missing in (tmp_path, tmp_path / "none"):
         with pytest.raises(SourceError):
             load(missing)
-
-
-def test_recorded_answers_of_another_version_are_refused(tmp_path: Path) -> None:
-    place = tmp_path / "a.gguf.answers.json"
-    side = {"tokens": ["a"], "seconds": 0.1}
-    answer = {"prompt": "<b>", "original": side, "quantized": side, "first_divergence": None}
-    place.write_text(json.dumps({"schema_version": 1, "file": "a", "reference": "m", "answers": [answer]}))
-    assert load_recorded(place).answers[0].prompt == "<b>"
-    place.write_text(json.dumps({"schema_version": 2, "file": "a", "reference": "m"}))
-    with pytest.raises(FormatError, match="schema_version"):
-        load_recorded(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -9,7 +10,9 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from shelf_util import save
 from typer.testing import CliRunner
 
@@ -67,6 +70,31 @@ def test_the_page_holds_the_document(shelf: Path, written: Path) -> None:
 def test_the_card_stands_beside_its_picture(written: Path) -> None:
     assert "![Size against loss of each file](frontier.png)" in (written / "README.md").read_text()
     assert (written / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_page_takes_some_of_the_weights_along(shelf: Path, written: Path) -> None:
+    scripts = Scripts((written / "report.html").read_text())
+    found = parse(scripts.found["dither-document"], "report")
+    stored = load_file(shelf.parent / "tiny-llama" / "model.safetensors")
+    names = {"ffn_up": "up", "ffn_gate": "gate", "ffn_down": "down"}
+    seen = 0
+    for run in found.runs:
+        assert len(run.tiles) == 2 and run.palettes, run.file
+        for name, tile in run.tiles.items():
+            _, layer, kind, _ = name.split(".")
+            if kind not in names:
+                continue
+            w_RC = stored[f"model.layers.{layer}.mlp.{names[kind]}_proj.weight"]
+            rows, columns = (
+                slice(tile.row, tile.row + tile.rows),
+                slice(tile.column, tile.column + tile.columns),
+            )
+            given = np.frombuffer(base64.b64decode(tile.original), "<f2").reshape(tile.rows, tile.columns)
+            np.testing.assert_array_equal(given, w_RC[rows, columns].astype(np.float16))
+            assert tile.type in tile.quantized
+            seen += 1
+    assert seen == len(found.runs)
+    assert found.picture is not None
 
 
 def test_a_name_cannot_end_the_script(shelf: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dither.errors import FormatError, SourceError, UnsupportedError
+from dither.showing.answers import Answer, Forced
 
 SCHEMA = "dither.results"
 VERSION = 1
@@ -131,48 +132,6 @@ class Palette(Part):
     blocks: Count = 0
     how: Text = ""
     notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
-
-
-class Side(Part):
-    """What one model wrote, token by token."""
-
-    tokens: Annotated[tuple[Text, ...], Field(max_length=65536)]
-    seconds: Share
-
-
-class Answer(Part):
-    prompt: Long
-    original: Side
-    quantized: Side
-    first_divergence: Count | None = None  # a token's number
-
-
-Likely = Annotated[tuple[tuple[Text, float], ...], Field(max_length=64)]
-
-
-class ForcedToken(Part):
-    """A token of a given text, and what both models expected in its place."""
-
-    text: Text
-    kl: float | None  # none of the first token, which nothing precedes
-    top_original: Likely
-    top_quantized: Likely
-    same_top: bool
-
-
-class Forced(Part):
-    text: Long | None = None
-    tokens: Annotated[tuple[ForcedToken, ...], Field(max_length=65536)]
-
-
-class Recorded(Part):
-    """`<file>.answers.json`."""
-
-    schema_version: Literal[1]
-    file: Name
-    reference: Name
-    answers: Annotated[tuple[Answer, ...], Field(max_length=1024)] = ()
-    forced: Annotated[tuple[Forced, ...], Field(max_length=1024)] = ()
 
 
 class Run(Part):
@@ -328,12 +287,6 @@ def parse(text: str, thing: str) -> Document:
         reason = f"was written by a newer Dither (version {version}; this one reads up to {VERSION})"
         raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")
     return checked(Document, text, thing, _AGAIN)
-
-
-def load_recorded(path: Path) -> Recorded:
-    """Recorded answers.  Raises SourceError or FormatError."""
-    way_out = "Record them again with `dither answers`."
-    return checked(Recorded, read_text(path, LARGEST, way_out), str(path), way_out)
 
 
 def read_text(path: Path, limit: int, way_out: str) -> str:

@@ -7,7 +7,7 @@ one place in each: its first rows and columns.  A tile with its other types take
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 def recorded(live: Document, exported: Document) -> Document:
     """`exported` with tiles and palettes of the files that `live` knows the places of."""
-    found: dict[str, Any] = {"picture": _call("picture", "picture")}
+    from dither.showing.picture import picture  # numba: for those alone who export
+
+    found: dict[str, Any] = {"picture": picture().to_json()}
     original = _opened(live.reference.path if live.reference else None)
     if original is not None:
         runs = [
@@ -37,14 +39,15 @@ def _with_weights(run: Run, live: Run, original: Model) -> Run:
     quantized = _opened(live.path)
     if quantized is None:
         return run
+    from dither.showing.palette import palette
+    from dither.showing.tiles import tile
+
     tiles, palettes = {}, {}
     for name in chosen(run.tensors):
-        tile = _call("tiles", "tile", original, quantized, name)
-        palette = _call("palette", "palette", original, quantized, name)
-        if tile is not None:
-            tiles[name] = Tile.model_validate(tile)
-        if palette is not None:
-            palettes[name] = Palette.model_validate(palette)
+        with suppress(DitherError, ValueError):  # of one side only, or not of numbers
+            tiles[name] = Tile.model_validate(tile(original, quantized, name).to_json())
+        with suppress(DitherError, ValueError):
+            palettes[name] = Palette.model_validate(palette(original, quantized, name).to_json())
     return run.model_copy(update={"tiles": tiles, "palettes": palettes})
 
 
@@ -67,12 +70,3 @@ def _opened(path: str | None) -> Model | None:
         return open_model(Path(path))
     except DitherError:
         return None
-
-
-def _call(module: str, name: str, *arguments: Any) -> Any:
-    """The JSON of a view's part; None where it cannot be made: a tensor of one side only, plain numbers."""
-    try:
-        made = getattr(import_module(f"dither.showing.{module}"), name)(*arguments)
-    except (DitherError, ModuleNotFoundError):
-        return None
-    return made.to_json()

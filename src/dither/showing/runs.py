@@ -30,12 +30,11 @@ from dither.measuring.schema import Measurement
 from dither.models.checkpoint import ABOUT
 from dither.models.outline import outline
 from dither.models.source import open_headers
-from dither.showing import recipes
-from dither.showing.document import MeasuredOn, Metric, Run, TensorRow, load_recorded, read_object, read_text
+from dither.showing import answers, recipes
+from dither.showing.document import MeasuredOn, Metric, Run, TensorRow, read_object, read_text
 from dither.showing.tensors import rows_of
 from dither.types import Model
 
-ANSWERS = ".answers.json"
 HASHED = 64 * 2**20  # bytes; a file of so many is hashed where its measurement's age is in doubt
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _SIDE = 2**20  # bytes of config.json and dither.json that are read
@@ -261,11 +260,11 @@ def _drawn(value: float) -> float:
 
 def _recorded(path: Path) -> tuple[dict[str, Any], FormatError | None]:
     """Answers that were recorded beside a file."""
-    place = path.with_name(path.name + ANSWERS)
+    place = answers.path_for(path)
     if not place.is_file():
         return {}, None
     try:
-        found = load_recorded(place)
+        found = answers.load(place)
     except DitherError as error:
         return {}, FormatError(error.thing, error.reason, error.way_out)
     return {"answers": found.answers, "forced": found.forced}, None
