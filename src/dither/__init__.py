@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dither._calibrate import Calibration, calibrate
     from dither._convert import Converted, convert
+    from dither._export import Exported, export
     from dither._fit import fit
     from dither._inspect import Inspection, inspect
     from dither._load import load
@@ -48,6 +49,7 @@ _HOMES = {
     "Calibration": "dither._calibrate",
     "Converted": "dither._convert",
     "EvidenceStore": "dither.formats.evidence",
+    "Exported": "dither._export",
     "Fit": "dither.fitting.result",
     "Inspection": "dither._inspect",
     "Measurement": "dither.measuring.schema",
@@ -58,6 +60,7 @@ _HOMES = {
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
     "convert": "dither._convert",
+    "export": "dither._export",
     "fit": "dither._fit",
     "inspect": "dither._inspect",
     "ladder": "dither._within",
@@ -77,6 +80,7 @@ __all__ = [
     "Converted",
     "DitherError",
     "EvidenceStore",
+    "Exported",
     "Fit",
     "Inspection",
     "Measurement",
@@ -88,6 +92,7 @@ __all__ = [
     "calibrate",
     "codec",
     "convert",
+    "export",
     "fit",
     "inspect",
     "ladder",

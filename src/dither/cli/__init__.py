@@ -16,6 +16,7 @@ from dither.cli.compare import compare
 from dither.cli.convert import convert
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
+from dither.cli.export import export
 from dither.cli.fit import fit
 from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
@@ -61,6 +62,7 @@ app.command()(inspect)
 app.command()(types)
 app.command()(convert)
 app.command()(chat)
+app.command()(export)
 app.command()(demo)
 app.command()(doctor)
 
