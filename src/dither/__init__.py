@@ -26,6 +26,7 @@ from dither.errors import DitherError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dither._bench import bench
     from dither._calibrate import Calibration, calibrate
     from dither._convert import Converted, convert
     from dither._export import Exported, export
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from dither.formats.evidence import EvidenceStore
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
+    from dither.running.benchmark import Benchmark
 
 _HOMES = {
+    "Benchmark": "dither.running.benchmark",
     "Budget": "dither._plan",
     "Calibration": "dither._calibrate",
     "Converted": "dither._convert",
@@ -56,6 +59,7 @@ _HOMES = {
     "Plan": "dither.containers.recipe",
     "Planned": "dither._plan",
     "Result": "dither._quantize",
+    "bench": "dither._bench",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
@@ -75,6 +79,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Benchmark",
     "Budget",
     "Calibration",
     "Converted",
@@ -88,6 +93,7 @@ __all__ = [
     "Planned",
     "Result",
     "__version__",
+    "bench",
     "budget",
     "calibrate",
     "codec",

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dither import __version__
+from dither.cli.bench import bench
 from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
 from dither.cli.compare import compare
@@ -62,6 +63,7 @@ app.command()(inspect)
 app.command()(types)
 app.command()(convert)
 app.command()(chat)
+app.command()(bench)
 app.command()(export)
 app.command()(demo)
 app.command()(doctor)

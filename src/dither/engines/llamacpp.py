@@ -72,6 +72,7 @@ class Generation(Iterator[str]):
         self.tokens = 0
         self.tokens_per_second = 0.0
         self.stopped_by = ""
+        self.timings: Mapping[str, float] = {}  # llama.cpp's own, once it is done: prompt_ms, predicted_ms, …
         self._events = events
         self._pieces = self._read()
 
@@ -89,7 +90,8 @@ class Generation(Iterator[str]):
             if event.get("content"):
                 yield event["content"]
             if event.get("stop"):
-                self.tokens_per_second = float(event["timings"].get("predicted_per_second") or 0.0)
+                self.timings = event["timings"]
+                self.tokens_per_second = float(self.timings.get("predicted_per_second") or 0.0)
                 self.stopped_by = {"eos": "end", "word": "stop"}.get(event["stop_type"], "limit")
 
 
@@ -204,17 +206,20 @@ class LlamaCpp:
         seed: int | None = None,
         stop: Sequence[str] = (),
         reuse: bool = False,
+        ignore_end: bool = False,
     ) -> Generation:
         """Continue `prompt`, piece by piece; a piece never ends inside a character.
 
         The sampling defaults are llama.cpp's; temperature 0 always takes the likeliest token.
         `max_tokens` None runs until the model ends or its context is full.  The same seed on the
         same machine gives the same text, unless `reuse` continues from what the last prompt left in
-        the cache: faster, and different in the last digits.
+        the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
+        text, so that the answer is `max_tokens` long.
         """
         body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
         body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
+        body |= {"ignore_eos": True} if ignore_end else {}
         return Generation(self._stream("/completion", body))
 
     def chat(self, messages: Sequence[Mapping[str, str]], **sampling: Any) -> Generation:
