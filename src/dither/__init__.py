@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dither._measure import measure
     from dither._plan import Budget, Planned, budget, plan
     from dither._quantize import Result, preview, quantize
+    from dither._tasks import Scores, tasks
     from dither._within import ladder, quantize_within
     from dither.codecs import codec
     from dither.containers.presets import preset_names
@@ -59,6 +60,7 @@ _HOMES = {
     "Plan": "dither.containers.recipe",
     "Planned": "dither._plan",
     "Result": "dither._quantize",
+    "Scores": "dither._tasks",
     "bench": "dither._bench",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
@@ -76,6 +78,7 @@ _HOMES = {
     "preview": "dither._quantize",
     "quantize": "dither._quantize",
     "quantize_within": "dither._within",
+    "tasks": "dither._tasks",
 }
 
 __all__ = [
@@ -92,6 +95,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Result",
+    "Scores",
     "__version__",
     "bench",
     "budget",
@@ -110,6 +114,7 @@ __all__ = [
     "preview",
     "quantize",
     "quantize_within",
+    "tasks",
 ]
 
 

@@ -23,6 +23,7 @@ from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
+from dither.cli.tasks import tasks
 
 app = typer.Typer(
     name="dither",
@@ -64,6 +65,7 @@ app.command()(types)
 app.command()(convert)
 app.command()(chat)
 app.command()(bench)
+app.command()(tasks)
 app.command()(export)
 app.command()(demo)
 app.command()(doctor)
