@@ -13,9 +13,9 @@ from dither.cli import screen
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
         "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore", "Fit", "Inspection",
-        "Measurement", "Plan", "Planned", "Result", "__version__", "budget", "calibrate", "codec", "convert",
-        "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names", "preview",
-        "quantize", "quantize_within",
+        "Measurement", "Plan", "Planned", "Result", "Server", "__version__", "budget", "calibrate", "codec",
+        "convert", "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names",
+        "preview", "quantize", "quantize_within", "serve",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None
@@ -31,7 +31,7 @@ def test_the_flags_of_quantize_are_these() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
         "calibrate", "chat", "compare", "convert", "demo", "doctor", "fit", "inspect", "ladder", "measure",
-        "plan", "quantise", "quantize", "types",
+        "plan", "quantise", "quantize", "serve", "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}
     assert options == {

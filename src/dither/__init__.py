@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dither.formats.evidence import EvidenceStore
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
+    from dither.serving.server import Server, serve
 
 _HOMES = {
     "Budget": "dither._plan",
@@ -54,6 +55,7 @@ _HOMES = {
     "Plan": "dither.containers.recipe",
     "Planned": "dither._plan",
     "Result": "dither._quantize",
+    "Server": "dither.serving.server",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
@@ -69,6 +71,7 @@ _HOMES = {
     "preview": "dither._quantize",
     "quantize": "dither._quantize",
     "quantize_within": "dither._within",
+    "serve": "dither.serving.server",
 }
 
 __all__ = [
@@ -83,6 +86,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Result",
+    "Server",
     "__version__",
     "budget",
     "calibrate",
@@ -99,6 +103,7 @@ __all__ = [
     "preview",
     "quantize",
     "quantize_within",
+    "serve",
 ]
 
 

@@ -21,6 +21,7 @@ from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
+from dither.cli.serve import serve
 
 app = typer.Typer(
     name="dither",
@@ -61,6 +62,7 @@ app.command()(inspect)
 app.command()(types)
 app.command()(convert)
 app.command()(chat)
+app.command()(serve)
 app.command()(demo)
 app.command()(doctor)
 
