@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
     from dither.running.benchmark import Benchmark
+    from dither.serving.server import Server, serve
 
 _HOMES = {
     "Benchmark": "dither.running.benchmark",
@@ -61,6 +62,7 @@ _HOMES = {
     "Planned": "dither._plan",
     "Result": "dither._quantize",
     "Scores": "dither._tasks",
+    "Server": "dither.serving.server",
     "bench": "dither._bench",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
@@ -78,6 +80,7 @@ _HOMES = {
     "preview": "dither._quantize",
     "quantize": "dither._quantize",
     "quantize_within": "dither._within",
+    "serve": "dither.serving.server",
     "tasks": "dither._tasks",
 }
 
@@ -96,6 +99,7 @@ __all__ = [
     "Planned",
     "Result",
     "Scores",
+    "Server",
     "__version__",
     "bench",
     "budget",
@@ -114,6 +118,7 @@ __all__ = [
     "preview",
     "quantize",
     "quantize_within",
+    "serve",
     "tasks",
 ]
 

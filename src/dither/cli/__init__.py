@@ -23,6 +23,7 @@ from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
+from dither.cli.serve import serve
 from dither.cli.tasks import tasks
 
 app = typer.Typer(
@@ -67,6 +68,7 @@ app.command()(chat)
 app.command()(bench)
 app.command()(tasks)
 app.command()(export)
+app.command()(serve)
 app.command()(demo)
 app.command()(doctor)
 
