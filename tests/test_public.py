@@ -59,8 +59,8 @@ def test_the_flags_of_running_are_these() -> None:
         "--no-save", "--json",
     }  # fmt: skip
     assert flags("chat") == {
-        "--against", "-p", "--prompt", "--system", "-n", "--max-tokens", "-t", "--temperature", "-c", "--context",
-        "--threads", "--seed", "--json",
+        "--against", "-p", "--prompt", "--system", "-n", "--max-tokens", "-t", "--temperature", "-c",
+        "--context", "--threads", "--seed", "--json",
     }  # fmt: skip
     assert flags("tasks") == {
         "--tasks", "--against", "--limit", "--data", "--fewshot", "--chat", "-c", "--context", "--device",

@@ -98,7 +98,8 @@ def harness() -> Iterator[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks of our own, and the bundled model as GGUFs."""
     folder = tmp_path_factory.mktemp("tasks")
-    rows = [{"question": q, "choices": c, "answer": a} for q, c, a in QUESTIONS]
+    # the harness puts a space between question and answer
+    rows = [{"question": q, "choices": [x.strip() for x in c], "answer": a} for q, c, a in QUESTIONS]
     (folder / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shared = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: own.jsonl\ntest_split: test\n"
     (folder / "choice.yaml").write_text(

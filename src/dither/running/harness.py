@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,19 +171,18 @@ def evaluate(
     """
     try:
         from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UsageError(
             "dither tasks", f"needs lm-evaluation-harness ({error})", "pip install 'dither[tasks]'"
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    manager = TaskManager(include_path=str(data) if data else None)
+    manager = _manager(data, tuple(tasks))
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         way_out = "`lm_eval ls tasks` lists them; --data FOLDER adds a folder of task files."
         raise UsageError(f"task {unknown[0]}", "is not known", way_out)
     try:
-        with _inside(data):
+        with _inside(data), _without_census():
             found = simple_evaluate(
                 model=adapter(answers), tasks=list(tasks), limit=limit, num_fewshot=fewshot,
                 bootstrap_iters=0, task_manager=manager, log_samples=True, apply_chat_template=chat,
@@ -196,6 +196,35 @@ def evaluate(
         for task, rows in (found or {}).get("samples", {}).items()
     }
     return {"results": (found or {}).get("results", {}), "samples": samples}
+
+
+@lru_cache(maxsize=1)
+def _manager(data: Path | None, tasks: tuple[str, ...]) -> Any:
+    """Who knows the tasks.  The harness's own are thousands of files to read, and left out where the folder
+    has all that is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    if data is not None:
+        own = TaskManager(include_path=str(data), include_defaults=False)
+        if all(own.match_tasks([name]) for name in tasks):
+            return own
+    return TaskManager(include_path=str(data) if data else None)
+
+
+@contextlib.contextmanager
+def _without_census() -> Iterator[None]:
+    """The harness would take stock of the whole machine for its report, which nobody here reads."""
+    from lm_eval import evaluator
+
+    before = getattr(evaluator, "add_env_info", None)
+    if before is None:
+        yield
+        return
+    evaluator.add_env_info = lambda _: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = before
 
 
 @contextlib.contextmanager

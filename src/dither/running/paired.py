@@ -34,8 +34,8 @@ class Difference:
 def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference | None:
     """Of scores by question; None where they share none.
 
-    >>> difference({1: 1.0, 2: 0.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: 1.0})
-    Difference(value=-0.3333333333333333, stderr=0.3333333333333333, questions=3, changed=1)
+    >>> difference({1: 1.0, 2: 0.0}, {1: 1.0, 2: 1.0})
+    Difference(value=-0.5, stderr=0.5, questions=2, changed=1)
     """
     apart = [ours[key] - theirs[key] for key in ours if key in theirs]
     count = len(apart)
