@@ -8,6 +8,7 @@ import stat
 import statistics
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,31 @@ def test_where_nothing_counts_joules_the_reason_is_told(tmp_path: Path) -> None:
     folder = counters(tmp_path / "rapl", 5)
     (folder / "intel-rapl:0" / "energy_uj").unlink()
     assert "only root may read" in energy.Meter(folder).note
+
+
+def test_cards_that_count_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NVML answers: millijoules since the driver was loaded; an old card refuses."""
+
+    class Refused(Exception):  # noqa: N818 — a stand-in for NVMLError
+        pass
+
+    counted = {0: 5_000, 1: 70_000}
+
+    def energy_of(card: int) -> int:
+        if card == 2:
+            raise Refused
+        return counted[card]
+
+    nvml = types.SimpleNamespace(
+        NVMLError=Refused, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetTotalEnergyConsumption=energy_of,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    meter = energy.Meter(tmp_path)
+    before = meter.read()
+    counted[0], counted[1] = 6_500, 70_250
+    assert meter.between(before, meter.read()) == pytest.approx(1.75)
+    assert "NVML (2 cards)" in meter.note
 
 
 def test_the_peak_is_what_the_system_accounts_to_the_process() -> None:

@@ -58,6 +58,7 @@ def reference() -> Reference:
     return Reference()
 
 
+@pytest.mark.slow
 def test_answers_are_as_likely_as_transformers_finds_them(
     reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

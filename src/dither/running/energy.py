@@ -11,6 +11,7 @@ that does nothing else.  Where nothing can be read, the reason is part of the re
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,8 @@ class Meter:
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._packages, reason = _packages(powercap)
         self._nvml, self._cards = _cards()
-        self.sources = [f"RAPL ({len(self._packages)} package)"] if self._packages else []
-        self.sources += [f"NVML ({len(self._cards)} card)"] if self._cards else []
+        self.sources = [f"RAPL ({_count(self._packages, 'package')})"] if self._packages else []
+        self.sources += [f"NVML ({_count(self._cards, 'card')})"] if self._cards else []
         counted = "of all that ran on the machine"
         if self.readable:
             self.note = f"{' + '.join(self.sources)}, {counted}"
@@ -70,6 +71,10 @@ class Meter:
         for index, end in after.cards.items():
             joules += max(0.0, end - before.cards.get(index, end))
         return joules
+
+
+def _count(found: Sized, what: str) -> str:
+    return f"{len(found)} {what}{'' if len(found) == 1 else 's'}"
 
 
 def _packages(powercap: Path) -> tuple[list[Path], str]:
@@ -108,12 +113,11 @@ def _cards() -> tuple[Any, dict[int, Any]]:
     except ImportError:
         return None, {}
     cards = {}
-    try:
+    with suppress(pynvml.NVMLError):  # no driver
         pynvml.nvmlInit()
         for index in range(pynvml.nvmlDeviceGetCount()):
-            card = pynvml.nvmlDeviceGetHandleByIndex(index)
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
-            cards[index] = card
-    except pynvml.NVMLError:
-        pass
+            with suppress(pynvml.NVMLError):  # an older card
+                card = pynvml.nvmlDeviceGetHandleByIndex(index)
+                pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
+                cards[index] = card
     return pynvml, cards

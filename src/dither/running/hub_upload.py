@@ -12,6 +12,7 @@ Source: huggingface_hub, `upload_folder` (2.0 and later resume by themselves) an
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -84,9 +85,12 @@ def upload(
 ) -> Upload:
     """Stages and sends it.  Raises UsageError offline, SourceError where the hub refuses, OutputError where
     the folder cannot be written."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is first imported
     import huggingface_hub
     from huggingface_hub import constants, errors
 
+    # Where the library's transport has errors of its own, they are no OSErrors.
+    failures = (OSError, RuntimeError, ValueError, getattr(errors, "HTTPError", OSError))
     planned = preview(model, repo, limit)
     if constants.HF_HUB_OFFLINE:
         raise UsageError("HF_HUB_OFFLINE", "is set: nothing is sent", "Unset it to upload.")
@@ -104,7 +108,7 @@ def upload(
             message = f"Upload {Path(model.origin).name} with Dither"
             sent = hub.upload_folder(repo_id=repo, folder_path=planned.folder, commit_message=message)
             url = str(getattr(sent, "repo_url", "") or f"{hub.endpoint}/{repo}")
-    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
+    except failures as error:
         way_out = (
             "Check the name, and HF_TOKEN's right to write; the same command goes on where this stopped."
         )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BATCH = 4096  # tokens that go through a block together, padding included
 WAVE = 2**30  # bytes of hidden states that wait between blocks
 _LOGITS = 2**23  # that exist at a time
-Asked = tuple[Sequence[int], Sequence[int]]  # the question's tokens and the answer's
+Asked = tuple[tuple[int, ...], tuple[int, ...]]  # the question's tokens and the answer's
 
 
 class Likelihood:
@@ -48,7 +48,7 @@ class Likelihood:
         self.context: int = self._blocks.context
         self.notes = self._blocks.notes
 
-    def score(self, asked: Sequence[Asked]) -> list[tuple[float, bool]]:
+    def score(self, asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, greedy) of each answer after its question.
 
         Both hold at least one token.  Equal requests are computed once.  Raises UsageError for an empty
@@ -58,9 +58,9 @@ class Likelihood:
             raise UsageError(
                 "a request", "has an empty question or answer", "Begin with the model's begin token."
             )
-        keys = [(tuple(question), tuple(answer)) for question, answer in asked]
+        keys: list[Asked] = [(tuple(question), tuple(answer)) for question, answer in asked]
         todo = sorted(set(keys), key=lambda key: -len(key[0]) - len(key[1]))
-        found: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+        found: dict[Asked, tuple[float, bool]] = {}
         self._report.start(len(todo), 0)
         for wave in self._waves(todo):
             found |= dict(zip(wave, self._walk(wave), strict=True))
@@ -112,7 +112,8 @@ class Likelihood:
         head = self._head or self._blocks.head()
         if self._keep:
             self._head = head
-        rows, targets = [], []
+        rows: list[torch.Tensor] = []
+        targets: list[int] = []
         for s, (question, answer) in enumerate(batch):
             start = len(question) - 1
             rows.append(hidden_STH[s, start : start + len(answer)])
