@@ -136,16 +136,16 @@ def _run(
         workers: dict[int, Worker] = {}
         for turn in range(1 + repeats):
             for index, runner in enumerate(runners):
-                worker = workers.get(index) or _start(runner, threads, context)
+                worker = workers.get(index) or stack.enter_context(_start(runner, threads, context))
                 size = _prompt(runners, prompt, generate)
                 trial = worker.trial(size, generate, seed=turn)
                 runner.peak, runner.before = worker.memory()
                 if turn:
                     runner.trials.append(trial)
                     _second_opinion(runner, asked, size, generate, threads)
-                if together and index not in workers:
-                    workers[index] = stack.enter_context(worker)
-                elif not together:
+                if together:
+                    workers[index] = worker
+                else:
                     worker.close()
                 report.advance(1, f"{runner.path.name}, {f'round {turn}' if turn else 'warming up'}")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_util import TinyLlama
@@ -102,6 +103,34 @@ def test_results_are_kept_beside_the_files(
     flat = json.loads((folder / "a.gguf.bench.json").read_text())
     assert not any(isinstance(value, dict) for value in flat.values())
     assert flat["command"] == "dither bench a.gguf --against b.gguf --threads 1 -c 0 -p 900 -n 8 -r 3"
+
+
+@pytest.mark.slow
+def test_models_that_do_not_fit_together_are_loaded_for_their_turns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dither import _bench
+    from dither.running.worker import Worker
+
+    alive, most = [0], [0]
+
+    class Counted(Worker):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def close(self) -> None:
+            if self._process.poll() is None:
+                alive[0] -= 1
+            super().close()
+
+    monkeypatch.setattr(_bench, "Worker", Counted)
+    monkeypatch.setattr(_bench, "system_memory", lambda: (2**20, 2**10))
+    found = dither.bench(
+        [folder / "a.gguf", folder / "b.gguf"], threads=1, prompt=8, generate=2, repeats=1, save=False
+    )
+    assert (alive[0], most[0]) == (0, 1) and len(found) == 2
 
 
 @pytest.mark.slow
