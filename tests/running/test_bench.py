@@ -105,6 +105,24 @@ def test_results_are_kept_beside_the_files(
     assert flat["command"] == "dither bench a.gguf --against b.gguf --threads 1 -c 0 -p 900 -n 8 -r 3"
 
 
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import sys; sys.exit('no such model')", "failed with code 1 (no such model)"),
+        ("print('tokens: many')", "something else"), ("print('[{}]')", "something else"),
+        ("""print('[{"n_prompt": 4, "n_gen": 0, "avg_ts": "fast"}]')""", "something else"),
+    ],
+)  # fmt: skip
+def test_a_llama_bench_that_fails_is_a_note_and_no_error(tmp_path: Path, program: str, reason: str) -> None:
+    from dither.running import llama_bench
+
+    script = tmp_path / "llama-bench"
+    script.write_text(f"#!{sys.executable}\n{program}\n")
+    script.chmod(0o755)
+    opinion, note = llama_bench.ask(str(script), tmp_path, prompt=4, generate=2, threads=1, gpu=False)
+    assert opinion is None and reason in note
+
+
 @pytest.mark.slow
 def test_models_that_do_not_fit_together_are_loaded_for_their_turns(
     folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,8 +24,9 @@ def benchmark(**fields: object) -> Benchmark:
     known: dict[str, object] = {
         "tool": "dither", "engine": "llama.cpp", "command": "dither bench", "file": "a[bold].gguf",
         "file_bytes": 1, "file_modified_ns": 1, "cpu": "some CPU", "cores": 2, "threads": 2, "context": 512,
-        "prompt_tokens": 64, "generated_tokens": 8, "repeats": 3, "load_seconds": 0.25, "peak_memory_bytes": 3 * 2**20,
-        "memory_before_load_bytes": 2**20, "energy_note": "not readable here: no counter",
+        "prompt_tokens": 64, "generated_tokens": 8, "repeats": 3, "load_seconds": 0.25,
+        "peak_memory_bytes": 3 * 2**20, "memory_before_load_bytes": 2**20,
+        "energy_note": "not readable here: no counter",
         "llama_bench_note": "no llama-bench on the PATH",
         **spread("prefill_tokens_per_second", [90.0, 100.0, 110.0]),
         **spread("decode_tokens_per_second", [19.0, 19.8, 20.0]),
