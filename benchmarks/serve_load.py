@@ -58,7 +58,8 @@ async def request(address: tuple[str, int], path: str, body: dict[str, Any] | No
     reader, writer = await asyncio.open_connection(*address)
     payload = b"" if body is None else json.dumps(body).encode()
     method = "GET" if body is None else "POST"
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(payload)}\r\n\r\n"
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(payload)}", "", ""])
     writer.write(head.encode() + payload)
     header = (await reader.readuntil(b"\r\n\r\n")).decode()
     return int(header.split()[1]), header.lower(), reader, writer
@@ -187,7 +188,7 @@ def _flatness(sizes: list[int], half: int) -> dict[str, float]:
 def run(model: Path, clients: int, seconds: float) -> dict[str, Any]:
     words = [
         sys.executable, "-m", "dither", "serve", str(model), "--port", "0", "-c", "512", "--json",
-        "--slots", str(SLOTS), "--queue", str(QUEUE),
+        "--slots", str(SLOTS), "--queue", str(QUEUE), "--threads", "1",
     ]  # fmt: skip
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

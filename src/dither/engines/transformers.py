@@ -189,7 +189,7 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype="auto", **local)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype="auto", **local)
     except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedError(
@@ -204,7 +204,7 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
 def _streamer(tokenizer: Any, answer: _Answer) -> Any:
     from transformers import TextStreamer
 
-    class Into(TextStreamer):  # type: ignore[misc]
+    class Into(TextStreamer):
         """Hands text on once it is certain to be whole characters."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

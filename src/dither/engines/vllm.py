@@ -73,8 +73,9 @@ def plan(
     """The command that serves a folder with vLLM.
 
     `gpus` share each layer, as far as its heads can be divided among them, `machines` share the layers,
-    over a Ray cluster that must run already.  Raises UnsupportedError where vLLM does not take the folder or is not there,
-    UsageError for an option it has nothing like.
+    over a Ray cluster that must run already.
+    Raises UnsupportedError where vLLM does not take the folder or is not there, UsageError for an option
+    that it has nothing like.
     """
     folder = Path(path).expanduser()
     program = find()
