@@ -64,6 +64,9 @@ def serve(
     gpu_layers: Annotated[
         int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1: as many as fit.")
     ] = -1,
+    grammars: Annotated[
+        bool, typer.Option("--grammars", help="Take llama.cpp's grammars from people you trust.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say where it listens as one JSON document.")
     ] = False,
@@ -82,7 +85,7 @@ def serve(
         with err.status("loading"):
             server = start(
                 files, engine=engine, memory=memory, queue=queue, threads=threads, gpu_layers=gpu_layers,
-                **options,
+                grammars=grammars, **options,
             )  # fmt: skip
         _announce(server, as_json)
         _run(server)
@@ -102,12 +105,13 @@ def _keys(path: Path | None) -> list[str]:
 def _become_vllm(files: list[Path], options: dict[str, Any], as_json: bool) -> None:
     """Does not return: the process becomes vLLM's server."""
     from dither.engines.vllm import plan, replace_process
+    from dither.fitting.machine import graphics_cards
     from dither.serving.access import Access
 
     if len(files) != 1:
         raise UsageError("--engine vllm", "serves one model", "Start one server for each.")
     Access(options["api_keys"], options["host"], options.pop("insecure"))
-    launch = plan(files[0], **options)
+    launch = plan(files[0], gpus=len(graphics_cards()) or 1, **options)
     if as_json:
         print_json(launch.to_json())
     for note in launch.notes:

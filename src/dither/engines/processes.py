@@ -46,7 +46,7 @@ class LlamaProcess:
 
     def __init__(self, process: asyncio.subprocess.Process, said: Mapping[str, Any], slots: int) -> None:
         self._process = process
-        self._address, self._key = str(said["address"]), str(said["key"])
+        self.address, self.key = str(said["address"]), str(said["key"])
         self.context, self.slots = int(said["context"]), slots
         self.takes_tools = bool(said["takes_tools"])
 
@@ -59,7 +59,7 @@ class LlamaProcess:
         return self._process.pid
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
-        return await http_client.request(self._address, self._key, path, json.dumps(body).encode())
+        return await http_client.request(self.address, self.key, path, json.dumps(body).encode())
 
     async def metrics(self) -> str:
         return (await self._get("/metrics")).decode()
@@ -70,7 +70,7 @@ class LlamaProcess:
         return list(found)
 
     async def _get(self, path: str) -> bytes:
-        reply = await http_client.request(self._address, self._key, path, None)
+        reply = await http_client.request(self.address, self.key, path, None)
         return b"".join([piece async for piece in reply.pieces])
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ parent, however that ends.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -27,16 +28,16 @@ def main() -> None:
     except DitherError as error:
         _say({"error": {"thing": error.thing, "reason": error.reason, "way_out": error.way_out}})
         return
-    with engine:
-        _say(
-            {
-                "address": engine.address,
-                "key": engine.key,
-                "context": engine.context,
-                "takes_tools": "tools" in engine.chat_template,
-            }
-        )
-        sys.stdin.buffer.read()
+    _say(
+        {
+            "address": engine.address,
+            "key": engine.key,
+            "context": engine.context,
+            "takes_tools": "tools" in engine.chat_template,
+        }
+    )
+    sys.stdin.buffer.read()
+    os._exit(0)  # the system takes everything back; llama.cpp would first finish what it is at
 
 
 def _say(document: dict[str, Any]) -> None:

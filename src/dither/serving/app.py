@@ -24,6 +24,7 @@ from dither.engines.protocol import CHAT, COMPLETIONS, EMBEDDINGS, Engine, Engin
 from dither.serving import relay, requests
 from dither.serving.access import Access
 from dither.serving.errors import INVALID, ApiError, broken, draining, from_engine, unsupported
+from dither.serving.fold import fold
 from dither.serving.messages import no_place_for_tools
 from dither.serving.metrics import CONTENT_TYPE, Metrics
 from dither.serving.models import Catalog, Served
@@ -38,7 +39,8 @@ Scope = Mapping[str, Any]
 class App:
     """`access`, `catalog` and `pool` are what it works with; `draining` refuses what is new."""
 
-    def __init__(self, access: Access, catalog: Catalog, pool: Pool) -> None:
+    def __init__(self, access: Access, catalog: Catalog, pool: Pool, grammars: bool) -> None:
+        self.grammars = grammars
         self.access, self.catalog, self.pool = access, catalog, pool
         self.metrics = Metrics()
         self.draining = False
@@ -123,20 +125,28 @@ class App:
         await self._generate(model, COMPLETIONS, requests.completions(body), send)
 
     async def _generate(self, model: Served, path: str, body: dict[str, Any], send: _Counted) -> None:
+        if "grammar" in body and not self.grammars:
+            raise unsupported(
+                "grammar", "this server takes no grammars: serve with --grammars, or send a schema"
+            )
         started = time.monotonic()
         async with AsyncExitStack() as held:
             engine = await held.enter_async_context(self.pool.lease(model))
             _check_able(engine, model, body)
             requests.clamp(body, engine.context)
             try:
-                reply = await engine.ask(path, body | {"model": model.name})
+                reply = await engine.ask(path, body | {"model": model.name} | _streamed(body))
+                self.metrics.first_byte(time.monotonic() - started)
+                if reply.status != 200:
+                    await relay.whole(reply)  # raises what it says
+                elif body.get("stream"):
+                    await relay.stream(reply, send, held.aclose)
+                else:
+                    async with relay.pieces_of(reply) as pieces:
+                        document = await fold(pieces)
+                    await _send(send, 200, "application/json", document)
             except EngineGoneError as error:
                 raise broken(str(error)) from None
-            self.metrics.first_byte(time.monotonic() - started)
-            if body.get("stream") and reply.status == 200:
-                await relay.stream(reply, send, held.aclose)
-            else:
-                await _send(send, 200, "application/json", await relay.whole(reply))
 
     async def _embeddings(self, model: Served, body: Mapping[str, Any], send: _Counted) -> None:
         asked = requests.embeddings(body)
@@ -210,6 +220,11 @@ def _check_able(engine: Engine, model: Served, body: dict[str, Any]) -> None:
     schema = body.get("response_format", {}).get("type", "text") != "text" or "grammar" in body
     if schema and not engine.takes_schemas:
         raise unsupported("response_format", f"{model.name} runs in an engine that cannot force a form")
+
+
+def _streamed(body: dict[str, Any]) -> dict[str, Any]:
+    """Every answer is asked for as a stream: `fold.py` says why."""
+    return {} if body.get("stream") else {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def _described(model: Served) -> dict[str, Any]:

@@ -66,6 +66,9 @@ def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
             f"{found.get('n_prompt_tokens')}. Shorten it, or serve the model with a larger -c."
         )
         return ApiError(400, message, INVALID, "context_length_exceeded", "messages")
+    if "is too large to process" in message:  # a text to embed, longer than one batch
+        told = message.partition(". ")[0].replace("to process", "to embed")
+        return ApiError(400, told, INVALID, "context_length_exceeded", "input")
     if kind == "unavailable_error" or status == 503:
         return ApiError(503, message, SERVER, "unavailable", retry_after=_RETRY)
     if kind == "not_supported_error":

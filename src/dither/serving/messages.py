@@ -6,10 +6,12 @@ back as `role: tool`; all of it is passed on as it came, for the model's templat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from dither.serving.errors import ApiError, invalid, unsupported
+from dither.serving.grammars import MOST_SCHEMA, check_schema
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES, MOST_TOOLS = 10_000, 256
@@ -95,6 +97,7 @@ def check_tools(body: Mapping[str, Any]) -> dict[str, Any]:
     if not tools:
         return {}
     made: dict[str, Any] = {"tools": [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)]}
+    check_size("tools", made["tools"])
     names = {tool["function"]["name"] for tool in made["tools"]}
     made["tool_choice"], only = _choice(body.get("tool_choice", "auto"), names)
     if only is not None:
@@ -118,7 +121,13 @@ def _tool(at: str, tool: Any) -> dict[str, Any]:
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, dict):
         raise invalid(f"{at}.function.parameters", f"{at}.function.parameters must be a JSON schema")
+    check_schema(f"{at}.function.parameters", parameters)
     return {"type": "function", "function": made | {"parameters": parameters}}
+
+
+def check_size(at: str, schema: Any) -> None:
+    if len(json.dumps(schema)) > MOST_SCHEMA:
+        raise invalid(at, f"{at} is longer than {MOST_SCHEMA} characters")
 
 
 def _choice(value: Any, names: set[str]) -> tuple[str, str | None]:

@@ -131,7 +131,7 @@ class Pool:
             try:
                 await asyncio.shield(place.loading)
             except (DitherError, OSError) as error:
-                raise ApiError(503, str(error), SERVER, "model_not_loaded") from None
+                raise ApiError(503, str(error), SERVER, "model_not_loaded") from error
         if place.engine is None:  # it failed while this request stood in line for it
             raise ApiError(503, f"{place.model.name} could not be loaded", SERVER, "model_not_loaded")
         return place.engine

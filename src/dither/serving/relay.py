@@ -85,7 +85,7 @@ async def whole(reply: Reply) -> bytes:
     """A reply that is one document.  Raises ApiError where it is an error, or breaks off."""
     pieces, size = [], 0
     try:
-        async with contextlib.aclosing(_generator(reply)) as found:
+        async with pieces_of(reply) as found:
             async for piece in found:
                 pieces.append(piece)
                 size += len(piece)
@@ -113,7 +113,7 @@ async def stream(reply: Reply, send: Send, finished: Callable[[], Awaitable[None
     kept = Kept()
 
     async def fill() -> None:
-        async with contextlib.aclosing(_generator(reply)) as pieces:
+        async with pieces_of(reply) as pieces:
             await kept.fill(pieces)
         await finished()
 
@@ -137,9 +137,10 @@ _STREAM = [
 ]
 
 
-def _generator(reply: Reply) -> AsyncGenerator[bytes, None]:
+def pieces_of(reply: Reply) -> contextlib.aclosing[AsyncGenerator[bytes, None]]:
+    """The pieces, for a `with` that hangs up at its end."""
     assert isinstance(reply.pieces, AsyncGenerator)
-    return reply.pieces
+    return contextlib.aclosing(reply.pieces)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[None]) -> None:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from dither.serving.errors import invalid, unsupported
-from dither.serving.messages import check_messages, check_tools
+from dither.serving.grammars import check_grammar, check_schema
+from dither.serving.messages import check_messages, check_size, check_tools
 
 MOST_DEPTH = 100  # of nested JSON; nobody's schema goes deeper
 MOST_INPUTS = 2048  # texts to embed at once, OpenAI's own limit
 _MOST_STOPS, _MOST_STOP = 16, 1000
-_MOST_GRAMMAR = 2**16
 _SEEDS = 2**31
 
 Check: TypeAlias = Callable[[str, Any], Any]
@@ -145,12 +145,6 @@ def _stop(name: str, value: Any) -> list[str]:
     return list(stops)
 
 
-def _grammar(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _MOST_GRAMMAR:
-        raise invalid(name, f"grammar must be a text of at most {_MOST_GRAMMAR} characters")
-    return value
-
-
 def _bias(name: str, value: Any) -> dict[str, float]:
     good = isinstance(value, dict) and len(value) <= 1024
     if not good or not all(str(key).isdigit() for key in value):
@@ -186,10 +180,8 @@ def _response_format(value: Any) -> dict[str, Any]:
     schema = described.get("schema") if isinstance(described, dict) else None
     if not isinstance(schema, dict):
         raise invalid(f"{name}.json_schema", "response_format.json_schema.schema must be an object")
-    if '"$ref": "http' in json.dumps(schema):
-        raise unsupported(
-            f"{name}.json_schema", "a schema may refer only to its own parts: write #/… in $ref"
-        )
+    check_size(f"{name}.json_schema", schema)
+    check_schema(f"{name}.json_schema", schema)
     return {"type": kind, "json_schema": {"name": "answer", "schema": schema}}
 
 
@@ -236,7 +228,7 @@ _COMMON: dict[str, Check] = {
     "typical_p": number(0, 1),
     "repeat_penalty": number(0, 10),
     "repeat_last_n": whole(0, 10**6),
-    "grammar": _grammar,
+    "grammar": check_grammar,
 }
 _CHAT: dict[str, Check] = {
     "max_completion_tokens": whole(1, 2**63),

@@ -20,12 +20,13 @@ from typing import Any
 from dither.engines import processes
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import Engine
-from dither.errors import UsageError
+from dither.errors import DitherError, UsageError
 from dither.fitting.advice import usable
 from dither.fitting.machine import detect
 from dither.fitting.memory import KV_TYPES, margin
 from dither.serving.access import Access
 from dither.serving.app import App
+from dither.serving.errors import ApiError
 from dither.serving.models import FOLDER, Catalog, Served, Wishes, serve_files
 from dither.serving.pool import Pool
 from dither.units import format_bytes, parse_bytes
@@ -33,6 +34,7 @@ from dither.units import format_bytes, parse_bytes
 QUEUE = 128  # requests that may wait
 DRAIN = 600.0  # seconds that answers have to finish once the server is told to stop
 _CONNECTIONS = 1024
+_UNSENT = 2**18  # bytes the system may keep for a client that is slow
 _JANITOR = 5.0  # seconds between looks for clients that take nothing
 
 
@@ -52,6 +54,7 @@ def serve(
     insecure: bool = False,
     threads: int | None = None,
     gpu_layers: int = -1,
+    grammars: bool = False,
 ) -> Server:
     """Serves models over HTTP, in OpenAI's form, until the `Server` is closed.
 
@@ -61,6 +64,8 @@ def serve(
     requests each model answers at once, `kv` the cache's type, `loras` adapters laid over every GGUF,
     `queue` how many requests may wait before others are refused.  Without `api_keys` everybody who reaches
     `host` may ask; beyond loopback that takes `insecure`.  `gpu_layers` -1: as many as fit.
+    `grammars` lets requests bring grammars in llama.cpp's notation, with which a single one can keep a
+    model busy for good: for people one trusts.
 
     Raises UsageError for options that make no sense, SourceError for a file that cannot be read,
     EngineError where the first model cannot be loaded or the port is taken.
@@ -74,7 +79,7 @@ def serve(
     models = serve_files(named, wishes, budget, engine)
     if told:
         _refuse_too_large(models, budget)
-    return Server(Catalog(models), access, budget, queue, host, port)
+    return Server(Catalog(models), access, budget, queue, host, port, grammars)
 
 
 def _check(kv: str, context: int | None, slots: int | None, queue: int, port: int, engine: str) -> None:
@@ -118,7 +123,7 @@ async def load(model: Served, embeddings: bool) -> Engine:
     if model.engine == FOLDER:
         from dither.engines.transformers import TransformersEngine
 
-        return await TransformersEngine.start(model.path, model.context)
+        return await TransformersEngine.start(model.path, model.context, model.wishes.threads)
     return await processes.start(model.settings(embeddings))
 
 
@@ -129,17 +134,24 @@ class Server:
     """
 
     def __init__(
-        self, catalog: Catalog, access: Access, budget: int, queue: int, host: str, port: int
+        self,
+        catalog: Catalog,
+        access: Access,
+        budget: int,
+        queue: int,
+        host: str,
+        port: int,
+        grammars: bool = False,
     ) -> None:
         self.models, self.budget, self.access = catalog.served, budget, access
-        self._catalog, self._queue = catalog, queue
+        self._catalog, self._queue, self._grammars = catalog, queue, grammars
         self._socket = _listen(host, port)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}/v1"
         self._began: threading.Event = threading.Event()
         self._failed: BaseException | None = None
         self._stop: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.app: App | None = None
         self._patience = DRAIN
         self._thread = threading.Thread(target=self._run, name="dither-serve", daemon=True)
@@ -153,9 +165,9 @@ class Server:
     def drain(self, patience: float = DRAIN) -> None:
         """Refuses what is new from now on, and ends when the rest is done, or after `patience` seconds."""
         self._patience = patience
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+        if self.loop is not None and self._stop is not None and self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # it ended this moment
-                self._loop.call_soon_threadsafe(self._stop.set)
+                self.loop.call_soon_threadsafe(self._stop.set)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Whether the server has ended, after at most so many seconds."""
@@ -185,12 +197,11 @@ class Server:
     async def _serve(self) -> None:
         import uvicorn
 
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         pool = Pool(self.models, self.budget, self._queue, load)
-        self.app = app = App(self.access, self._catalog, pool)
+        self.app = app = App(self.access, self._catalog, pool, self._grammars)
         try:
-            async with pool.lease(self.models[0]):  # so that a file that does not load says so now
-                pass
+            await _try_first(pool, self.models[0])
             config = uvicorn.Config(
                 app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
                 date_header=False, limit_concurrency=_CONNECTIONS, timeout_keep_alive=30,
@@ -221,6 +232,17 @@ class Server:
             app.drop_stalled()
 
 
+async def _try_first(pool: Pool, model: Served) -> None:
+    """So that a file that does not load says so now, not to the first client."""
+    try:
+        async with pool.lease(model):
+            pass
+    except ApiError as error:
+        if isinstance(error.__cause__, DitherError):
+            raise error.__cause__ from None
+        raise EngineError(model.name, error.message, "") from None
+
+
 def _listen(host: str, port: int) -> socket.socket:
     plain = host.strip("[]")
     try:
@@ -228,6 +250,7 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, proto)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)  # connections inherit it
             found.bind(address)
             found.listen(1024)
         except OSError:
