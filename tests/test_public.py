@@ -7,16 +7,18 @@ import inspect as python_inspect
 
 import dither
 from dither import units
-from dither.cli import screen
+from dither.cli import harmless, screen
+from dither.running import benchmark, divergence, hand_over, paired
 
 
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
-        "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore", "Fit", "Inspection",
-        "Measurement", "Plan", "Planned", "Report", "Result", "Runs", "__version__", "answers", "budget",
-        "calibrate", "codec", "convert",
-        "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names", "preview",
-        "quantize", "quantize_within", "report", "runs",
+        "Benchmark", "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore",
+        "Exported", "Fit", "Inspection", "Measurement", "Plan", "Planned", "Report", "Result",
+        "Runs", "Scores", "Server", "__version__", "answers", "bench", "budget", "calibrate",
+        "codec", "convert", "export", "fit", "inspect", "ladder", "load", "measure", "open_model",
+        "plan", "preset_names", "preview", "quantize", "quantize_within", "report", "runs", "serve",
+        "tasks",
     ]  # fmt: skip
     for name in dither.__all__:
         assert getattr(dither, name) is not None
@@ -31,9 +33,9 @@ def test_the_flags_of_quantize_are_these() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
-        "answers", "calibrate", "chat", "compare", "convert", "dashboard", "demo", "doctor", "fit", "inspect",
-        "ladder",
-        "measure", "plan", "quantise", "quantize", "report", "types",
+        "answers", "bench", "calibrate", "chat", "compare", "convert", "dashboard", "demo",
+        "doctor", "export", "fit", "inspect", "ladder", "measure", "plan", "quantise", "quantize",
+        "report", "serve", "tasks", "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}
     assert options == {
@@ -45,7 +47,48 @@ def test_the_flags_of_quantize_are_these() -> None:
     }  # fmt: skip
 
 
+def test_the_flags_of_running_are_these() -> None:
+    from typer.main import get_command
+
+    from dither.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+
+    def flags(name: str) -> set[str]:
+        return {option for parameter in commands[name].params for option in parameter.opts if "-" in option}
+
+    assert flags("bench") == {
+        "--against", "--threads", "-c", "--context", "-p", "--prompt", "-n", "--generate", "-r", "--repeats",
+        "--no-save", "--json",
+    }  # fmt: skip
+    assert flags("chat") == {
+        "--against", "-p", "--prompt", "--system", "-n", "--max-tokens", "-t", "--temperature", "-c",
+        "--context", "--threads", "--seed", "--json",
+    }  # fmt: skip
+    assert flags("tasks") == {
+        "--tasks", "--against", "--limit", "--data", "--fewshot", "--chat", "-c", "--context", "--device",
+        "--json",
+    }  # fmt: skip
+    assert flags("export") == {
+        "--ollama", "--lmstudio", "--hf", "--yes", "--private", "--shard", "--publisher", "-c", "--context",
+        "--json",
+    }  # fmt: skip
+
+
+def test_the_command_line_starts_without_torch_and_transformers() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, dither.cli; print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_doctests_of_units() -> None:
     assert doctest.testmod(units).failed == 0
     assert doctest.testmod(units).attempted >= 4
     assert doctest.testmod(screen) == (0, 1)
+    for module in (benchmark, divergence, hand_over, paired, harmless):
+        assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted

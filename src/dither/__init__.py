@@ -27,8 +27,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dither._answers import answers
+    from dither._bench import bench
     from dither._calibrate import Calibration, calibrate
     from dither._convert import Converted, convert
+    from dither._export import Exported, export
     from dither._fit import fit
     from dither._inspect import Inspection, inspect
     from dither._load import load
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from dither._plan import Budget, Planned, budget, plan
     from dither._quantize import Result, preview, quantize
     from dither._report import Report, report, runs
+    from dither._tasks import Scores, tasks
     from dither._within import ladder, quantize_within
     from dither.codecs import codec
     from dither.containers.presets import preset_names
@@ -44,13 +47,17 @@ if TYPE_CHECKING:
     from dither.formats.evidence import EvidenceStore
     from dither.measuring.schema import Measurement
     from dither.models.source import open_model
+    from dither.running.benchmark import Benchmark
+    from dither.serving.server import Server, serve
     from dither.showing.notebook import Runs
 
 _HOMES = {
+    "Benchmark": "dither.running.benchmark",
     "Budget": "dither._plan",
     "Calibration": "dither._calibrate",
     "Converted": "dither._convert",
     "EvidenceStore": "dither.formats.evidence",
+    "Exported": "dither._export",
     "Fit": "dither.fitting.result",
     "Inspection": "dither._inspect",
     "Measurement": "dither.measuring.schema",
@@ -59,11 +66,15 @@ _HOMES = {
     "Report": "dither._report",
     "Result": "dither._quantize",
     "Runs": "dither.showing.notebook",
+    "Scores": "dither._tasks",
+    "Server": "dither.serving.server",
     "answers": "dither._answers",
+    "bench": "dither._bench",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
     "convert": "dither._convert",
+    "export": "dither._export",
     "fit": "dither._fit",
     "inspect": "dither._inspect",
     "ladder": "dither._within",
@@ -77,14 +88,18 @@ _HOMES = {
     "quantize_within": "dither._within",
     "report": "dither._report",
     "runs": "dither._report",
+    "serve": "dither.serving.server",
+    "tasks": "dither._tasks",
 }
 
 __all__ = [
+    "Benchmark",
     "Budget",
     "Calibration",
     "Converted",
     "DitherError",
     "EvidenceStore",
+    "Exported",
     "Fit",
     "Inspection",
     "Measurement",
@@ -93,12 +108,16 @@ __all__ = [
     "Report",
     "Result",
     "Runs",
+    "Scores",
+    "Server",
     "__version__",
     "answers",
+    "bench",
     "budget",
     "calibrate",
     "codec",
     "convert",
+    "export",
     "fit",
     "inspect",
     "ladder",
@@ -112,6 +131,8 @@ __all__ = [
     "quantize_within",
     "report",
     "runs",
+    "serve",
+    "tasks",
 ]
 
 

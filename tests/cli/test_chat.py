@@ -19,7 +19,7 @@ from llama_util import CHATML, IM_END, SPECIAL, TinyLlama
 from typer.testing import CliRunner, Result
 
 from dither.cli import app
-from dither.cli.chat import harmless
+from dither.cli.harmless import harmless
 
 pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
 
@@ -242,11 +242,11 @@ def test_ctrl_c_ends_a_single_answer(folder: Path) -> None:
 
 
 def test_the_conversation_is_remembered_and_cleared(folder: Path) -> None:
-    from dither.cli.chat import Conversation, _Sampling
     from dither.engines.llamacpp import LlamaCpp
+    from dither.running.conversation import Conversation, Sampling
 
     with LlamaCpp(folder / "polite.gguf", threads=1) as engine:
-        talk = Conversation(engine, _Sampling(20, 0.0, 0), system="Be brief.")
+        talk = Conversation(engine, Sampling(20, 0.0, 0), system="Be brief.")
         lengths = []
         for _ in range(3):
             reply = talk.say("hello")
@@ -256,3 +256,81 @@ def test_the_conversation_is_remembered_and_cleared(folder: Path) -> None:
         talk.clear()
         again = talk.say("hello")
         assert "".join(again) == SAYS and again.prompt_tokens == lengths[0]
+
+
+def test_two_answers_one_after_the_other_through_a_pipe(folder: Path) -> None:
+    result = chat(folder / "polite.gguf", "--against", folder / "rude.gguf", "-p", "hello")
+    assert (result.exit_code, result.stdout) == (0, f"{SAYS}\n␛[2J␍ok\n")
+    told = " ".join(result.stderr.split())
+    assert "polite.gguf:" in told and "rude.gguf:" in told and "The same for 0 words" in told
+
+
+def test_two_answers_as_json_with_the_place_where_they_part(folder: Path) -> None:
+    for other, character in (("rude", 0), ("polite2", None)):
+        if other == "polite2":
+            (folder / "polite2.gguf").write_bytes((folder / "polite.gguf").read_bytes())
+        result = chat(folder / "polite.gguf", "--against", folder / f"{other}.gguf", "-p", "hello", "--json")
+        document = json.loads(result.stdout)
+        assert document["answer"] == SAYS and document["temperature"] == 0  # no dice between two models
+        assert document["against"]["answer"] == (RUDE if other == "rude" else SAYS)
+        assert document["divergence"]["character"] == character
+        assert document["against"]["tokens"] == len(document["against"]["answer"].encode()) + 1
+
+
+def test_side_by_side_on_a_terminal(folder: Path, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal(folder / "polite.gguf", "--against", folder / "rude.gguf", "--threads", 1)
+    screen.expect("polite.gguf beside rude.gguf")
+    screen.expect("> ")
+    screen.type("hello\r")
+    shown = screen.expect("in the same order.")
+    assert f"▶⟨{SAYS.split()[0]}" in shown and "⟨␛[2J␍ok⟩" in shown and "\x1b[2J" not in shown
+    screen.expect("> ")
+    screen.type("/quit\r")
+    assert screen.process.wait(20) == 0
+
+
+def test_commands_switch_the_model_and_keep_the_conversation(
+    folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]
+) -> None:
+    for name, text in (("m-Q8_0", SAYS), ("m-Q4_0", "ok")):
+        model = TinyLlama(chat_template=CHATML).parrot(NEWLINE, text, end=IM_END)
+        model.write(tmp_path / f"{name}.gguf")
+    TinyLlama(chat_template=CHATML, layers=1).write(tmp_path / "other-Q5_0.gguf")
+    screen = terminal(tmp_path / "m-Q8_0.gguf", "-t", 0, "--threads", 1)
+    for typed, expected in (
+        ("/retry", "nothing was asked yet"),
+        ("hello", SAYS),
+        ("/switch Q6_K", "There are:"),
+        (f"/switch {tmp_path / 'other-Q5_0.gguf'}", "another"),
+        ("/switch q4_0", "1 turn kept"),
+        ("/retry", "ok"),
+        ("and you?", "ok"),
+        ("/stats", "not readable here" if not Path("/sys/class/powercap").exists() else "energy:"),
+        (f"/save {tmp_path / 'kept.json'}", "kept as"),
+        (f"/save {tmp_path / 'kept.json'}", "already"),
+        (f"/save {tmp_path / 'kept.md'}", "kept as"),
+    ):
+        screen.expect("> ")
+        screen.type(f"{typed}\r")
+        screen.expect("\n")  # the echo of what was typed
+        screen.expect(expected)
+    screen.expect("> ")
+    screen.type("/quit\r")
+    assert screen.process.wait(20) == 0
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert kept["model"] == "m-Q4_0.gguf"
+    assert [(m["role"], m["content"]) for m in kept["messages"]] == [
+        ("user", "hello"), ("assistant", "ok"), ("user", "and you?"), ("assistant", "ok")
+    ]  # fmt: skip
+    assert "**assistant:** ok" in (tmp_path / "kept.md").read_text()
+
+
+def test_a_switch_that_fails_leaves_the_model_from_before(folder: Path, tmp_path: Path) -> None:
+    from dither.engines.llamacpp import EngineError
+    from dither.running.conversation import Seat
+
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    with Seat(folder / "polite.gguf", context=0, threads=1) as seat:
+        with pytest.raises(EngineError):
+            seat.switch(tmp_path / "broken.gguf")
+        assert "".join(seat.engine.chat([{"role": "user", "content": "hello"}], temperature=0)) == SAYS

@@ -11,6 +11,7 @@ import typer
 
 from dither import __version__
 from dither.cli.answers import answers
+from dither.cli.bench import bench
 from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
 from dither.cli.compare import compare
@@ -18,12 +19,15 @@ from dither.cli.convert import convert
 from dither.cli.dashboard import dashboard
 from dither.cli.demo import demo
 from dither.cli.doctor import doctor
+from dither.cli.export import export
 from dither.cli.fit import fit
 from dither.cli.inspect import inspect, types
 from dither.cli.measure import measure
 from dither.cli.plan import ladder, plan
 from dither.cli.quantize import quantize
 from dither.cli.report import report
+from dither.cli.serve import serve
+from dither.cli.tasks import tasks
 
 app = typer.Typer(
     name="dither",
@@ -67,6 +71,10 @@ app.command()(convert)
 app.command()(chat)
 app.command()(report)
 app.command()(dashboard)
+app.command()(bench)
+app.command()(tasks)
+app.command()(export)
+app.command()(serve)
 app.command()(demo)
 app.command()(doctor)
 

@@ -72,6 +72,7 @@ class Generation(Iterator[str]):
         self.tokens = 0
         self.tokens_per_second = 0.0
         self.stopped_by = ""
+        self.timings: Mapping[str, float] = {}  # llama.cpp's own, once it is done: prompt_ms, predicted_ms, …
         self._events = events
         self._pieces = self._read()
 
@@ -89,7 +90,8 @@ class Generation(Iterator[str]):
             if event.get("content"):
                 yield event["content"]
             if event.get("stop"):
-                self.tokens_per_second = float(event["timings"].get("predicted_per_second") or 0.0)
+                self.timings = event["timings"]
+                self.tokens_per_second = float(self.timings.get("predicted_per_second") or 0.0)
                 self.stopped_by = {"eos": "end", "word": "stop"}.get(event["stop_type"], "limit")
 
 
@@ -98,8 +100,10 @@ class LlamaCpp:
 
     `context` is in tokens (0: up to 4096, or what the model was trained on), `threads` defaults to
     the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit,
-    where the wheel knows one), `seed` is the default for sampling.  One request runs at a time;
-    others wait for it.
+    where the wheel knows one), `seed` is the default for sampling.  `slots` requests run at a time,
+    each with `context` tokens of its own; others wait.  `kv` is the cache's type (f16, q8_0, q4_0),
+    `loras` are adapters as GGUF files, laid over the weights.  `embeddings` makes it an engine for
+    `/v1/embeddings` alone, `metrics` counts for Prometheus, `alias` is the model's name in answers.
     Raises EngineError with llama.cpp's own reason when it cannot load the file.
     """
 
@@ -111,10 +115,17 @@ class LlamaCpp:
         threads: int | None = None,
         seed: int = 0,
         gpu_layers: int = 0,
+        slots: int = 1,
+        kv: str = "f16",
+        loras: Sequence[str | Path] = (),
+        embeddings: bool = False,
+        metrics: bool = False,
+        alias: str = "",
     ) -> None:
-        if context < 0 or (threads is not None and threads < 1):
+        if context < 0 or (threads is not None and threads < 1) or slots < 1:
             raise UsageError(
-                f"context {context}, threads {threads}", "neither may be negative and a thread is needed",
+                f"context {context}, threads {threads}, slots {slots}",
+                "none may be negative; a thread and a slot are needed",
                 "Leave them out to get the defaults.",
             )  # fmt: skip
         self.path = Path(path)
@@ -125,6 +136,15 @@ class LlamaCpp:
             raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
         self._key = secrets.token_urlsafe(24)
         params = self._params(context, threads or usable_cores(), gpu_layers)
+        if slots > 1:  # llama.cpp divides the context among them; a running answer occupies a thread
+            params.n_parallel, params.n_ctx, params.n_threads_http = slots, slots * params.n_ctx, slots + 4
+        params.cache_type_k = params.cache_type_v = _cache_type(kv)
+        params.lora_adapters = [_lora(adapter) for adapter in loras]
+        params.endpoint_metrics = metrics
+        if alias:
+            params.model_alias = {alias}
+        if embeddings:
+            _embed(params, self._pooling())
         self._server: Any = _start(params, str(path))
         self._address = urlsplit(self._server.listening_address).netloc
         # Answered by the serving loop itself: a server that is destroyed before its loop runs waits forever.
@@ -149,10 +169,32 @@ class LlamaCpp:
         params.n_threads_http = 2
         return params
 
+    def _pooling(self) -> bool:
+        """Whether the file says how its tokens become one vector."""
+        metadata = read_header(self.path).metadata
+        architecture = metadata.get("general.architecture")
+        return architecture is not None and f"{architecture.value}.pooling_type" in metadata
+
+    @property
+    def address(self) -> str:
+        """`host:port` of llama.cpp's own server, on the loopback interface."""
+        return str(self._address)
+
+    @property
+    def key(self) -> str:
+        """What that server wants as a bearer token."""
+        return self._key
+
     @cached_property
     def has_chat_template(self) -> bool:
         """Whether the file itself carries one: llama.cpp silently assumes ChatML where it does not."""
-        return "tokenizer.chat_template" in read_header(self.path).metadata
+        return bool(self.chat_template)
+
+    @cached_property
+    def chat_template(self) -> str:
+        """The file's own template, as it was written; "" where it has none."""
+        field = read_header(self.path).metadata.get("tokenizer.chat_template")
+        return field.value if field is not None and isinstance(field.value, str) else ""
 
     @cached_property
     def _letter(self) -> int:
@@ -204,17 +246,20 @@ class LlamaCpp:
         seed: int | None = None,
         stop: Sequence[str] = (),
         reuse: bool = False,
+        ignore_end: bool = False,
     ) -> Generation:
         """Continue `prompt`, piece by piece; a piece never ends inside a character.
 
         The sampling defaults are llama.cpp's; temperature 0 always takes the likeliest token.
         `max_tokens` None runs until the model ends or its context is full.  The same seed on the
         same machine gives the same text, unless `reuse` continues from what the last prompt left in
-        the cache: faster, and different in the last digits.
+        the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
+        text, so that the answer is `max_tokens` long.
         """
         body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
         body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
+        body |= {"ignore_eos": True} if ignore_end else {}
         return Generation(self._stream("/completion", body))
 
     def chat(self, messages: Sequence[Mapping[str, str]], **sampling: Any) -> Generation:
@@ -314,6 +359,31 @@ def _xllamacpp() -> Any:
             "llama.cpp", f"its wheel cannot be imported ({error})", "Install it with: pip install xllamacpp"
         ) from error
     return xllamacpp
+
+
+def _cache_type(kv: str) -> Any:
+    kinds = _xllamacpp().ggml_type
+    known = {"f16": kinds.GGML_TYPE_F16, "q8_0": kinds.GGML_TYPE_Q8_0, "q4_0": kinds.GGML_TYPE_Q4_0}
+    if kv not in known:
+        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(known)}.")
+    return known[kv]
+
+
+def _lora(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise EngineError(str(path), "there is no such file", "Give the path of a LoRA adapter as GGUF.")
+    adapter = _xllamacpp().CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = os.fspath(path), 1.0
+    return adapter
+
+
+def _embed(params: Any, pooled: bool) -> None:
+    """llama.cpp must see a text in one batch to pool over it; a chat model, which names no pooling, gets
+    the mean of its tokens."""
+    params.embedding = True
+    params.n_batch = params.n_ubatch = params.n_ctx // params.n_parallel
+    if not pooled:
+        params.pooling_type = _xllamacpp().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 
 
 def _accelerated() -> bool:

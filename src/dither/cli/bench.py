@@ -1,0 +1,115 @@
+"""`dither bench`: how fast files run on this machine, and what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from dither.running.benchmark import Benchmark
+
+
+def bench(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs, which take turns.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="FILE", help="Another GGUF: speeds as ratios to its.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
+    context: Annotated[
+        int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")
+    ] = 0,
+    prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, help="Tokens to read.")] = 512,
+    generate: Annotated[int, typer.Option("-n", "--generate", min=2, help="Tokens to write.")] = 64,
+    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1000, help="Rounds counted.")] = 5,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.bench.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure speed, time to first token, memory and energy of GGUFs on this machine."""
+    with stop_on_error(as_json):
+        from dither import _bench
+
+        with Meter(quiet=as_json) as meter:
+            found = _bench.bench(
+                files, against=against, threads=threads, context=context, prompt=prompt, generate=generate,
+                repeats=repeats, save=not no_save, progress=meter,
+            )  # fmt: skip
+        if as_json:
+            documents = [result.model_dump(mode="json") for result in found]
+            print_json(documents[0] if len(documents) == 1 else documents)
+            return
+        show(found)
+        if not no_save:
+            more = " and so on" if len(found) > 1 else ""
+            out.print(f"Kept as {plain(found[0].file)}.bench.json beside the file{more}.", soft_wrap=True)
+
+
+def show(found: Sequence[Benchmark]) -> None:
+    for result in found:
+        for note in result.notes:
+            err.print(f"[yellow]note:[/] {plain(result.file)}: {plain(note)}")
+    out.print(_table(found))
+    first = found[0]
+    out.print()
+    out.print(
+        f"Tokens per second, the median of {first.repeats} rounds and their least and most; "
+        f"{first.prompt_tokens} tokens read, {first.generated_tokens} written, {first.threads} threads "
+        f"on {plain(first.cpu)}."
+    )
+    out.print(f"Energy: {plain(first.energy_note)}.")
+    for result in found:
+        if result.decode_ratio is not None and result.prefill_ratio is not None:
+            out.print(
+                f"{plain(result.file)} reads ×{_range(result, 'prefill_ratio', 2)} and writes "
+                f"×{_range(result, 'decode_ratio', 2)} as fast as {plain(result.against)}."
+            )
+        out.print(_engine(result))
+
+
+def _table(found: Sequence[Benchmark]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("file", overflow="fold")
+    headings = ["read t/s", "write t/s", "first token", "load", "memory"]
+    energy = any(result.joules_per_token is not None for result in found)
+    for heading in [*headings, *(["J/token"] if energy else [])]:
+        shown.add_column(heading, justify="right")
+    for result in found:
+        joules = "–" if result.joules_per_token is None else f"{result.joules_per_token:.3g}"
+        shown.add_row(
+            plain(result.file),
+            _range(result, "prefill_tokens_per_second"),
+            _range(result, "decode_tokens_per_second"),
+            f"{1000 * result.time_to_first_token_seconds:.0f} ms",
+            format_seconds(result.load_seconds),
+            format_bytes(result.peak_memory_bytes),
+            *([joules] if energy else []),
+        )
+    return shown
+
+
+def _engine(result: Benchmark) -> str:
+    """What stands between llama.cpp and the person, in its own words and in llama-bench's."""
+    own = result.engine_decode_tokens_per_second
+    cost = 1 - result.decode_tokens_per_second / own if own else 0.0
+    told = (
+        f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, {100 * cost:+.1f} % more"
+    )
+    if cost < 0:
+        told = (
+            f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, no more than arrived"
+        )
+    beside = result.llama_bench_decode_tokens_per_second
+    if beside is None:
+        return f"{told}; {plain(result.llama_bench_note)}."
+    ratio = result.decode_tokens_per_second / beside if beside else 0.0
+    return f"{told}; llama-bench {beside:.1f} t/s, of which {100 * ratio:.1f} % arrive here."
+
+
+def _range(result: Benchmark, name: str, digits: int = 1) -> str:
+    low, high = getattr(result, f"{name}_low"), getattr(result, f"{name}_high")
+    return f"{getattr(result, name):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

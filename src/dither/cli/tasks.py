@@ -1,0 +1,84 @@
+"""`dither tasks`: benchmarks of knowledge and reasoning, and what quantization took of the score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+
+if TYPE_CHECKING:
+    from dither._tasks import Score, Scores
+
+
+def tasks(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF, a checkpoint, a packed folder.")],
+    names: Annotated[
+        str,
+        typer.Option("--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness: arc_easy,hellaswag."),
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="ORIGINAL", help="Ask it the same; tell the difference."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many questions of each task.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Task files of your own, their data beside them.")
+    ] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
+    context: Annotated[int | None, typer.Option("-c", "--context", min=2, help="Tokens; up to 4096.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Score a model on lm-evaluation-harness's tasks, beside its original."""
+    with stop_on_error(as_json):
+        from dither import _tasks
+
+        wanted = [name.strip() for name in names.split(",") if name.strip()]
+        with Meter(quiet=as_json) as meter:
+            found = _tasks.tasks(
+                file, wanted, against=against, limit=limit, data=data, fewshot=fewshot, chat=chat,
+                context=context, device=device, progress=meter,
+            )  # fmt: skip
+        print_json(found.to_json()) if as_json else show(found)
+
+
+def show(found: Scores) -> None:
+    for note in found.notes:
+        err.print(f"[yellow]note:[/] {plain(note)}")
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("task", overflow="fold")
+    headings = ["metric", "score", *(["original", "difference"] if found.against else [])]
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == "metric" else "right")
+    for score in found.scores:
+        beside = [_number(score.against), _apart(score)] if found.against else []
+        kind = "" if score.filter == "none" else f" ({score.filter})"
+        value = _number(score.value) + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
+        shown.add_row(plain(score.task), plain(score.metric + kind), value, *beside)
+    out.print(shown)
+    out.print()
+    questions = max((score.questions for score in found.scores), default=0)
+    out.print(
+        f"± is one standard error; {questions} questions{' of each task at most' if found.limit else ''}."
+    )
+    if found.against:
+        out.print(
+            "The difference is taken question by question; * more than chance makes one time in twenty."
+        )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _apart(score: Score) -> str:
+    apart = score.difference
+    if apart is None:
+        return "–"
+    return f"{apart.value:+.4f} ± {apart.stderr:.4f}{'*' if apart.told else ''}"

@@ -1,0 +1,110 @@
+"""Just enough HTTP/1.1 to speak to a server of our own on the loopback interface.
+
+One connection per request, as closing it is how an answer is stopped.  The body is handed on in the pieces
+in which it comes from the network: per token that is one wake-up and a few slices, where a general client
+costs several times as much, and a fast model writes a token every half millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from dither.engines.protocol import EngineGoneError, Reply
+
+_PIECE = 65536
+_MOST_HEADERS = 65536
+
+
+async def request(address: str, key: str, path: str, body: bytes | None) -> Reply:
+    """POSTs `body`, or GETs where there is none.  Raises EngineGoneError where nobody answers."""
+    host, _, port = address.rpartition(":")
+    try:
+        reader, writer = await asyncio.open_connection(host, int(port), limit=4 * _PIECE)
+    except OSError as error:
+        raise EngineGoneError(str(error)) from None
+    try:
+        writer.write(_head(address, key, path, body) + (body or b""))
+        status, headers = await _read_head(reader)
+    except BaseException as error:
+        writer.close()
+        if isinstance(error, (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)):
+            raise EngineGoneError(str(error)) from None
+        raise
+    kind = headers.get("content-type", "application/json")
+    return Reply(status, kind, _read_body(reader, writer, headers))
+
+
+def _head(address: str, key: str, path: str, body: bytes | None) -> bytes:
+    lines = [
+        f"{'GET' if body is None else 'POST'} {path} HTTP/1.1",
+        f"Host: {address}",
+        f"Authorization: Bearer {key}",
+        "Connection: close",
+    ]
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.split("\r\n")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return int(first.split(" ", 2)[1]), headers
+
+
+async def _read_body(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: dict[str, str]
+) -> AsyncGenerator[bytes, None]:
+    """Ends early, with EngineGoneError, where the connection does."""
+    try:
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            async for piece in _chunks(reader):
+                yield piece
+        else:
+            left = int(headers.get("content-length", 0))
+            while left:
+                piece = await reader.read(min(left, _PIECE))
+                if not piece:
+                    raise EngineGoneError("the connection closed in the middle of an answer")
+                left -= len(piece)
+                yield piece
+    except (OSError, ValueError) as error:
+        raise EngineGoneError(str(error)) from None
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await asyncio.shield(writer.wait_closed())
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncGenerator[bytes, None]:
+    """Chunked transfer coding (RFC 9112, section 7.1); what arrived together is yielded together."""
+    buffer = b""
+    while True:
+        whole, at, last = [], 0, False
+        while True:
+            end = buffer.find(b"\r\n", at)
+            if end < 0:
+                break
+            size = int(buffer[at:end].split(b";")[0], 16)
+            if size == 0:
+                last = True
+                break
+            if len(buffer) < end + 2 + size + 2:
+                break
+            whole.append(buffer[end + 2 : end + 2 + size])
+            at = end + 2 + size + 2
+        buffer = buffer[at:]
+        if whole:
+            yield whole[0] if len(whole) == 1 else b"".join(whole)
+        if last:
+            return
+        piece = await reader.read(_PIECE)
+        if not piece:
+            raise EngineGoneError("the connection closed in the middle of an answer")
+        buffer += piece

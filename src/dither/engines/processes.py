@@ -1,0 +1,130 @@
+"""llama.cpp behind the server's `Engine`: a child process that runs it, spoken to over loopback.
+
+The child is `engines/worker.py`.  Its llama.cpp listens on a free port of 127.0.0.1 and answers only to a
+key drawn for this one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dither.engines import http_client
+from dither.engines.llamacpp import EngineError
+from dither.engines.protocol import Reply
+
+_LAST_WORDS = 5.0  # seconds a child has to end by itself
+_MOST_LINE = 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a GGUF is run: `context` is in tokens per slot, the rest as in `LlamaCpp`."""
+
+    path: str
+    context: int
+    slots: int = 1
+    kv: str = "f16"
+    threads: int | None = None
+    gpu_layers: int = -1
+    loras: tuple[str, ...] = ()
+    embeddings: bool = False
+    metrics: bool = True
+    alias: str = ""
+
+
+class LlamaProcess:
+    """An `Engine`.  Made by `start`."""
+
+    takes_schemas = True
+
+    def __init__(self, process: asyncio.subprocess.Process, said: Mapping[str, Any], slots: int) -> None:
+        self._process = process
+        self.address, self.key = str(said["address"]), str(said["key"])
+        self.context, self.slots = int(said["context"]), slots
+        self.takes_tools = bool(said["takes_tools"])
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
+        return await http_client.request(self.address, self.key, path, json.dumps(body).encode())
+
+    async def metrics(self) -> str:
+        return (await self._get("/metrics")).decode()
+
+    async def slots_state(self) -> list[dict[str, Any]]:
+        """llama.cpp's own account of its slots."""
+        found = json.loads(await self._get("/slots"))
+        return list(found)
+
+    async def _get(self, path: str) -> bytes:
+        reply = await http_client.request(self.address, self.key, path, None)
+        return b"".join([piece async for piece in reply.pieces])
+
+    async def close(self) -> None:
+        await _end(self._process)
+
+
+async def start(settings: Settings) -> LlamaProcess:
+    """Loads the file in a child.  Raises EngineError with llama.cpp's reason where it cannot."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MOST_LINE,
+        start_new_session=True,  # Ctrl-C is for the server, which lets answers finish
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(json.dumps(asdict(settings)).encode() + b"\n")
+            await process.stdin.drain()
+        line = await process.stdout.readline()
+        said = json.loads(line) if line else await _silence(process, settings)
+        if "error" in said:
+            raise EngineError(**said["error"])
+    except BaseException:
+        await asyncio.shield(_end(process))
+        raise
+    return LlamaProcess(process, said, settings.slots)
+
+
+def _command() -> list[str]:
+    """An interpreter that imports what this one does, wherever it stands: isolated, since the folder one
+    happens to stand in must not be searched for modules."""
+    paths = [str(Path(path).resolve()) for path in sys.path if path]
+    boot = f"import sys; sys.path[:0] = {paths!r}; from dither.engines.worker import main; main()"
+    return [sys.executable, "-I", "-c", boot]
+
+
+async def _silence(process: asyncio.subprocess.Process, settings: Settings) -> dict[str, Any]:
+    code = await process.wait()
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return {
+        "error": {
+            "thing": settings.path,
+            "reason": f"llama.cpp's process ended while it loaded the file ({how})",
+            "way_out": "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0.",
+        }
+    }
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Closing stdin asks it to; a child that does not listen is killed."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(process.wait(), _LAST_WORDS)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

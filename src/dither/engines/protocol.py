@@ -1,0 +1,51 @@
+"""What the HTTP server asks of whoever runs a model.
+
+An engine takes requests in OpenAI's form, validated already, and gives back bytes in OpenAI's form: one
+JSON document, or server-sent events that the server passes on as they are.  Nothing above this line knows
+whether llama.cpp or transformers is behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An engine's answer.  Closing `pieces` (its `aclose`) stops the engine's work on it."""
+
+    status: int
+    content_type: str
+    pieces: AsyncIterator[bytes]
+
+
+class EngineGoneError(Exception):
+    """The engine broke off in the middle of its work; it has to be loaded again."""
+
+
+class Engine(Protocol):
+    """A model in memory.  `ask` may be called `slots` times at once."""
+
+    context: int  # tokens a conversation may have
+    slots: int
+    takes_tools: bool  # whether the model's chat template has a place for them
+    takes_schemas: bool  # whether answers can be forced into a JSON schema
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
+        """`path` is one of CHAT, COMPLETIONS, EMBEDDINGS.  Raises EngineGoneError."""
+        ...
+
+    async def metrics(self) -> str:
+        """Prometheus' text, or nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Gives the memory back."""
+        ...

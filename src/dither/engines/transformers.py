@@ -1,0 +1,279 @@
+"""A folder of safetensors run by transformers, behind the server's `Engine`.
+
+For what llama.cpp does not read: GPTQ, AWQ, compressed-tensors, bitsandbytes, and checkpoints as they are.
+One answer is written at a time, by `generate` in a thread; its text comes out through a streamer, and a
+stopping criterion ends it when the client has left.  Nothing is forced into a form: JSON schemas and tools
+are llama.cpp's.
+
+No code that a folder brings along is run (`trust_remote_code` stays off), and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dither.engines.protocol import CHAT, EngineGoneError, Reply
+from dither.errors import UnsupportedError
+
+_INSTALL = "Install it with: pip install 'dither[calibrate]'"
+
+
+@dataclass
+class _Answer:
+    """One answer in the making: what the thread writes and the loop reads."""
+
+    loop: asyncio.AbstractEventLoop
+    stops: list[str]
+    pieces: asyncio.Queue[tuple[str, str]] = field(default_factory=asyncio.Queue)  # kind, text
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    stopped: bool = False  # at one of `stops`
+    kept: str = ""  # the end of the text, which may be the start of a stop
+    tokens: int = 0
+
+    def tell(self, kind: str, text: str = "") -> None:
+        self.loop.call_soon_threadsafe(self.pieces.put_nowait, (kind, text))
+
+    def write(self, text: str, end: bool) -> None:
+        """Passes text on up to a stop, holding back what may become one."""
+        if self.stopped:
+            return
+        self.kept += text
+        found = [at for at in (self.kept.find(stop) for stop in self.stops) if at >= 0]
+        if found:
+            self.kept, self.stopped, end = self.kept[: min(found)], True, True
+        held = 0 if end else max((_overlap(self.kept, stop) for stop in self.stops), default=0)
+        ready = self.kept[: len(self.kept) - held]
+        self.kept = self.kept[len(ready) :]
+        if ready:
+            self.tell("text", ready)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Letters at the end of `text` that `stop` begins with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class TransformersEngine:
+    """An `Engine`.  Made by `start`."""
+
+    slots, takes_tools, takes_schemas, alive = 1, False, False, True
+
+    def __init__(self, model: Any, tokenizer: Any, context: int) -> None:
+        self._model, self._tokenizer, self.context = model, tokenizer, context
+        self._one_at_a_time = asyncio.Lock()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    async def start(cls, path: str | Path, context: int, threads: int | None = None) -> TransformersEngine:
+        """Raises UnsupportedError where the packages for it are missing, or transformers refuses it."""
+        model, tokenizer = await asyncio.to_thread(_load, str(path), threads)
+        return cls(model, tokenizer, context)
+
+    async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            tokens = self._tokens(path, body)
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            return _refusal(400, "invalid_request_error", f"the chat template refuses this: {error}")
+        if len(tokens) >= self.context:
+            return _refusal(
+                400, "exceed_context_size_error", "too long", n_ctx=self.context, n_prompt_tokens=len(tokens)
+            )
+        most = min(int(body.get("max_tokens", self.context)), self.context - len(tokens))
+        return Reply(200, "text/event-stream", self._events(path, body, tokens, most))
+
+    def _tokens(self, path: str, body: Mapping[str, Any]) -> list[int]:
+        if path != CHAT:
+            prompt = body["prompt"]
+            return list(prompt) if isinstance(prompt, list) else list(self._tokenizer(prompt)["input_ids"])
+        messages = [{**message, "content": _text(message.get("content"))} for message in body["messages"]]
+        if self._tokenizer.chat_template is None:
+            text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+            return list(self._tokenizer(f"{text}<|im_start|>assistant\n")["input_ids"])
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **body.get("chat_template_kwargs", {})
+        )
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    async def _events(
+        self, path: str, body: Mapping[str, Any], tokens: list[int], most: int
+    ) -> AsyncGenerator[bytes, None]:
+        """OpenAI's chunks, the usage where it was asked for, [DONE]."""
+        chunk = _Chunks(path, str(body.get("model", "")))
+        async with self._one_at_a_time:
+            answer = _Answer(asyncio.get_running_loop(), list(body.get("stop", ())))
+            self._thread = thread = threading.Thread(
+                target=self._write, args=(answer, body, tokens, most), name="dither-generate", daemon=True
+            )
+            thread.start()
+            try:
+                yield chunk.first()
+                while True:
+                    kind, text = await answer.pieces.get()
+                    if kind == "text":
+                        yield chunk.text(text)
+                    elif kind == "failed":
+                        raise EngineGoneError(text)
+                    else:
+                        break
+                full = answer.tokens >= most and not answer.stopped
+                yield chunk.last("length" if full and kind == "limit" else "stop")
+                if body.get("stream_options", {}).get("include_usage"):
+                    yield chunk.usage(len(tokens), answer.tokens)
+                yield b"data: [DONE]\n\n"
+            finally:
+                answer.cancelled.set()
+                await asyncio.shield(asyncio.to_thread(thread.join))
+
+    def _write(self, answer: _Answer, body: Mapping[str, Any], tokens: list[int], most: int) -> None:
+        """Runs in a thread of its own."""
+        import torch
+        from transformers import StoppingCriteriaList
+
+        try:
+            if body.get("seed") is not None:
+                torch.manual_seed(int(body["seed"]))
+            ids = torch.tensor([tokens], device=self._model.device)
+            streamer = _streamer(self._tokenizer, answer)
+
+            def ended(_ids: Any, _scores: Any, **_: Any) -> Any:
+                over = answer.stopped or answer.cancelled.is_set()
+                return torch.full((1,), over, dtype=torch.bool, device=ids.device)
+
+            made = self._model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([ended]), **_sampling(body),
+            )  # fmt: skip
+            answer.tokens = int(made.shape[1]) - len(tokens)
+            ends = self._model.generation_config.eos_token_id
+            ended_itself = int(made[0, -1]) in (ends if isinstance(ends, list) else [ends])
+            answer.tell("end" if ended_itself or answer.stopped else "limit")
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            MemoryError,
+        ) as error:  # torch's, out of memory above all
+            answer.tell("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+    async def metrics(self) -> str:
+        return ""
+
+    async def close(self) -> None:
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 60)
+        self._model = self._tokenizer = None
+        self.alive = False
+        import gc
+
+        gc.collect()
+
+
+def _load(path: str, threads: int | None) -> tuple[Any, Any]:
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise UnsupportedError("transformers", f"cannot be imported ({error})", _INSTALL) from None
+    if threads:
+        torch.set_num_threads(threads)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype="auto", **local)
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedError(
+            path, f"transformers cannot load it: {first}",
+            "GPTQ and AWQ need dither[gptq], compressed-tensors dither[compressed], NF4 dither[bnb].",
+        ) from None  # fmt: skip
+    if torch.cuda.is_available() and model.device.type == "cpu":
+        model = model.to("cuda")
+    return model.eval(), tokenizer
+
+
+def _streamer(tokenizer: Any, answer: _Answer) -> Any:
+    from transformers import TextStreamer
+
+    class Into(TextStreamer):
+        """Hands text on once it is certain to be whole characters."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            answer.write(text, stream_end)
+
+    return Into(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's words as transformers'; its defaults, temperature 1 over everything, where none is said."""
+    temperature = float(body.get("temperature", 1.0))
+    if temperature == 0:
+        made: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    else:
+        made = {"do_sample": True, "temperature": temperature, "top_p": float(body.get("top_p", 1.0)) or 1e-6}
+        made["top_k"] = int(body.get("top_k", 0))
+        if body.get("min_p"):
+            made["min_p"] = float(body["min_p"])
+    if body.get("repeat_penalty"):
+        made["repetition_penalty"] = float(body["repeat_penalty"])
+    return made
+
+
+def _text(content: Any) -> str:
+    """Templates for transformers take texts; parts are laid under each other, as llama.cpp does it."""
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+
+
+def _refusal(status: int, kind: str, message: str, **more: int) -> Reply:
+    document = {"error": {"type": kind, "message": message, **more}}
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield json.dumps(document).encode()
+
+    return Reply(status, "application/json", pieces())
+
+
+class _Chunks:
+    """OpenAI's chunk objects for one answer, as events."""
+
+    def __init__(self, path: str, model: str) -> None:
+        self._chat = path == CHAT
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()),
+            "model": model,
+        }  # fmt: skip
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return b"data: " + json.dumps({**self._head, "choices": choices, **more}).encode() + b"\n\n"
+
+    def _choice(self, text: str | None, finish: str | None, role: bool = False) -> bytes:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        if self._chat:
+            delta: dict[str, Any] = {"role": "assistant"} if role else {}
+            choice["delta"] = delta | ({} if text is None else {"content": text})
+        else:
+            choice["text"] = text or ""
+        return self._event([choice])
+
+    def first(self) -> bytes:
+        return self._choice("", None, role=True)
+
+    def text(self, text: str) -> bytes:
+        return self._choice(text, None)
+
+    def last(self, finish: str) -> bytes:
+        return self._choice(None, finish)
+
+    def usage(self, prompt: int, written: int) -> bytes:
+        counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+        return self._event([], usage=counts)

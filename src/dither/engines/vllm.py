@@ -1,0 +1,212 @@
+"""vLLM where the user has it: the exact command that serves a folder, and whether vLLM takes that folder.
+
+vLLM keeps many users' answers going at once on one GPU, on several (tensor parallel), or on several machines
+(pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is no dependency: its
+`vllm` is looked for on PATH, and this process becomes it.
+
+Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distributed inference and serving".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dither.errors import SourceError, UnsupportedError, UsageError
+
+_MOST_CONFIG = 2**24
+_CACHES = {"f16": "auto", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
+# quant_method in config.json → vLLM's --quantization ("" leaves it to vLLM, which then picks the fastest
+# kernel of that method), and the bits per weight it has kernels for
+_METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "gptq": ("", (2, 3, 4, 8)),
+    "awq": ("", (4,)),
+    "compressed-tensors": ("", ()),
+    "bitsandbytes": ("bitsandbytes", ()),
+    "fp8": ("", ()),
+    "mxfp4": ("", ()),
+    "auto-round": ("", ()),
+    "modelopt": ("", ()),
+}
+_WAY_OUT = "Make one that it takes: `dither quantize MODEL --to w4a16`, or gptq, awq, fp8."
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command, and what it wants in its environment: a key stays out of the list of processes."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def shown(self) -> str:
+        """As one would type it, without the key."""
+        return shlex.join(self.command)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "command": list(self.command),
+            "environment": sorted(self.environment),
+            "notes": list(self.notes),
+        }
+
+
+def plan(
+    path: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_keys: Sequence[str] = (),
+    context: int | None = None,
+    slots: int | None = None,
+    kv: str = "f16",
+    loras: Sequence[str | Path] = (),
+    gpus: int = 1,
+    machines: int = 1,
+) -> Launch:
+    """The command that serves a folder with vLLM.
+
+    `gpus` share each layer, as far as its heads can be divided among them, `machines` share the layers,
+    over a Ray cluster that must run already.
+    Raises UnsupportedError where vLLM does not take the folder or is not there, UsageError for an option
+    that it has nothing like.
+    """
+    folder = Path(path).expanduser()
+    program = find()
+    quantization, notes = accepted(folder)
+    cards = _dividing(folder, gpus)
+    if cards < gpus:
+        notes.append(f"{cards} of {gpus} GPUs are used: the model's heads cannot be divided among more")
+    name = folder.resolve().name
+    command = [
+        program,
+        "serve",
+        str(folder),
+        "--served-model-name",
+        name,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    if quantization:
+        command += ["--quantization", quantization]
+    if context:
+        command += ["--max-model-len", str(context)]
+    if slots:
+        command += ["--max-num-seqs", str(slots)]
+    if kv != "f16":
+        command += ["--kv-cache-dtype", _cache(kv)]
+    if cards > 1:
+        command += ["--tensor-parallel-size", str(cards)]
+    if machines > 1:
+        command += ["--pipeline-parallel-size", str(machines), "--distributed-executor-backend", "ray"]
+        notes.append("start Ray on every machine first: `ray start --head`, then `ray start --address=…`")
+    command += _adapters(loras)
+    environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
+    if len(api_keys) > 1:
+        notes.append("vLLM takes one key: the first of the file is used")
+    return Launch(tuple(command), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
+
+
+def find() -> str:
+    found = shutil.which("vllm")
+    if found is None:
+        raise UnsupportedError(
+            "vLLM", "is not installed here: there is no `vllm` on PATH",
+            "Install it in an environment of its own with: pip install vllm; or serve a GGUF with llama.cpp.",
+        )  # fmt: skip
+    return found
+
+
+def replace_process(launch: Launch) -> NoReturn:
+    """This process becomes vLLM: signals and the exit code are its own."""
+    os.execve(launch.command[0], launch.command, {**os.environ, **launch.environment})
+
+
+def accepted(folder: Path) -> tuple[str, list[str]]:
+    """vLLM's --quantization for a folder ("" where it finds it by itself), and notes.
+
+    Raises UnsupportedError with the reason where vLLM does not take it."""
+    if folder.is_file() or not folder.is_dir():
+        if folder.suffix == ".gguf":
+            reason = "is a GGUF: vLLM reads few of its types, slowly and without the file's own tokenizer"
+            raise UnsupportedError(str(folder), reason, f"Serve it with --engine llamacpp. {_WAY_OUT}")
+        raise SourceError(str(folder), "is no folder of a checkpoint", "Name the folder with config.json.")
+    config = _config(folder)
+    if not any(folder.glob("*.safetensors")):
+        reason = "holds no safetensors, and pickles are not handed on"
+        raise UnsupportedError(str(folder), reason, _WAY_OUT)
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return "", []
+    if not isinstance(found, dict):
+        raise SourceError(str(folder), "quantization_config is no object", "Fetch config.json again.")
+    return _method(folder, found)
+
+
+def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
+    method = str(found.get("quant_method", "")).lower()
+    if method not in _METHODS:
+        known = ", ".join(_METHODS)
+        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {known}"
+        raise UnsupportedError(str(folder), reason, _WAY_OUT)
+    option, bits = _METHODS[method]
+    stated = found.get("bits", found.get("w_bit"))
+    if bits and stated not in bits:
+        listed = ", ".join(map(str, bits))
+        raise UnsupportedError(str(folder), f"is {method} of {stated} bits; vLLM has {listed}", _WAY_OUT)
+    notes = []
+    if method == "gptq" and stated in (2, 3):
+        notes.append(f"vLLM computes GPTQ of {stated} bits with its slowest kernel")
+    if method == "gptq" and found.get("desc_act") and found.get("group_size") != -1:
+        notes.append("act-order in groups cannot be split among GPUs as well as other layouts")
+    if method == "bitsandbytes":
+        notes.append("bitsandbytes is the slowest of vLLM's methods: w4a16 or awq serve faster")
+    return option, notes
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        if path.stat().st_size > _MOST_CONFIG:
+            raise SourceError(str(path), "is too large to be one", "Fetch it again.")
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(str(path), f"cannot be read ({error})", "Name a checkpoint's folder.") from None
+    if not isinstance(found, dict):
+        raise SourceError(str(path), "is no object", "Fetch it again.")
+    return found
+
+
+def _cache(kv: str) -> str:
+    if kv not in _CACHES:
+        raise UsageError(f"--kv {kv}", "has no like in vLLM", f"Choose one of {', '.join(_CACHES)}.")
+    return _CACHES[kv]
+
+
+def _adapters(loras: Sequence[str | Path]) -> list[str]:
+    if not loras:
+        return []
+    for lora in loras:
+        if not (Path(lora) / "adapter_config.json").is_file():
+            raise UsageError(
+                str(lora), "is no folder of an adapter, which is what vLLM takes", "Name PEFT's folder."
+            )
+    return ["--enable-lora", "--lora-modules", *(f"{Path(lora).resolve().name}={lora}" for lora in loras)]
+
+
+def _dividing(folder: Path, gpus: int) -> int:
+    """The most GPUs that get equally many of the model's heads."""
+    config = _config(folder)
+    text = config.get("text_config")
+    heads = (text if isinstance(text, dict) else config).get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1:
+        return max(1, gpus)
+    return next(n for n in range(max(1, gpus), 0, -1) if heads % n == 0)

@@ -1,0 +1,136 @@
+"""What was said so far, and what it took: a conversation outlives the model that answers.
+
+A model with a chat template answers messages; a base model without one is given all the text so far and
+continues it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dither.engines.llamacpp import Generation, LlamaCpp
+from dither.errors import DitherError
+from dither.running.energy import Meter
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_tokens: int
+    temperature: float
+    seed: int
+
+    def options(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
+
+
+@dataclass
+class Spent:
+    """Of the answers so far."""
+
+    answers: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # of writing
+    joules: float | None = None
+    last_speed: float = 0.0  # tokens per second
+
+    def add(self, reply: Generation, joules: float | None) -> None:
+        self.answers += 1
+        self.tokens += reply.tokens
+        self.last_speed = reply.tokens_per_second
+        if reply.tokens_per_second:
+            self.seconds += reply.tokens / reply.tokens_per_second
+        if joules is not None:
+            self.joules = (self.joules or 0.0) + joules
+
+
+@dataclass
+class Conversation:
+    """Turns are (question, answer); `engine` may be exchanged between two of them."""
+
+    engine: LlamaCpp
+    sampling: Sampling
+    system: str | None = None
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def templated(self) -> bool:
+        return self.engine.has_chat_template
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        told = [{"role": "system", "content": self.system}] if self.system else []
+        for question, answer in self.turns:
+            told += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return told
+
+    @property
+    def text(self) -> str:
+        return "".join(question + answer for question, answer in self.turns)
+
+    def clear(self) -> None:
+        self.turns = []
+
+    def say(self, line: str) -> Generation:
+        """The model's reply to `line`, to be handed to `heard` once it has been read."""
+        if self.templated:
+            asked = [*self.messages, {"role": "user", "content": line}]
+            return self.engine.chat(asked, **self.sampling.options())
+        return self.engine.generate(self.text + line, reuse=True, **self.sampling.options())
+
+    def heard(self, line: str, answer: str) -> None:
+        self.turns.append((line, answer))
+
+    @contextmanager
+    def accounted(self, reply: Generation) -> Iterator[None]:
+        """Counts what `reply` took, once it has been read in the block."""
+        before = self.meter.read()
+        yield
+        self.spent.add(reply, self.meter.between(before, self.meter.read()))
+
+    def take_back(self) -> str | None:
+        """The last question, its answer forgotten and the dice thrown anew; None where nothing was asked."""
+        if not self.turns:
+            return None
+        self.sampling = replace(self.sampling, seed=(self.sampling.seed + 1) % 2**31)
+        return self.turns.pop()[0]
+
+    def document(self) -> dict[str, Any]:
+        """As `--data` of calibrate reads it, one such object a line."""
+        return {"model": self.engine.path.name, "messages": self.messages}
+
+
+class Seat:
+    """The model that answers: loaded, exchanged for another, put away.  A context manager."""
+
+    def __init__(self, path: Path, *, context: int, threads: int | None) -> None:
+        self._context, self._threads = context, threads
+        self.engine = self._open(path)
+
+    def _open(self, path: Path) -> LlamaCpp:
+        return LlamaCpp(path, context=self._context, threads=self._threads, gpu_layers=-1)
+
+    def switch(self, path: Path) -> LlamaCpp:
+        """Another file in its place; the first is put away before, so that memory holds one of them.
+
+        Where the new one cannot be loaded the old one is back, and the error is raised.
+        """
+        before = self.engine.path
+        self.engine.close()
+        try:
+            self.engine = self._open(path)
+        except DitherError:
+            self.engine = self._open(before)
+            raise
+        return self.engine
+
+    def __enter__(self) -> Seat:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.engine.close()

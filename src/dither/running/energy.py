@@ -1,0 +1,123 @@
+"""Joules, where the machine counts them: the processor's RAPL counters, the driver's for NVIDIA's cards.
+
+RAPL (running average power limit) is a counter of microjoules per processor package that Linux shows in
+/sys/class/powercap; AMD's processors have it under Intel's name.  It wraps around.  Since 2020 most
+systems let root alone read it (CVE-2020-8694: power betrays secrets), and virtual machines have none.
+NVML counts millijoules of a whole card since the driver was loaded.
+
+Both count everything that runs there, not this process alone: numbers are worth something on a machine
+that does nothing else.  Where nothing can be read, the reason is part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+POWERCAP = Path("/sys/class/powercap")
+NOT_READABLE = "not readable here"
+
+
+@dataclass
+class Reading:
+    """Counters at one moment, in joules."""
+
+    rapl: dict[Path, float] = field(default_factory=dict)
+    cards: dict[int, float] = field(default_factory=dict)
+
+
+class Meter:
+    """What can be read on this machine; `note` says what that is, or why there is nothing."""
+
+    def __init__(self, powercap: Path = POWERCAP) -> None:
+        self._packages, reason = _packages(powercap)
+        self._nvml, self._cards = _cards()
+        self.sources = [f"RAPL ({_count(self._packages, 'package')})"] if self._packages else []
+        self.sources += [f"NVML ({_count(self._cards, 'card')})"] if self._cards else []
+        counted = "of all that ran on the machine"
+        if self.readable:
+            self.note = f"{' + '.join(self.sources)}, {counted}"
+        else:
+            self.note = f"{NOT_READABLE}: {reason}"
+
+    @property
+    def readable(self) -> bool:
+        return bool(self._packages or self._cards)
+
+    def read(self) -> Reading:
+        reading = Reading()
+        for package in self._packages:
+            with suppress(OSError, ValueError):
+                reading.rapl[package] = int((package / "energy_uj").read_text()) / 1e6
+        for index, card in self._cards.items():
+            with suppress(self._nvml.NVMLError):
+                reading.cards[index] = self._nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
+        return reading
+
+    def between(self, before: Reading, after: Reading) -> float | None:
+        """Joules from one reading to a later one; None where there is no counter.
+
+        One turn of a counter is made good; a trial that lasts two (minutes, at full power) is not.
+        """
+        if not self.readable:
+            return None
+        joules = 0.0
+        for package, end in after.rapl.items():
+            spent = end - before.rapl.get(package, end)
+            joules += spent if spent >= 0 else spent + _range(package)
+        for index, end in after.cards.items():
+            joules += max(0.0, end - before.cards.get(index, end))
+        return joules
+
+
+def _count(found: Sized, what: str) -> str:
+    return f"{len(found)} {what}{'' if len(found) == 1 else 's'}"
+
+
+def _packages(powercap: Path) -> tuple[list[Path], str]:
+    """The counters of whole packages that can be read; cores and graphics are parts of these."""
+    if not powercap.is_dir():
+        return [], f"the system shows no {powercap}"
+    domains = []
+    for domain in sorted(powercap.glob("intel-rapl:*")):
+        with suppress(OSError):
+            if (domain / "name").read_text().startswith(("package", "psys")):
+                domains.append(domain)
+    if not domains:
+        return [], f"{powercap} counts no processor package"
+    packages = [
+        domain for domain in domains if (domain / "name").read_text().startswith("package")
+    ] or domains
+    readable = []
+    for domain in packages:
+        with suppress(OSError, ValueError):
+            int((domain / "energy_uj").read_text())
+            readable.append(domain)
+    return readable, f"only root may read {packages[0] / 'energy_uj'}"
+
+
+def _range(package: Path) -> float:
+    try:
+        return int((package / "max_energy_range_uj").read_text()) / 1e6
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _cards() -> tuple[Any, dict[int, Any]]:
+    """NVIDIA's cards that count energy (Volta and later), through pynvml where it is installed."""
+    try:
+        import pynvml
+    except ImportError:
+        return None, {}
+    cards = {}
+    with suppress(pynvml.NVMLError):  # no driver
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):  # an older card
+                card = pynvml.nvmlDeviceGetHandleByIndex(index)
+                pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
+                cards[index] = card
+    return pynvml, cards

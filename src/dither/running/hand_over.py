@@ -1,0 +1,91 @@
+"""Folders that other programs read: a file brought to its place without a second copy where that can be.
+
+LM Studio finds models as `publisher/model/file.gguf` below its models folder.  Ollama wants the file
+beside its Modelfile.  A hard link costs nothing and stays whole when the first name is deleted; across
+file systems the bytes are copied, under a temporary name until they are all there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from dither.errors import OutputError, UsageError
+from dither.units import format_bytes
+
+
+def place(source: Path, target: Path) -> str:
+    """Brings `source` to `target`: "linked", "copied", or "kept" where it stands there already.
+
+    Raises OutputError where another file has that name, or where it cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            if _same(source, target):
+                return "kept"
+            raise OutputError(str(target), "is another file", "Move it away, or name another folder.")
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # another file system, or one without links
+            return _copy(source, target)
+    except OSError as error:
+        raise OutputError(str(target), f"cannot be written ({error.strerror})", "Check the folder.") from None
+    return "linked"
+
+
+def _same(source: Path, target: Path) -> bool:
+    """One file under two names, or a copy: as large, and as old."""
+    ours, theirs = source.stat(), target.stat()
+    return target.samefile(source) or (
+        (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
+    )
+
+
+def _copy(source: Path, target: Path) -> str:
+    size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if size > free:
+        reason = f"has {format_bytes(free)} free; the file takes {format_bytes(size)}"
+        raise OutputError(str(target.parent), reason, "Name a folder on a larger disk.")
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        shutil.copystat(source, part)
+        part.replace(target)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+    return "copied"
+
+
+def write_text(text: str, path: Path, mark: str) -> None:
+    """A small file of ours: one that stands there is replaced only where it begins like ours, with `mark`.
+
+    Raises OutputError.
+    """
+    try:
+        if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(mark):
+            raise OutputError(str(path), "is somebody else's", "Move it away, or name another folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(str(path), f"cannot be written ({error.strerror})", "Check the folder.") from None
+
+
+def one_name(text: str, thing: str) -> str:
+    """Text as the name of one folder, on any system.
+
+    >>> one_name("My Model 7B/v2", "name")
+    'My-Model-7B-v2'
+    """
+    name = re.sub(r"[^\w.+-]+", "-", text).strip("-.")
+    if not name:
+        raise UsageError(f"{thing} {text!r}", "leaves no name for a folder", "Use letters and digits.")
+    return name[:96]

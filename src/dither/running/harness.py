@@ -1,0 +1,241 @@
+"""lm-evaluation-harness asks, our engines answer: no server, no copy of the model in another format.
+
+The harness (`pip install 'dither[tasks]'`) knows hundreds of benchmarks and three questions to put to a
+model: how likely is this answer, how likely is this whole text, what do you write.  The first two go
+through the network block by block (`running.likelihood`), the third through llama.cpp.  Text is tokenized
+by llama.cpp, as wherever the file is used.
+
+Source: EleutherAI's lm-evaluation-harness, docs/interface.md and docs/model_guide.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dither.engines.llamacpp import LlamaCpp
+from dither.engines.vocabulary import Vocabulary
+from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.running.likelihood import Likelihood
+from dither.types import Model
+
+WRITTEN = 256  # tokens, where a task names no limit
+_SAMPLES_LEFT_OUT = ("doc", "arguments", "resps", "filtered_resps", "target")
+
+
+class Answers:
+    """The three questions, for one model.  A context manager."""
+
+    def __init__(self, model: Model, likelihood: Likelihood, context: int) -> None:
+        self.model, self.context = model, context
+        self._likelihood = likelihood
+        self._vocabulary = Vocabulary(model)
+        self._engine: LlamaCpp | None = None
+        eos = model.metadata.get("tokenizer.ggml.eos_token_id")
+        self.end = int(eos.value) if eos else (self._vocabulary.bos or 0)
+        begin = self._vocabulary.bos
+        self.begin = self.end if begin is None else begin
+
+    def tokens(self, text: str, special: bool | None = None) -> list[int]:
+        """With the begin token in front where the model wants one and the text has it not."""
+        ids = self._vocabulary.tokenize(text, parse_special=True)
+        begin = self._vocabulary.bos
+        if special is False or begin is None or ids[:1] == [begin]:
+            return ids
+        return [begin, *ids]
+
+    def likely(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """Questions too long for the context lose their beginnings."""
+        cut = []
+        for question, answer in pairs:
+            room = self.context + 1 - len(answer)
+            if room < 1:
+                answer, room = answer[-self.context :], 1
+            cut.append((question[-room:], answer))
+        return self._likelihood.score(cut)
+
+    def write(self, text: str, options: Mapping[str, Any]) -> str:
+        """What the model writes behind `text`, up to one of `until`; greedy unless sampling is asked for.
+
+        Raises UnsupportedError for what llama.cpp does not load.
+        """
+        limit = int(options.get("max_gen_toks") or options.get("max_new_tokens") or WRITTEN)
+        limit = min(limit, self.context - 1)
+        until = options.get("until") or ()
+        stops = [until] if isinstance(until, str) else list(until)
+        sampled = bool(options.get("do_sample")) and float(options.get("temperature") or 0) > 0
+        reply = self._llamacpp().generate(
+            self.tokens(text)[-(self.context - limit) :],
+            max_tokens=limit, stop=[stop for stop in stops if stop], reuse=True,
+            temperature=float(options["temperature"]) if sampled else 0.0, seed=0,
+        )  # fmt: skip
+        return "".join(reply)
+
+    def template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return self._vocabulary.apply_template(messages)
+
+    def _llamacpp(self) -> LlamaCpp:
+        if self._engine is None:
+            if self.model.kind != "gguf":
+                way_out = "Make a GGUF of the original for it: `dither quantize MODEL --to BF16`."
+                reason = "is a folder; tasks that let a model write run through llama.cpp"
+                raise UnsupportedError(self.model.origin, reason, way_out)
+            self._engine = LlamaCpp(self.model.files[0], context=self.context, gpu_layers=-1)
+        return self._engine
+
+    def close(self) -> None:
+        self._vocabulary.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def adapter(answers: Answers) -> Any:
+    """`answers` as the harness's own kind of model."""
+    from lm_eval import utils
+    from lm_eval.api.model import TemplateLM
+
+    class Adapter(TemplateLM):  # type: ignore[misc, unused-ignore]
+        tokenizer_name = "dither"
+
+        @property
+        def eot_token_id(self) -> int:
+            return answers.end
+
+        @property
+        def prefix_token_id(self) -> int:
+            return answers.begin
+
+        @property
+        def max_length(self) -> int:
+            return answers.context
+
+        @property
+        def max_gen_toks(self) -> int:
+            return WRITTEN
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            return answers.tokens(string, add_special_tokens)
+
+        def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+            return answers.likely([(question, answer) for _, question, answer in requests])
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+            windows, owners = [], []
+            for index, request in enumerate(requests):
+                (text,) = request.args
+                rolled = utils.get_rolling_token_windows(
+                    token_list=answers.tokens(text, False), prefix_token=answers.begin,
+                    max_seq_len=answers.context, context_len=1,
+                )  # fmt: skip
+                for window in map(utils.make_disjoint_window, rolled):
+                    windows.append(window)
+                    owners.append(index)
+            sums = [0.0] * len(requests)
+            for index, (log, _) in zip(owners, answers.likely(windows), strict=True):
+                sums[index] += log
+            return sums
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+            return [answers.write(request.args[0], request.args[1]) for request in requests]
+
+        def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], **_: Any) -> str:
+            return answers.template(chat_history)
+
+    return Adapter()
+
+
+def evaluate(
+    answers: Answers,
+    tasks: Sequence[str],
+    *,
+    data: Path | None,
+    limit: int | None,
+    fewshot: int | None,
+    chat: bool,
+) -> dict[str, Any]:
+    """What the harness found: its `results`, and its `samples` without the questions' texts.
+
+    Raises UsageError where the harness is missing or knows no such task, SourceError where a task's data
+    cannot be had.
+    """
+    try:
+        from lm_eval import simple_evaluate
+    except ImportError as error:
+        raise UsageError(
+            "dither tasks", f"needs lm-evaluation-harness ({error})", "pip install 'dither[tasks]'"
+        ) from None
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    manager = _manager(data, tuple(tasks))
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        way_out = "`lm_eval ls tasks` lists them; --data FOLDER adds a folder of task files."
+        raise UsageError(f"task {unknown[0]}", "is not known", way_out)
+    try:
+        with _inside(data), _without_census():
+            found = simple_evaluate(
+                model=adapter(answers), tasks=list(tasks), limit=limit, num_fewshot=fewshot,
+                bootstrap_iters=0, task_manager=manager, log_samples=True, apply_chat_template=chat,
+            )  # fmt: skip
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        way_out = "Offline, a task's data must be in the cache or in --data FOLDER (docs/run.md tells how)."
+        raise SourceError(f"task {', '.join(tasks)}", f"cannot be run ({said})", way_out) from error
+    samples = {
+        task: [{k: v for k, v in sample.items() if k not in _SAMPLES_LEFT_OUT} for sample in rows]
+        for task, rows in (found or {}).get("samples", {}).items()
+    }
+    return {"results": (found or {}).get("results", {}), "samples": samples}
+
+
+@lru_cache(maxsize=1)
+def _manager(data: Path | None, tasks: tuple[str, ...]) -> Any:
+    """Who knows the tasks.  The harness's own are thousands of files to read, and left out where the folder
+    has all that is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    if data is not None:
+        own = TaskManager(include_path=str(data), include_defaults=False)
+        if all(own.match_tasks([name]) for name in tasks):
+            return own
+    return TaskManager(include_path=str(data) if data else None)
+
+
+@contextlib.contextmanager
+def _without_census() -> Iterator[None]:
+    """The harness would take stock of the whole machine for its report, which nobody here reads."""
+    from lm_eval import evaluator
+
+    before = getattr(evaluator, "add_env_info", None)
+    if before is None:
+        yield
+        return
+    evaluator.add_env_info = lambda _: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = before
+
+
+@contextlib.contextmanager
+def _inside(folder: Path | None) -> Iterator[None]:
+    """A task file's data stand beside it: its paths are read from its folder."""
+    if folder is None:
+        yield
+        return
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

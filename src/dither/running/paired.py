@@ -1,0 +1,46 @@
+"""The difference of two models on the same questions, with its standard error.
+
+Both answer every question, and most questions are easy or hard for both.  So the difference is taken
+question by question, d = x − y, and its error is that of the mean of d:
+
+    mean(d) ± sqrt(var(d) / n)
+
+which is far smaller than the errors of both scores added, sqrt(var(x)/n + var(y)/n), wherever the models
+agree.  Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`value` ± `stderr` (NaN-free: 0 for a single question), over `questions` that both answered."""
+
+    value: float
+    stderr: float
+    questions: int
+    changed: int  # how many were judged differently
+
+    @property
+    def told(self) -> bool:
+        """Whether the difference is more than chance would make one time in twenty."""
+        return abs(self.value) > 1.96 * self.stderr
+
+
+def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference | None:
+    """Of scores by question; None where they share none.
+
+    >>> difference({1: 1.0, 2: 0.0}, {1: 1.0, 2: 1.0})
+    Difference(value=-0.5, stderr=0.5, questions=2, changed=1)
+    """
+    apart = [ours[key] - theirs[key] for key in ours if key in theirs]
+    count = len(apart)
+    if not count:
+        return None
+    mean = math.fsum(apart) / count
+    variance = math.fsum((d - mean) ** 2 for d in apart) / (count - 1) if count > 1 else 0.0
+    return Difference(mean, math.sqrt(variance / count), count, sum(d != 0 for d in apart))

@@ -1,0 +1,11 @@
+"""An OpenAI-compatible HTTP server in front of the engines: `dither serve`.
+
+server.py    a socket, a thread, an end in good order: `dither.serve`
+app.py       which request goes where; who may ask (`access.py`); the drain
+requests.py  what OpenAI's bodies may hold, checked before an engine sees them
+models.py    the files as models with names, and the memory each will need
+pool.py      which models are in memory, who waits for one
+relay.py     an engine's answer on its way to a client that may be slow, or gone
+errors.py    every refusal in OpenAI's form
+metrics.py   what Prometheus reads
+"""

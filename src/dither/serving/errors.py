@@ -1,0 +1,78 @@
+"""Refusals in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, `code` a text or null.
+
+Clients show `message` to their user as it is, so it names the thing, the reason and the way out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+INVALID, NOT_FOUND, SERVER = "invalid_request_error", "not_found_error", "server_error"
+_RETRY = 1  # seconds; a place in the queue comes free within that on most machines
+
+
+class ApiError(Exception):
+    """What a client gets instead of an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = INVALID,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+        self.code, self.param, self.retry_after = code, param, retry_after
+
+    def document(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def encoded(self) -> bytes:
+        return json.dumps(self.document()).encode()
+
+
+def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:
+    return ApiError(400, message, INVALID, code, param)
+
+
+def unsupported(param: str, message: str) -> ApiError:
+    return ApiError(400, message, INVALID, "unsupported_value", param)
+
+
+def draining() -> ApiError:
+    return ApiError(503, "the server is shutting down", SERVER, "shutting_down", retry_after=5)
+
+
+def busy(waiting: int) -> ApiError:
+    message = f"{waiting} requests are waiting already, which is as many as may; try again shortly"
+    return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=_RETRY)
+
+
+def broken(reason: str) -> ApiError:
+    return ApiError(502, f"the engine broke off: {reason}. The next request loads it anew.", SERVER, "engine")
+
+
+def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
+    """llama.cpp's error, whose `code` is a number and whose types are its own, as OpenAI would say it."""
+    kind, message = str(found.get("type", "")), str(found.get("message", "the engine gave no reason"))
+    if kind == "exceed_context_size_error":
+        message = (
+            f"This model's context is {found.get('n_ctx')} tokens, the request has "
+            f"{found.get('n_prompt_tokens')}. Shorten it, or serve the model with a larger -c."
+        )
+        return ApiError(400, message, INVALID, "context_length_exceeded", "messages")
+    if "is too large to process" in message:  # a text to embed, longer than one batch
+        told = message.partition(". ")[0].replace("to process", "to embed")
+        return ApiError(400, told, INVALID, "context_length_exceeded", "input")
+    if kind == "unavailable_error" or status == 503:
+        return ApiError(503, message, SERVER, "unavailable", retry_after=_RETRY)
+    if kind == "not_supported_error":
+        return ApiError(400, message, INVALID, "unsupported_value")
+    if 400 <= status < 500:
+        return ApiError(status, message, INVALID, None)
+    return ApiError(status if status >= 500 else 500, message, SERVER, "engine")

@@ -1,0 +1,195 @@
+"""The files as models: what each is called, who runs it, what it will need in memory.
+
+A model is called by its file's stem (of a split file, without the part's number) or its folder's name; the
+name in its metadata works too where no other has it, and capitals do not matter.  Two files of one name
+get their folders' names in front.
+
+The memory is `fitting/memory.py`'s: weights as stored, the cache of every slot, buffers, overhead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dither.engines.processes import Settings
+from dither.errors import DitherError, UsageError
+from dither.fitting.memory import BATCH, Memory, needed
+from dither.fitting.shape import shape_of
+from dither.models.outline import outline
+from dither.models.source import open_headers
+from dither.serving.errors import NOT_FOUND, ApiError, invalid
+from dither.types import Model
+
+CONTEXT = 8192  # tokens per slot; a model trained on fewer gets its own number
+EMBEDDED = 2048  # tokens of a text to embed: they are computed in one batch, whose buffers grow with it
+SLOTS = (4, 2, 1)  # the most of these that fits
+GGUF, FOLDER = "llamacpp", "transformers"
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the person asked of every model."""
+
+    context: int | None = None
+    slots: int | None = None
+    kv: str = "f16"
+    threads: int | None = None
+    gpu_layers: int = -1
+    loras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model.  `memory` is predicted, in bytes; None where its headers leave something open."""
+
+    name: str
+    path: Path
+    engine: str  # GGUF or FOLDER
+    created: int
+    aliases: tuple[str, ...]
+    context: int
+    slots: int
+    memory: Memory | None
+    need: int  # bytes, whatever is known
+    wishes: Wishes
+    notes: tuple[str, ...] = ()
+
+    def settings(self, embeddings: bool) -> Settings:
+        context = min(self.context, EMBEDDED) if embeddings else self.context
+        return Settings(
+            path=str(self.path), context=context, slots=self.slots,
+            kv="f16" if embeddings else self.wishes.kv,
+            threads=self.wishes.threads, gpu_layers=self.wishes.gpu_layers,
+            loras=() if embeddings else self.wishes.loras, embeddings=embeddings, alias=self.name,
+        )  # fmt: skip
+
+    def needs(self, embeddings: bool) -> int:
+        """An embedding engine computes a whole text at once: its buffers are that much larger."""
+        if not embeddings or self.memory is None:
+            return self.need
+        context = min(self.context, EMBEDDED)
+        return self.need + self.memory.compute * max(0, -(-context // BATCH) - 1)
+
+
+def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[Served]:
+    """The models of these files.
+
+    Raises UsageError where two have one name, SourceError and its kin where a file cannot be read."""
+    if not files:
+        raise UsageError("dither serve", "has no file to serve", "Name one or more.")
+    paths = [Path(file).expanduser() for file in files]
+    names = _names(paths)
+    served = [_served(path, name, wishes, budget, engine) for path, name in zip(paths, names, strict=True)]
+    taken = Counter(alias for model in served for alias in {a.lower() for a in model.aliases})
+    own = {model.name.lower() for model in served}
+    return [
+        replace(
+            model,
+            aliases=tuple(a for a in model.aliases if taken[a.lower()] == 1 and a.lower() not in own),
+        )
+        for model in served
+    ]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    short = [_stem(path) for path in paths]
+    often = Counter(name.lower() for name in short)
+    names = [
+        name if often[name.lower()] == 1 else f"{path.resolve().parent.name}/{name}"
+        for path, name in zip(paths, short, strict=True)
+    ]
+    twice = [name for name, count in Counter(name.lower() for name in names).items() if count > 1]
+    if twice:
+        raise UsageError(
+            twice[0], "is the name of two of the files: a request could not tell them apart", "Rename one."
+        )
+    return names
+
+
+def _stem(path: Path) -> str:
+    plain = path.resolve()
+    name = plain.stem if plain.suffix in (".gguf", ".safetensors") else plain.name
+    return _PART.sub("", name) or name
+
+
+def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> Served:
+    with open_headers(path, outline) as (model, _, _):
+        kind = _engine_of(model, path, engine)
+        trained = _trained(model)
+        context = wishes.context or min(CONTEXT, trained or CONTEXT)
+        notes = list(_notes(model, context, trained, kind))
+        titles = (model.metadata[key].value for key in ("general.name",) if key in model.metadata)
+        weights = sum(tensor.stored_bytes for tensor in model.tensors)
+        weights += sum(Path(lora).stat().st_size for lora in wishes.loras if Path(lora).is_file())
+        slots, memory = _fitting(model, weights, context, wishes, budget, kind)
+        if wishes.slots is None and slots < SLOTS[0] and kind == GGUF:
+            notes.append(f"{name}: {slots} at once, as more do not fit into memory; --slots insists")
+        return Served(
+            name=name, path=path, engine=kind, created=int(path.stat().st_mtime),
+            aliases=tuple(str(title) for title in titles if title), context=context, slots=slots,
+            memory=memory, need=memory.total if memory else int(1.2 * weights), wishes=wishes,
+            notes=tuple(notes),
+        )  # fmt: skip
+
+
+def _engine_of(model: Model, path: Path, asked: str) -> str:
+    found = GGUF if model.kind == "gguf" else FOLDER
+    if asked not in ("auto", found):
+        raise UsageError(
+            str(path), f"is no file for {asked}: {'a GGUF' if found == GGUF else 'a checkpoint'}",
+            f"Leave --engine out, or say --engine {found}.",
+        )  # fmt: skip
+    return found
+
+
+def _trained(model: Model) -> int | None:
+    field = model.metadata.get(f"{model.arch}.context_length")
+    return field.value if field and isinstance(field.value, int) and field.value > 0 else None
+
+
+def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[str]:
+    notes = []
+    if trained and context > trained:
+        notes.append(f"{model.name} was trained on contexts of {trained} tokens: text beyond that gets worse")
+    if kind == GGUF and "tokenizer.chat_template" not in model.metadata:
+        notes.append(f"{model.name} has no chat template: chats are written in ChatML, which it may not know")
+    return notes
+
+
+def _fitting(
+    model: Model, weights: int, context: int, wishes: Wishes, budget: int, kind: str
+) -> tuple[int, Memory | None]:
+    """How many slots, and the memory that takes.  transformers answers one request at a time."""
+    choices = (1,) if kind == FOLDER else (wishes.slots,) if wishes.slots else SLOTS
+    try:
+        shape, _ = shape_of(model)
+        found = [(slots, needed(shape, weights, context, wishes.kv, slots)) for slots in choices]
+    except (DitherError, ZeroDivisionError):
+        return choices[-1], None
+    return next(((slots, memory) for slots, memory in found if memory.total <= budget), found[-1])
+
+
+class Catalog:
+    """The models by name."""
+
+    def __init__(self, served: Sequence[Served]) -> None:
+        self.served = tuple(served)
+        self._by_name = {name.lower(): model for model in served for name in (*model.aliases, model.name)}
+
+    def find(self, asked: object) -> Served:
+        """The model a request names; where it names none, the only one.  Raises ApiError."""
+        listed = ", ".join(model.name for model in self.served)
+        if asked is None and len(self.served) == 1:
+            return self.served[0]
+        if not isinstance(asked, str) or not asked:
+            raise invalid("model", f"model must name one of: {listed}")
+        found = self._by_name.get(asked.lower())
+        if found is None:
+            message = f"The model {asked[:200]!r} does not exist here. There is: {listed}"
+            raise ApiError(404, message, NOT_FOUND, "model_not_found", "model")
+        return found

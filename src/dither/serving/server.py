@@ -1,0 +1,263 @@
+"""A server that listens: `dither.serve`, which is also what `dither serve` runs.
+
+    with dither.serve(["model-Q4_K_M.gguf", "model-Q8_0.gguf"]) as server:
+        client = openai.OpenAI(base_url=server.url, api_key="none")
+
+The server lives in a thread with an event loop of its own; each GGUF runs in a child process.  `close`
+drains: what runs and waits is finished, what is new is refused with 503, then the models are unloaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dither.engines import processes
+from dither.engines.llamacpp import EngineError
+from dither.engines.protocol import Engine
+from dither.errors import DitherError, UsageError
+from dither.fitting.advice import usable
+from dither.fitting.machine import detect
+from dither.fitting.memory import KV_TYPES, margin
+from dither.serving.access import Access
+from dither.serving.app import App
+from dither.serving.errors import ApiError
+from dither.serving.models import FOLDER, Catalog, Served, Wishes, serve_files
+from dither.serving.pool import Pool
+from dither.units import format_bytes, parse_bytes
+
+QUEUE = 128  # requests that may wait
+DRAIN = 600.0  # seconds that answers have to finish once the server is told to stop
+_CONNECTIONS = 1024
+_UNSENT = 2**18  # bytes the system may keep for a client that is slow
+_JANITOR = 5.0  # seconds between looks for clients that take nothing
+
+
+def serve(
+    files: Sequence[str | Path] | str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_keys: Sequence[str] = (),
+    context: int | None = None,
+    slots: int | None = None,
+    kv: str = "f16",
+    loras: Sequence[str | Path] = (),
+    engine: str = "auto",
+    memory: int | str | None = None,
+    queue: int = QUEUE,
+    insecure: bool = False,
+    threads: int | None = None,
+    gpu_layers: int = -1,
+    grammars: bool = False,
+) -> Server:
+    """Serves models over HTTP, in OpenAI's form, until the `Server` is closed.
+
+    `files` are GGUFs or folders of checkpoints; a request's `model` picks one by name.  The first is loaded
+    now, the others when they are asked for; `memory` (bytes or "16GiB", default: what is free) bounds what
+    is loaded at once.  `port` 0 takes a free one.  `context` is in tokens per slot, `slots` how many
+    requests each model answers at once, `kv` the cache's type, `loras` adapters laid over every GGUF,
+    `queue` how many requests may wait before others are refused.  Without `api_keys` everybody who reaches
+    `host` may ask; beyond loopback that takes `insecure`.  `gpu_layers` -1: as many as fit.
+    `grammars` lets requests bring grammars in llama.cpp's notation, with which a single one can keep a
+    model busy for good: for people one trusts.
+
+    Raises UsageError for options that make no sense, SourceError for a file that cannot be read,
+    EngineError where the first model cannot be loaded or the port is taken.
+    """
+    named = [files] if isinstance(files, (str, Path)) else list(files)
+    _check(kv, context, slots, queue, port, engine)
+    access = Access(api_keys, host, insecure)
+    budget, told = _budget(memory, gpu_layers)
+    adapters = tuple(str(Path(lora)) for lora in loras)
+    wishes = Wishes(context, slots, kv, threads, gpu_layers, adapters)
+    models = serve_files(named, wishes, budget, engine)
+    if told:
+        _refuse_too_large(models, budget)
+    return Server(Catalog(models), access, budget, queue, host, port, grammars)
+
+
+def _check(kv: str, context: int | None, slots: int | None, queue: int, port: int, engine: str) -> None:
+    if kv not in KV_TYPES:
+        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(KV_TYPES)}.")
+    if context is not None and not 1 <= context <= 2**28:
+        raise UsageError(f"--context {context}", "is no number of tokens", "Give 1 or more: 8192, say.")
+    if slots is not None and not 1 <= slots <= 1024:
+        raise UsageError(f"--slots {slots}", "is no number of conversations", "Give 1 to 1024.")
+    if not 0 <= queue <= 100_000:
+        raise UsageError(f"--queue {queue}", "is no number of requests", "Give 0 to 100000.")
+    if not 0 <= port < 2**16:
+        raise UsageError(f"--port {port}", "is no port", "Give 1 to 65535, or 0 for a free one.")
+    if engine not in ("auto", "llamacpp", "transformers"):
+        raise UsageError(
+            f"--engine {engine}", "is none that serves from here", "Choose auto, llamacpp or transformers."
+        )
+
+
+def _budget(memory: int | str | None, gpu_layers: int) -> tuple[int, bool]:
+    """Bytes that models may take together, and whether the person said so."""
+    if memory is not None:
+        return parse_bytes(memory, "--memory", 1), True
+    machine = detect(bandwidth=False)
+    cards = 0 if machine.unified or not gpu_layers else sum(g.bytes - margin(g.bytes) for g in machine.gpus)
+    return usable(machine) + cards, False
+
+
+def _refuse_too_large(models: Sequence[Served], budget: int) -> None:
+    for model in models:
+        if model.need > budget:
+            raise UsageError(
+                model.name,
+                f"needs {format_bytes(model.need)} with {model.slots} × {model.context} tokens, more than "
+                f"--memory {format_bytes(budget)}",
+                "Take a smaller file, a shorter -c, fewer --slots, or --kv q8_0.",
+            )
+
+
+async def load(model: Served, embeddings: bool) -> Engine:
+    if model.engine == FOLDER:
+        from dither.engines.transformers import TransformersEngine
+
+        return await TransformersEngine.start(model.path, model.context, model.wishes.threads)
+    return await processes.start(model.settings(embeddings))
+
+
+class Server:
+    """A running server.  A context manager; `close` drains it and gives the memory back.
+
+    `url` is the base URL that OpenAI's clients want, `models` what is served.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        access: Access,
+        budget: int,
+        queue: int,
+        host: str,
+        port: int,
+        grammars: bool = False,
+    ) -> None:
+        self.models, self.budget, self.access = catalog.served, budget, access
+        self._catalog, self._queue, self._grammars = catalog, queue, grammars
+        self._socket = _listen(host, port)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._socket.getsockname()[1]}/v1"
+        self._began: threading.Event = threading.Event()
+        self._failed: BaseException | None = None
+        self._stop: asyncio.Event | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.app: App | None = None
+        self._patience = DRAIN
+        self._thread = threading.Thread(target=self._run, name="dither-serve", daemon=True)
+        self._thread.start()
+        self._began.wait()
+        if self._failed is not None:
+            self._thread.join()
+            self._socket.close()
+            raise self._failed
+
+    def drain(self, patience: float = DRAIN) -> None:
+        """Refuses what is new from now on, and ends when the rest is done, or after `patience` seconds."""
+        self._patience = patience
+        if self.loop is not None and self._stop is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # it ended this moment
+                self.loop.call_soon_threadsafe(self._stop.set)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the server has ended, after at most so many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def close(self, patience: float = 30.0) -> None:
+        """Drains, and waits for the end.  May be called twice."""
+        self.drain(patience)
+        self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # handed to whoever waits for the start
+            self._failed = error
+        finally:
+            self._began.set()
+
+    async def _serve(self) -> None:
+        import uvicorn
+
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        pool = Pool(self.models, self.budget, self._queue, load)
+        self.app = app = App(self.access, self._catalog, pool, self._grammars)
+        try:
+            await _try_first(pool, self.models[0])
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+                date_header=False, limit_concurrency=_CONNECTIONS, timeout_keep_alive=30,
+                timeout_graceful_shutdown=5, http="h11",
+            )  # fmt: skip
+            server = uvicorn.Server(config)
+            serving = asyncio.ensure_future(server.serve(sockets=[self._socket]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            self._began.set()
+            await self._until_drained(app, serving)
+            server.should_exit = True
+            await serving
+        finally:
+            await pool.close()
+
+    async def _until_drained(self, app: App, serving: asyncio.Future[Any]) -> None:
+        assert self._stop is not None
+        while not self._stop.is_set() and not serving.done():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _JANITOR)
+            app.drop_stalled()
+        app.draining = True
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while app.active and loop.time() - began < self._patience:
+            await asyncio.sleep(0.02)
+            app.drop_stalled()
+
+
+async def _try_first(pool: Pool, model: Served) -> None:
+    """So that a file that does not load says so now, not to the first client."""
+    try:
+        async with pool.lease(model):
+            pass
+    except ApiError as error:
+        if isinstance(error.__cause__, DitherError):
+            raise error.__cause__ from None
+        raise EngineError(model.name, error.message, "") from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    plain = host.strip("[]")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, proto)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)  # connections inherit it
+            found.bind(address)
+            found.listen(1024)
+        except OSError:
+            found.close()
+            raise
+    except OSError as error:
+        raise EngineError(
+            f"{host}:{port}", f"cannot be listened on ({error.strerror})", "Choose another --port, or 0."
+        ) from None
+    return found

@@ -1,0 +1,270 @@
+"""Beginnings, ends and accidents: clients that leave, engines that die, signals, files that do not load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving_util import Answer, address, ask, connected, http, read_answer, says
+from typer.testing import CliRunner
+
+import dither
+from dither.cli import app as command
+from dither.engines.llamacpp import EngineError
+from dither.engines.processes import LlamaProcess
+from dither.errors import UsageError
+from dither.serving.access import read_keys
+
+pytestmark = pytest.mark.slow  # real servers and engines: `make test` runs it, `make check` does not
+
+CHAT = "/v1/chat/completions"
+ENDLESS = {"messages": [{"role": "user", "content": "go"}], "temperature": 0, "stream": True}
+
+
+def eventually(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def engine_of(server: dither.Server) -> LlamaProcess:
+    assert server.app is not None
+    engine = server.app.pool.places[0].engine
+    assert isinstance(engine, LlamaProcess)
+    return engine
+
+
+def busy_slots(server: dither.Server) -> int:
+    """By llama.cpp's own account."""
+    loop = server.loop
+    assert loop is not None
+    state = asyncio.run_coroutine_threadsafe(engine_of(server).slots_state(), loop).result(20)
+    return sum(slot["is_processing"] for slot in state)
+
+
+@pytest.fixture(scope="module")
+def endless(models: Path) -> Iterator[dither.Server]:
+    """One slot, a queue of one, an answer that goes on for a minute."""
+    with dither.serve(models / "endless.gguf", context=60_000, slots=1, queue=1, threads=1) as server:
+        yield server
+
+
+def begun(url: str) -> contextlib.AbstractContextManager[socket.socket]:
+    return connected(url, http(url, CHAT, ENDLESS))
+
+
+def wait_for_bytes(connection: socket.socket, text: bytes = b"data:") -> None:
+    got = b""
+    while text not in got:
+        piece = connection.recv(4096)
+        assert piece
+        got += piece
+
+
+def test_a_client_that_hangs_up_frees_its_slot(endless: dither.Server) -> None:
+    assert endless.app is not None
+    with begun(endless.url) as connection:
+        wait_for_bytes(connection)
+        assert busy_slots(endless) == 1 and endless.app.pool.running == 1
+    eventually(lambda: not endless.app.active and busy_slots(endless) == 0)  # type: ignore[union-attr]
+    assert endless.app.pool.running == 0 and endless.app.metrics.gone >= 1
+
+
+def test_one_that_hangs_up_without_a_stream_does_too(endless: dither.Server) -> None:
+    with connected(endless.url, http(endless.url, CHAT, {**ENDLESS, "stream": False})):
+        eventually(lambda: busy_slots(endless) == 1)
+    eventually(lambda: not endless.app.active and busy_slots(endless) == 0)  # type: ignore[union-attr]
+
+
+def test_beyond_the_queue_there_is_429_and_a_time_to_return(endless: dither.Server) -> None:
+    assert endless.app is not None
+    with begun(endless.url) as first:
+        wait_for_bytes(first)
+        with begun(endless.url):
+            eventually(lambda: endless.app.pool.waiting == 1)  # type: ignore[union-attr]
+            refused = ask(endless.url, CHAT, ENDLESS)
+            assert refused.status == 429 and int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "queue_full"
+    eventually(lambda: not endless.app.active and busy_slots(endless) == 0)  # type: ignore[union-attr]
+
+
+def test_a_client_that_takes_nothing_holds_no_slot(
+    endless: dither.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told nothing more once it stalls, and what was made for it is dropped."""
+    from dither.serving import relay
+
+    monkeypatch.setattr(relay, "STALLED", 0.0)
+    monkeypatch.setattr(relay, "MOST_KEPT", 2**16)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address(endless.url))
+        connection.sendall(http(endless.url, CHAT, ENDLESS))
+        wait_for_bytes(connection)
+        eventually(lambda: not endless.app.active and busy_slots(endless) == 0, 60)  # type: ignore[union-attr]
+
+
+def test_an_engine_that_dies_says_so_and_comes_back(endless: dither.Server) -> None:
+    with begun(endless.url) as connection:
+        wait_for_bytes(connection)
+        os.kill(engine_of(endless).pid, signal.SIGKILL)
+        wait_for_bytes(connection, b'data: {"error": {"message": "the engine broke off')
+    again = ask(endless.url, CHAT, {**ENDLESS, "max_tokens": 4}).events()
+    assert again[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_models_take_turns_where_memory_is_for_one(models: Path) -> None:
+    files = [models / "caller.gguf", models / "thinker.gguf"]
+    probe = dither.serve(files, context=512, slots=1, threads=1, grammars=True)
+    need = max(model.need for model in probe.models)
+    probe.close()
+    with dither.serve(
+        files, context=512, slots=1, threads=1, memory=int(1.5 * need), grammars=True
+    ) as server:
+        assert server.app is not None
+        for model in ("thinker", "caller", "Thinker"):
+            body = {"model": model, "messages": ENDLESS["messages"], "grammar": says("here")}
+            assert ask(server.url, CHAT, body).json()["choices"][0]["message"]["content"] == "here"
+            assert json.loads(ask(server.url, "/health").body)["loaded"] == [model.lower()]
+        pids = [place.loads for place in server.app.pool.places if not place.embeddings]
+        assert pids == [2, 2]
+
+
+def test_what_cannot_be_served_is_refused_at_once(models: Path, tmp_path: Path) -> None:
+    caller = models / "caller.gguf"
+    for options in (
+        {"host": "0.0.0.0"}, {"kv": "q9"}, {"context": 0}, {"slots": 0}, {"queue": -1}, {"port": 99999},
+        {"engine": "magic"}, {"memory": "1MB"}, {"engine": "transformers"},
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            dither.serve(caller, **options)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="no such file"):
+        dither.serve(caller, loras=[tmp_path / "none.gguf"], threads=1)
+    (tmp_path / "caller.gguf").write_bytes(caller.read_bytes()[:-64])
+    with pytest.raises(dither.DitherError):
+        dither.serve(tmp_path / "caller.gguf")
+    with pytest.raises(UsageError, match="two of the files"):
+        dither.serve([caller, caller])
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EngineError, match="listened"):
+        dither.serve(caller, port=taken.getsockname()[1])
+
+
+def test_two_files_of_one_name_are_told_apart_by_their_folders(models: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(models / "caller.gguf", tmp_path / folder / "model.gguf")
+    files = [tmp_path / folder / "model.gguf" for folder in ("a", "b")]
+    with dither.serve(files, context=256, slots=1, threads=1) as server:
+        assert [model.name for model in server.models] == ["a/model", "b/model"]
+        assert ask(server.url, "/v1/models/b/model").json()["id"] == "b/model"
+
+
+def test_a_quantized_cache_serves(models: Path, bundled: Path) -> None:
+    with dither.serve(bundled, context=256, slots=2, kv="q8_0", threads=1) as server:
+        body = {"messages": ENDLESS["messages"], "max_tokens": 8}
+        assert ask(server.url, CHAT, body).json()["usage"]["completion_tokens"] == 8
+        wide = server.models[0].memory
+    with dither.serve(bundled, context=256, slots=2, threads=1) as server:
+        assert wide and server.models[0].memory and wide.cache < server.models[0].memory.cache
+
+
+def test_keys_are_read_one_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nalpha\n\nbeta\n")
+    file.chmod(0o600)
+    assert read_keys(file) == (["alpha", "beta"], None)
+    file.chmod(0o644)
+    assert "chmod 600" in (read_keys(file)[1] or "")
+    for text in ("", "# only words\n", "kéy\n"):
+        file.write_text(text)
+        with pytest.raises(UsageError):
+            read_keys(file)
+    with pytest.raises(dither.DitherError):
+        read_keys(tmp_path / "none")
+
+
+@contextlib.contextmanager
+def served(*arguments: object, prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    words = [*prefix, sys.executable, "-m", "dither", "serve", *map(str, arguments)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            assert pipe
+            pipe.close()
+
+
+def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if line == "}\n":
+            return dict(json.loads(lines))
+    raise AssertionError(f"it never listened: {process.stderr and process.stderr.read()}")
+
+
+def test_sigterm_lets_answers_finish_and_refuses_new_ones(models: Path) -> None:
+    """The command itself, as a service manager ends it: exit code 0, nothing cut off."""
+    with served(
+        models / "endless.gguf", "--port", 0, "-c", 2048, "--slots", 1, "--threads", 1, "--json"
+    ) as process:
+        document = announced(process)
+        url = document["url"]
+        assert document["models"][0]["memory_bytes"] > 0
+        asked = {**ENDLESS, "max_tokens": 1000, "stream_options": {"include_usage": True}}
+        with connected(url, http(url, CHAT, asked)) as running:
+            peek = running.recv(1, socket.MSG_PEEK)
+            assert peek
+            process.send_signal(signal.SIGTERM)
+            refused: list[Answer] = []
+            eventually(lambda: bool(refused.append(ask(url, CHAT, ENDLESS)) or refused[-1].status == 503))
+            assert refused[-1].json()["error"]["code"] == "shutting_down"
+            assert "retry-after" in refused[-1].headers
+            assert ask(url, "/health").status == 503
+            events = read_answer(running).events()
+        assert events[-1]["usage"]["completion_tokens"] == 1000
+        assert process.wait(20) == 0
+
+
+def test_without_a_network_everything_works(models: Path) -> None:
+    """A session in a network namespace where there is nothing but loopback."""
+    alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    probe = shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True, check=False)
+    if not probe or probe.returncode:
+        pytest.skip("this system lets nobody make a network namespace")
+    script = (
+        "import json, sys, urllib.request, dither\n"
+        "with dither.serve(sys.argv[1], context=512, slots=1, threads=1) as server:\n"
+        "    body = {'messages': [{'role': 'user', 'content': 'hi'}], 'max_tokens': 4, 'temperature': 0}\n"
+        "    request = urllib.request.Request(server.url + '/chat/completions', json.dumps(body).encode())\n"
+        "    print(urllib.request.urlopen(request).read().decode())\n"
+    )
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", script, str(models / "endless.gguf")],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "abca"
+
+
+def test_the_command_explains_a_refusal(models: Path) -> None:
+    result = CliRunner().invoke(
+        command, ["serve", str(models / "caller.gguf"), "--host", "0.0.0.0", "--json"]
+    )
+    assert result.exit_code == 2 and "--insecure" in json.loads(result.stdout)["error"]["way_out"]

@@ -1,0 +1,123 @@
+"""Folders served by transformers: the same answers as its own `generate`, in OpenAI's form."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving_util import ask, connected, http
+
+import dither
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow  # loads torch and a model
+
+PROMPT = "The old man looked at the sea and"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(
+        shutil.copytree(str(files("dither") / "demo_model"), tmp_path_factory.mktemp("folder") / "demo")
+    )
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[dither.Server]:
+    with dither.serve(folder, context=256, queue=4, threads=1) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    """Greedy continuations by transformers alone: (text, tokens)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def answer(prompt: str, tokens: int) -> str:
+        ids = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            made = model.generate(**ids, max_new_tokens=tokens, do_sample=False)
+        return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    return answer
+
+
+def test_a_completion_is_generate_s(served: dither.Server, reference: Any) -> None:
+    expected = reference(PROMPT, 20)
+    body = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0}
+    made = ask(served.url, "/v1/completions", body).json()
+    assert made["choices"][0]["text"] == expected and made["choices"][0]["finish_reason"] == "length"
+    assert made["usage"]["completion_tokens"] == 20 and made["object"] == "text_completion"
+    events = ask(served.url, "/v1/completions", body | {"stream": True}).events()
+    assert "".join(choice["text"] for event in events for choice in event["choices"]) == expected
+
+
+def test_a_chat_streams_with_usage(served: dither.Server) -> None:
+    body = {"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+                         {"role": "user", "content": "Hello"}],
+            "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True},
+            "seed": 3}  # fmt: skip
+    first, second = (ask(served.url, "/v1/chat/completions", body).events() for _ in range(2))
+
+    def text(events: list[Any]) -> str:
+        return "".join(c["delta"].get("content", "") for e in events for c in e["choices"])
+
+    assert text(first) == text(second) != ""
+    assert first[-1]["choices"] == [] and first[-1]["usage"]["total_tokens"] > 8
+    assert first[0]["choices"][0]["delta"]["role"] == "assistant"
+
+
+def test_it_stops_at_a_text_even_inside_tokens(served: dither.Server, reference: Any) -> None:
+    whole = reference(PROMPT, 20)
+    stop = whole[7:10]
+    body = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0, "stop": [stop]}
+    made = ask(served.url, "/v1/completions", body).json()["choices"][0]
+    assert made["text"] == whole[: whole.index(stop)] and made["finish_reason"] == "stop"
+
+
+def test_what_it_cannot_do_is_said(served: dither.Server) -> None:
+    hello = {"messages": [{"role": "user", "content": "Hello"}]}
+    for more, param in (
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ):
+        answer = ask(served.url, "/v1/chat/completions", hello | more)
+        assert answer.status == 400 and answer.json()["error"]["param"] == param
+    assert ask(served.url, "/v1/embeddings", {"input": "x"}).status == 400
+    long = ask(served.url, "/v1/completions", {"prompt": "sea " * 500})
+    assert long.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_client_that_leaves_ends_the_work(served: dither.Server) -> None:
+    assert served.app is not None
+    body = {"prompt": PROMPT, "stream": True}
+    with connected(served.url, http(served.url, "/v1/completions", body)) as connection:
+        assert connection.recv(100)
+    end = time.monotonic() + 20
+    while served.app.active or served.app.pool.running:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    again = ask(served.url, "/v1/completions", {"prompt": PROMPT, "max_tokens": 2}).json()
+    assert again["usage"]["completion_tokens"] <= 2
+
+
+def test_a_quantized_folder_is_served(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="transformers reads this format with compressed-tensors")
+    dither.quantize(folder, "w8a16", tmp_path / "w8")
+    with dither.serve(tmp_path / "w8", context=256, threads=1) as server:
+        made = ask(
+            server.url, "/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+        ).json()
+        assert made["usage"]["completion_tokens"] == 12
+        assert json.dumps(made["choices"][0]["text"])
