@@ -13,8 +13,8 @@ from dither.cli import screen
 def test_the_public_names_are_these() -> None:
     assert dither.__all__ == [
         "Budget", "Calibration", "Converted", "DitherError", "EvidenceStore", "Fit", "Inspection",
-        "Measurement", "Plan", "Planned", "Report", "Result", "Runs", "__version__", "budget", "calibrate",
-        "codec", "convert",
+        "Measurement", "Plan", "Planned", "Report", "Result", "Runs", "__version__", "answers", "budget",
+        "calibrate", "codec", "convert",
         "fit", "inspect", "ladder", "load", "measure", "open_model", "plan", "preset_names", "preview",
         "quantize", "quantize_within", "report", "runs",
     ]  # fmt: skip
@@ -31,7 +31,7 @@ def test_the_flags_of_quantize_are_these() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sorted(commands) == [
-        "calibrate", "chat", "compare", "convert", "dashboard", "demo", "doctor", "fit", "inspect", "ladder",
+        "answers", "calibrate", "chat", "compare", "convert", "dashboard", "demo", "doctor", "fit", "inspect", "ladder",
         "measure", "plan", "quantise", "quantize", "report", "types",
     ]  # fmt: skip
     options = {option for parameter in commands["quantize"].params for option in parameter.opts}

@@ -26,6 +26,7 @@ from dither.errors import DitherError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dither._answers import answers
     from dither._calibrate import Calibration, calibrate
     from dither._convert import Converted, convert
     from dither._fit import fit
@@ -58,6 +59,7 @@ _HOMES = {
     "Report": "dither._report",
     "Result": "dither._quantize",
     "Runs": "dither.showing.notebook",
+    "answers": "dither._answers",
     "budget": "dither._plan",
     "calibrate": "dither._calibrate",
     "codec": "dither.codecs",
@@ -92,6 +94,7 @@ __all__ = [
     "Result",
     "Runs",
     "__version__",
+    "answers",
     "budget",
     "calibrate",
     "codec",

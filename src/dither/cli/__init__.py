@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dither import __version__
+from dither.cli.answers import answers
 from dither.cli.calibrate import calibrate
 from dither.cli.chat import chat
 from dither.cli.compare import compare
@@ -58,6 +59,7 @@ app.command()(plan)
 app.command()(ladder)
 app.command()(measure)
 app.command()(compare)
+app.command()(answers)
 app.command()(fit)
 app.command()(inspect)
 app.command()(types)

@@ -1,10 +1,10 @@
 """The live page: a small server on this machine, the jobs it starts, and what keeps others out.
 
-    app.py        which address answers what
-    security.py   who may ask: Host, Origin, token, sizes, headers
-    results.py    the results document and what is read lazily beside it
-    watch.py      notices new measurements
-    commands.py   forms of the page and the command lines they stand for
-    jobs.py       runs those as processes that outlive the server; processes.py finds them again
-    serve.py      binds a port and runs until Ctrl-C
+app.py        which address answers what
+security.py   who may ask: Host, Origin, token, sizes, headers
+results.py    the results document and what is read lazily beside it
+watch.py      notices new measurements
+commands.py   forms of the page and the command lines they stand for
+jobs.py       runs those as processes that outlive the server; processes.py finds them again
+serve.py      binds a port and runs until Ctrl-C
 """

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
@@ -34,7 +36,7 @@ from dither.dashboard.jobs import Jobs, reason_of
 from dither.dashboard.results import Results
 from dither.dashboard.watch import Watch
 from dither.errors import DitherError, SourceError, UsageError
-from dither.showing.export import charts, vega
+from dither.showing.export import charts, library_path, vega
 
 LOOK, TICK = 1.0, 0.5  # seconds between two looks at the folders, at the jobs
 _NOT_KEPT = {"cache-control": "no-store"}
@@ -67,12 +69,13 @@ Place = Annotated[int, Query(ge=0, le=2**40)]
 def build(results: Results, jobs: Jobs, watch: Watch) -> FastAPI:
     """The application.  Watching and jobs move as long as it runs."""
     hub = Hub()
+    library = threading.Thread(target=_make_library, daemon=True)
     jobs.on_change(lambda job: _tell_of_job(job, hub, results, watch))
 
     @contextlib.asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         hub.open(asyncio.get_running_loop())
-        threading.Thread(target=vega, daemon=True).start()  # seconds, the first time
+        library.start()
         tasks = [asyncio.create_task(_looking(watch, results, hub)), asyncio.create_task(_ticking(jobs))]
         try:
             yield
@@ -81,11 +84,12 @@ def build(results: Results, jobs: Jobs, watch: Watch) -> FastAPI:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            results.close()
 
     app = FastAPI(title="Dither", docs_url=None, redoc_url=None, openapi_url=None, lifespan=running)
     app.state.hub = hub
     _add_errors(app)
-    _add_page(app)
+    _add_page(app, library)
     _add_results(app, results, hub)
     _add_answers(app, results)
     _add_jobs(app, jobs)
@@ -133,7 +137,14 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"error": said}, error.status_code)
 
 
-def _add_page(app: FastAPI) -> None:
+def _make_library() -> None:
+    """Seconds, the first time, during which the bundler lets no other thread run: so in a process of its own."""
+    if not library_path().exists():
+        code = "from dither.showing.export import vega; vega()"
+        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+
+
+def _add_page(app: FastAPI, library: threading.Thread) -> None:
     folder = Path(str(files("dither.showing") / "page"))
 
     @app.get("/")
@@ -141,8 +152,11 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(folder / "index.html", headers=_NOT_KEPT)
 
     @app.get("/vega.js")
-    def library() -> Response:
-        return Response(vega(), media_type="text/javascript", headers={"cache-control": "private, max-age=3600"})
+    def vega_library() -> Response:
+        library.join()
+        return Response(
+            vega(), media_type="text/javascript", headers={"cache-control": "private, max-age=3600"}
+        )
 
     @app.get("/charts/{name}.json")
     def chart(name: str) -> JSONResponse:
@@ -200,9 +214,7 @@ def _add_answers(app: FastAPI, results: Results) -> None:
 
     @app.post("/api/answer")
     def answer(ask: Ask) -> StreamingResponse:
-        return StreamingResponse(
-            _told(results, ask, busy), media_type="text/event-stream", headers=_NOT_KEPT
-        )
+        return StreamingResponse(_told(results, ask, busy), media_type="text/event-stream", headers=_NOT_KEPT)
 
     @app.post("/api/forced")
     def forced(given: Text) -> dict[str, Any]:

@@ -91,7 +91,12 @@ _EVIDENCE = Field(
     hint="The folder that “calibrate” wrote. Without it, a budget learns its own first.",
 )  # fmt: skip
 _SOLVER = Field(
-    "solver", "Solver", "choice", "--solver", choices=SOLVERS, hint="Left open: gptq where the evidence allows."
+    "solver",
+    "Solver",
+    "choice",
+    "--solver",
+    choices=SOLVERS,
+    hint="Left open: gptq where the evidence allows.",
 )
 _TRANSFORM = Field(
     "transform", "Rewrite the model first", "choice", "--transform", choices=TRANSFORMS, more=True
@@ -203,6 +208,7 @@ def build(kind: str, fields: Mapping[str, object]) -> Command:
             continue
         if field.required and not values:
             problems.append(_problem(field.name, "is needed"))
+            values = [field.name.upper()]  # as a manual writes what is to be filled in; it cannot run so
         if values:
             chosen[field.one_of] = chosen.get(field.one_of, 0) + 1
         if not field.option:
@@ -211,20 +217,21 @@ def build(kind: str, fields: Mapping[str, object]) -> Command:
             words += [field.option] if values else []
         else:
             words += [word for value in values for word in (field.option, value)]
-    problems += _targets(form, chosen)
+    for group in dict.fromkeys(field.one_of for field in form.fields if field.one_of):
+        if chosen.get(group, 0) != 1:
+            few = not chosen.get(group)
+            problems.append(_problem(group, "is needed" if few else "must be one, not several"))
+            words += _unfilled(form, group) if few else []
     return Command((kind, *alone, *words), tuple(problems))
+
+
+def _unfilled(form: Form, group: str) -> list[str]:
+    first = next(field for field in form.fields if field.one_of == group)
+    return [first.option, first.label.split()[0].upper()]
 
 
 def _names(form: Form) -> set[str]:
     return {field.name for field in form.fields}
-
-
-def _targets(form: Form, chosen: Mapping[str, int]) -> list[Mapping[str, str]]:
-    """A budget or a type, and one of them."""
-    groups = {field.one_of for field in form.fields if field.one_of}
-    said = {0: "is needed", 1: ""}
-    found = {group: said.get(chosen.get(group, 0), "must be one, not several") for group in sorted(groups)}
-    return [_problem(group, reason) for group, reason in found.items() if reason]
 
 
 def _problem(field: str, reason: str) -> Mapping[str, str]:

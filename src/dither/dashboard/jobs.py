@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ MOST_WAITING = 20
 LINES, LONGEST_LINE = 200, 500
 _LARGEST = 64 * 2**20  # bytes of a result that is read
 _ASKED, _TOLD = 8.0, 20.0  # seconds after SIGINT and SIGTERM
-_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}[0-9a-f]{6}")  # the time, to sort by, and what none can guess
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\t\x80-\U0010ffff]|[\x80-\x9f]")
 
 Told = Callable[[dict[str, Any]], None]
@@ -82,7 +83,7 @@ class Jobs:
         with self._lock:
             if sum(job["state"] == "waiting" for job in self.all()) >= MOST_WAITING:
                 raise UsageError("the queue", f"holds {MOST_WAITING} jobs", "Wait for one, or cancel one.")
-            job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+            job_id = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}{secrets.token_hex(3)}"
             record = {
                 "id": job_id, "kind": kind, "words": list(command.words), "folder": str(self.work_in),
                 "created": time.time(), "server": self._me, "process": None, "cancelled": None, "ended": None,
@@ -212,7 +213,18 @@ class Jobs:
 
     def _record(self, job_id: str) -> dict[str, Any] | None:
         found = _read_json(self.folder / job_id / "job.json", 2**20)
-        wanted = {"id", "kind", "words", "folder", "created", "server", "process", "cancelled", "ended", "code"}
+        wanted = {
+            "id",
+            "kind",
+            "words",
+            "folder",
+            "created",
+            "server",
+            "process",
+            "cancelled",
+            "ended",
+            "code",
+        }
         return found if isinstance(found, dict) and wanted <= set(found) and found["id"] == job_id else None
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -295,7 +307,10 @@ def _made(place: Path) -> str | None:
     """The file or folder a job made, where its result names one."""
     result = _read_json(place / "result.json", _LARGEST)
     found = result if isinstance(result, dict) else {}
-    for value in (found.get("path"), *(part.get("path") for part in found.values() if isinstance(part, dict))):
+    for value in (
+        found.get("path"),
+        *(part.get("path") for part in found.values() if isinstance(part, dict)),
+    ):
         if isinstance(value, str) and value:
             return value
     return None
@@ -306,7 +321,7 @@ def _lines(path: Path) -> list[str]:
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LINES * LONGEST_LINE))
         text = file.read(LINES * LONGEST_LINE).decode("utf-8", "replace")
-        lines = [_clean(line.rpartition("\r")[2]).rstrip()[:LONGEST_LINE] for line in text.split("\n")]
+        lines = [_clean(line.rstrip("\r").rpartition("\r")[2]).rstrip()[:LONGEST_LINE] for line in text.split("\n")]
         return [line for line in lines if line][-LINES:]
     return []
 
@@ -320,7 +335,7 @@ def _read_json(path: Path, limit: int) -> object:
     try:
         if path.stat().st_size > limit:
             return None
-        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
 

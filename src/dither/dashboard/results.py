@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dither.errors import SourceError
 
 if TYPE_CHECKING:
+    from dither._answers import Sides
     from dither.types import Model
 
 _MOST_OPEN = 8
@@ -29,6 +30,7 @@ class Results:
         self._lock = threading.Lock()
         self._document: dict[str, Any] | None = None
         self._text = b""
+        self._sides: tuple[tuple[str, str], Sides] | None = None
         self._open: OrderedDict[tuple[str, int], Model] = OrderedDict()
 
     def renew(self) -> None:
@@ -75,17 +77,25 @@ class Results:
         return (picture(types) if types else picture()).to_json()
 
     def answer(self, run: str, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
-        """Pieces of both models' answers.  Raises as `dither._answers` does."""
-        from dither import _answers
+        """Pieces of both models' answers; both stay open for the next.  Raises as `dither._answers` does."""
+        from dither._answers import Sides
 
-        original, quantized = self.places(run)
-        return _answers.stream(quantized, original, prompt, max_tokens=max_tokens)
+        places = self.places(run)
+        if self._sides is None or self._sides[0] != places:
+            self.close()
+            self._sides = (places, Sides(*places))
+        yield from self._sides[1].stream(prompt, max_tokens)
 
     def forced(self, run: str, text: str) -> dict[str, Any]:
-        from dither import _answers
+        from dither._answers import forced
 
-        original, quantized = self.places(run)
-        return _answers.forced(quantized, original, text).to_json()
+        return forced(*self.places(run), text).model_dump(mode="json")
+
+    def close(self) -> None:
+        """Ends the models that answer."""
+        if self._sides is not None:
+            self._sides[1].close()
+            self._sides = None
 
     def fit(self, context: int, kv: str, slots: int) -> dict[str, Any]:
         from dither._fit import fit
@@ -104,9 +114,7 @@ class Results:
     def _reference(self) -> str:
         reference = self.document().get("reference") or {}
         if not reference.get("path"):
-            raise SourceError(
-                "the original", "was not found beside the files", "Start with --against MODEL."
-            )
+            raise SourceError("the original", "was not found beside the files", "Start with --against MODEL.")
         return str(reference["path"])
 
     def _pair(self, run: str) -> tuple[Model, Model]:

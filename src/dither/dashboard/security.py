@@ -91,7 +91,13 @@ class Guard:
         self, app: App, names: Iterable[str], token: str | None = None, addresses: bool = False,
         port: int = 0,
     ) -> None:  # fmt: skip
-        self.app, self.names, self.token, self.addresses, self.port = app, frozenset(names), token, addresses, port
+        self.app, self.names, self.token, self.addresses, self.port = (
+            app,
+            frozenset(names),
+            token,
+            addresses,
+            port,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -128,7 +134,9 @@ class Guard:
         host = found[0].lower() if len(found) == 1 else ""
         if host in self.names or (self.addresses and self._is_address(host)):
             return host
-        raise Refused(421, "the request names another host", "Open the address that was printed at the start.")
+        raise Refused(
+            421, "the request names another host", "Open the address that was printed at the start."
+        )
 
     def _is_address(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")
@@ -170,7 +178,9 @@ class Guard:
             given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20).get("token", [""])[0]
             if self._same(given):
                 return True
-        raise Refused(401, "a token is needed", "Open the address with ?token=… that was printed at the start.")
+        raise Refused(
+            401, "a token is needed", "Open the address with ?token=… that was printed at the start."
+        )
 
     def _same(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), (self.token or "").encode())

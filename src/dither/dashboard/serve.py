@@ -64,7 +64,9 @@ def serve(
 class _Server(uvicorn.Server):
     """Tells when it answers, and ends those who listen to events before it waits for them."""
 
-    def __init__(self, config: uvicorn.Config, closing: Callable[[], None], ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, closing: Callable[[], None], ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._closing, self._ready = closing, ready
 

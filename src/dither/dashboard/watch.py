@@ -15,7 +15,15 @@ from pathlib import Path
 
 DEPTH = 2  # folders below a named one, as `showing.discover` looks
 MOST_ENTRIES = 4096  # of a folder
-_WATCHED = (".gguf", ".measure.json", ".answers.json", ".safetensors", "config.json", "costs.json", "manifest.json")
+_WATCHED = (
+    ".gguf",
+    ".measure.json",
+    ".answers.json",
+    ".safetensors",
+    "config.json",
+    "costs.json",
+    "manifest.json",
+)
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

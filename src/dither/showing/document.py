@@ -153,7 +153,7 @@ class ForcedToken(Part):
     """A token of a given text, and what both models expected in its place."""
 
     text: Text
-    kl: float
+    kl: float | None  # none of the first token, which nothing precedes
     top_original: Likely
     top_quantized: Likely
     same_top: bool

@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -161,16 +162,13 @@ def vega() -> str:
     Bundled by vl-convert from the sources inside it, which takes seconds, and kept in the user's cache.
     Raises OutputError where vl-convert is missing.
     """
-    try:
-        import vl_convert
-    except ImportError:
-        raise OutputError("the charts", "need vl-convert", "pip install vl-convert-python") from None
-    version = re.sub(r"[^\w.]", "", str(vl_convert.__version__))  # type: ignore[attr-defined]
-    kept = _cache() / f"vega-{version}.js"
+    kept = library_path()
     try:
         return _whole(kept.read_text("utf-8"))
     except (OSError, ValueError):
         pass
+    import vl_convert
+
     made = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")) + _END
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +178,15 @@ def vega() -> str:
     except OSError:
         pass  # made again next time
     return made
+
+
+def library_path() -> Path:
+    """Where it is kept, by vl-convert's version.  Raises OutputError where vl-convert is missing."""
+    try:
+        version = metadata.version("vl-convert-python")
+    except metadata.PackageNotFoundError:
+        raise OutputError("the charts", "need vl-convert", "pip install vl-convert-python") from None
+    return _cache() / f"vega-{re.sub(r'[^0-9a-z.]', '', version)}.js"
 
 
 _END = "\n/* whole */\n"

@@ -1,0 +1,102 @@
+"""`dither answers`: a file and its original asked the same, recorded for the page to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
+
+if TYPE_CHECKING:
+    from dither.showing.answers import Answer, Forced, Recorded
+
+
+def answers(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The quantized file: a GGUF or a folder.")],
+    against: Annotated[
+        str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("-p", "--prompt", help="What both are asked; may be repeated.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="A text both read: KL divergence by token.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Longest answer, in tokens.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    device: Annotated[str, typer.Option(help="Where to read --text: cpu, cuda, …")] = "cpu",
+    no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.answers.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Record what a quantized file and its original answer, side by side."""
+    with stop_on_error(as_json):
+        from dither import _answers
+
+        with Meter() as meter:
+            found = _answers.answers(
+                file, against, prompts=prompt or _answers.PROMPTS,
+                text=None if text is None else _read(text), max_tokens=tokens, threads=threads, device=device,
+                save=not no_save, progress=meter,
+            )  # fmt: skip
+        if as_json:
+            print_json(found.to_json())
+            return
+        show(found)
+        if not no_save:
+            command = copyable("dither", "dashboard", file)
+            err.print(f"Kept beside the file. See them:  {command}", soft_wrap=True)
+
+
+def _read(path: Path) -> str:
+    """The file's beginning: no more than is taken.  Raises SourceError where it cannot be read as text."""
+    from dither.errors import SourceError
+    from dither.showing.answers import LONGEST_TEXT
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(LONGEST_TEXT)
+    except OSError as error:
+        raise SourceError(str(path), f"cannot be read ({error.strerror})", "Name a text file.") from None
+    except UnicodeDecodeError:
+        reason, way_out = "is not UTF-8 text", "Convert it: iconv -t UTF-8 FILE."
+        raise SourceError(str(path), reason, way_out) from None
+
+
+def show(found: Recorded) -> None:
+    for note in found.notes:
+        err.print(f"[yellow]note:[/] {plain(note)}")
+    for answer in found.answers:
+        _show_answer(answer)
+    for forced in found.forced:
+        _show_forced(forced)
+
+
+def _show_answer(answer: Answer) -> None:
+    out.print(f"[bold]{plain(_line(answer.prompt))}[/]", soft_wrap=True)
+    for name, side in (("original", answer.original), ("quantized", answer.quantized)):
+        at = len(side.tokens) if answer.first_divergence is None else answer.first_divergence
+        same, other = (plain(_line("".join(part))) for part in (side.tokens[:at], side.tokens[at:]))
+        out.print(f"  {name:9}  {same}{'[bold]▸[/]' if other else ''}{other}", soft_wrap=True)
+    if answer.first_divergence is None:
+        out.print("  They answer alike.\n")
+    else:
+        out.print(f"  They part at token {answer.first_divergence + 1}.\n")
+
+
+def _show_forced(forced: Forced) -> None:
+    scored = [token for token in forced.tokens if token.kl is not None]
+    if not scored:
+        return
+    worst = max(scored, key=lambda token: token.kl or 0.0)
+    mean = sum(token.kl or 0.0 for token in scored) / len(scored)
+    same = sum(token.same_top for token in scored) / len(scored)
+    out.print(
+        f"Reading {len(scored)} tokens: mean KL divergence {mean:.4g}, the same token likeliest in "
+        f"{100 * same:.1f} %; furthest apart before “{plain(_line(worst.text).strip())}” ({worst.kl:.3g})."
+    )
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "⏎")
