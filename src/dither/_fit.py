@@ -201,9 +201,7 @@ class _Judge:
         embedding = 0 if tied else sum(size for tensor, size in tensors if tensor == "token_embd.weight")
         layers = max(1, len(self.shape.layers))
         verdict = judge(Load(memory, layers, active, self.shape.vocabulary, embedding), self.machine)
-        return Candidate(
-            name, file, bits, memory, verdict, quality, importance, notes, active, embedding
-        )  # fmt: skip
+        return Candidate(name, file, bits, memory, verdict, quality, importance, notes, active, embedding)
 
     def experts(self) -> tuple[int, int]:
         field = self.model.metadata.get(f"{self.model.arch}.expert_count")

@@ -31,7 +31,7 @@ class Candidate:
     needs_importance: bool
     notes: tuple[str, ...] = ()
     active: int = 0  # bytes of weights read per token
-    embedding: int = 0  # bytes of a token embedding that no GPU holds
+    embedding: int = 0  # bytes of a token embedding that is no output matrix
 
     @property
     def fits(self) -> bool:

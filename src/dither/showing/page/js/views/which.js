@@ -175,7 +175,7 @@ function whichSentence(runs, best, points, state) {
   if (state.key === "same_top") {
     words.push(`: it ${picks(top.value, top.value > 0.995 ? 2 : 1)}`, kl ? `, and loses ${formatShort(kl.value)} nats per token` : "");
   } else {
-    const loses = kl ? `loses ${formatShort(kl.value)}${whichEnds(kl)} nats per token` : "";
+    const loses = kl ? `loses ${formatShort(kl.value)} nats per token${whichEnds(kl)}` : "";
     const also = top ? picks(top.value, top.value > 0.995 ? 1 : 0) : "";
     if (state.key !== "kl_mean") words.push(`, by ${FRONTIER_METRICS[state.key].name}: ${best.shown}`);
     if (loses || also) words.push(state.key === "kl_mean" ? ": it " : "; it ", [loses, also].filter(Boolean).join(", and "));
