@@ -147,6 +147,7 @@ def document(
     return Document(
         tool=f"dither {__version__}", made=now(), live=live, title=shown(title or _title(found), 400),
         reference=found.reference, runs=tuple(found.runs), fit=judged, guide=GUIDE,
+        speed=tuple(run.timed for run in found.runs if run.timed is not None),
         glossary=cast("JsonValue", GLOSSARY), problems=(*found.problems, *problems),
     )  # fmt: skip
 

@@ -19,11 +19,14 @@ _WATCHED = (
     ".gguf",
     ".measure.json",
     ".answers.json",
+    ".bench.json",
     ".safetensors",
     "config.json",
     "costs.json",
     "manifest.json",
 )
+
+_BESIDE = (".measure.json", ".answers.json", ".bench.json")
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
@@ -37,7 +40,7 @@ def fingerprint(paths: Iterable[Path]) -> str:
 def _lines(path: Path, depth: int) -> Iterator[str]:
     if not path.is_dir():
         folder = path.parent
-        for beside in (path, *(folder / f"{path.name}{end}" for end in (".measure.json", ".answers.json"))):
+        for beside in (path, *(folder / f"{path.name}{end}" for end in _BESIDE)):
             with contextlib.suppress(OSError):
                 yield _line(beside.name, os.fspath(beside), beside.stat())
         return

@@ -24,8 +24,10 @@ def prepared(runs: Sequence[Run]) -> list[Run]:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs of the text and the original that most were measured on (ties: the first); no stale ones."""
-    sound = [run for run in runs if run.metrics and not run.stale]
+    """The runs of the text and the original that most were measured on (ties: the first); no stale ones.
+    Where none was measured, those that were timed."""
+    known = [run for run in runs if run.metrics and not run.stale]
+    sound = [run for run in known if run.measured_on is not None] or known
     groups = Counter(_ground(run) for run in sound)
     if not groups:
         return []

@@ -134,6 +134,21 @@ class Palette(Part):
     notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
 
 
+class Speed(Part):
+    """A file timed on one machine; tokens per second, joules per token."""
+
+    run: Name
+    command: Text
+    threads: Count
+    prefill: Value | None = None
+    decode: Value | None = None
+    peak_memory_bytes: Count | None = None
+    joules_per_token: Value | None = None
+    joules_note: Text = ""
+    machine: Text = ""
+    tag: Tag = "measured"
+
+
 class Run(Part):
     """A quantized file, and what is known of it."""
 
@@ -161,6 +176,7 @@ class Run(Part):
     tensors: Annotated[tuple[TensorRow, ...], Field(max_length=MOST_TENSORS)] = ()
     tiles: Annotated[dict[Name, Tile], Field(max_length=256)] = {}
     palettes: Annotated[dict[Name, Palette], Field(max_length=256)] = {}
+    timed: Speed | None = Field(default=None, exclude=True)  # what the document's `speed` is made of
     answers: Annotated[tuple[Answer, ...], Field(max_length=1024)] = ()
     forced: Annotated[tuple[Forced, ...], Field(max_length=1024)] = ()
 
@@ -207,19 +223,6 @@ class FitInput(Part):
     defaults: dict[str, JsonValue]
     constants: dict[str, JsonValue]
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
-
-
-class Speed(Part):
-    run: Name
-    command: Text
-    threads: Count
-    prefill: Value | None = None
-    decode: Value | None = None
-    peak_memory_bytes: Count | None = None
-    joules_per_token: Value | None = None
-    joules_note: Text = ""
-    machine: Text = ""
-    tag: Tag = "measured"
 
 
 class Problem(Part):

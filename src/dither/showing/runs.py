@@ -30,7 +30,7 @@ from dither.measuring.schema import Measurement
 from dither.models.checkpoint import ABOUT
 from dither.models.outline import outline
 from dither.models.source import open_headers
-from dither.showing import answers, recipes
+from dither.showing import answers, recipes, speeds
 from dither.showing.document import MeasuredOn, Metric, Run, TensorRow, read_object, read_text
 from dither.showing.tensors import rows_of
 from dither.types import Model
@@ -190,16 +190,20 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
         problems.append(FormatError(error.thing, error.reason, error.way_out))
     source = found.reference if found else recipes.source_of(facts.recipe)
     recorded, problem = _recorded(facts.path)
-    if problem is not None:
-        problems.append(problem)
+    benchmark, timing, unread = speeds.benchmark_of(facts.path)
+    problems += filter(None, (problem, unread))
+    measured = _measured(found)
+    if benchmark is not None:
+        measured["metrics"] = measured.get("metrics", {}) | speeds.metrics_of(benchmark)
     run = Run(
         id=run_id(facts.path), file=shown(facts.path.name, 400), path=_path(facts.path), type=facts.type,
         container=facts.container, recipe=recipes.in_words(facts.recipe),
         command=recipes.command(facts.recipe, facts.path.name, source),
         bytes=facts.bytes, file_bytes=facts.file_bytes, parameters=facts.parameters,
         bpw=8 * facts.bytes / max(1, facts.parameters),
-        mixed=facts.mixed, tensors=facts.tensors, **_measured(found), **recorded,
-        notes=(*notes, *_said(found)), stale=stale,
+        mixed=facts.mixed, tensors=facts.tensors, **measured, **recorded,
+        notes=(*notes, *_said(found), *timing), stale=stale,
+        timed=None if benchmark is None else speeds.speed_of(run_id(facts.path), benchmark),
     )  # fmt: skip
     return run, problems
 
