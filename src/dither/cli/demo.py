@@ -7,6 +7,7 @@ loaded into llama.cpp and made to write a line.
 from __future__ import annotations
 
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,18 @@ from dither.units import format_bytes, format_count, format_seconds
 
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 PROMPT = "The old man looked at the sea and"
+MEASURED = 1024  # tokens: enough to tell these files apart
+READING = (
+    "fewer bits per weight make a smaller file, and weights further from the original's. The error is "
+    "measured on the files just written."
+)
+MEASURING = (
+    "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
+)
+UNMEASURED = (
+    "How much of the model's skill is left, no table of weights can say: `dither measure` can, with "
+    "`pip install 'dither\\[calibrate]'`."
+)
 
 
 def demo(
@@ -34,11 +47,12 @@ def demo(
         make_folder(output)
         prepare_encoders(model)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
+        measured = measure_all(rows, model)
         report = write_report(rows, model, output)
         if as_json:
             print_json({"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report})
             return
-        show(rows, prompt, output, report)
+        show(rows, prompt, output, report, measured)
 
 
 def make_folder(folder: Path) -> None:
@@ -85,6 +99,21 @@ def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None
     }
 
 
+def measure_all(rows: list[dict[str, Any]], model: Path) -> bool:
+    """Adds `kl`, nats per token, to the rows of quantized files, where what that takes is installed."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return False
+    from dither._measure import measure
+
+    err.print("measuring what was lost …")
+    files = [row for row in rows if row["type"] != "F16"]
+    with Meter() as meter:
+        found = measure([row["path"] for row in files], model, tokens=MEASURED, progress=meter)
+    for row, measurement in zip(files, found, strict=True):
+        row["kl"] = measurement.kl_mean
+    return True
+
+
 def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
     """The page of these files; returns where it is."""
     from dither._report import report
@@ -93,10 +122,10 @@ def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
     return report(paths, folder / "report.html", against=model, title="dither-demo", force=True).path
 
 
-def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str) -> None:
+def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str, measured: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type", no_wrap=True)
-    for heading in ("size", "bits/weight", "smaller", "time", "weight error"):
+    for heading in ("size", "bits/weight", "smaller", "time", "weight error", *(["KL"] if measured else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -106,6 +135,7 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str) -> 
             f"{row['compression']:.2f}×",
             format_seconds(row["seconds"]),
             f"{100 * row['relative_error']:.2f} %",
+            *([f"{row['kl']:.4f}" if "kl" in row else ""] if measured else []),
         )
     out.print(
         f"\n[bold]The bundled model, {format_count(rows[0]['parameters'])} parameters, made smaller[/]\n"
@@ -116,10 +146,7 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str) -> 
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
     example = folder / "dither-demo-Q4_K_M.gguf"
     out.print(
-        "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from "
-        "the original's. The error is measured on the files just written; how much of the model's skill is "
-        "left, no table of weights can say, but `dither measure` can.\n\n"
-        "[bold]Next[/]"
+        f"\n[bold]Reading the table[/]: {READING} {MEASURING if measured else UNMEASURED}\n\n[bold]Next[/]"
     )
     out.print(f"  {plain(report)} shows all of it: it opens in a browser, offline", soft_wrap=True)
     out.print(f"  {copyable('dither', 'dashboard', folder)}  shows the same, live", soft_wrap=True)

@@ -132,8 +132,16 @@ function speedSentence(shown, key) {
     memory: ["takes the least memory at its peak: ", ""], energy: ["needs the least energy: ", " joules per token"],
   }[key];
   const said = [el("strong", {}, best.label), ` ${words[0]}${speedShown(speedValue(best, key), key)}${words[1]}`];
+  const others = shown.filter((entry) => entry !== best && speedOverlaps(speedValue(entry, key), speedValue(best, key), more)).map((entry) => entry.label);
+  const unsure = others.length ? `The repeats do not tell it from ${others.slice(0, 3).join(", ")}${others.length > 3 ? " and others" : ""}. ` : "";
   const where = best.machine ? ` on ${best.machine}${best.threads ? `, ${best.threads === 1 ? "one thread" : `${best.threads} threads`}` : ""}` : "";
-  return [...said, `${where}. `, tagChip(best.tag, true)];
+  return [...said, `${where}. ${unsure}`, tagChip(best.tag, true)];
+}
+
+// Whether the spreads of two figures meet.
+function speedOverlaps(other, best, more) {
+  if (![other.low, other.high, best.low, best.high].every(Number.isFinite)) return false;
+  return more ? other.high >= best.low : other.low <= best.high;
 }
 
 function speedCommands(entries) {
