@@ -148,6 +148,7 @@ def test_what_cannot_be_served_is_refused_at_once(models: Path, tmp_path: Path) 
     for options in (
         {"host": "0.0.0.0"}, {"kv": "q9"}, {"context": 0}, {"slots": 0}, {"queue": -1}, {"port": 99999},
         {"engine": "magic"}, {"memory": "1MB"}, {"engine": "transformers"},
+        {"api_keys": [""]},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             dither.serve(caller, **options)  # type: ignore[arg-type]
@@ -170,6 +171,14 @@ def test_two_files_of_one_name_are_told_apart_by_their_folders(models: Path, tmp
     with dither.serve(files, context=256, slots=1, threads=1) as server:
         assert [model.name for model in server.models] == ["a/model", "b/model"]
         assert ask(server.url, "/v1/models/b/model").json()["id"] == "b/model"
+
+
+def test_a_folder_of_one_gguf_is_that_file(models: Path, tmp_path: Path) -> None:
+    shutil.copy(models / "caller.gguf", tmp_path / "inside.gguf")
+    with dither.serve(tmp_path, context=256, slots=1, threads=1) as server:
+        assert server.models[0].path == tmp_path / "inside.gguf"
+        body = {"model": tmp_path.name, "messages": ENDLESS["messages"], "max_tokens": 1}
+        assert ask(server.url, CHAT, body).status == 200
 
 
 def test_a_quantized_cache_serves(models: Path, bundled: Path) -> None:

@@ -36,7 +36,7 @@ def serve(
         typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line; requests need one."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; up to 8192.")
+        int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
     ] = None,
     slots: Annotated[
         int | None, typer.Option("--slots", help="Conversations at once; default: up to 4, as memory allows.")

@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dither.engines import http_client
 from dither.engines.llamacpp import EngineError
-from dither.engines.protocol import Reply
+from dither.engines.protocol import EngineGoneError, Reply
 
+_DYING = 1.0  # seconds
 _LAST_WORDS = 5.0  # seconds a child has to end by itself
 _MOST_LINE = 2**20
 
@@ -59,7 +60,28 @@ class LlamaProcess:
         return self._process.pid
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
-        return await http_client.request(self.address, self.key, path, json.dumps(body).encode())
+        try:
+            reply = await http_client.request(self.address, self.key, path, json.dumps(body).encode())
+        except EngineGoneError:
+            await self._settle()
+            raise
+        return replace(reply, pieces=self._watched(reply.pieces))
+
+    async def _watched(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        assert isinstance(pieces, AsyncGenerator)
+        async with contextlib.aclosing(pieces) as found:
+            try:
+                async for piece in found:
+                    yield piece
+            except EngineGoneError:
+                await self._settle()
+                raise
+
+    async def _settle(self) -> None:
+        """A process that died closes its connections a little before it counts as dead: whoever hears of
+        the one shall find the other true."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _DYING)
 
     async def metrics(self) -> str:
         return (await self._get("/metrics")).decode()

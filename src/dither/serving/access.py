@@ -30,6 +30,10 @@ _MOST_KEYS, _MOST_KEY_FILE = 1000, 2**16
 class Access:
     def __init__(self, keys: Sequence[str], host: str, insecure: bool) -> None:
         """Raises UsageError where `host` is beyond loopback, there is no key and nobody insists."""
+        if not all(keys):
+            raise UsageError(
+                "an API key", "is empty, as is what clients without one send", "Give a real one."
+            )
         self._keys = [key.encode() for key in keys]
         self._host = host
         self._checks_host = not keys and is_loopback(host)

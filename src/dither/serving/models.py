@@ -130,11 +130,18 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
         if wishes.slots is None and slots < SLOTS[0] and kind == GGUF:
             notes.append(f"{name}: {slots} at once, as more do not fit into memory; --slots insists")
         return Served(
-            name=name, path=path, engine=kind, created=int(path.stat().st_mtime),
+            name=name, path=_weights_of(model, path), engine=kind, created=int(path.stat().st_mtime),
             aliases=tuple(str(title) for title in titles if title), context=context, slots=slots,
             memory=memory, need=memory.total if memory else int(1.2 * weights), wishes=wishes,
             notes=tuple(notes),
         )  # fmt: skip
+
+
+def _weights_of(model: Model, path: Path) -> Path:
+    """What the engine opens: a folder may have held one GGUF, a file may be one shard of a folder."""
+    if model.kind == "gguf":
+        return path if path.is_file() else Path(model.files[0])
+    return path if path.is_dir() else path.parent
 
 
 def _engine_of(model: Model, path: Path, asked: str) -> str:
