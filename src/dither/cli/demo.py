@@ -1,4 +1,4 @@
-"""`dither demo`: the main job on the model that ships with Dither, from 8 bits down to 2.
+"""`dither demo`: the main jobs on the model that ships with Dither: making, measuring, showing, running.
 
 Every row of the table is measured here and now: the file is written, decoded again for its error,
 loaded into llama.cpp and made to write a line.
@@ -6,10 +6,12 @@ loaded into llama.cpp and made to write a line.
 
 from __future__ import annotations
 
+import json
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.request import Request, urlopen
 
 import typer
 from rich.table import Table
@@ -20,6 +22,7 @@ from dither.units import format_bytes, format_count, format_seconds
 
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 PROMPT = "The old man looked at the sea and"
+SERVED = "Q4_K_M"
 MEASURED = 1024  # tokens: enough to tell these files apart
 READING = (
     "fewer bits per weight make a smaller file, and weights further from the original's. The error is "
@@ -42,17 +45,20 @@ def demo(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Quantize the bundled model to a ladder of types."""
+    """Quantize the bundled model to a ladder of types, report on them, serve one."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
         make_folder(output)
         prepare_encoders(model)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
         measured = measure_all(rows, model)
         report = write_report(rows, model, output)
+        served = serve_one(rows, prompt, threads)
         if as_json:
-            print_json({"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report})
+            document = {"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report}
+            print_json({**document, "served": served})
             return
         show(rows, prompt, output, report, measured)
+        show_served(served, output)
 
 
 def make_folder(folder: Path) -> None:
@@ -122,6 +128,33 @@ def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
     return report(paths, folder / "report.html", against=model, title="dither-demo", force=True).path
 
 
+def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> dict[str, Any]:
+    """Serves one file as `dither serve` does, and asks for a continuation over HTTP, as any client would."""
+    from dither.serving.server import serve
+
+    err.print(f"serving {SERVED} …")
+    path = next(row["path"] for row in rows if row["type"] == SERVED)
+    with serve([path], context=256, slots=1, threads=threads) as server:
+        body = {"model": server.models[0].name, "prompt": prompt, "max_tokens": 24, "temperature": 0}
+        request = Request(
+            f"{server.url}/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urlopen(request, timeout=60) as answer:
+            found = json.load(answer)
+        return {
+            "url": server.url, "model": body["model"], "usage": found["usage"],
+            "text": " ".join(found["choices"][0]["text"].split()),
+        }  # fmt: skip
+
+
+def show_served(served: dict[str, Any], folder: Path) -> None:
+    example = folder / f"dither-demo-{SERVED}.gguf"
+    out.print(f"\n[bold]Asked over HTTP[/], {plain(served['model'])} at {served['url']} wrote\n")
+    out.print(f"  {plain(served['text'])}\n")
+    out.print("It is closed again. To serve it to programs that speak OpenAI's API:\n")
+    out.print(f"  {copyable('dither', 'serve', example)}", soft_wrap=True)
+
+
 def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str, measured: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type", no_wrap=True)
@@ -144,7 +177,7 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str, mea
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
-    example = folder / "dither-demo-Q4_K_M.gguf"
+    example = folder / f"dither-demo-{SERVED}.gguf"
     out.print(
         f"\n[bold]Reading the table[/]: {READING} {MEASURING if measured else UNMEASURED}\n\n[bold]Next[/]"
     )
