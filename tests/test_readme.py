@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 def test_the_first_session_and_the_python_block(tmp_path: Path) -> None:
     (tmp_path / "src").symlink_to(ROOT / "src")
     consoles, (python,) = blocks("console"), blocks("python")
-    assert len(consoles) == 3
+    assert len(consoles) == 5
     for line in "".join(consoles).splitlines():
         _, *words = shlex.split(line.removeprefix("$ "))
         done = subprocess.run(

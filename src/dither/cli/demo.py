@@ -57,8 +57,9 @@ def demo(
             document = {"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report}
             print_json({**document, "served": served})
             return
-        show(rows, prompt, output, report, measured)
-        show_served(served, output)
+        show(rows, prompt, measured)
+        show_served(served)
+        show_next(output, report)
 
 
 def make_folder(folder: Path) -> None:
@@ -147,15 +148,22 @@ def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> d
         }  # fmt: skip
 
 
-def show_served(served: dict[str, Any], folder: Path) -> None:
+def show_served(served: dict[str, Any]) -> None:
+    out.print(f"\n[bold]Over HTTP[/], {plain(served['model'])} at {served['url']} answered\n")
+    out.print(f"  {plain(served['text'])}")
+
+
+def show_next(folder: Path, report: str) -> None:
     example = folder / f"dither-demo-{SERVED}.gguf"
-    out.print(f"\n[bold]Asked over HTTP[/], {plain(served['model'])} at {served['url']} wrote\n")
-    out.print(f"  {plain(served['text'])}\n")
-    out.print("It is closed again. To serve it to programs that speak OpenAI's API:\n")
-    out.print(f"  {copyable('dither', 'serve', example)}", soft_wrap=True)
+    out.print("\n[bold]Next[/]")
+    out.print(f"  {plain(report)} shows all of it: it opens in a browser, offline", soft_wrap=True)
+    out.print(f"  {copyable('dither', 'dashboard', folder)}  shows the same, live", soft_wrap=True)
+    for command in ("chat", "serve", "inspect"):
+        out.print(f"  {copyable('dither', command, example)}", soft_wrap=True)
+    out.print("  dither quantize path/to/your-model --to Q4_K_M")
 
 
-def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str, measured: bool) -> None:
+def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type", no_wrap=True)
     for heading in ("size", "bits/weight", "smaller", "time", "weight error", *(["KL"] if measured else [])):
@@ -177,12 +185,5 @@ def show(rows: list[dict[str, Any]], prompt: str, folder: Path, report: str, mea
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
-    example = folder / f"dither-demo-{SERVED}.gguf"
-    out.print(
-        f"\n[bold]Reading the table[/]: {READING} {MEASURING if measured else UNMEASURED}\n\n[bold]Next[/]"
-    )
-    out.print(f"  {plain(report)} shows all of it: it opens in a browser, offline", soft_wrap=True)
-    out.print(f"  {copyable('dither', 'dashboard', folder)}  shows the same, live", soft_wrap=True)
-    for command in ("chat", "inspect"):
-        out.print(f"  {copyable('dither', command, example)}", soft_wrap=True)
-    out.print("  dither quantize path/to/your-model --to Q4_K_M")
+    said = MEASURING if measured else UNMEASURED
+    out.print(f"\n[bold]Reading the table[/]: {READING} {said}")
