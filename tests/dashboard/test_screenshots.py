@@ -20,6 +20,7 @@ from .conftest import Browser
 pytestmark = pytest.mark.slow
 VIEWS = ("which", "fits", "inside", "pictures", "palette", "answers", "speed", "guide")
 WIDTH = 1000
+FOLD = "node => node.querySelectorAll('details.explain').forEach(one => { one.open = false; })"
 
 
 def colors(png: bytes) -> tuple[int, int, int]:
@@ -42,7 +43,7 @@ def test_every_view_has_something_to_see(report: Path, browser: Browser, tmp_pat
     page.wait_for_timeout(500)  # charts settle their labels
     for name in VIEWS:
         section = page.locator(f"#{name}")
-        section.evaluate("node => node.querySelectorAll('details.explain').forEach(one => { one.open = false; })")
+        section.evaluate(FOLD)
         picture = section.screenshot(path=str(place / f"{name}.png"))
         width, height, found = colors(picture)
         assert width <= WIDTH and height > 200, name
