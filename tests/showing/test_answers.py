@@ -78,7 +78,7 @@ def test_a_hostile_file_is_refused(make: Callable[[Recorded], str], reason: str,
 def test_a_newer_or_a_foreign_file_stays_as_it_is(recorded: Recorded, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="newer"):
         parse(json.dumps({"schema_version": 2}), "a")
-    with pytest.raises(SourceError, match="no such file"):
+    with pytest.raises(SourceError, match="No such file"):
         load(tmp_path / "none")
     place = tmp_path / "a.answers.json"
     place.write_text("mine")

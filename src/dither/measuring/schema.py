@@ -8,16 +8,12 @@ figures of different meaning are never compared in silence.
 
 from __future__ import annotations
 
-import json
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from dither.display import interval, pairs
-from dither.errors import FormatError, OutputError, SourceError, UnsupportedError
+from dither.formats.sidecars import Sidecar
 from dither.units import format_bytes
 
 SCHEMA_VERSION = 1
@@ -111,85 +107,8 @@ class Measurement(BaseModel):
         return pairs(f"{self.file}, {self.type}, against {self.reference}", rows, self.notes)
 
 
-def path_for(file: str | Path) -> Path:
-    """Where the measurement of a file or a folder is kept: beside it.
-
-    >>> path_for("models/a.gguf").name
-    'a.gguf.measure.json'
-    """
-    path = Path(file)
-    name = path.name or path.resolve().name
-    return (path if path.name else path.resolve()).with_name(name + SUFFIX)
-
-
-def load(path: str | Path) -> Measurement:
-    """Reads and checks a measurement.
-
-    Raises SourceError where there is none, FormatError where it is no measurement, UnsupportedError
-    where a newer version of Dither wrote it.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise FormatError(str(path), "is far too large for a measurement", _AGAIN)
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SourceError(str(path), f"cannot be read ({error.strerror})", _AGAIN) from None
-    except UnicodeDecodeError:
-        raise FormatError(str(path), "is no measurement: it is not even text", _AGAIN) from None
-    return parse(text, str(path))
-
-
-def parse(text: str, thing: str) -> Measurement:
-    """A measurement from its JSON; `thing` names it in errors.  Raises as `load` does."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise FormatError(thing, "is no measurement: it is no JSON", _AGAIN) from None
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if not isinstance(version, int) or version < 1:
-        raise FormatError(thing, "is no measurement: it has no schema_version", _AGAIN)
-    if version > SCHEMA_VERSION:
-        reason = f"was written by a newer Dither (schema {version}; this one reads up to {SCHEMA_VERSION})"
-        raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")
-    try:
-        return Measurement.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        reason = f"is no measurement: {where}: {first['msg']}"
-        raise FormatError(thing, reason, _AGAIN) from None
-
-
-def save(measurement: Measurement, path: Path) -> None:
-    """Writes it under a temporary name, syncs, renames.  Raises OutputError where that fails."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(measurement.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(path), reason, "Pass --no-save to print it alone.") from None
-
-
-def check_writable(path: Path) -> None:
-    """Before the work: the folder is there, and nothing but a measurement would be replaced.
-
-    Raises OutputError.
-    """
-    if path.exists() or path.is_symlink():
-        try:
-            load(path)
-        except UnsupportedError:
-            raise OutputError(
-                str(path), "was written by a newer Dither", "Move it away, or pass --no-save."
-            ) from None
-        except SourceError as error:
-            raise OutputError(str(path), error.reason, "Move it away, or pass --no-save.") from None
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(str(path.parent), "is no folder one may write to", "Pass --no-save.")
+_KEPT = Sidecar(
+    Measurement, SUFFIX, SCHEMA_VERSION, "a measurement", "is no measurement", _LARGEST_FILE, _AGAIN
+)
+path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
+save, check_writable = _KEPT.save, _KEPT.check_writable

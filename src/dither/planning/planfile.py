@@ -14,11 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 from dither.codecs import codec
 from dither.containers.presets import quantized_types
 from dither.errors import OutputError, UsageError
+from dither.formats.sidecars import replace as replace_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,20 +104,7 @@ def write_plan(path: str | Path, plan: PlanFile, *, force: bool = False) -> None
         raise OutputError(str(target), "is no regular file", "Choose another name with -o.")
     if target.exists() and not force:
         raise OutputError(str(target), "exists already", "Choose another name with -o, or pass --force.")
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError as error:
-        if not isinstance(error, FileExistsError):
-            with suppress(OSError):
-                part.unlink()
-        raise OutputError(
-            str(target), f"cannot be written ({error.strerror})", "Choose another place with -o."
-        ) from None
+    replace_file(target, text.encode(), "Choose another place with -o.")
 
 
 def read_plan(path: str | Path) -> PlanFile:

@@ -7,17 +7,13 @@ shows how steady the machine was, and is no confidence interval.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from dither.errors import FormatError, OutputError, SourceError, UnsupportedError
+from dither.formats.sidecars import Sidecar
 
 SCHEMA_VERSION = 1
 SUFFIX = ".bench.json"
@@ -100,61 +96,6 @@ def spread(name: str, samples: Sequence[float]) -> dict[str, float]:
     return {name: median(samples), f"{name}_low": min(samples), f"{name}_high": max(samples)}
 
 
-def path_for(file: str | Path) -> Path:
-    """Where a file's benchmark is kept.
-
-    >>> path_for("models/a.gguf").name
-    'a.gguf.bench.json'
-    """
-    return Path(file).with_name(Path(file).name + SUFFIX)
-
-
-def load(path: str | Path) -> Benchmark:
-    """Reads and checks one.  Raises SourceError where there is none, FormatError where it is none,
-    UnsupportedError where a newer version of Dither wrote it."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise FormatError(str(path), "is far too large for a benchmark", _AGAIN)
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
-    except OSError as error:
-        raise SourceError(str(path), f"cannot be read ({error.strerror})", _AGAIN) from None
-    except (ValueError, RecursionError):
-        raise FormatError(str(path), "is no benchmark: it is no JSON", _AGAIN) from None
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if not isinstance(version, int) or version < 1:
-        raise FormatError(str(path), "is no benchmark: it has no schema_version", _AGAIN)
-    if version > SCHEMA_VERSION:
-        reason = f"was written by a newer Dither (schema {version}; this one reads up to {SCHEMA_VERSION})"
-        raise UnsupportedError(str(path), reason, "Upgrade with: pip install -U dither")
-    try:
-        return Benchmark.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise FormatError(str(path), f"is no benchmark: {where}: {first['msg']}", _AGAIN) from None
-
-
-def save(benchmark: Benchmark, path: Path) -> None:
-    """Writes it under a temporary name, then renames.  Raises OutputError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(path), reason, "Pass --no-save to print it alone.") from None
-
-
-def check_writable(path: Path) -> None:
-    """Before the work: nothing but a benchmark would be replaced.  Raises OutputError."""
-    if path.exists() or path.is_symlink():
-        try:
-            load(path)
-        except (SourceError, UnsupportedError) as error:
-            raise OutputError(str(path), error.reason, "Move it away, or pass --no-save.") from None
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(str(path.parent), "is no folder one may write to", "Pass --no-save.")
+_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "a benchmark", "is no benchmark", _LARGEST_FILE, _AGAIN)
+path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
+save, check_writable = _KEPT.save, _KEPT.check_writable

@@ -13,16 +13,12 @@ The file is a stranger's like any other: it is bounded in every direction, and t
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from dither.errors import FormatError, OutputError, SourceError, UnsupportedError
+from dither.formats.sidecars import Sidecar
 
 SCHEMA_VERSION = 1
 SUFFIX = ".answers.json"
@@ -105,81 +101,8 @@ def first_divergence(original: Sequence[str], quantized: Sequence[str]) -> int |
     return None if len(original) == len(quantized) else min(len(original), len(quantized))
 
 
-def path_for(file: str | Path) -> Path:
-    """Where the answers of a file or a folder are kept: beside it.
-
-    >>> path_for("models/a.gguf").name
-    'a.gguf.answers.json'
-    """
-    path = Path(file) if Path(file).name else Path(file).resolve()
-    return path.with_name(path.name + SUFFIX)
-
-
-def load(path: str | Path) -> Recorded:
-    """Reads and checks recorded answers.
-
-    Raises SourceError where there are none, FormatError where the file is something else, UnsupportedError
-    where a newer version of Dither wrote it.
-    """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise SourceError(str(path), "no such file", _AGAIN)
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise SourceError(str(path), f"cannot be read ({error.strerror})", _AGAIN) from None
-    if len(raw) > _LARGEST_FILE:
-        raise FormatError(str(path), "is far too large for recorded answers", _AGAIN)
-    return parse(raw, str(path))
-
-
-def parse(raw: bytes | str, thing: str) -> Recorded:
-    """Recorded answers from their JSON; `thing` names it in errors.  Raises as `load` does."""
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise FormatError(thing, "holds no recorded answers: it is no JSON", _AGAIN) from None
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if type(version) is not int or version < 1:
-        raise FormatError(thing, "holds no recorded answers: it has no schema_version", _AGAIN)
-    if version > SCHEMA_VERSION:
-        reason = f"was written by a newer Dither (schema {version}; this one reads up to {SCHEMA_VERSION})"
-        raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")
-    try:
-        return Recorded.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        reason = f"holds no recorded answers: {where}: {first['msg']}"
-        raise FormatError(thing, reason, _AGAIN) from None
-
-
-def save(recorded: Recorded, path: Path) -> None:
-    """Writes it under a temporary name, syncs, renames.  Raises OutputError where that fails."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(recorded.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(path), reason, "Pass --no-save to print it alone.") from None
-
-
-def check_writable(path: Path) -> None:
-    """Before the work: the folder is there, and nothing but recorded answers would be replaced.
-
-    Raises OutputError.
-    """
-    if path.exists() or path.is_symlink():
-        try:
-            load(path)
-        except (SourceError, UnsupportedError) as error:
-            raise OutputError(str(path), error.reason, "Move it away, or pass --no-save.") from None
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(str(path.parent), "is no folder one may write to", "Pass --no-save.")
+_KEPT = Sidecar(
+    Recorded, SUFFIX, SCHEMA_VERSION, "recorded answers", "holds no recorded answers", _LARGEST_FILE, _AGAIN
+)
+path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
+save, check_writable = _KEPT.save, _KEPT.check_writable

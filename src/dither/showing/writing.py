@@ -6,12 +6,11 @@ it is forced, and the models that are shown stay in any case.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
+from dither.formats.sidecars import replace
 from dither.showing.document import Document
 
 _LOOKED_AT = 64 * 2**20  # bytes; the mark of a page stands behind its style
@@ -43,15 +42,4 @@ def _ours(path: Path, marks: Sequence[str]) -> bool:
 
 def write(path: Path, data: bytes) -> None:
     """Raises OutputError where the disk refuses."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(path), reason, "Choose another place.") from None
+    replace(path, data, "Choose another place.")
