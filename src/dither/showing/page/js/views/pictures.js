@@ -2,7 +2,7 @@
 // the same quantizer. Canvases hold one pixel a weight and are enlarged without smoothing.
 
 import {saveFile, tableTwin, toCsv} from "../chart.js";
-import {decodeBytes, decodeHalves, divergingColors, firstTensor, matricesOf, mixColors, noteText, refillSelect, runControl, themeColor, cssColor} from "../inner.js";
+import {decodeBytes, decodeHalves, divergingColors, firstTensor, matricesOf, mixColors, noteText, refillSelect, runControl, sameWeights, themeColor, cssColor} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatNumber, formatPercent, formatShort, glossaryTerm, selectControl, sliderControl} from "../text.js";
 
 const PICTURES_GAIN = 8; // how much the difference is enlarged, always
@@ -11,7 +11,9 @@ const PICTURES_SIDES = [["original", "Original"], ["quantized", "Quantized"], ["
 
 export async function mount(root, store) {
   const all = store.getDocument().runs ?? [];
-  const runs = all.filter((run) => (store.live ? store.getDocument().reference?.path && matricesOf(run).length : Object.keys(run.tiles ?? {}).length));
+  const able = (found) => (found.runs ?? []).filter((run) => (store.live ? found.reference?.path && matricesOf(run).length : Object.keys(run.tiles ?? {}).length));
+  let runs = able(store.getDocument());
+  let reference = store.getDocument().reference?.path;
   if (!runs.length) {
     const why = !store.live ? "This report was written without windows into the tensors."
       : all.length ? "The original model was not found beside the files, so there is nothing to compare them with." : "No file was found whose weights can be shown.";
@@ -85,7 +87,21 @@ export async function mount(root, store) {
     names();
     load();
   });
-  return {destroy() { end(); window.removeEventListener("dither-theme", themed); }};
+  return {
+    async update(found) {
+      const now = able(found);
+      if (!now.length) return false;
+      const [before, original] = [runs.find((run) => run.id === view.run), reference];
+      runs = now;
+      reference = found.reference?.path;
+      view.run = refillSelect(parts.runs.input, runs.map((run) => [run.id, run.file]), view.run);
+      if (reference === original && sameWeights(before, runs.find((run) => run.id === view.run))) return true;
+      names();
+      await load();
+      return true;
+    },
+    destroy() { end(); window.removeEventListener("dither-theme", themed); },
+  };
 }
 
 // Everything on the screen, not yet filled. `act` is what controls call; it is filled by mount.
