@@ -16,8 +16,8 @@ export async function mount(root, store) {
   const found = store.getDocument();
   const fit = found?.fit;
   if (!fit?.weights?.length) {
-    root.append(emptyState("The original was not found beside the files, so the memory it needs is not known. Name it, or ask for the machine alone:",
-      "dither fit MODEL"));
+    const why = found?.runs?.length ? "The original was not found beside the files, and no file here tells its shape" : "No model was found here";
+    root.append(emptyState(`${why}, so the memory it needs is not known. This tells it of any model:`, "dither fit MODEL"));
     return null;
   }
   const runs = new Map(found.runs.map((run) => [run.id, run]));

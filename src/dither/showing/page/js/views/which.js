@@ -222,11 +222,12 @@ function whichCompare(runs) {
   };
   const pick = (part, label) => selectControl({label, options: [], value: null, onInput: (id) => { chosen[part] = id; show(); }});
   const [first, second] = [pick("a", "This one"), pick("b", "with this one")];
-  const node = el("div", {class: "which-compare"}, el("h3", {}, "Compare two"), el("div", {class: "controls"}, first.node, second.node), said);
+  const node = el("div", {});
+  const part = el("div", {class: "which-compare"}, el("h3", {}, "Compare two"), el("div", {class: "controls"}, first.node, second.node), said);
   const update = (all) => {
     known = [...comparableRuns(all, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
-    node.hidden = known.length < 2;
-    if (node.hidden) return;
+    if (known.length < 2) { part.remove(); return; }
+    if (!part.parentNode) node.append(part);
     const names = known.map((run) => [run.id, run.file]);
     const gone = (part) => !known.some((run) => run.id === chosen[part]);
     if (gone("a")) chosen.a = known[0].id;
