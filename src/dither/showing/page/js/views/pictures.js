@@ -318,7 +318,7 @@ function picturesSvg(parts, view) {
   PICTURES_SIDES.forEach(([side, title], index) => {
     const x = 16 + index * (wide + 16);
     svg.append(part("text", {x, y: 28, fill: cssColor(themeColor("ink"))}, side === "quantized" ? `${title} (${view.kind})` : title),
-      part("image", {x, y: 40, width: wide, height: rows * 6, style: "image-rendering: pixelated", preserveAspectRatio: "none",
+      part("image", {x, y: 40, width: wide, height: rows * 6, "image-rendering": "pixelated", preserveAspectRatio: "none",
         href: parts.canvases[side].toDataURL("image/png")}));
   });
   svg.append(part("text", {x: 16, y: rows * 6 + 62, fill: cssColor(themeColor("muted"))},
