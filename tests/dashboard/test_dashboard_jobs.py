@@ -141,6 +141,7 @@ def test_a_process_of_the_same_number_is_not_the_same(tmp_path: Path) -> None:
 def test_what_a_closed_server_left_waiting_does_not_begin_by_itself(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     stored(jobs, "20260101-000000-00000000000c")
+    assert jobs.all()[0]["state"] == "waiting" and jobs.running() == 0  # of which nobody says that it goes on
     assert until(jobs, "20260101-000000-00000000000c", ended)[-1]["state"] == "cancelled"
 
 

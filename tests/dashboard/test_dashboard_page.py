@@ -119,16 +119,60 @@ def test_by_keyboard_alone(served: Served, browser: Browser) -> None:
     page.wait_for_selector('nav.sections a[href="#guide"][aria-current]')
 
 
-def test_a_new_file_appears_by_itself(served: Served, made: Path, browser: Browser) -> None:
+# What a person may have set when a new document arrives, and how it is read again.
+SETTINGS = {
+    "budget": ("#which input[type=range]", "#which .control output"),
+    "context": ("#fits input[type=range]", "#fits .control:has(input[type=range]) output"),
+    "row": (
+        "#pictures .control:has-text('From row') input",
+        "#pictures .control:has-text('From row') output",
+    ),
+}
+
+
+def settings(page: Any) -> dict[str, str]:
+    found = {name: page.locator(shown).first.inner_text() for name, (_, shown) in SETTINGS.items()}
+    found["prompt"] = page.locator("#answers textarea").first.input_value()
+    found["file"] = page.locator("#inside select").first.evaluate("node => node.selectedOptions[0].text")
+    found["axis"] = page.locator("#which input[type=radio]:checked").get_attribute("value")
+    found["guide"] = str(
+        page.locator("#guide input:checked").evaluate_all("nodes => nodes.map(n => n.value)")
+    )
+    return found
+
+
+def test_a_new_file_appears_by_itself_and_what_was_set_stays(
+    served: Served, made: Path, browser: Browser
+) -> None:
     page = browser.open(served.url)
     before = len(served.get("/api/document")["runs"])
+    untouched = settings(page)
+    for control, _ in SETTINGS.values():
+        page.locator(control).first.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+    page.locator("#answers textarea").first.fill("Not yet asked")
+    page.locator("#which .segments label", has_text="99 % KL").click()
+    page.locator("#guide fieldset label").nth(1).click()
+    page.locator("#inside select").first.select_option(label="demo-Q8_0.gguf")
+    becomes(page, "document.querySelector('#pictures select').selectedOptions[0].text === 'demo-Q8_0.gguf'")
+    page.locator(SETTINGS["row"][0]).focus()
+    page.keyboard.press("ArrowRight")
+    page.locator(SETTINGS["budget"][0]).first.focus()
+    focused = "document.activeElement.closest('[data-view]')?.dataset.view"
+    wanted = settings(page)
+    assert not set(wanted.items()) & set(untouched.items())
     path = served.runs / "arrived-Q8_0.gguf"
     shutil.copy2(made / "demo-Q8_0.gguf", path)
     try:
         becomes(page, f"document.getElementById('summary').textContent.startsWith('{before + 1} ')")
+        becomes(page, "[...document.querySelectorAll('#answers option')].some(o => /arrived/.test(o.text))")
+        assert settings(page) == wanted and page.evaluate(focused) == "which"
     finally:
         path.unlink()
     becomes(page, f"document.getElementById('summary').textContent.startsWith('{before} ')")
+    becomes(page, "![...document.querySelectorAll('#answers option')].some(o => /arrived/.test(o.text))")
+    assert settings(page) == wanted and page.evaluate(focused) == "which"
 
 
 CHART = """async (rows) => {

@@ -69,6 +69,8 @@ def test_a_change_counts_once_it_has_come_to_rest(tmp_path: Path) -> None:
     assert not watch.changed()
     (below / "x.gguf.measure.json").write_text("{}")
     assert [watch.changed(), watch.changed()] == [False, True]
+    (below / "sensitivity.0a1b.json").write_text("{}")  # KL by tensor, as a plan measures it
+    assert [watch.changed(), watch.changed()] == [False, True]
     for name in ("x.gguf.part", ".hidden.gguf", "notes.txt"):
         (below / name).write_text("")
     (below / "c").mkdir()

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -150,6 +151,10 @@ def test_pixels_are_the_weights_and_the_slider_takes_bits_away(
     with page.expect_download() as picture:
         page.locator("#pictures").get_by_role("button", name="as PNG").click()
     assert Path(picture.value.path()).read_bytes()[:4] == b"\x89PNG"
+    with page.expect_download() as drawing:
+        page.locator("#pictures").get_by_role("button", name="as SVG").click()
+    drawn = ElementTree.fromstring(Path(drawing.value.path()).read_text("utf-8"))
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}image")) == 3
     photograph(page, "pictures")
 
 

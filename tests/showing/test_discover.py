@@ -329,13 +329,15 @@ def test_nothing_is_executed_and_nothing_stops_the_rest(
     (tmp_path / "empty.gguf").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.gguf")
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "dead.gguf").symlink_to("nowhere")
     (tmp_path / "tiny-Q4_K_M.gguf.answers.json").write_text('{"schema_version": 1, "answers": "x"}')
     found = find([tmp_path, tmp_path / "none", folder / "pytorch_model.bin"])
     assert [run.file for run in found.runs] == ["tiny-Q4_K_M.gguf"]
     assert not (tmp_path / "ran").exists()
     refused = {Path(problem.file).name for problem in found.problems}
     assert refused == {"broken.gguf", "empty.gguf", "pipe.gguf", "none", "pytorch_model.bin",
-                       "tiny-Q4_K_M.gguf.answers.json"}  # fmt: skip
+                       "tiny-Q4_K_M.gguf.answers.json", "dead.gguf"}  # fmt: skip
+    assert not any("Errno" in problem.reason for problem in found.problems)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +361,8 @@ def test_what_a_plan_measured_of_single_tensors_is_shown(shelf: Path, tmp_path: 
              "divergence": {"blk.0.attn_q.weight": 0.5},
              "ratios": {"blk.0.attn_q.weight": {"Q4_K": 0.25}}}  # fmt: skip
     (evidence / "sensitivity.abc.json").write_text(json.dumps(costs))
+    os.mkfifo(evidence / "sensitivity.pipe.json")  # reading it would wait for ever
+    (evidence / "sensitivity.gone.json").symlink_to("nowhere")
     rows = {row.name: row for row in find([tmp_path]).runs[0].tensors}
     assert (rows["blk.0.attn_q.weight"].kl_alone, rows["blk.0.attn_q.weight"].kl_tag) == (0.125, "estimated")
     assert rows["blk.1.attn_q.weight"].kl_alone is None

@@ -54,6 +54,24 @@ def test_an_exported_document_says_nothing_of_the_machine() -> None:
     assert "somebody" not in json.dumps(found.to_json())
 
 
+def test_what_was_typed_with_a_path_is_exported_with_a_name() -> None:
+    secret = "/srv/ada lovelace/project x"
+    quoted = f"dither measure '{secret}/a.gguf' --against ~/ada/m --data /srv/ada/t.txt --tokens 10"
+    about = {"data": f"{secret}/t.txt", "tokens": 10, "context": 5}
+    entry = run(
+        path=f"{secret}/a.gguf", reference="/srv/ada/m", command=f"dither quantize {secret}/m --to Q4_K_M",
+        measure_command=quoted, measured_on=about, notes=[f"Stale: {secret}/a.gguf; see /srv/ada/b (12 t/s)"],
+    )  # fmt: skip
+    timed = {"run": "a-1234", "command": "dither bench /srv/ada/a.gguf -r 3", "threads": 1}
+    refused = [{"file": f"{secret}/b", "reason": f"{secret}/b: cannot be read"}]
+    found = parse(json.dumps(whole(runs=[entry], speed=[timed], problems=refused)), "x").exported()
+    text = json.dumps(found.to_json())
+    assert "/srv" not in text and "ada" not in text and "project" not in text
+    assert found.runs[0].measure_command == "dither measure 'a.gguf' --against m --data t.txt --tokens 10"
+    assert found.runs[0].notes == ("Stale: a.gguf; see b (12 t/s)",)
+    assert found.speed[0].command == "dither bench a.gguf -r 3"
+
+
 def test_a_script_in_a_name_stays_text() -> None:
     name = "</script><script>alert(1)</script>\u202e"
     assert parse(json.dumps(whole(runs=[run(file=name)])), "x").runs[0].file == name

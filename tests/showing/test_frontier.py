@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -103,6 +104,29 @@ def test_labels_touch_nothing(count: int) -> None:
         boxes.append((left, middle - 8, left + wide, middle + 8))
     for i, a in enumerate(boxes):
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
+
+
+def test_labels_keep_off_the_line_that_is_drawn() -> None:
+    """Seven files of one falling curve: beside each there is room above or below the line."""
+    kl = [0.116, 0.0262, 0.0119, 0.0032, 0.0026, 0.00089, 0.000093]
+    sizes = [2.21, 2.66, 2.82, 3.07, 3.47, 3.91, 5.06]
+    found = points(
+        [run(i, size, value, spread=0.1) for i, (size, value) in enumerate(zip(sizes, kl, strict=True))]
+    )
+    x, y = domains(found, "log")
+    place_labels(found, x, y, "log", 800, 380)
+    at = [
+        ((p["x"] - x[0]) / (x[1] - x[0]) * 800, 380 - math.log(p["y"] / y[0]) / math.log(y[1] / y[0]) * 380)
+        for p in found
+    ]
+    assert all(point["named"] and point["pareto"] for point in found)
+    for point, (px, py) in zip(found, at, strict=True):
+        wide = 8.3 * len(point["label"])
+        left = px + point["dx"] - {"left": 0, "right": wide, "center": wide / 2}[point["align"]]
+        for (x1, y1), (x2, y2) in pairwise(at):
+            for step in range(101):
+                lx, ly = x1 + (x2 - x1) * step / 100, y1 + (y2 - y1) * step / 100
+                assert not (left < lx < left + wide and abs(ly - py - point["dy"]) < 8), point["label"]
 
 
 @pytest.mark.parametrize("key", METRICS)

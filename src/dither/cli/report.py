@@ -49,7 +49,8 @@ def show(found: Report, folders: list[str]) -> None:
     from dither.showing.choice import listed, points, told_apart
     from dither.showing.frontier import sentence
 
-    given = points(found.document.runs)
+    given, count = points(found.document.runs), len(found.document.runs)
+    files = "1 file" if count == 1 else f"{count} files"
     for point in (point for point in given if point["pareto"]):
         said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
@@ -58,7 +59,7 @@ def show(found: Report, folders: list[str]) -> None:
             "Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL"
         )
     out.print(
-        f"[bold]{plain(found.path)}[/]: {len(found.document.runs)} files, {format_bytes(found.bytes)}; "
+        f"[bold]{plain(found.path)}[/]: {files}, {format_bytes(found.bytes)}; "
         "opens in a browser, offline.", soft_wrap=True,
     )  # fmt: skip
     if found.card is not None:

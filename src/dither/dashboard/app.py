@@ -109,7 +109,7 @@ async def _looking(watch: Watch, results: Results, hub: Hub) -> None:
     while True:
         await asyncio.sleep(LOOK)
         if await asyncio.to_thread(watch.changed):
-            results.renew()
+            await asyncio.to_thread(results.renew)  # it waits for a look that is under way
             hub.publish({"type": "document"})
 
 

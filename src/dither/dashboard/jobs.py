@@ -125,7 +125,8 @@ class Jobs:
             return self.get(job_id)
 
     def running(self) -> int:
-        return sum(job["state"] in ("running", "waiting") for job in self.all())
+        """Jobs that go on when this server ends; those that wait for it do not begin."""
+        return sum(job["state"] == "running" for job in self.all())
 
     def tick(self) -> None:
         """Notices what has ended, presses those that should, starts what waits, tells what changed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,10 +23,10 @@ _WATCHED = (
     ".bench.json",
     ".safetensors",
     "config.json",
-    "costs.json",
     "manifest.json",
 )
 
+_COSTS = re.compile(r"sensitivity\..*\.json")  # what plans keep, which `showing.discover` looks for
 _BESIDE = (".measure.json", ".answers.json", ".bench.json")
 
 
@@ -54,7 +55,7 @@ def _lines(path: Path, depth: int) -> Iterator[str]:
                 if entry.is_dir(follow_symlinks=False):
                     if depth:
                         yield from _lines(Path(entry.path), depth - 1)
-                elif entry.name.endswith(_WATCHED):
+                elif entry.name.endswith(_WATCHED) or _COSTS.fullmatch(entry.name):
                     yield _line(entry.name, entry.path, entry.stat())
 
 

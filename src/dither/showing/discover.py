@@ -159,6 +159,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
     return str(error)
 
 
@@ -223,9 +225,14 @@ def _add_costs(found: Found, facts: dict[str, Facts]) -> None:
                 break
 
 
+def _readable(file: Path) -> bool:
+    """Whether it is an ordinary file of bounded size; reading a pipe would wait for ever."""
+    return file.is_file() and file.stat().st_size <= _MOST_COSTS
+
+
 def _costs(path: Path, found: Found) -> Sequence[tuple[EvidenceStore, Costs]]:
     """An evidence folder and the newest costs in it."""
-    kept = [file for file in path.glob("sensitivity.*.json") if file.stat().st_size <= _MOST_COSTS]
+    kept = [file for file in path.glob("sensitivity.*.json") if _readable(file)]
     if not kept:
         return ()
     try:

@@ -12,6 +12,7 @@ Units: bytes, nats per token, bits per weight, seconds.  A number's `tag` says w
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dither.errors import FormatError, SourceError, UnsupportedError
 from dither.showing.answers import Answer, Forced
+from dither.showing.placeless import placeless
 
 SCHEMA = "dither.results"
 VERSION = 1
@@ -255,13 +257,53 @@ class Document(Part):
 
     def exported(self) -> Document:
         """As it leaves this machine: nothing of where files lie."""
-        runs = tuple(run.model_copy(update={"path": None}) for run in self.runs)
+        places = [run.path for run in self.runs] + [self.reference.path if self.reference else None]
+        folders = {str(Path(place).parent) for place in places if place}
+
+        def cut(text: str) -> str:
+            return placeless(text, folders)
+
         reference = self.reference and self.reference.model_copy(update={"path": None})
-        problems = tuple(p.model_copy(update={"file": Path(p.file).name}) for p in self.problems)
-        fit = self.fit and self.fit.model_copy(update={"model": Path(self.fit.model).name})
-        return self.model_copy(
-            update={"runs": runs, "reference": reference, "problems": problems, "fit": fit, "live": False}
+        problems = tuple(
+            Problem(file=Path(known.file).name, reason=cut(known.reason)) for known in self.problems
         )
+        return self.model_copy(
+            update={
+                "runs": tuple(_exported_run(run, cut) for run in self.runs), "reference": reference,
+                "problems": problems, "fit": self.fit and _exported_fit(self.fit, cut), "live": False,
+                "speed": tuple(s.model_copy(update={"command": cut(s.command)}) for s in self.speed),
+            }
+        )  # fmt: skip
+
+
+Cut = Callable[[str], str]
+
+
+def _exported_run(run: Run, cut: Cut) -> Run:
+    on = run.measured_on
+    texts = {name: getattr(run, name) for name in ("command", "measure_command", "reference")}
+    return run.model_copy(
+        update={
+            **{name: text and cut(text) for name, text in texts.items()}, "path": None,
+            "notes": tuple(map(cut, run.notes)),
+            "measured_on": on and on.model_copy(update={"data": cut(on.data)}),
+        }
+    )  # fmt: skip
+
+
+def _exported_fit(fit: FitInput, cut: Cut) -> FitInput:
+    weights = tuple(
+        entry.model_copy(
+            update={
+                "notes": tuple(map(cut, entry.notes)),
+                "quality": entry.quality
+                and entry.quality.model_copy(update={"source": cut(entry.quality.source)}),
+            }
+        )
+        for entry in fit.weights
+    )
+    changes = {"model": Path(fit.model).name, "notes": tuple(map(cut, fit.notes)), "weights": weights}
+    return fit.model_copy(update=changes)
 
 
 def now() -> str:

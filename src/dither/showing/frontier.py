@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from dither.showing import charts
@@ -144,7 +145,8 @@ def place_labels(
 ) -> None:
     """Gives each point a place for its label that touches no label, point or interval, or none (`named`).
 
-    The chosen one and those on the frontier come first; `width` and `height` are the plot's, in pixels.
+    Places beside the frontier's line go before places on it.  The chosen one and those on the frontier
+    come first; `width` and `height` are the plot's, in pixels.
     """
     on_scale = math.log if scale == "log" else float
     bottom, top = on_scale(y[0]), on_scale(y[1])
@@ -161,13 +163,13 @@ def place_labels(
         taken.append((px - 6, py - 6, px + 6, py + 6))
         if point["low"] is not None:
             taken.append((px - 2, at(point, point["high"])[1], px + 2, at(point, point["low"])[1]))
+    line = _line([at(point, point["y"]) for point in found if point["pareto"]])
     for point in sorted(found, key=lambda point: 0 if point.get("chosen") else 1 if point["pareto"] else 2):
         px, py = at(point, point["y"])
         wide = _LETTER * len(point["label"])
         boxes = {side: _box(side, px, py, wide) for side in SIDES}
-        free = next(
-            (s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)), None
-        )
+        fitting = [s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)]
+        free = next((s for s in fitting if _clear(boxes[s], line)), fitting[0] if fitting else None)
         dx, dy, align = free or (0, 0, "left")
         point.update(named=free is not None, dx=dx, dy=dy, align=align, baseline="middle")
         if free:
@@ -225,6 +227,17 @@ def _box(side: tuple[int, int, str], x: float, y: float, wide: float) -> Box:
     dx, dy, align = side
     left = x + dx if align == "left" else x + dx - wide if align == "right" else x - wide / 2
     return left, y + dy - 8, left + wide, y + dy + 8
+
+
+def _line(corners: Sequence[tuple[float, float]]) -> list[Box]:
+    """The frontier's line as small boxes, closer than a label is high."""
+    boxes = []
+    for (x, y), (right, below) in pairwise(corners):
+        steps = max(1, math.ceil(math.hypot(right - x, below - y) / 6))
+        for step in range(steps + 1):
+            px, py = x + (right - x) * step / steps, y + (below - y) * step / steps
+            boxes.append((px - 1, py - 1, px + 1, py + 1))
+    return boxes
 
 
 def _inside(box: Box, width: float, height: float) -> bool:

@@ -102,7 +102,7 @@ export function logTicks([low, high]) {
 }
 
 // Gives each point a place for its label that touches no other label, point or interval, or none: `named` says.
-// The chosen one and those on the frontier come first.  Width and height are the plot's, in pixels.
+// Places beside the frontier's line go before places on it. The chosen one and those on the frontier come first.  Width and height are the plot's, in pixels.
 export function placeLabels(points, domains, type, width, height) {
   const across = (x) => ((x - domains.x[0]) / (domains.x[1] - domains.x[0])) * width;
   const scale = type === "log" ? Math.log : (y) => y;
@@ -113,22 +113,19 @@ export function placeLabels(points, domains, type, width, height) {
     taken.push([x - 6, y - 6, x + 6, y + 6]);
     if (point.low !== null) taken.push([x - 2, up(point.high), x + 2, up(point.low)]);
   }
+  const line = frontierLine(points.filter((point) => point.pareto).map((point) => [across(point.x), up(point.y)]));
   const order = [...points.keys()].sort((a, b) => frontierTurn(points[a]) - frontierTurn(points[b]) || a - b);
   for (const index of order) {
     const point = points[index];
     const [x, y] = [across(point.x), up(point.y)];
     const wide = 8.3 * point.label.length;
-    const free = FRONTIER_SIDES.find(([dx, dy, align]) => {
-      const left = align === "left" ? x + dx : align === "right" ? x + dx - wide : x - wide / 2;
-      const box = [left, y + dy - 8, left + wide, y + dy + 8];
-      return box[0] >= 0 && box[2] <= width && box[1] >= 0 && box[3] <= height && !taken.some((other) => frontierOverlap(box, other));
-    });
-    point.named = Boolean(free);
-    [point.dx, point.dy, point.align] = free ?? [0, 0, "left"];
+    const fitting = FRONTIER_SIDES.map((side) => [side, frontierBox(side, x, y, wide)]).filter(([, box]) =>
+      box[0] >= 0 && box[2] <= width && box[1] >= 0 && box[3] <= height && frontierClear(box, taken));
+    const [side, box] = fitting.find(([, one]) => frontierClear(one, line)) ?? fitting[0] ?? [null, null];
+    point.named = Boolean(side);
+    [point.dx, point.dy, point.align] = side ?? [0, 0, "left"];
     point.baseline = "middle";
-    if (!free) continue;
-    const left = point.align === "left" ? x + point.dx : point.align === "right" ? x + point.dx - wide : x - wide / 2;
-    taken.push([left, y + point.dy - 8, left + wide, y + point.dy + 8]);
+    if (box) taken.push(box);
   }
   return points;
 }
@@ -138,10 +135,29 @@ const FRONTIER_SIDES = [
   [0, -17, "center"], [0, 17, "center"], [11, -22, "left"], [-11, 22, "right"],
 ];
 
+function frontierBox([dx, dy, align], x, y, wide) {
+  const left = align === "left" ? x + dx : align === "right" ? x + dx - wide : x - wide / 2;
+  return [left, y + dy - 8, left + wide, y + dy + 8];
+}
+
+// The frontier's line as small boxes, closer than a label is high.
+function frontierLine(corners) {
+  const boxes = [];
+  for (let at = 1; at < corners.length; at += 1) {
+    const [[x, y], [right, below]] = [corners[at - 1], corners[at]];
+    const steps = Math.max(1, Math.ceil(Math.hypot(right - x, below - y) / 6));
+    for (let step = 0; step <= steps; step += 1) {
+      const [px, py] = [x + ((right - x) * step) / steps, y + ((below - y) * step) / steps];
+      boxes.push([px - 1, py - 1, px + 1, py + 1]);
+    }
+  }
+  return boxes;
+}
+
 function frontierTurn(point) {
   return point.chosen ? 0 : point.pareto ? 1 : 2;
 }
 
-function frontierOverlap(a, b) {
-  return a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+function frontierClear(a, taken) {
+  return !taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
 }

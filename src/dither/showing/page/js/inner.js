@@ -18,6 +18,12 @@ export function runControl(runs, value, onInput, label = "File") {
   return selectControl({label, options: runs.map((run) => [run.id, run.file]), value, onInput});
 }
 
+// Whether two documents say the same of a run's weights, so that what was read of them still holds.
+export function sameWeights(one, other) {
+  const told = (run) => JSON.stringify([run?.path, run?.bytes, run?.recipe, run?.notes, run?.tensors]);
+  return told(one) === told(other);
+}
+
 // A select's options anew, its choice kept where it is still there. Returns the choice.
 export function refillSelect(input, options, wanted) {
   const keep = options.some(([key]) => key === wanted) ? wanted : options[0]?.[0] ?? "";

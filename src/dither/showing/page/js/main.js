@@ -1,7 +1,8 @@
 // Starts the page: theme, sections, live reload.
 //
 // A view is a module with `async function mount(root, store)`. It fills `root`, and may return {update(document)},
-// which is called when a new document arrives; a view that returns nothing and never subscribed is mounted anew.
+// which is called when a new document arrives and keeps what a person has set. A view is mounted anew where it has no
+// `update`, or where that returns false because the new document needs other controls.
 
 import {createStore, hideToken} from "./store.js";
 import {el, emptyState, formatBytes, formatCount, plural} from "./text.js";
@@ -35,9 +36,12 @@ export async function startPage() {
   const mounted = new Map();
   await mountAll(store, mounted);
   arriveAtHash();
-  store.subscribe(async () => {
-    showLead(store);
-    for (const [name, view] of mounted) await refreshView(name, view, store, mounted);
+  let turn = Promise.resolve(); // one document after the other: two mountings of a view would mix
+  store.subscribe(() => {
+    turn = turn.then(async () => {
+      showLead(store);
+      for (const [name, view] of [...mounted]) await refreshView(name, view, store, mounted);
+    });
   });
   store.listen((heard) => showState(store, heard));
   showState(store, true);
@@ -69,11 +73,14 @@ async function mountView(name, store, mounted) {
 }
 
 async function refreshView(name, state, store, mounted) {
-  if (state.handle?.update) await state.handle.update(store.getDocument());
-  else if (!state.subscribed) {
-    state.handle?.destroy?.();
-    await mountView(name, store, mounted);
+  try {
+    if (state.handle?.update && (await state.handle.update(store.getDocument())) !== false) return;
+  } catch (error) {
+    console.error(error);
   }
+  if (state.subscribed) return;
+  state.handle?.destroy?.();
+  await mountView(name, store, mounted);
 }
 
 // Title, the sentence under it, refused files, and what to do where there is nothing at all.

@@ -73,8 +73,7 @@ export function createStore() {
     },
 
     async load() {
-      if (!store.live) return current;
-      current = await getJson("/api/document");
+      if (store.live) current = await getJson("/api/document");
       return current;
     },
 
@@ -82,16 +81,29 @@ export function createStore() {
     listen(onState) {
       if (!store.live) return;
       const source = new EventSource("/api/events");
-      source.onopen = () => onState(true);
+      // What changed while nobody listened (between the first look and now, or while the server was away) was not told.
+      const renew = async () => {
+        const before = JSON.stringify(current);
+        try {
+          await store.load();
+        } catch {
+          return; // gone again: the next opening looks again
+        }
+        if (JSON.stringify(current) !== before) for (const listener of [...listeners]) listener(current);
+      };
+      source.onopen = () => {
+        onState(true);
+        for (const listener of [...messages]) listener({type: "open"});
+        renew();
+      };
       source.onerror = () => onState(false);
-      source.onmessage = async (event) => {
+      source.onmessage = (event) => {
         const message = JSON.parse(event.data);
         if (message.type !== "document") {
           for (const listener of [...messages]) listener(message);
           return;
         }
-        await store.load();
-        for (const listener of [...listeners]) listener(current);
+        renew();
       };
     },
   };

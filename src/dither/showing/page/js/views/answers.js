@@ -4,7 +4,7 @@
 // token that differs is marked; what follows is compared again by its longest common subsequence, because after
 // one different word a model goes on from a different text.
 
-import {runControl} from "../inner.js";
+import {refillSelect, runControl} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatPercent, formatSeconds, formatShort, glossaryTerm, plural, segmentControl, selectControl, sliderControl} from "../text.js";
 import {saveFile, tableTwin, toCsv} from "../chart.js";
 
@@ -13,7 +13,8 @@ const ANSWERS_LONGEST = 700; // tokens of each side that are compared
 export async function mount(root, store) {
   const all = store.getDocument().runs ?? [];
   const able = store.live && store.getDocument().reference?.path;
-  const runs = all.filter((run) => able || run.answers?.length || run.forced?.length);
+  const askable = (found) => found.runs.filter((run) => able || run.answers?.length || run.forced?.length);
+  let runs = askable(store.getDocument());
   if (!runs.length) {
     const file = all[0]?.file ?? "FILE";
     root.append(emptyState(all.length ? "No answers were recorded, and the original was not found, so neither can be asked here." : "No file was found that could be asked anything.",
@@ -33,8 +34,13 @@ export async function mount(root, store) {
   let stops = [];
   const run = () => runs.find((each) => each.id === view.run);
   function show() {
+    const typed = [...root.querySelectorAll("textarea")].filter((area) => area.value !== area.defaultValue).map(({id, value}) => [id, value]);
     for (const stop of stops) stop();
     stops = [answersSide(bodies.answers, run(), store, able), forcedSide(bodies.forced, run(), store, able)];
+    for (const [id, value] of typed) { // another file, the same question
+      const area = root.querySelector(`#${id}`);
+      if (area) area.value = value;
+    }
   }
   show();
   const end = store.onSelect((selected) => {
@@ -43,7 +49,19 @@ export async function mount(root, store) {
     picker.input.value = view.run;
     show();
   });
-  return {destroy() { end(); for (const stop of stops) stop(); }};
+  return {
+    update(found) {
+      const now = askable(found);
+      if (!now.length || able !== (store.live && found.reference?.path)) return false;
+      const before = run();
+      runs = now;
+      view.run = refillSelect(picker.input, runs.map((each) => [each.id, each.file]), view.run);
+      const told = (one) => JSON.stringify([one.id, one.answers, one.forced]);
+      if (told(before) !== told(run())) show(); // else a prompt that is typed, an answer that comes, stay
+      return true;
+    },
+    destroy() { end(); for (const stop of stops) stop(); },
+  };
 }
 
 // Prompt, two columns, sentence. Returns what ends a stream that still runs.

@@ -2,6 +2,7 @@
 
 import {choose, judge, kvProblem, layerCount, memoryMargin, needed, overheadBytes, usable, usableOnCards} from "../memory.js";
 import {mountTemplate} from "../template.js";
+import {refillSelect} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatBytes, formatShort, glossaryTerm, plural, segmentControl, selectControl, sliderControl, tagChip, uniqueId} from "../text.js";
 import {sortableTwin} from "../sorting.js";
 
@@ -15,8 +16,8 @@ export async function mount(root, store) {
   const found = store.getDocument();
   const fit = found?.fit;
   if (!fit?.weights?.length) {
-    root.append(emptyState("The original was not found beside the files, so the memory it needs is not known. Name it, or ask for the machine alone:",
-      "dither fit MODEL"));
+    const why = found?.runs?.length ? "The original was not found beside the files, and no file here tells its shape" : "No model was found here";
+    root.append(emptyState(`${why}, so the memory it needs is not known. This tells it of any model:`, "dither fit MODEL"));
     return null;
   }
   const runs = new Map(found.runs.map((run) => [run.id, run]));
@@ -30,11 +31,36 @@ export async function mount(root, store) {
   answer.setAttribute("aria-live", "polite");
   const plot = el("div", {});
   const view = {fit, types, state, answer, plot, store, handle: null, width: 0, note: el("p", {class: "hint"})};
-  root.append(answer, fitsFields(view), fitsControls(view), plot, view.note, fitsExplained(fit));
+  const controls = fitsControls(view);
+  root.append(answer, fitsFields(view), controls.node, plot, view.note, fitsExplained(fit));
   await fitsDraw(view);
   const watch = new ResizeObserver(() => { if (Math.abs(plot.clientWidth - view.width) > 1) fitsSoon(view); });
   watch.observe(plot);
-  return {destroy() { watch.disconnect(); view.handle?.destroy(); }};
+  return {
+    async update(changed) {
+      if (!changed.fit?.weights?.length || fitsGround(changed.fit) !== fitsGround(view.fit)) return false;
+      view.fit = changed.fit;
+      view.types = fitsTypes(view.fit, new Map(changed.runs.map((run) => [run.id, run])), changed);
+      view.free.textContent = fitsDetected(view.fit.machine);
+      state.chosen = refillSelect(controls.type, fitsTypeOptions(view.types), state.chosen ?? "") || null;
+      await fitsDraw(view);
+      return true;
+    },
+    destroy() { watch.disconnect(); view.handle?.destroy(); },
+  };
+}
+
+// What the controls stand for: another model or another machine needs others.
+function fitsGround({shape, constants, defaults, machine}) {
+  return JSON.stringify([shape, constants, defaults, machine.memory.bytes, machine.unified, machine.gpus.map((gpu) => [gpu.name, gpu.bytes])]);
+}
+
+function fitsTypeOptions(types) {
+  return [["", "the best that fits"], ...types.map((entry) => [entry.key, `${entry.label}, ${formatBytes(entry.bytes)}`])];
+}
+
+function fitsDetected(machine) {
+  return `${formatBytes(machine.memory.bytes)} here${machine.free_bytes === null ? "" : `, ${formatBytes(machine.free_bytes)} free`}`;
 }
 
 function fitsCards(machine) {
@@ -83,14 +109,15 @@ function fitsFields(view) {
         fitsSoon(view);
       },
     }});
-    return el("div", {class: "control"}, el("label", {for: id}, label), input, el("span", {class: "hint fits-detected"}, detected));
+    return el("div", {class: "control"}, el("label", {for: id}, label), input, detected);
   };
   const {machine} = fit;
-  const free = machine.free_bytes === null ? "" : `, ${formatBytes(machine.free_bytes)} free`;
+  const hint = (text) => el("span", {class: "hint fits-detected"}, text);
   const cards = machine.gpus.length ? machine.gpus.map((gpu) => gpu.name).join(", ") : "no GPU found";
+  view.free = hint(fitsDetected(machine));
   return el("div", {class: "fits-fields"},
-    field("Memory (RAM), GiB", state.memory, `${formatBytes(machine.memory.bytes)} here${free}`, (bytes) => { state.memory = bytes; }),
-    machine.unified ? null : field("GPU memory (VRAM), GiB; 0: none", state.vram, cards, (bytes) => { state.vram = bytes; }));
+    field("Memory (RAM), GiB", state.memory, view.free, (bytes) => { state.memory = bytes; }),
+    machine.unified ? null : field("GPU memory (VRAM), GiB; 0: none", state.vram, hint(cards), (bytes) => { state.vram = bytes; }));
 }
 
 function fitsGib(bytes) {
@@ -119,10 +146,9 @@ function fitsControls(view) {
     input.parentElement.setAttribute("title", problem);
   }
   const type = selectControl({
-    label: "Type", options: [["", "the best that fits"], ...types.map((entry) => [entry.key, `${entry.label}, ${formatBytes(entry.bytes)}`])],
-    value: "", onInput: (key) => { state.chosen = key || null; fitsSoon(view); },
+    label: "Type", options: fitsTypeOptions(types), value: "", onInput: (key) => { state.chosen = key || null; fitsSoon(view); },
   });
-  return el("div", {class: "controls"}, context.node, slots.node, kv.node, type.node);
+  return {node: el("div", {class: "controls"}, context.node, slots.node, kv.node, type.node), type: type.input};
 }
 
 function fitsTokens(count) {

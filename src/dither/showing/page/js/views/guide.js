@@ -14,14 +14,28 @@ export async function mount(root, store) {
   const answer = answerSentence();
   answer.setAttribute("aria-live", "polite");
   const result = el("div", {});
-  const show = () => guideShow(guide, found, state, answer, result);
+  let current = found;
+  const show = () => guideShow(guide, current, state, answer, result);
   root.append(answer, el("div", {class: "guide-questions"}, guide.questions.map((question) => guideQuestion(question, state, show))), result);
   show();
   const sums = el("div", {});
   root.append(el("h3", {}, "The methods beside each other"), guideTable(guide), el("p", {class: "hint"}, `Source: ${guide.source}. `, tagChip(guide.tag)),
     el("h3", {}, "How large will it be?"), sums, guideTopics(guide));
-  const handle = await guideArithmetic(sums, store, guide, found);
-  return {destroy() { handle?.destroy(); }};
+  let handle = await guideArithmetic(sums, store, guide, found);
+  return {
+    async update(changed) {
+      const model = ({reference}) => reference?.path || reference?.name;
+      const renamed = model(changed) !== model(current);
+      const resized = guideSizes(changed) !== guideSizes(current);
+      current = changed;
+      if (renamed) show();
+      if (!resized) return;
+      handle?.destroy();
+      sums.replaceChildren();
+      handle = await guideArithmetic(sums, store, guide, changed);
+    },
+    destroy() { handle?.destroy(); },
+  };
 }
 
 function guideQuestion(question, state, show) {
@@ -97,6 +111,11 @@ function guideFiles(found) {
   const runs = found.runs.filter((run) => run.bytes);
   const near = (bits) => [...runs].sort((a, b) => Math.abs(a.bpw - bits) - Math.abs(b.bpw - bits))[0];
   return [...new Set([near(8.5), near(4.8)].filter(Boolean))];
+}
+
+// What the arithmetic is drawn of, as one text.
+function guideSizes(found) {
+  return JSON.stringify([found.reference?.parameters, found.runs[0]?.parameters, guideFiles(found).map((run) => [run.id, run.bytes, run.mixed])]);
 }
 
 function guideWhy(files, why) {

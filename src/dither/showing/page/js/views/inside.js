@@ -4,7 +4,7 @@
 // so that switching files shows which lost more, not which scale was stretched.
 
 import {mountTemplate} from "../template.js";
-import {cssColor, inkOn, mixColors, runControl, tensorWords, themeColor} from "../inner.js";
+import {cssColor, inkOn, mixColors, refillSelect, runControl, sameWeights, tensorWords, themeColor} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatNumber, formatPercent, formatShort, glossaryTerm, segmentControl} from "../text.js";
 
 const INSIDE_METRICS = {
@@ -23,7 +23,7 @@ const INSIDE_HINT = "A click on a cell shows its weights. With the map in focus,
 const INSIDE_ROOM = 42; // pixels that a number in a cell needs
 
 export async function mount(root, store) {
-  const runs = (store.getDocument().runs ?? []).filter((run) => insideTensors(run).length);
+  let runs = insideRuns(store.getDocument());
   if (!runs.length) {
     root.append(emptyState("No file was found whose tensors can be listed.", "dither quantize MODEL --to Q4_K_M"));
     return {};
@@ -89,7 +89,22 @@ export async function mount(root, store) {
     picker.input.value = run;
     show();
   });
-  return {destroy() { end(); window.removeEventListener("dither-theme", themed); chart.destroy(); }};
+  return {
+    async update(found) {
+      const [before, now] = [runs, insideRuns(found)];
+      const known = (all) => Object.keys(INSIDE_METRICS).filter((key) => insideKnown(all, key).length).join();
+      if (!now.length || known(now) !== known(before)) return false;
+      runs = now;
+      view.run = refillSelect(picker.input, runs.map((run) => [run.id, run.file]), view.run);
+      if (runs.length !== before.length || !runs.every((run, at) => sameWeights(run, before[at]))) await show(); // the scale is of all
+      return true;
+    },
+    destroy() { end(); window.removeEventListener("dither-theme", themed); chart.destroy(); },
+  };
+}
+
+function insideRuns(found) {
+  return (found.runs ?? []).filter((run) => insideTensors(run).length);
 }
 
 function insideTensors(run) {

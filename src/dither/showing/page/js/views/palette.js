@@ -2,7 +2,7 @@
 // palettes of sixteen for the very same weights.
 
 import {mountTemplate} from "../template.js";
-import {cssColor, divergingColors, firstTensor, inkOn, matricesOf, mixColors, noteText, refillSelect, runControl, themeColor} from "../inner.js";
+import {cssColor, divergingColors, firstTensor, inkOn, matricesOf, mixColors, noteText, refillSelect, runControl, sameWeights, themeColor} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatPercent, formatShort, glossaryTerm, plural, selectControl, sliderControl} from "../text.js";
 
 const PALETTE_SWATCHES = 32; // more are drawn in the chart alone
@@ -10,7 +10,9 @@ const PALETTE_BINS = 24;
 
 export async function mount(root, store) {
   const all = store.getDocument().runs ?? [];
-  const runs = all.filter((run) => (store.live ? store.getDocument().reference?.path && paletteTensors(run).length : Object.keys(run.palettes ?? {}).length));
+  const able = (found) => (found.runs ?? []).filter((run) => (store.live ? found.reference?.path && paletteTensors(run).length : Object.keys(run.palettes ?? {}).length));
+  let runs = able(store.getDocument());
+  let reference = store.getDocument().reference?.path;
   if (!runs.length) {
     const why = !store.live ? "This report was written without the palette of a block."
       : all.length ? "The original model was not found beside the files, so the weights that became these numbers are not known." : "No file was found whose blocks can be shown.";
@@ -90,7 +92,21 @@ export async function mount(root, store) {
     names();
     load();
   });
-  return {destroy() { end(); window.removeEventListener("dither-theme", themed); charts.upper?.destroy(); charts.lower?.destroy(); }};
+  return {
+    async update(found) {
+      const now = able(found);
+      if (!now.length) return false;
+      const [before, original] = [runs.find((run) => run.id === view.run), reference];
+      runs = now;
+      reference = found.reference?.path;
+      view.run = refillSelect(picker.input, runs.map((run) => [run.id, run.file]), view.run);
+      if (reference === original && sameWeights(before, runs.find((run) => run.id === view.run))) return true;
+      names();
+      await load();
+      return true;
+    },
+    destroy() { end(); window.removeEventListener("dither-theme", themed); charts.upper?.destroy(); charts.lower?.destroy(); },
+  };
 }
 
 function paletteTensors(run) {

@@ -2,7 +2,7 @@
 // the same quantizer. Canvases hold one pixel a weight and are enlarged without smoothing.
 
 import {saveFile, tableTwin, toCsv} from "../chart.js";
-import {decodeBytes, decodeHalves, divergingColors, firstTensor, matricesOf, mixColors, noteText, refillSelect, runControl, themeColor, cssColor} from "../inner.js";
+import {decodeBytes, decodeHalves, divergingColors, firstTensor, matricesOf, mixColors, noteText, refillSelect, runControl, sameWeights, themeColor, cssColor} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatNumber, formatPercent, formatShort, glossaryTerm, selectControl, sliderControl} from "../text.js";
 
 const PICTURES_GAIN = 8; // how much the difference is enlarged, always
@@ -11,7 +11,9 @@ const PICTURES_SIDES = [["original", "Original"], ["quantized", "Quantized"], ["
 
 export async function mount(root, store) {
   const all = store.getDocument().runs ?? [];
-  const runs = all.filter((run) => (store.live ? store.getDocument().reference?.path && matricesOf(run).length : Object.keys(run.tiles ?? {}).length));
+  const able = (found) => (found.runs ?? []).filter((run) => (store.live ? found.reference?.path && matricesOf(run).length : Object.keys(run.tiles ?? {}).length));
+  let runs = able(store.getDocument());
+  let reference = store.getDocument().reference?.path;
   if (!runs.length) {
     const why = !store.live ? "This report was written without windows into the tensors."
       : all.length ? "The original model was not found beside the files, so there is nothing to compare them with." : "No file was found whose weights can be shown.";
@@ -85,7 +87,21 @@ export async function mount(root, store) {
     names();
     load();
   });
-  return {destroy() { end(); window.removeEventListener("dither-theme", themed); }};
+  return {
+    async update(found) {
+      const now = able(found);
+      if (!now.length) return false;
+      const [before, original] = [runs.find((run) => run.id === view.run), reference];
+      runs = now;
+      reference = found.reference?.path;
+      view.run = refillSelect(parts.runs.input, runs.map((run) => [run.id, run.file]), view.run);
+      if (reference === original && sameWeights(before, runs.find((run) => run.id === view.run))) return true;
+      names();
+      await load();
+      return true;
+    },
+    destroy() { end(); window.removeEventListener("dither-theme", themed); },
+  };
 }
 
 // Everything on the screen, not yet filled. `act` is what controls call; it is filled by mount.
@@ -116,6 +132,7 @@ function picturesParts(runs, view) {
   const button = (kind, save) => el("button", {type: "button", class: "small", "aria-label": `Save the weights as ${kind}`, on: {click: save}}, kind);
   parts.tools = el("div", {class: "tools"},
     button("PNG", async () => saveFile(`${view.tensor}-${view.kind}.png`, await picturesPng(parts, view))),
+    button("SVG", () => saveFile(`${view.tensor}-${view.kind}.svg`, picturesSvg(parts, view))),
     button("CSV", () => saveFile(`${view.tensor}.csv`, new Blob([toCsv(picturesRows(view.tile), PICTURES_COLUMNS)], {type: "text/csv"}))));
   return parts;
 }
@@ -283,6 +300,30 @@ async function picturesPng(parts, view) {
   context.fillStyle = cssColor(themeColor("muted"));
   context.fillText(`${view.tensor}, rows from ${view.tile.row}, columns from ${view.tile.column}`, 16, rows * scale + 62);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+// The same as SVG: the weights are small pictures in it, their titles are text.
+function picturesSvg(parts, view) {
+  const {rows, columns} = view.tile;
+  const wide = columns * 6;
+  const part = (name, words, text = "") => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(words)) made.setAttribute(key, value);
+    made.textContent = text;
+    return made;
+  };
+  const size = {width: 3 * wide + 64, height: rows * 6 + 72};
+  const svg = part("svg", {...size, viewBox: `0 0 ${size.width} ${size.height}`, "font-family": "sans-serif", "font-size": 15});
+  svg.append(part("rect", {...size, fill: cssColor(themeColor("surface"))}));
+  PICTURES_SIDES.forEach(([side, title], index) => {
+    const x = 16 + index * (wide + 16);
+    svg.append(part("text", {x, y: 28, fill: cssColor(themeColor("ink"))}, side === "quantized" ? `${title} (${view.kind})` : title),
+      part("image", {x, y: 40, width: wide, height: rows * 6, "image-rendering": "pixelated", preserveAspectRatio: "none",
+        href: parts.canvases[side].toDataURL("image/png")}));
+  });
+  svg.append(part("text", {x: 16, y: rows * 6 + 62, fill: cssColor(themeColor("muted"))},
+    `${view.tensor}, rows from ${view.tile.row}, columns from ${view.tile.column}`));
+  return new Blob([new XMLSerializer().serializeToString(svg)], {type: "image/svg+xml"});
 }
 
 // The landscape through the same quantizer, once it is there. Returns {show(kind, own)}.

@@ -25,6 +25,33 @@ export async function mount(root, store) {
   const answer = answerSentence();
   const plot = el("div", {});
   const view = {entries, state, answer, plot, store, handle: null};
+  const [controls, commands] = [el("div", {}), el("div", {})];
+  controls.append(...speedControls(view));
+  commands.append(speedCommands(entries) ?? "");
+  root.append(answer, controls, plot, commands, speedExplained());
+  await speedDraw(view);
+  return {
+    async update(changed) {
+      const now = speedEntries(changed);
+      if (!now.length) return false;
+      const known = (list) => Object.keys(SPEED_METRICS).filter((key) => list.some((entry) => speedValue(entry, key)));
+      const [before, after] = [known(view.entries), known(now)];
+      view.entries = now;
+      if (!after.includes(state.key)) state.key = after[0];
+      if (before.join() !== after.join()) controls.replaceChildren(...speedControls(view));
+      const open = commands.querySelector("details")?.open ?? false;
+      commands.replaceChildren(speedCommands(now) ?? "");
+      if (open) commands.querySelector("details")?.setAttribute("open", "");
+      await speedDraw(view);
+      return true;
+    },
+    destroy() { view.handle?.destroy(); },
+  };
+}
+
+// What is to be shown, and why some of it cannot.
+function speedControls(view) {
+  const {entries, state} = view;
   const control = segmentControl({
     label: "Show", options: Object.entries(SPEED_METRICS).map(([key, metric]) => [key, metric.name]), value: state.key,
     onInput: (key) => { state.key = key; speedDraw(view); },
@@ -34,11 +61,8 @@ export async function mount(root, store) {
     input.disabled = true;
     input.parentElement.setAttribute("title", input.value === "energy" ? speedNoEnergy(entries) : "not timed");
   }
-  root.append(answer, el("div", {class: "controls"}, control.node));
-  if (!entries.some((entry) => entry.joules_per_token)) root.append(el("p", {class: "hint"}, `Energy: ${speedNoEnergy(entries)}.`));
-  root.append(...[plot, speedCommands(entries), speedExplained()].filter(Boolean));
-  await speedDraw(view);
-  return {destroy() { view.handle?.destroy(); }};
+  const energy = entries.some((entry) => entry.joules_per_token) ? [] : [el("p", {class: "hint"}, `Energy: ${speedNoEnergy(entries)}.`)];
+  return [el("div", {class: "controls"}, control.node), ...energy];
 }
 
 // What was timed, with the run's name. A run may have been timed more than once, with other threads.

@@ -2,6 +2,7 @@
 
 import {FRONTIER_METRICS, bestUnder, comparableRuns, familyOf, frontierDomains, frontierPoints, logTicks, placeLabels} from "../frontier.js";
 import {mountTemplate} from "../template.js";
+import {refillSelect} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatBytes, formatInterval, formatShort, glossaryTerm, segmentControl, selectControl, sliderControl, tagChip} from "../text.js";
 import {sortableTwin} from "../sorting.js";
 
@@ -21,23 +22,45 @@ export async function mount(root, store) {
   const state = {key: measured.includes("kl_mean") ? "kl_mean" : measured[0], budget: whichBudget(store.getDocument())};
   const answer = answerSentence();
   answer.setAttribute("aria-live", "polite");
-  const sizes = runs.map((run) => run.bytes);
-  const [least, most] = [Math.min(...sizes), Math.max(...sizes)];
-  const reach = most > least ? [least - 0.03 * (most - least), most + 0.05 * (most - least)] : [least * 0.8, most * 1.2];
   const plot = el("div", {});
-  const view = {root, store, state, answer, runs, plot, handle: null, width: 0};
+  const view = {root, store, state, answer, runs, plot, handle: null, width: 0, reach: whichReach(runs)};
   const slider = sliderControl({
-    label: "Budget: the largest file you would take", min: 0, max: WHICH_STEPS, value: whichStep(state.budget, reach),
-    format: (step) => formatBytes(whichBytes(step, reach)),
-    onInput: (step) => { state.budget = whichBytes(step, reach); whichSoon(view); },
+    label: "Budget: the largest file you would take", min: 0, max: WHICH_STEPS, value: whichStep(state.budget, view.reach),
+    format: (step) => formatBytes(whichBytes(step, view.reach)),
+    onInput: (step) => { state.budget = whichBytes(step, view.reach); whichSoon(view); },
   });
-  state.budget = whichBytes(Number(slider.input.value), reach);
-  const axis = whichAxis(runs, state, () => whichDraw(view));
-  root.append(...[answer, el("div", {class: "controls"}, slider.node), axis, plot, whichCompare(runs), whichExplained()].filter(Boolean));
+  state.budget = whichBytes(Number(slider.input.value), view.reach);
+  const axis = el("div", {}, whichAxis(runs, state, () => whichDraw(view)));
+  const compare = whichCompare(runs);
+  root.append(answer, el("div", {class: "controls"}, slider.node), axis, plot, compare.node, whichExplained());
   await whichDraw(view);
   const watch = new ResizeObserver(() => { if (Math.abs(plot.clientWidth - view.width) > 1) whichSoon(view); });
   watch.observe(plot);
-  return {destroy() { watch.disconnect(); view.handle?.destroy(); }};
+  return {
+    async update(found) {
+      const known = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(found.runs, key).length);
+      if (!known.length) return false;
+      const before = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(view.runs, key).length);
+      view.runs = found.runs;
+      view.reach = whichReach(view.runs);
+      const step = whichStep(state.budget - 0.5 * whichBytes(1, [0, view.reach[1] - view.reach[0]]), view.reach); // the nearest
+      slider.set(step);
+      state.budget = whichBytes(step, view.reach);
+      if (!known.includes(state.key)) state.key = known[0];
+      if (known.join() !== before.join()) axis.replaceChildren(whichAxis(view.runs, state, () => whichDraw(view)));
+      compare.update(view.runs);
+      await whichDraw(view);
+      return true;
+    },
+    destroy() { watch.disconnect(); view.handle?.destroy(); },
+  };
+}
+
+// From a little below the smallest file to a little above the largest, in bytes.
+function whichReach(runs) {
+  const sizes = runs.map((run) => run.bytes);
+  const [least, most] = [Math.min(...sizes), Math.max(...sizes)];
+  return most > least ? [least - 0.03 * (most - least), most + 0.05 * (most - least)] : [least * 0.8, most * 1.2];
 }
 
 function whichMeasure(found) {
@@ -188,21 +211,33 @@ function whichEnds(metric) {
   return Number.isFinite(metric.low) && Number.isFinite(metric.high) ? ` (${formatShort(metric.low)}–${formatShort(metric.high)})` : "";
 }
 
-// Two files beside each other, in a sentence.
+// Two files beside each other, in a sentence; what is chosen stays chosen as long as it is there.
 function whichCompare(runs) {
-  const known = [...comparableRuns(runs, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
-  if (known.length < 2) return null;
-  const names = known.map((run) => [run.id, run.file]);
   const said = el("p", {class: "which-verdict", "aria-live": "polite"});
-  const chosen = {a: known[0].id, b: known[Math.min(known.length - 1, Math.ceil(known.length / 2))].id};
+  const chosen = {};
+  let known = [];
   const show = () => {
-    const [a, b] = [chosen.a, chosen.b].map((id) => known.find((run) => run.id === id));
-    said.textContent = whichVerdict(a, b);
+    const words = whichVerdict(...["a", "b"].map((part) => known.find((run) => run.id === chosen[part])));
+    if (said.textContent !== words) said.textContent = words;
   };
-  const pick = (part, label) => selectControl({label, options: names, value: chosen[part], onInput: (id) => { chosen[part] = id; show(); }}).node;
-  show();
-  return el("div", {class: "which-compare"}, el("h3", {}, "Compare two"),
-    el("div", {class: "controls"}, pick("a", "This one"), pick("b", "with this one")), said);
+  const pick = (part, label) => selectControl({label, options: [], value: null, onInput: (id) => { chosen[part] = id; show(); }});
+  const [first, second] = [pick("a", "This one"), pick("b", "with this one")];
+  const node = el("div", {});
+  const part = el("div", {class: "which-compare"}, el("h3", {}, "Compare two"), el("div", {class: "controls"}, first.node, second.node), said);
+  const update = (all) => {
+    known = [...comparableRuns(all, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
+    if (known.length < 2) { part.remove(); return; }
+    if (!part.parentNode) node.append(part);
+    const names = known.map((run) => [run.id, run.file]);
+    const gone = (part) => !known.some((run) => run.id === chosen[part]);
+    if (gone("a")) chosen.a = known[0].id;
+    if (gone("b")) chosen.b = known[Math.min(known.length - 1, Math.ceil(known.length / 2))].id;
+    refillSelect(first.input, names, chosen.a);
+    refillSelect(second.input, names, chosen.b);
+    show();
+  };
+  update(runs);
+  return {node, update};
 }
 
 function whichVerdict(a, b) {

@@ -18,7 +18,13 @@ export async function mount(root, store) {
     place, el("h3", {}, "Jobs"), list.node);
   show(forms[0].kind);
   list.fill(jobs);
-  const quiet = store.onMessage((message) => { if (message.type === "job") list.put(message.job); });
+  const quiet = store.onMessage(async (message) => {
+    if (message.type === "job") list.put(message.job);
+    else if (message.type === "open") { // what happened to jobs while nobody listened
+      const now = await store.get("/api/jobs").catch(() => []);
+      for (const job of now.reverse()) list.put(job);
+    }
+  });
   return {update: () => {}, destroy: quiet};
 }
 
