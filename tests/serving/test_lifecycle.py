@@ -181,6 +181,17 @@ def test_a_folder_of_one_gguf_is_that_file(models: Path, tmp_path: Path) -> None
         assert ask(server.url, CHAT, body).status == 200
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_six_is_written_as_clients_want_it(models: Path, host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this system has no IPv6")
+    with dither.serve(models / "caller.gguf", host=host, context=1, slots=1, threads=1) as server:
+        assert server.url.startswith("http://[::1]:")
+        assert ask(server.url, "/health", headers="Host: [::1]\r\n").status == 200
+
+
 def test_a_quantized_cache_serves(models: Path, bundled: Path) -> None:
     with dither.serve(bundled, context=256, slots=2, kv="q8_0", threads=1) as server:
         body = {"messages": ENDLESS["messages"], "max_tokens": 8}
@@ -201,6 +212,11 @@ def test_keys_are_read_one_a_line(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UsageError):
             read_keys(file)
+    file.write_bytes(b"# from elsewhere\r\nalpha\r\n")
+    assert read_keys(file)[0] == ["alpha"]
+    file.write_text("#" + "x" * 2**16 + "\nalpha\n")  # a key cut off by a limit would be another key
+    with pytest.raises(UsageError, match="longer than"):
+        read_keys(file)
     with pytest.raises(dither.DitherError):
         read_keys(tmp_path / "none")
 
