@@ -75,6 +75,9 @@ def test_scores_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     told = printed(capsys)
     assert "0.5000 ± 0.0100 0.5500 -0.0500 ± 0.0200*" in told  # beyond chance
     assert "ppl (strict) 7.0000 – –" in told and "400 questions of each task at most" in told
+    one = Score("arc", "acc", "none", 1.0, None, 1, None, None)
+    show_scores(Scores("a.gguf", "", (one,), None))
+    assert "one standard error; 1 question." in printed(capsys)
 
 
 def test_an_export_in_words(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def _hush() -> None:
 
     from transformers.utils import logging as theirs
 
-    theirs.disable_progress_bar()
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 

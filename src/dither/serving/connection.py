@@ -52,7 +52,13 @@ class Connection(H11Protocol):
             self._clock = None
 
     def send_400_response(self, msg: str) -> None:
-        """Also called where an answer is under way already: all that is left then is to hang up."""
+        """Also called where an answer is under way already: all that is left then is to hang up.
+
+        A request whose body turned out to be none may have its answer still before it: it is told that its
+        client has left."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = invalid(None, "this is not a request in HTTP/1.1", "invalid_http").encoded()
             headers = [

@@ -207,7 +207,7 @@ class Server:
             config = uvicorn.Config(
                 app, log_config=None, log_level="error", access_log=False, lifespan="off", ws="none",
                 server_header=False, date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=5,
-                http=Connection,
+                http=Connection, proxy_headers=False,
             )  # fmt: skip
             server = uvicorn.Server(config)
             app.connections = server.server_state.connections
