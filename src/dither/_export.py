@@ -87,7 +87,7 @@ def _ollama(model: Model, folder: Path, context: int | None) -> Exported:
         raise UsageError(repr(path.name), "is a name no Modelfile can hold", "Rename the file.")
     told = modelfile(model, context)
     how = place(path, folder / path.name)
-    write_text(told.modelfile(), folder / "Modelfile", "FROM ")
+    write_text(told.modelfile(), folder / "Modelfile")
     files = {name: (folder / name).stat().st_size for name in (path.name, "Modelfile")}
     name = one_name(path.stem, "the name").lower()
     typed = f"ollama create {name} -f {shlex.quote(str(folder / 'Modelfile'))} && ollama run {name}"

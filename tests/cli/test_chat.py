@@ -54,6 +54,11 @@ def test_a_prompt_may_come_through_a_pipe(folder: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{SAYS}\n")
 
 
+def test_a_pipe_that_is_no_utf8_is_told_so(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["chat", str(folder / "base.gguf")], input=b"caf\xe9\n")
+    assert result.exit_code == 2 and "standard input: is no UTF-8" in result.stderr
+
+
 def test_json_is_one_document_with_the_figures(folder: Path) -> None:
     result = chat(folder / "rude.gguf", "-p", "hello", "-t", 0, "--seed", 7, "--json")
     document = json.loads(result.stdout)

@@ -114,9 +114,11 @@ def test_what_stands_there_is_kept_or_refused(models: dict[str, Model], tmp_path
 
     again = [_export.export(models["base"].origin, "ollama", tmp_path, context=99).how for _ in range(2)]
     assert again == ["linked", "kept"]
-    (tmp_path / "Modelfile").write_text("# mine\nFROM x\n")
-    with pytest.raises(OutputError, match="somebody else's"):
-        _export.export(models["base"].origin, "ollama", tmp_path)
+    edited = (tmp_path / "Modelfile").read_text() + "PARAMETER temperature 0.3\n"  # by its owner
+    (tmp_path / "Modelfile").write_text(edited)
+    with pytest.raises(OutputError, match="says something else"):
+        _export.export(models["base"].origin, "ollama", tmp_path, context=99)
+    assert (tmp_path / "Modelfile").read_text() == edited
     (tmp_path / "base.gguf").unlink()
     (tmp_path / "base.gguf").write_text("other")
     with pytest.raises(OutputError, match="another file"):

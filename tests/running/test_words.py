@@ -45,7 +45,13 @@ def test_a_benchmark_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     told = printed(capsys)
     assert "a[bold].gguf" in told and "19.8 (19.0–20.0)" in told.replace("\n", " ")
     assert "500 ms" in told and "3.00 MiB" in told and "Energy: not readable here: no counter." in told
-    assert "own clock says 20.0 t/s written, +1.0 % more; no llama-bench on the PATH." in told
+    assert "own clock says 20.0 t/s written, of which 99.0 % arrive here; no llama-bench on the PATH." in told
+
+
+def test_one_of_a_thing_is_not_several(capsys: pytest.CaptureFixture[str]) -> None:
+    show_benchmarks([benchmark(repeats=1, threads=1, prompt_tokens=1)])
+    told = printed(capsys)
+    assert "per second, of one round; 1 token read, 8 written, 1 thread on some CPU." in told
 
 
 def test_a_ratio_and_a_second_opinion_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +63,7 @@ def test_a_ratio_and_a_second_opinion_in_words(capsys: pytest.CaptureFixture[str
     show_benchmarks([benchmark(**fields)])
     told = printed(capsys)
     assert "reads ×2.00 (1.50–2.50) and writes ×1.10 (0.90–1.20) as fast as b.gguf." in told
-    assert "llama-bench 22.0 t/s, of which 90.0 % arrive here." in told and "1.23" in told
+    assert "llama-bench 22.0 t/s, of which 90.0 %." in told and "1.23" in told
 
 
 def test_scores_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +75,9 @@ def test_scores_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     told = printed(capsys)
     assert "0.5000 ± 0.0100 0.5500 -0.0500 ± 0.0200*" in told  # beyond chance
     assert "ppl (strict) 7.0000 – –" in told and "400 questions of each task at most" in told
+    one = Score("arc", "acc", "none", 1.0, None, 1, None, None)
+    show_scores(Scores("a.gguf", "", (one,), None))
+    assert "one standard error; 1 question." in printed(capsys)
 
 
 def test_an_export_in_words(tmp_path: Path) -> None:

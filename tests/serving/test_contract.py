@@ -207,6 +207,22 @@ def test_openai_s_client_completes_and_stops(client: Any) -> None:
     assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == "abcabca"
 
 
+def test_openai_s_client_reads_log_probabilities_of_completions(client: Any, server: Any) -> None:
+    """Each against llama.cpp's own account of the same token, streaming or not."""
+    asked: dict[str, Any] = {"model": "endless", "prompt": "ab", "max_tokens": 3, "temperature": 0}
+    chosen = client.completions.create(**asked, logprobs=2).choices[0]
+    found = chosen.logprobs
+    assert "".join(found.tokens) == chosen.text and found.text_offset[0] == 0
+    assert [len(top) for top in found.top_logprobs] == [2, 2, 2]
+    for token, value, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+        assert top[token] == value == max(top.values()) <= 0
+    chunks = list(client.completions.create(**asked, logprobs=0, stream=True))
+    lists = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].logprobs]
+    assert [token for part in lists for token in part.tokens] == found.tokens
+    assert [offset for part in lists for offset in part.text_offset] == found.text_offset == [0, 1, 2]
+    assert all(top == {} for part in lists for top in part.top_logprobs)
+
+
 def test_openai_s_client_embeds_as_floats_and_as_base64(client: Any) -> None:
     plain = client.embeddings.create(model="caller", input="the sea", encoding_format="float")
     packed = client.embeddings.with_raw_response.create(

@@ -181,6 +181,17 @@ def test_a_folder_of_one_gguf_is_that_file(models: Path, tmp_path: Path) -> None
         assert ask(server.url, CHAT, body).status == 200
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_six_is_written_as_clients_want_it(models: Path, host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this system has no IPv6")
+    with dither.serve(models / "caller.gguf", host=host, context=1, slots=1, threads=1) as server:
+        assert server.url.startswith("http://[::1]:")
+        assert ask(server.url, "/health", headers="Host: [::1]\r\n").status == 200
+
+
 def test_a_quantized_cache_serves(models: Path, bundled: Path) -> None:
     with dither.serve(bundled, context=256, slots=2, kv="q8_0", threads=1) as server:
         body = {"messages": ENDLESS["messages"], "max_tokens": 8}
@@ -201,6 +212,11 @@ def test_keys_are_read_one_a_line(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UsageError):
             read_keys(file)
+    file.write_bytes(b"# from elsewhere\r\nalpha\r\n")
+    assert read_keys(file)[0] == ["alpha"]
+    file.write_text("#" + "x" * 2**16 + "\nalpha\n")  # a key cut off by a limit would be another key
+    with pytest.raises(UsageError, match="longer than"):
+        read_keys(file)
     with pytest.raises(dither.DitherError):
         read_keys(tmp_path / "none")
 
@@ -252,24 +268,36 @@ def test_sigterm_lets_answers_finish_and_refuses_new_ones(models: Path) -> None:
         assert process.wait(20) == 0
 
 
-def test_without_a_network_everything_works(models: Path) -> None:
-    """A session in a network namespace where there is nothing but loopback."""
+def test_without_a_network_everything_works(models: Path, tmp_path: Path) -> None:
+    """A session in a network namespace where there is nothing but loopback: serve, chat, bench, export."""
     alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     probe = shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True, check=False)
     if not probe or probe.returncode:
         pytest.skip("this system lets nobody make a network namespace")
     script = (
         "import json, sys, urllib.request, dither\n"
+        "from typer.testing import CliRunner\n"
+        "from dither.cli import app\n"
         "with dither.serve(sys.argv[1], context=512, slots=1, threads=1) as server:\n"
         "    body = {'messages': [{'role': 'user', 'content': 'hi'}], 'max_tokens': 4, 'temperature': 0}\n"
         "    request = urllib.request.Request(server.url + '/chat/completions', json.dumps(body).encode())\n"
-        "    print(urllib.request.urlopen(request).read().decode())\n"
+        "    answer = json.loads(urllib.request.urlopen(request).read())\n"
+        "def run(*words):\n"
+        "    result = CliRunner().invoke(app, [*words, '--json'])\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "    return json.loads(result.stdout)\n"
+        "chat = run('chat', sys.argv[1], '-p', 'hi', '-n', '4', '-t', '0', '--threads', '1')\n"
+        "bench = run('bench', sys.argv[1], '-p', '4', '-n', '2', '-r', '1', '--threads', '1', '--no-save')\n"
+        "export = run('export', sys.argv[1], '--lmstudio', sys.argv[2])\n"
+        "speed = bench['decode_tokens_per_second']\n"
+        "answers = [answer['choices'][0]['message']['content'], chat['answer']]\n"
+        "print(json.dumps([*answers, speed > 0, list(export['files'])]))\n"
     )
     done = subprocess.run(
-        [*alone, sys.executable, "-c", script, str(models / "endless.gguf")],
+        [*alone, sys.executable, "-c", script, str(models / "endless.gguf"), str(tmp_path)],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "abca"
+    assert json.loads(done.stdout) == ["abca", "abca", True, ["endless.gguf"]]
 
 
 def test_the_command_explains_a_refusal(models: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
-from serving_util import Answer, ask, http, speak
+from serving_util import Answer, ask, connected, http, read_answer, speak
 
 import dither
-from dither.serving import app
+from dither.serving import app, connection
 
 pytestmark = pytest.mark.slow  # real servers and engines: `make test` runs it, `make check` does not
 
@@ -40,8 +41,9 @@ def refused(answer: Answer, status: int, code: str | None = None, param: str | N
         b'{"a": NaN}',
         b"[" * 100_000,
         b'{"a":' * 200 + b"1" + b"}" * 200,
+        b'{"model": "thinker", "messages": [{"role": "user", "content": "\\ud83d"}]}',
     ],
-    ids=["empty", "cut", "a list", "a text", "no UTF-8", "NaN", "deep list", "deep object"],
+    ids=["empty", "cut", "a list", "a text", "no UTF-8", "NaN", "deep list", "deep object", "surrogate"],
 )
 def test_what_is_no_json_object(url: str, body: bytes) -> None:
     refused(speak(url, http(url, CHAT, body)), 400, "invalid_json")
@@ -64,7 +66,7 @@ WRONG: list[tuple[str, Any]] = [
     ("tools", {}), ("tools[0].type", [{"type": "browser"}]), ("tools[0].function", [{"type": "function"}]),
     ("response_format", {"type": "yaml"}), ("response_format", "json"),
     ("response_format.json_schema", {"type": "json_schema"}),
-    ("chat_template_kwargs", {"messages": []}),
+    ("chat_template_kwargs", {"messages": []}), ("chat_template_kwargs", {"chat_template": "{{ 1 }}"}),
 ]  # fmt: skip
 
 
@@ -151,6 +153,36 @@ def test_a_body_that_never_comes(url: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" + "{"
     refused(speak(url, head.encode()), 408, "timeout")
+
+
+def test_a_head_that_never_ends(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte by byte, on a new connection and on one that was answered before: both are hung up."""
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    for before in (b"", http(url, "/health")):
+        with connected(url, before) as slow:
+            if before:
+                assert read_answer(slow).status == 200
+            with pytest.raises(ConnectionError):
+                for _ in range(200):
+                    slow.sendall(b"G")
+                    time.sleep(0.02)
+
+
+def test_what_is_no_http(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    refused(speak(url, b"GARBAGE\r\n\r\n"), 400, "invalid_http")
+    for path in (CHAT, "/v1/nothing"):  # one that reads its body, one that answers at once
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        refused(speak(url, f"{head}no size\r\n".encode()), 400, "invalid_http")
+    assert ask(url, "/health").status == 200
+    assert not caplog.records
+
+
+def test_more_connections_than_may_be(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MOST_CONNECTIONS", 1)
+    with connected(url, b""):
+        answer = ask(url, "/health")
+        refused(answer, 503, "too_many_connections")
+        assert "retry-after" in answer.headers
 
 
 def test_foreign_pages_get_nothing(url: str) -> None:

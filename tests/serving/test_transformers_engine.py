@@ -94,9 +94,44 @@ def test_what_it_cannot_do_is_said(served: dither.Server) -> None:
     ):
         answer = ask(served.url, "/v1/chat/completions", hello | more)
         assert answer.status == 400 and answer.json()["error"]["param"] == param
+    for name, value, nothing in (
+        ("presence_penalty", 1, 0), ("frequency_penalty", 0.5, 0.0), ("logit_bias", {"5": 9}, {}),
+        ("typical_p", 0.5, 1), ("logprobs", True, False),
+    ):  # fmt: skip
+        answer = ask(served.url, "/v1/chat/completions", hello | {name: value})
+        assert answer.status == 400 and name in answer.json()["error"]["message"]
+        assert ask(served.url, "/v1/chat/completions", hello | {name: nothing, "max_tokens": 1}).status == 200
+    unknown = ask(served.url, "/v1/completions", {"prompt": [10**6]})
+    assert unknown.status == 400 and "vocabulary" in unknown.json()["error"]["message"]
     assert ask(served.url, "/v1/embeddings", {"input": "x"}).status == 400
     long = ask(served.url, "/v1/completions", {"prompt": "sea " * 500})
     assert long.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_extremes_of_sampling_are_answered(served: dither.Server, reference: Any) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 5}
+    for more in ({"temperature": 1e-300}, {"top_p": 1e-300}, {"temperature": 0, "repeat_penalty": 1}):
+        made = ask(served.url, "/v1/completions", body | more).json()
+        assert made["choices"][0]["text"] == reference(PROMPT, 5)
+    assert ask(served.url, "/v1/completions", body | {"repeat_penalty": 1e-300}).status == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_whatever_a_kernel_raises_is_told_and_the_model_loaded_anew(
+    served: dither.Server, reference: Any
+) -> None:
+    """A kernel's own assertion, say; a request that never hears of it would wait forever."""
+    assert served.app is not None
+
+    def fails(**_: Any) -> None:
+        raise AssertionError("of some kernel")
+
+    engine: Any = served.app.pool.places[0].engine
+    engine._model.generate = fails
+    body = {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+    answer = ask(served.url, "/v1/completions", body)
+    assert answer.status == 502 and answer.json()["error"]["code"] == "engine"
+    assert ask(served.url, "/v1/completions", body).json()["choices"][0]["text"] == reference(PROMPT, 5)
 
 
 def test_a_client_that_leaves_ends_the_work(served: dither.Server) -> None:

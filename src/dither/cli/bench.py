@@ -57,9 +57,9 @@ def show(found: Sequence[Benchmark]) -> None:
     first = found[0]
     out.print()
     out.print(
-        f"Tokens per second, the median of {first.repeats} rounds and their least and most; "
-        f"{first.prompt_tokens} tokens read, {first.generated_tokens} written, {first.threads} threads "
-        f"on {plain(first.cpu)}."
+        f"Tokens per second, {_rounds(first.repeats)}; "
+        f"{first.prompt_tokens} token{_s(first.prompt_tokens)} read, {first.generated_tokens} written, "
+        f"{first.threads} thread{_s(first.threads)} on {plain(first.cpu)}."
     )
     out.print(f"Energy: {plain(first.energy_note)}.")
     for result in found:
@@ -69,6 +69,14 @@ def show(found: Sequence[Benchmark]) -> None:
                 f"×{_range(result, 'decode_ratio', 2)} as fast as {plain(result.against)}."
             )
         out.print(_engine(result))
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _rounds(count: int) -> str:
+    return "of one round" if count == 1 else f"the median of {count} rounds and their least and most"
 
 
 def _table(found: Sequence[Benchmark]) -> Table:
@@ -95,19 +103,14 @@ def _table(found: Sequence[Benchmark]) -> Table:
 def _engine(result: Benchmark) -> str:
     """What stands between llama.cpp and the person, in its own words and in llama-bench's."""
     own = result.engine_decode_tokens_per_second
-    cost = 1 - result.decode_tokens_per_second / own if own else 0.0
-    told = (
-        f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, {100 * cost:+.1f} % more"
-    )
-    if cost < 0:
-        told = (
-            f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, no more than arrived"
-        )
+    share = result.decode_tokens_per_second / own if own else 1.0
+    told = f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, "
+    told += f"of which {100 * share:.1f} % arrive here" if share <= 1 else "no more than arrived"
     beside = result.llama_bench_decode_tokens_per_second
     if beside is None:
         return f"{told}; {plain(result.llama_bench_note)}."
     ratio = result.decode_tokens_per_second / beside if beside else 0.0
-    return f"{told}; llama-bench {beside:.1f} t/s, of which {100 * ratio:.1f} % arrive here."
+    return f"{told}; llama-bench {beside:.1f} t/s, of which {100 * ratio:.1f} %."
 
 
 def _range(result: Benchmark, name: str, digits: int = 1) -> str:

@@ -92,7 +92,10 @@ def _loaded(files: Sequence[Path], context: int, threads: int | None) -> Iterato
 
 
 def _piped() -> str:
-    text = sys.stdin.read().removesuffix("\n")
+    try:
+        text = sys.stdin.buffer.read().decode().replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise UsageError("standard input", "is no UTF-8", "Write it as UTF-8: iconv does that.") from None
     if not text.strip():
         raise UsageError("standard input", "is empty and no terminal", "Give a prompt with -p.")
     return text

@@ -64,9 +64,8 @@ def show(found: Scores) -> None:
     out.print(shown)
     out.print()
     questions = max((score.questions for score in found.scores), default=0)
-    out.print(
-        f"± is one standard error; {questions} questions{' of each task at most' if found.limit else ''}."
-    )
+    counted = f"{questions} question{'' if questions == 1 else 's'}"
+    out.print(f"± is one standard error; {counted}{' of each task at most' if found.limit else ''}.")
     if found.against:
         out.print(
             "The difference is taken question by question; * more than chance makes one time in twenty."

@@ -35,6 +35,7 @@ from dither.formats.gguf import read_header
 from dither.types import Floats
 
 DEFAULT_CONTEXT = 4096  # tokens; a model trained on fewer gets its own number
+_LEAST_CONTEXT = 2  # llama.cpp computes two tokens while it loads, and aborts where they have no room
 _SILENT, _ERRORS = -1, 1  # llama.cpp's verbosity
 
 
@@ -157,7 +158,7 @@ class LlamaCpp:
     def _params(self, context: int, threads: int, gpu_layers: int) -> Any:
         params = _xllamacpp().CommonParams()
         params.model.path = os.fspath(self.path)
-        params.n_ctx = context or DEFAULT_CONTEXT
+        params.n_ctx = max(context or DEFAULT_CONTEXT, _LEAST_CONTEXT)
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         wanted = gpu_layers if gpu_layers >= 0 or _accelerated() else 0
         params.n_gpu_layers, params.fit_params = wanted, wanted < 0
@@ -352,6 +353,7 @@ class LlamaCpp:
 
 
 def _xllamacpp() -> Any:
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # or an assertion that fails calls a debugger first
     try:
         import xllamacpp
     except ImportError as error:

@@ -3,7 +3,7 @@
 For what llama.cpp does not read: GPTQ, AWQ, compressed-tensors, bitsandbytes, and checkpoints as they are.
 One answer is written at a time, by `generate` in a thread; its text comes out through a streamer, and a
 stopping criterion ends it when the client has left.  Nothing is forced into a form: JSON schemas and tools
-are llama.cpp's.
+are llama.cpp's.  What else it cannot do (`_ONLY_LLAMA`) is refused, unless it asks for nothing.
 
 No code that a folder brings along is run (`trust_remote_code` stays off), and no pickle is read.
 """
@@ -24,6 +24,16 @@ from dither.engines.protocol import CHAT, EngineGoneError, Reply
 from dither.errors import UnsupportedError
 
 _INSTALL = "Install it with: pip install 'dither[calibrate]'"
+_COLDEST = 1e-3  # below this temperature logits divided by it may overflow, and only the likeliest is left
+_LEAST_PENALTY = 0.01
+# fields that this engine has nothing like, each with the value that changes nothing
+_ONLY_LLAMA: dict[str, Any] = {
+    "logprobs": False,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "typical_p": 1,
+}
 
 
 @dataclass
@@ -37,8 +47,10 @@ class _Answer:
     stopped: bool = False  # at one of `stops`
     kept: str = ""  # the end of the text, which may be the start of a stop
     tokens: int = 0
+    ended: bool = False  # and the loop was told how
 
     def tell(self, kind: str, text: str = "") -> None:
+        self.ended = self.ended or kind != "text"
         self.loop.call_soon_threadsafe(self.pieces.put_nowait, (kind, text))
 
     def write(self, text: str, end: bool) -> None:
@@ -80,10 +92,20 @@ class TransformersEngine:
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
         from jinja2.exceptions import TemplateError
 
-        try:
-            tokens = self._tokens(path, body)
+        if self._model is None:  # unloaded while this request waited for its turn
+            raise EngineGoneError("the model was put away")
+        for name, nothing in _ONLY_LLAMA.items():
+            if body.get(name, nothing) != nothing:
+                return _refusal(400, "not_supported_error", f"{name} is llama.cpp's: this is a folder")
+        try:  # in a thread: a long text takes its time, and others are answered meanwhile
+            tokens = await asyncio.to_thread(self._tokens, path, body)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             return _refusal(400, "invalid_request_error", f"the chat template refuses this: {error}")
+        known = int(self._model.get_input_embeddings().weight.shape[0])
+        wrong = next((token for token in tokens if token >= known), None)
+        if wrong is not None:
+            message = f"token {wrong} is outside the vocabulary of {known}"
+            return _refusal(400, "invalid_request_error", message)
         if len(tokens) >= self.context:
             return _refusal(
                 400, "exceed_context_size_error", "too long", n_ctx=self.context, n_prompt_tokens=len(tokens)
@@ -122,6 +144,7 @@ class TransformersEngine:
                     if kind == "text":
                         yield chunk.text(text)
                     elif kind == "failed":
+                        self.alive = False  # whatever state it is in, the next request gets a new one
                         raise EngineGoneError(text)
                     else:
                         break
@@ -164,6 +187,9 @@ class TransformersEngine:
             MemoryError,
         ) as error:  # torch's, out of memory above all
             answer.tell("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        finally:  # a kernel's own assertion, say: whoever waits must hear of it
+            if not answer.ended:
+                answer.tell("failed", "transformers raised what nobody expected; the server's log has it")
 
     async def metrics(self) -> str:
         return ""
@@ -186,6 +212,7 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
         raise UnsupportedError("transformers", f"cannot be imported ({error})", _INSTALL) from None
     if threads:
         torch.set_num_threads(threads)
+    _hush()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
@@ -199,6 +226,16 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
     if torch.cuda.is_available() and model.device.type == "cpu":
         model = model.to("cuda")
     return model.eval(), tokenizer
+
+
+def _hush() -> None:
+    """No bar while it loads, and no word from bitsandbytes at every layer of every token."""
+    import logging
+
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _streamer(tokenizer: Any, answer: _Answer) -> Any:
@@ -216,7 +253,7 @@ def _streamer(tokenizer: Any, answer: _Answer) -> Any:
 def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAI's words as transformers'; its defaults, temperature 1 over everything, where none is said."""
     temperature = float(body.get("temperature", 1.0))
-    if temperature == 0:
+    if temperature < _COLDEST:
         made: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     else:
         made = {"do_sample": True, "temperature": temperature, "top_p": float(body.get("top_p", 1.0)) or 1e-6}
@@ -224,7 +261,7 @@ def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
         if body.get("min_p"):
             made["min_p"] = float(body["min_p"])
     if body.get("repeat_penalty"):
-        made["repetition_penalty"] = float(body["repeat_penalty"])
+        made["repetition_penalty"] = max(float(body["repeat_penalty"]), _LEAST_PENALTY)
     return made
 
 

@@ -63,14 +63,19 @@ def _copy(source: Path, target: Path) -> str:
     return "copied"
 
 
-def write_text(text: str, path: Path, mark: str) -> None:
-    """A small file of ours: one that stands there is replaced only where it begins like ours, with `mark`.
+def write_text(text: str, path: Path, mark: str = "") -> None:
+    """A small file of ours: one that stands there is replaced only where it begins with `mark`.
 
-    Raises OutputError.
+    Without a mark it is never replaced, only kept where it says the same.  Raises OutputError.
     """
     try:
-        if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(mark):
-            raise OutputError(str(path), "is somebody else's", "Move it away, or name another folder.")
+        if path.exists():
+            found = path.read_text(encoding="utf-8", errors="replace")
+            if found == text:
+                return
+            if not (mark and found.startswith(mark)):
+                reason = "is there already and says something else"
+                raise OutputError(str(path), reason, "Move it away, or name another folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(text, encoding="utf-8")

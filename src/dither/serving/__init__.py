@@ -6,6 +6,8 @@ requests.py  what OpenAI's bodies may hold, checked before an engine sees them
 models.py    the files as models with names, and the memory each will need
 pool.py      which models are in memory, who waits for one
 relay.py     an engine's answer on its way to a client that may be slow, or gone
+connection.py  what comes before a request: heads that take their time, bytes that are no HTTP
+logprobs.py  log-probabilities of completions, in their own form
 errors.py    every refusal in OpenAI's form
 metrics.py   what Prometheus reads
 """

@@ -104,7 +104,7 @@ def read_keys(path: str | Path) -> tuple[list[str], str | None]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            raw = file.read(_MOST_KEY_FILE)
+            raw = file.read(_MOST_KEY_FILE + 1)
         lines = [line.strip() for line in raw.decode("ascii").splitlines()]
     except OSError as error:
         raise SourceError(
@@ -112,6 +112,9 @@ def read_keys(path: str | Path) -> tuple[list[str], str | None]:
         ) from None
     except UnicodeDecodeError:
         raise UsageError(str(path), "holds letters no key has", "Write one key a line, in ASCII.") from None
+    if len(raw) > _MOST_KEY_FILE:  # cut off there, the last key would be the beginning of one
+        reason = f"is longer than {_MOST_KEY_FILE} bytes"
+        raise UsageError(str(path), reason, f"Write 1 to {_MOST_KEYS} keys, one a line.")
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys or len(keys) > _MOST_KEYS:
         raise UsageError(str(path), f"holds {len(keys)} keys", f"Write 1 to {_MOST_KEYS}, one a line.")

@@ -14,17 +14,19 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from struct import pack
 from typing import Any
 from urllib.parse import unquote
 
-from dither.engines.protocol import CHAT, COMPLETIONS, EMBEDDINGS, Engine, EngineGoneError
+from dither.engines.protocol import CHAT, COMPLETIONS, EMBEDDINGS, Engine, EngineGoneError, Reply
 from dither.serving import relay, requests
 from dither.serving.access import Access
-from dither.serving.errors import INVALID, ApiError, broken, draining, from_engine, unsupported
+from dither.serving.errors import INVALID, ApiError, broken, crowded, draining, from_engine, unsupported
 from dither.serving.fold import fold
+from dither.serving.logprobs import as_completions
 from dither.serving.messages import no_place_for_tools
 from dither.serving.metrics import CONTENT_TYPE, Metrics
 from dither.serving.models import Catalog, Served
@@ -33,6 +35,7 @@ from dither.serving.relay import ClientGoneError, Message, Receive, Send, Watche
 
 BODY_LIMIT = 16 * 2**20  # bytes
 BODY_SECONDS = 30.0  # for a body to arrive
+MOST_CONNECTIONS = 1024
 Scope = Mapping[str, Any]
 
 
@@ -44,6 +47,7 @@ class App:
         self.access, self.catalog, self.pool = access, catalog, pool
         self.metrics = Metrics()
         self.draining = False
+        self.connections: Collection[Any] = ()  # those that are open, once a server has told
         self.active: dict[asyncio.Task[Any], Watched] = {}  # POST requests under way
         self._posts: dict[str, Callable[[Served, Mapping[str, Any], _Counted], Awaitable[None]]] = {
             "/chat/completions": self._chat,
@@ -62,6 +66,8 @@ class App:
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self.access.check(headers, public=path == "/health")
+            if len(self.connections) > MOST_CONNECTIONS:
+                raise crowded(len(self.connections))
             await self._route(scope, path, headers, receive, counted)
         except ApiError as error:
             await _refuse(counted, error)
@@ -135,7 +141,7 @@ class App:
             _check_able(engine, model, body)
             requests.clamp(body, engine.context)
             try:
-                reply = await engine.ask(path, body | {"model": model.name} | _streamed(body))
+                reply = await _asked(engine, path, body | {"model": model.name} | _streamed(body))
                 self.metrics.first_byte(time.monotonic() - started)
                 if reply.status != 200:
                     await relay.whole(reply)  # raises what it says
@@ -220,6 +226,17 @@ def _check_able(engine: Engine, model: Served, body: dict[str, Any]) -> None:
     schema = body.get("response_format", {}).get("type", "text") != "text" or "grammar" in body
     if schema and not engine.takes_schemas:
         raise unsupported("response_format", f"{model.name} runs in an engine that cannot force a form")
+
+
+async def _asked(engine: Engine, path: str, body: dict[str, Any]) -> Reply:
+    if path != COMPLETIONS or "logprobs" not in body:
+        return await engine.ask(path, body)
+    most = body["logprobs"]  # 0: the chosen token alone, which llama.cpp takes for none
+    reply = await engine.ask(path, body | {"logprobs": max(1, most)})
+    if reply.status != 200:
+        return reply
+    assert isinstance(reply.pieces, AsyncGenerator)
+    return replace(reply, pieces=as_completions(reply.pieces, most))
 
 
 def _streamed(body: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def draining() -> ApiError:
     return ApiError(503, "the server is shutting down", SERVER, "shutting_down", retry_after=5)
 
 
+def crowded(connections: int) -> ApiError:
+    message = f"{connections} connections are open, which is more than may; try again shortly"
+    return ApiError(503, message, SERVER, "too_many_connections", retry_after=_RETRY)
+
+
 def busy(waiting: int) -> ApiError:
     message = f"{waiting} requests are waiting already, which is as many as may; try again shortly"
     return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=_RETRY)
@@ -74,5 +79,5 @@ def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
     if kind == "not_supported_error":
         return ApiError(400, message, INVALID, "unsupported_value")
     if 400 <= status < 500:
-        return ApiError(status, message, INVALID, None)
+        return ApiError(status, message, INVALID, "invalid_value")
     return ApiError(status if status >= 500 else 500, message, SERVER, "engine")

@@ -53,8 +53,9 @@ def _add(document: dict[str, Any], choice: dict[str, Any], event: dict[str, Any]
         if "delta" in part:
             _add_delta(choice.setdefault("message", {"role": "assistant", "content": ""}), part["delta"])
         found = part.get("logprobs")
-        if found and found.get("content"):
-            choice.setdefault("logprobs", {"content": []})["content"] += found["content"]
+        for name, values in (found or {}).items():
+            if values:
+                choice.setdefault("logprobs", {}).setdefault(name, []).extend(values)
 
 
 def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:

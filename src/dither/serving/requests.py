@@ -22,6 +22,13 @@ MOST_DEPTH = 100  # of nested JSON; nobody's schema goes deeper
 MOST_INPUTS = 2048  # texts to embed at once, OpenAI's own limit
 _MOST_STOPS, _MOST_STOP = 16, 1000
 _SEEDS = 2**31
+# What a template is given anyway, and the arguments of transformers' `apply_chat_template`: a template of
+# the client's own would be a program that it runs here.
+_TEMPLATES_OWN = {
+    "messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "conversation", "chat_template",
+    "documents", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs",
+}  # fmt: skip
 
 Check: TypeAlias = Callable[[str, Any], Any]
 
@@ -38,7 +45,18 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise invalid(None, "the body must be a JSON object", "invalid_json")
     if _depth_exceeds(found, MOST_DEPTH):
         raise invalid(None, f"the body is nested more than {MOST_DEPTH} deep", "invalid_json")
+    if _has_half_characters(found):
+        raise invalid(None, "the body holds half a character: a surrogate without its other", "invalid_json")
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _has_half_characters(found: Any) -> bool:
+    """Python reads what no engine and no UTF-8 has a place for."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _no_constant(name: str) -> None:
@@ -163,7 +181,7 @@ def _template_arguments(name: str, value: Any) -> dict[str, Any]:
     """`enable_thinking` and the like; names of the template's own world would be overwritten."""
     if not isinstance(value, dict) or len(value) > 32:
         raise invalid(name, "chat_template_kwargs must be an object of a few arguments")
-    taken = {"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"} & value.keys()
+    taken = _TEMPLATES_OWN & value.keys()
     if taken:
         raise invalid(name, f"chat_template_kwargs may not set {', '.join(sorted(taken))}")
     return value

@@ -33,7 +33,6 @@ from dither.units import format_bytes, parse_bytes
 
 QUEUE = 128  # requests that may wait
 DRAIN = 600.0  # seconds that answers have to finish once the server is told to stop
-_CONNECTIONS = 1024
 _UNSENT = 2**18  # bytes the system may keep for a client that is slow
 _JANITOR = 5.0  # seconds between looks for clients that take nothing
 
@@ -146,7 +145,8 @@ class Server:
         self.models, self.budget, self.access = catalog.served, budget, access
         self._catalog, self._queue, self._grammars = catalog, queue, grammars
         self._socket = _listen(host, port)
-        shown = f"[{host}]" if ":" in host else host
+        plain = host.strip("[]")
+        shown = f"[{plain}]" if ":" in plain else plain
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}/v1"
         self._began: threading.Event = threading.Event()
         self._failed: BaseException | None = None
@@ -197,17 +197,20 @@ class Server:
     async def _serve(self) -> None:
         import uvicorn
 
+        from dither.serving.connection import Connection
+
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         pool = Pool(self.models, self.budget, self._queue, load)
         self.app = app = App(self.access, self._catalog, pool, self._grammars)
         try:
             await _try_first(pool, self.models[0])
             config = uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-                date_header=False, limit_concurrency=_CONNECTIONS, timeout_keep_alive=30,
-                timeout_graceful_shutdown=5, http="h11",
+                app, log_config=None, log_level="error", access_log=False, lifespan="off", ws="none",
+                server_header=False, date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+                http=Connection, proxy_headers=False,
             )  # fmt: skip
             server = uvicorn.Server(config)
+            app.connections = server.server_state.connections
             serving = asyncio.ensure_future(server.serve(sockets=[self._socket]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
