@@ -1,9 +1,9 @@
 """Scales that are chosen by what they do to the outputs; every weight takes the nearest level under them.
 
-Nearest rounding fits a block's scale as if inputs were uncorrelated.  They are not, and least of all their
-errors: a range that is cut a little moves all large weights of a block the same way, and what that does to
-the output depends on the inputs that these weights meet together.  A layer's expected squared output error
-is tr(E H Eᵀ), with E = W − Ŵ and H = E[x xᵀ].  Of one row's error e, with all blocks but B held, it is
+Nearest rounding fits a block's scale as if inputs were uncorrelated.  They are not: a range that is cut a
+little moves all large weights of a block toward zero, and what that does to the output depends on the inputs
+that these weights meet together.  A layer's expected squared output error is tr(E H Eᵀ), with E = W − Ŵ and
+H = E[x xᵀ].  Of one row's error e, with all blocks but B held, it is
 
     e_B H_BB e_Bᵀ + 2 e_B g_Bᵀ + …,    g_B = Σ_{A≠B} e_A H_AB
 
