@@ -69,7 +69,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gptq": {"to": "gptq", "solver": "gptq"},
     "gptq asymmetric": {"to": "gptq", "solver": "gptq", "sym": False},
     "gptq asymmetric gradients": {"to": "gptq", "solver": "gptq", "sym": False},
-    "awq": {"to": "awq", "solver": "nearest", "transforms": ["awq"]},
+    "awq": {"to": "awq", "solver": "scales", "transforms": ["awq"]},
+    "awq nearest": {"to": "awq", "solver": "nearest", "transforms": ["awq"]},
+    "scales": {"to": "awq", "solver": "scales"},
     "awq+gptq": {"to": "gptq", "solver": "gptq", "transforms": ["awq"]},
     "w4a16": {"to": "w4a16", "solver": "gptq"},
 }

@@ -118,9 +118,9 @@ def quantize(
 
     `plan`, instead of `to`, is a plan of `dither plan`: every tensor's type, the solver and the transforms.
     `evidence` is a folder of `dither calibrate` or an importance matrix (`imatrix` is its other name).
-    `solver` is "nearest", "gptq" or "learned"; None takes gptq where the evidence holds Hessians.
-    `transforms` ("awq", "rotate") are applied in order.  `statistics` says where Hessians come from:
-    "parallel" takes the folder's, "sequential" learns them anew behind the layers already quantized.
+    `solver` is "nearest", "half-quadratic", "scales", "gptq" or "learned"; None takes gptq where the evidence
+    holds Hessians.  `transforms` ("awq", "rotate") are applied in order.  `statistics` says where Hessians
+    come from: "parallel" takes the folder's, "sequential" learns them anew behind layers already quantized.
     `measure` adds the KL divergence against `model`, on the evidence's held-back text or on a text file.
 
     Raises UsageError (the request), SourceError (the model or the evidence), OutputError (the disk):

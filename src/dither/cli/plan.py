@@ -39,7 +39,7 @@ Evidence = Annotated[
 ]
 Solver = Annotated[
     str | None,
-    typer.Option(help="nearest, half-quadratic, gptq or learned. Default: gptq where it can."),
+    typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where it can."),
 ]
 Transform = Annotated[list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate.")]
 Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]

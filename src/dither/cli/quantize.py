@@ -82,7 +82,7 @@ def quantize(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="nearest, half-quadratic, gptq or learned. Default: gptq where the evidence has Hessians."
+            help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where there are Hessians."
         ),
     ] = None,
     transform: Annotated[

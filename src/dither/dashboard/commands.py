@@ -22,7 +22,7 @@ LONGEST = 4096  # characters of a value
 MOST = 64  # values of a field that takes several
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
-SOLVERS = ("nearest", "half-quadratic", "gptq", "learned")
+SOLVERS = ("nearest", "half-quadratic", "scales", "gptq", "learned")
 TRANSFORMS = ("awq", "rotate")
 
 

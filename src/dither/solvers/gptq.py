@@ -16,10 +16,10 @@ the conductor:
 Rows are independent given H alone, so they go through threads in chunks of fixed size: bytes do not depend
 on the number of threads.  With an output Hessian they are so a portion at a time.
 
-Feedback learns from few tokens what does not hold for others.  So its answer is compared with nearest
-rounding on input rows that were held back from H, and the better one is kept; without such rows, on H.
+Feedback learns from few tokens what does not hold for others: its answer must be better than nearest rounding
+on inputs that it has not seen (`verdict`).
 
-Legend: R rows, C columns, H held-back input rows, N bytes of a packed row, K diagonal blocks of O rows each.
+Legend: R rows, C columns, N bytes of a packed row, K diagonal blocks of O rows each, P rows of a portion.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from dither.errors import UsageError
 from dither.solvers.blocks import Rounded, is_wide, rechooses, sub_block
 from dither.solvers.feedback import round_again, round_rows
 from dither.solvers.linalg import Factored, Order, check_hessian, column_order, factor
-from dither.solvers.outputs import check_output, solve_in_turn, weighed
+from dither.solvers.outputs import check_output, solve_in_turn
 from dither.solvers.places import Place, places
 from dither.solvers.refit import refit_rows
+from dither.solvers.verdict import SHARED, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
-SHARED = "scales are shared between rows: rounded to nearest"
 SHARES = 8  # tasks of a portion of rows, where there are portions
 
 
@@ -149,29 +149,13 @@ class Gptq:
     def _choose(
         self, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes, factored: Factored
     ) -> Solved:
-        assert evidence.hessian_CC is not None
-        nearest_RN = codec.encode(w_RC, evidence.mean_square_C)
-        error_RC, nearest_RC = w_RC - codec.decode(raw_RN), w_RC - codec.decode(nearest_RN)
-        record = {
-            "objective": objective(error_RC, evidence.hessian_CC, evidence.output_KOO),
-            "nearest_objective": objective(nearest_RC, evidence.hessian_CC, evidence.output_KOO),
-            "damping": factored.damping,
-        }
-        judge = "objective"
-        if evidence.held_HC is not None and len(evidence.held_HC):
-            judge = "held"
-            record["held"] = held_objective(error_RC, evidence.held_HC, evidence.output_KOO)
-            record["nearest_held"] = held_objective(nearest_RC, evidence.held_HC, evidence.output_KOO)
-        notes = []
+        notes: tuple[str, ...] = ()
         if factored.damping > self.damping:
-            notes.append(
-                f"Hessian near singular: damping raised from {self.damping:g} to {factored.damping:g}"
-            )
-        if not record[judge] <= record[f"nearest_{judge}"]:
-            where = "inputs held back" if judge == "held" else "the Hessian itself"
-            notes.append(f"error feedback was no better than nearest rounding on {where}: nearest kept")
-            return Solved(nearest_RN, "nearest", record, tuple(notes))
-        return Solved(raw_RN, self.name, record, tuple(notes))
+            raised = f"damping raised from {self.damping:g} to {factored.damping:g}"
+            notes = (f"Hessian near singular: {raised}",)
+        return kept(
+            self.name, "error feedback", w_RC, codec, evidence, raw_RN, notes, damping=factored.damping
+        )
 
 
 def available_cores() -> int:
@@ -183,19 +167,6 @@ def packed(blocks: list[Rounded], here: list[Place], order_C: Order) -> Bytes:
     """The bytes of blocks in the order in which rows are stored."""
     stored = np.argsort([order_C[place.at].min() for place in here])
     return np.concatenate([blocks[i].pack() for i in stored], axis=1)
-
-
-def objective(error_RC: Floats, hessian_CC: Floats, output_KOO: Floats | None = None) -> float:
-    """tr(G E H Eᵀ); G is the identity where it is not given."""
-    left_RC = error_RC if output_KOO is None else weighed(output_KOO, error_RC)
-    return float(np.einsum("rc,rc->", error_RC @ hessian_CC, left_RC, dtype=np.float64))
-
-
-def held_objective(error_RC: Floats, held_HC: Floats, output_KOO: Floats | None = None) -> float:
-    """tr(G (E Xᵀ)(E Xᵀ)ᵀ) / n: the mean squared output error on n inputs, in G's metric."""
-    error_RH = error_RC @ held_HC.T
-    left_RH = error_RH if output_KOO is None else weighed(output_KOO, error_RH)
-    return float(np.einsum("rh,rh->", error_RH, left_RH, dtype=np.float64) / len(held_HC))
 
 
 SOLVER = Gptq

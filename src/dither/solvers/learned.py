@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dither.errors import UsageError
-from dither.solvers.gptq import SHARED, Gptq
+from dither.solvers.gptq import Gptq
+from dither.solvers.verdict import SHARED
 from dither.types import Codec, Evidence, Floats, Solved
 
 if TYPE_CHECKING:
