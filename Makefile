@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
-.PHONY: demo test check bench bench-quality bench-gpu format clean
+.PHONY: demo test check bench bench-quality bench-gpu bench-serve format clean
 
 demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of types and let each file write
 	$(BIN)/dither demo
@@ -47,8 +47,15 @@ bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside GPTQModel's, 
 	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
 		--tokens 32768 --measured 8192 --types int4-g128,int3-g128,nf4 --threads 1 \
 		--peers "GPTQModel,llm-compressor,AutoAWQ,GPTQModel best,llm-compressor best" \
-		--recipes "gptq,awq,awq+gptq,gptq asymmetric,gptq asymmetric gradients" --save gpu_formats
+		--recipes "gptq,awq nearest,awq+gptq,gptq asymmetric,gptq asymmetric gradients" --save gpu_formats
+	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
+		--tokens 16384 --measured 4096 --types int4-g128 --threads 1 --peers AutoAWQ \
+		--recipes "awq,awq+gptq,awq nearest,scales" --save gpu_formats_awq
 	$(BIN)/python benchmarks/render_gpu.py
+
+bench-serve: $(VENV)/.tested    ## what serving costs beside the engine alone, and what it stands for two minutes
+	$(BIN)/python benchmarks/serve_overhead.py --rounds 41 --save serve_overhead
+	$(BIN)/python benchmarks/serve_load.py --clients 64 --seconds 120 --save serve_load
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .

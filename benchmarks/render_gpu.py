@@ -32,6 +32,15 @@ tried (GPTQModel {gptqmodel}: `sym=False`, `mse=2.4`; llm-compressor {llmcompres
 word, each tool's defaults. AutoAWQ {autoawq} and our *awq* round to nearest behind scales that protect channels; at 3 bits, which AWQ's
 layout has not, our scales travel in GPTQ's. *gradients* is evidence of `dither calibrate --gradients`.
 
+## AWQ with its clips
+
+`{awq_command}`
+
+AutoAWQ also searches how far to clip each group, which *awq* above does not. `--solver scales` does
+([solvers](solvers.md#scales-how-far-to-clip)): here *awq* is `--transform awq --solver scales`, *awq nearest* what *awq* is above, and
+*scales* that solver alone. Fewer tokens than above; AutoAWQ ran beside other work, so that its processor seconds say more.
+
+{awq}
 ## NF4
 
 Without data there is nothing to choose, so codes are compared one by one: of {codes:,} codes of {matrices} matrices, {differ} differ from
@@ -48,6 +57,7 @@ def page() -> str:
     versions = {row["peer"]: row["version"] for row in raced if "peer" in row}
     return TEXT.format(
         processor=found["processor"], command=found["command"],
+        awq_command=load("gpu_formats_awq")["command"], awq=_race(load("gpu_formats_awq")["rows"], heading=False),
         tables="\n".join(_race([row for row in raced if row["type"] == kind]) for kind in _kinds(raced)),
         gptqmodel=versions.get("gptqmodel", ""), llmcompressor=versions.get("llmcompressor", ""),
         autoawq=versions.get("autoawq", ""), codes=nf4["codes"], matrices=nf4["matrices"],
@@ -59,7 +69,7 @@ def _kinds(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["type"] for row in rows))
 
 
-def _race(rows: list[dict[str, Any]]) -> str:
+def _race(rows: list[dict[str, Any]], heading: bool = True) -> str:
     texts = list(dict.fromkeys(row["text"] for row in rows))
     heads = ["file", "MiB"]
     for text in texts:
@@ -80,7 +90,8 @@ def _race(rows: list[dict[str, Any]]) -> str:
             ]  # fmt: skip
         lines.append([*line, f"{first['seconds']:.0f}", f"{first['cpu_seconds']:.0f}"])
     bits, group = rows[0]["bits"], rows[0]["group"]
-    return f"## {bits} bits in groups of {group}\n\n{table(heads, lines)}\n"
+    title = f"## {bits} bits in groups of {group}\n\n" if heading else ""
+    return f"{title}{table(heads, lines)}\n"
 
 
 if __name__ == "__main__":
