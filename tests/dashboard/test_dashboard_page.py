@@ -44,6 +44,17 @@ def becomes(page: Any, expression: str, seconds: float = 15) -> None:
         page.wait_for_timeout(50)
 
 
+def point_at(page: Any, mark: Any, text: str, seconds: float = 20) -> None:
+    """Points at a mark until its tooltip says `text`: a chart that is drawn anew meanwhile loses the pointer."""
+    end = time.monotonic() + seconds
+    mark.hover(force=True)
+    while text not in page.evaluate("document.querySelector('.tooltip:not([hidden])')?.innerText ?? ''"):
+        assert time.monotonic() < end, text
+        page.mouse.move(0, 0)
+        mark.hover(force=True)
+        page.wait_for_timeout(200)
+
+
 def overflow(page: Any) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
@@ -199,8 +210,7 @@ def test_a_chart_has_a_label_a_tooltip_a_twin_and_three_files(served: Served, br
     assert chart.get_by_role("img", name="Two rows, tried").count() == 1
     marks = chart.locator(".mark-symbol path")
     assert marks.count() == 2
-    marks.first.hover()
-    assert HOSTILE in page.locator(".tooltip").inner_text()
+    point_at(page, marks.first, HOSTILE)
     assert page.locator(".tooltip img").count() == 0
     marks.nth(1).click()
     assert page.evaluate("window.opened") == "plain"

@@ -20,7 +20,7 @@ from fitting_util import llama_31_8b
 
 import dither
 from dashboard.conftest import Browser
-from dashboard.test_dashboard_page import overflow, serious
+from dashboard.test_dashboard_page import overflow, point_at, serious
 from dither._report import fit_input
 from dither.fitting.machine import Device, Machine
 from dither.fitting.words import LADDER
@@ -193,8 +193,8 @@ def test_every_axis_is_drawn_or_says_why_not(rich: str, browser: Browser) -> Non
 def test_a_mark_tells_its_file_and_the_table_sorts(rich: str, browser: Browser) -> None:
     page = browser.open(rich)
     page.locator("#which").scroll_into_view_if_needed()
-    page.locator("#which .plot svg .mark-symbol path[aria-roledescription='point']").last.hover(force=True)
-    page.wait_for_selector(".tooltip:not([hidden])")
+    mark = page.locator("#which .plot svg .mark-symbol path[aria-roledescription='point']").last
+    point_at(page, mark, "model-")
     assert re.search(r"model-\w+-\d\.gguf", page.locator(".tooltip").inner_text())
     rows = opened(page, "which")
     assert len(rows) == len(RUNS)

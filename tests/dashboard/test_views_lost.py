@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dashboard.conftest import BUNDLED, Browser, Served
-from dashboard.test_dashboard_page import becomes, overflow, serious
+from dashboard.test_dashboard_page import becomes, overflow, point_at, serious
 from dither import _answers
 from dither._report import document, report
 from dither.models.source import open_model
@@ -98,8 +98,7 @@ def test_the_map_names_the_worst_and_opens_it(
     alone = page.locator("#inside").get_by_label("KL alone")
     assert alone.is_disabled() and "dither plan" in page.locator("#inside").inner_text()
     cell = page.locator("#inside svg path[aria-label*='blk.2.attn_v']")
-    cell.hover(force=True)  # over the number in it
-    becomes(page, "document.querySelector('.tooltip')?.innerText.includes('blk.2.attn_v.weight')")
+    point_at(page, cell, "blk.2.attn_v.weight")  # over the number in it
     rows = csv_of(page, "inside")
     assert {row["tensor"] for row in rows} == {t["name"] for t in run["tensors"] if len(t["shape"]) > 1}
     page.locator("#inside .plot").focus()
