@@ -45,7 +45,7 @@ def becomes(page: Any, expression: str, seconds: float = 15) -> None:
 
 
 def point_at(page: Any, mark: Any, text: str, seconds: float = 20) -> None:
-    """Points at a mark until its tooltip says `text`: a chart that is drawn anew meanwhile loses the pointer."""
+    """Points at a mark until its tooltip says `text`: a chart that is drawn anew loses the pointer."""
     end = time.monotonic() + seconds
     mark.hover(force=True)
     while text not in page.evaluate("document.querySelector('.tooltip:not([hidden])')?.innerText ?? ''"):
