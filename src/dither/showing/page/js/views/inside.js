@@ -15,7 +15,7 @@ const INSIDE_METRICS = {
   bpw: {label: "Bits per weight", title: "bits per weight", format: (value) => formatNumber(value, 1), axis: "~g", decades: 0.3, missing: ""},
   kl_alone: {
     label: "KL alone", title: "KL divergence, nats per token", format: formatShort, axis: ".0e", decades: 2,
-    missing: "KL by tensor needs sensitivities: `dither plan MODEL --evidence FOLDER` measures them, and this page then finds them beside the files.",
+    missing: "KL by tensor needs sensitivities: “dither plan MODEL --evidence FOLDER” measures them, and this page then finds them beside the files.",
   },
 };
 const INSIDE_ORDER = ["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate_inp", "ffn_gate", "ffn_up", "ffn_down"];
