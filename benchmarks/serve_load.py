@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dither.running.memory import resident_bytes
+
 TIMES = 5  # the marker in one answer
 SLOTS, QUEUE = 8, 32
 KINDS = ("plain",) * 7 + ("slow",) + ("vanish",) * 2
@@ -133,13 +135,6 @@ async def metrics(address: tuple[str, int]) -> dict[str, float]:
     return {name.partition("{")[0]: float(value) for name, value in rows if "embeddings" not in name}
 
 
-def resident(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def child_of(pid: int) -> int:
     found = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
     return int(next(ids[0] for ids in found if ids))
@@ -150,8 +145,8 @@ async def watch(address: tuple[str, int], pid: int, until: float, seen: Seen) ->
     while time.monotonic() < until:
         found = await metrics(address)
         seen.longest_queue = max(seen.longest_queue, int(found["dither_requests_waiting"]))
-        seen.server_rss.append(resident(pid))
-        seen.engine_rss.append(resident(engine))
+        seen.server_rss.append(resident_bytes(pid))
+        seen.engine_rss.append(resident_bytes(engine))
         await asyncio.sleep(0.5)
 
 

@@ -26,6 +26,7 @@ from dither.measuring.account import content_sha256, file_name
 from dither.measuring.comparable import check_comparable
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
+from dither.running.divergence import first_difference
 from dither.showing import answers as records
 from dither.showing.answers import Answer, Forced, ForcedToken, Recorded, Side
 from dither.types import Model
@@ -145,7 +146,7 @@ class Sides:
                     pieces[side].append(piece)
                     yield {"side": side, "text": piece}
         sides = {side: Side(tokens=tuple(pieces[side]), seconds=seconds[side]) for side in pieces}
-        apart = records.first_divergence(pieces["original"], pieces["quantized"])
+        apart = first_difference(pieces["original"], pieces["quantized"])
         answer = Answer(prompt=prompt, first_divergence=apart, **sides)
         yield {"done": True, "answer": answer.to_json()}
 

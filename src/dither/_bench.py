@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dither
-from dither.containers.presets import file_type, preset_names
+from dither.containers.presets import preset_of
 from dither.containers.recipe import PLANNED, is_planned
 from dither.engines.llamacpp import usable_cores
 from dither.errors import UnsupportedError, UsageError
@@ -98,7 +98,14 @@ def bench(
     command = shlex.join(["dither", "bench", *(Path(file).name for file in named)])
     command += f" --against {shlex.quote(Path(against).name)}" if against else ""
     command += f" --threads {threads} -c {context} -p {prompt} -n {generate} -r {repeats}"
-    shared = {"threads": threads, "repeats": repeats, "generated_tokens": generate, "command": command}
+    energy = Meter().note
+    shared = {
+        "energy_note": energy,
+        "threads": threads,
+        "repeats": repeats,
+        "generated_tokens": generate,
+        "command": command,
+    }
     other = runners[-1] if against is not None else None
     results = [_result(runner, other, _prompt(runners, prompt, generate), shared) for runner in runners]
     for runner, result in zip(runners, results, strict=True):
@@ -200,7 +207,7 @@ def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[st
         file_bytes=runner.bytes, file_modified_ns=status.st_mtime_ns, type=_type(runner.model),
         cpu=cpu_name(), cores=usable_cores(), context=runner.context, prompt_tokens=prompt,
         load_seconds=min(runner.loads), peak_memory_bytes=runner.peak, memory_before_load_bytes=runner.before,
-        energy_note=Meter().note, llama_bench_note=runner.doubt,
+        llama_bench_note=runner.doubt,
         decode_samples=tuple(trial.decode for trial in trials),
         prefill_samples=tuple(trial.prefill for trial in trials), notes=runner.model.notes, **fields,
     )  # fmt: skip
@@ -216,5 +223,4 @@ def _type(model: Model) -> str:
     if is_planned(model):
         return PLANNED
     found = model.metadata.get("general.file_type")
-    names = [name for name in preset_names() if found is not None and file_type(name) == found.value]
-    return names[0] if names else ""
+    return (found and preset_of(found.value)) or ""

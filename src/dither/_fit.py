@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dither.containers.preset_tables import ALIASES, BARE
-from dither.containers.presets import describe, file_type, preset_names
+from dither.containers.presets import describe, preset_names, preset_of
 from dither.containers.recipe import Options, Plan, make_plan
 from dither.errors import UsageError
 from dither.fitting.advice import Load, engines, judge
@@ -223,9 +223,9 @@ def _is_quantized(model: Model) -> bool:
 
 def _type_of(model: Model) -> str:
     field = model.metadata.get("general.file_type")
-    names = [name for name in preset_names() if field is not None and file_type(name) == field.value]
-    if names:
-        return names[0]
+    preset = None if field is None else preset_of(field.value)
+    if preset is not None:
+        return preset
     weights: dict[str, int] = {}
     for tensor in model.tensors:
         weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither.containers.presets import file_type, preset_names
+from dither.containers.presets import preset_of
 from dither.containers.provenance import MEASUREMENT
 from dither.containers.recipe import PLANNED, count_by_type, is_planned
 from dither.errors import DitherError
@@ -117,8 +117,7 @@ def _plain(value: Any) -> Any:
 def _preset_called(number: Any) -> str | None:
     if number is None:
         return None
-    names = [name for name in preset_names() if file_type(name) == number]
-    return names[0] if names else f"file type {number}"
+    return preset_of(number) or f"file type {number}"
 
 
 def _by_group(model: Model) -> dict[str, dict[str, int]]:

@@ -15,7 +15,7 @@ from dither.errors import SourceError, UsageError
 from dither.fitting.machine import system_memory
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
-from dither.running.paired import Difference, difference
+from dither.running.paired import Difference, difference, standard_error
 
 CONTEXT = 4096  # tokens, or what the model was trained on where that is less
 
@@ -138,7 +138,7 @@ def _scores(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[S
             if other is not None:
                 beside = other["results"].get(task, {}).get(key)
                 apart = difference(ours, _by_question(other, task, metric, kind))
-            error = float(error) if known else _stderr(ours)
+            error = float(error) if known else standard_error(ours.values())
             beside = None if beside is None else float(beside)
             scores.append(Score(task, metric, kind, float(value), error, len(ours), beside, apart))
     return scores
@@ -152,11 +152,3 @@ def _by_question(found: Mapping[str, Any], task: str, metric: str, kind: str) ->
         for row in rows
         if row.get("filter", kind) == kind and isinstance(row.get(metric), int | float)
     }
-
-
-def _stderr(ours: Mapping[object, float]) -> float | None:
-    count = len(ours)
-    if count < 2:
-        return None
-    mean = math.fsum(ours.values()) / count
-    return math.sqrt(math.fsum((x - mean) ** 2 for x in ours.values()) / (count - 1) / count)

@@ -155,6 +155,11 @@ def file_type(preset: str) -> int:
     return BARE[name] if name in BARE else _BY_NAME[name].file_type
 
 
+def preset_of(number: object) -> str | None:
+    """The preset of a `general.file_type`; None where there is none of that number."""
+    return next((name for name in preset_names() if file_type(name) == number), None)
+
+
 def describe(preset: str) -> str:
     """One sentence for somebody who has never heard of it."""
     name = canonical(preset)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dither
-from dither.containers.presets import file_type, preset_names
+from dither.containers.presets import preset_of
 from dither.containers.recipe import PLANNED, is_planned
 from dither.errors import SourceError, UsageError
 from dither.measuring.bootstrap import FEW_SEQUENCES, summarize
@@ -123,9 +123,7 @@ def type_name(model: Model) -> str:
         return PLANNED
     number = model.metadata.get("general.file_type")
     if model.kind == "gguf" and number is not None:
-        return next(
-            (name for name in preset_names() if file_type(name) == number.value), f"type {number.value}"
-        )
+        return preset_of(number.value) or f"type {number.value}"
     weights: dict[str, int] = {}
     for tensor in model.tensors:
         weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size

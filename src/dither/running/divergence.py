@@ -9,6 +9,7 @@ Python's difflib), after the first difference too.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -63,10 +64,9 @@ def diverge(ours: str, theirs: str) -> Divergence:
         Stretch(kind == "equal", tuple(ours_W[a:b]), tuple(theirs_W[c:d]))
         for kind, a, b, c, d in matcher.get_opcodes()
     )
-    first = _first_difference(ours, theirs)
-    together = next((i for i, (a, b) in enumerate(zip(ours_W, theirs_W, strict=False)) if a != b), None)
-    same = min(len(ours_W), len(theirs_W)) if together is None else together
-    return Divergence(first, same, stretches, matcher.ratio(), cut)
+    parted = first_difference(ours_W, theirs_W)
+    same = len(ours_W) if parted is None else parted
+    return Divergence(first_difference(ours, theirs), same, stretches, matcher.ratio(), cut)
 
 
 def words(text: str) -> list[str]:
@@ -78,9 +78,13 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _first_difference(ours: str, theirs: str) -> int | None:
+def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """The first place in which two texts, or two lists of pieces, differ; None where they are the same.
+
+    >>> first_difference(["A", " b"], ["A", " c"]), first_difference("A", "A.")
+    (1, 1)
+    """
     if ours == theirs:
         return None
-    return next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-    )
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(ours), len(theirs)))

@@ -12,7 +12,7 @@ agree.  Source: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, sec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -42,5 +42,13 @@ def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> 
     if not count:
         return None
     mean = math.fsum(apart) / count
-    variance = math.fsum((d - mean) ** 2 for d in apart) / (count - 1) if count > 1 else 0.0
-    return Difference(mean, math.sqrt(variance / count), count, sum(d != 0 for d in apart))
+    return Difference(mean, standard_error(apart) or 0.0, count, sum(d != 0 for d in apart))
+
+
+def standard_error(values: Collection[float]) -> float | None:
+    """Of a mean over questions: sqrt(var / n); None where a single one tells of no spread."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(values) / count
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dither.containers.presets import file_type, preset_names
+from dither.containers.presets import preset_of
 from dither.errors import DitherError, UsageError
 from dither.formats.gguf import Header, read_header
 from dither.formats.mapped import shown
@@ -62,8 +62,7 @@ def _identity(header: Header) -> tuple[object, ...]:
 
 def type_of(header: Header) -> str:
     """The preset that a file names; empty where it names none."""
-    number = _value(header, "general.file_type")
-    return next((name for name in preset_names() if file_type(name) == number), "")
+    return preset_of(_value(header, "general.file_type")) or ""
 
 
 def _value(header: Header, key: str) -> object:

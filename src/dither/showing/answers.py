@@ -13,7 +13,6 @@ The file is a stranger's like any other: it is bounded in every direction, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -87,18 +86,6 @@ class Recorded(_Record):
     answers: tuple[Answer, ...] = Field(default=(), max_length=_MOST)
     forced: tuple[Forced, ...] = Field(default=(), max_length=_MOST)
     notes: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(default=(), max_length=_MOST)
-
-
-def first_divergence(original: Sequence[str], quantized: Sequence[str]) -> int | None:
-    """The first piece in which two answers differ; None where they are the same throughout.
-
-    >>> first_divergence(["A", " b"], ["A", " c"]), first_divergence(["A"], ["A", "."])
-    (1, 1)
-    """
-    for place, (one, other) in enumerate(zip(original, quantized, strict=False)):
-        if one != other:
-            return place
-    return None if len(original) == len(quantized) else min(len(original), len(quantized))
 
 
 _KEPT = Sidecar(

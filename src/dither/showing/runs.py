@@ -190,7 +190,7 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
         problems.append(FormatError(error.thing, error.reason, error.way_out))
     source = found.reference if found else recipes.source_of(facts.recipe)
     recorded, problem = _recorded(facts.path)
-    benchmark, timing, unread = speeds.benchmark_of(facts.path)
+    benchmark, timing, unread = speeds.benchmark_of(facts.path, facts.file_bytes)
     problems += filter(None, (problem, unread))
     measured = _measured(found)
     if benchmark is not None:

@@ -22,20 +22,20 @@ _SPREAD = {
 }  # the document's name → the benchmark's
 
 
-def benchmark_of(path: Path) -> tuple[Benchmark | None, list[str], FormatError | None]:
-    """What was timed of a file, notes on it, and why what lies beside it could not be read."""
+def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], FormatError | None]:
+    """What was timed of a file of `size` bytes, all its parts together; notes on it, and why what lies beside
+    it could not be read."""
     place = benchmark.path_for(path)
     if not place.is_file():
         return None, [], None
     try:
-        found, status = benchmark.load(place), path.stat()
+        found = benchmark.load(place)
     except DitherError as error:
         return None, [], FormatError(error.thing, error.reason, error.way_out)
     again = f"Time it again: dither bench {path.name}."
-    parts = found.file_bytes != status.st_size and "-of-" not in path.name
-    if parts:
+    if found.file_bytes != size:
         return None, [f"Stale: {place.name} is of an earlier {path.name}. {again}"], None
-    if found.file_modified_ns != status.st_mtime_ns:
+    if found.file_modified_ns != path.stat().st_mtime_ns:
         return found, [f"{path.name} was written or copied after it was timed. {again}"], None
     return found, [], None
 

@@ -31,10 +31,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec
-from dither.errors import UsageError
 from dither.solvers.blocks import Rounded, is_wide, rechooses, sub_block
 from dither.solvers.feedback import round_again, round_rows
-from dither.solvers.linalg import Factored, Order, check_hessian, column_order, factor
+from dither.solvers.linalg import Factored, Order, check_layer, column_order, factor, needed_hessian
 from dither.solvers.outputs import check_output, solve_in_turn
 from dither.solvers.places import Place, places
 from dither.solvers.refit import refit_rows
@@ -75,26 +74,17 @@ class Gptq:
         Raises UsageError without a Hessian or where columns are no whole blocks, DitherError for a Hessian
         that is none.
         """
-        if evidence is None or evidence.hessian_CC is None:
-            raise UsageError(
-                "gptq", "needs a Hessian, and the evidence holds none",
-                "Calibrate with Hessians, or choose the nearest solver.",
-            )  # fmt: skip
+        hessian_CC = needed_hessian(evidence, self.name)
+        assert evidence is not None
         if codec.rows_together > 1:
             raw_RN = codec.encode(w_RC, evidence.mean_square_C)
             return Solved(raw_RN, "nearest", notes=(SHARED,))
-        columns = w_RC.shape[1]
-        if columns % codec.block:
-            raise UsageError(
-                f"{columns} columns", f"{codec.name} needs a multiple of {codec.block}",
-                "Choose a type with a smaller block.",
-            )  # fmt: skip
-        check_hessian(evidence.hessian_CC, columns)
+        check_layer(w_RC.shape[1], codec, hessian_CC)
         if evidence.output_KOO is not None:
             check_output(evidence.output_KOO, len(w_RC))
         w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
         with threadpool_limits(1, user_api="blas"):
-            raw_RN, factored = self._solve(w_RC, codec, evidence.hessian_CC, evidence.output_KOO)
+            raw_RN, factored = self._solve(w_RC, codec, hessian_CC, evidence.output_KOO)
             return self._choose(w_RC, codec, evidence, raw_RN, factored)
 
     def _solve(

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dither.errors import DitherError
-from dither.types import Floats
+from dither.errors import DitherError, UsageError
+from dither.types import Codec, Evidence, Floats
 
 Doubles = npt.NDArray[np.float64]
 Order = npt.NDArray[np.intp]
@@ -38,6 +38,26 @@ class Factored:
     damped_CC: Floats
     upper_CC: Doubles
     damping: float
+
+
+def needed_hessian(evidence: Evidence | None, solver: str) -> Floats:
+    """The evidence's Hessian.  Raises UsageError, about `solver`, where it holds none."""
+    if evidence is None or evidence.hessian_CC is None:
+        raise UsageError(
+            solver, "needs a Hessian, and the evidence holds none",
+            "Calibrate with Hessians, or choose the nearest solver.",
+        )  # fmt: skip
+    return evidence.hessian_CC
+
+
+def check_layer(columns: int, codec: Codec, hessian_CC: Floats) -> None:
+    """Raises UsageError where columns are no whole blocks, DitherError for a Hessian that is none."""
+    if columns % codec.block:
+        raise UsageError(
+            f"{columns} columns", f"{codec.name} needs a multiple of {codec.block}",
+            "Choose a type with a smaller block.",
+        )  # fmt: skip
+    check_hessian(hessian_CC, columns)
 
 
 def check_hessian(hessian_CC: Floats, columns: int) -> None:

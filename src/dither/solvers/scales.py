@@ -35,10 +35,9 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
-from dither.errors import UsageError
 from dither.solvers.blocks import is_wide
 from dither.solvers.gptq import ROWS, available_cores
-from dither.solvers.linalg import check_hessian
+from dither.solvers.linalg import check_layer, needed_hessian
 from dither.solvers.refit import ENOUGH
 from dither.solvers.verdict import SHARED, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
@@ -67,23 +66,15 @@ class ScaleSearch:
         Raises UsageError without a Hessian or where columns are no whole blocks, DitherError for a Hessian
         that is none.
         """
-        if evidence is None or evidence.hessian_CC is None:
-            raise UsageError(
-                "scales", "needs a Hessian, and the evidence holds none",
-                "Calibrate with Hessians, or choose the nearest solver.",
-            )  # fmt: skip
+        hessian_CC = needed_hessian(evidence, self.name)
+        assert evidence is not None
         if not isinstance(codec, LevelCodec) or codec.rows_together > 1:
             raw_RN = codec.encode(w_RC, evidence.mean_square_C)
             return Solved(raw_RN, "nearest", notes=(SHARED if codec.rows_together > 1 else UNKNOWN,))
         columns = w_RC.shape[1]
-        if columns % codec.block:
-            raise UsageError(
-                f"{columns} columns", f"{codec.name} needs a multiple of {codec.block}",
-                "Choose a type with a smaller block.",
-            )  # fmt: skip
-        check_hessian(evidence.hessian_CC, columns)
+        check_layer(columns, codec, hessian_CC)
         w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
-        known = (codec, evidence.hessian_CC, evidence.mean_square_C)
+        known = (codec, hessian_CC, evidence.mean_square_C)
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.threads) as pool:
             chunks = (w_RC[start : start + ROWS] for start in range(0, len(w_RC), ROWS))
             parts = pool.map(lambda rows_RC: _Rows(rows_RC, *known).solved(self.sweeps), chunks)
