@@ -78,9 +78,7 @@ class Sidecar(Generic[Record]):
         try:
             return self.model.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part)[:80] for part in first["loc"][:12]) or "the document"
-            raise FormatError(thing, f"{self.refusal}: {where}: {first['msg']}", self.again) from None
+            raise FormatError(thing, f"{self.refusal}: {first_fault(error)}", self.again) from None
 
     def save(self, record: Record, path: Path) -> None:
         """Raises OutputError where the disk refuses."""
@@ -102,6 +100,13 @@ class Sidecar(Generic[Record]):
                 raise OutputError(str(path), error.reason, "Move it away, or pass --no-save.") from None
         if not os.access(path.parent, os.W_OK):
             raise OutputError(str(path.parent), "is no folder one may write to", "Pass --no-save.")
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that breaks a rule, and how; nothing of what it holds."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part)[:80] for part in first["loc"][:12]) or "the document"
+    return f"{where}: {first['msg']}"
 
 
 def replace(path: Path, data: bytes, way_out: str) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
+from dither.formats.sidecars import replace
 from dither.units import format_bytes
 
 
@@ -77,11 +78,9 @@ def write_text(text: str, path: Path, mark: str = "") -> None:
                 reason = "is there already and says something else"
                 raise OutputError(str(path), reason, "Move it away, or name another folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
     except OSError as error:
         raise OutputError(str(path), f"cannot be written ({error.strerror})", "Check the folder.") from None
+    replace(path, text.encode(), "Check the folder.")
 
 
 def one_name(text: str, thing: str) -> str:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from dither.errors import DitherError
 from dither.formats.evidence import MANIFEST, EvidenceStore
 from dither.formats.mapped import shown
+from dither.formats.sidecars import first_fault
 from dither.measuring import schema
 from dither.models.checkpoint import INDEX
 from dither.models.gguf_source import PART
@@ -157,8 +158,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, DitherError):
         return error.reason
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error)
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     return str(error)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dither.errors import FormatError, SourceError, UnsupportedError
+from dither.formats.sidecars import first_fault
 from dither.showing.answers import Answer, Forced
 from dither.showing.placeless import placeless
 
@@ -376,6 +377,4 @@ def checked(kind: type[_Part], text: str, thing: str, way_out: str) -> _Part:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:80] for part in first["loc"][:12]) or "the document"
-        raise FormatError(thing, f"{where}: {first['msg']}", way_out) from None
+        raise FormatError(thing, first_fault(error), way_out) from None
