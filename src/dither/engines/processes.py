@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dither.engines import http_client
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import EngineGoneError, Reply
+from dither.executors import child
 
 _DYING = 1.0  # seconds
 _LAST_WORDS = 5.0  # seconds a child has to end by itself
@@ -102,7 +101,8 @@ class LlamaProcess:
 async def start(settings: Settings) -> LlamaProcess:
     """Loads the file in a child.  Raises EngineError with llama.cpp's reason where it cannot."""
     process = await asyncio.create_subprocess_exec(
-        *_command(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MOST_LINE,
+        *child.running("dither.engines.worker"), limit=_MOST_LINE,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the server, which lets answers finish
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
@@ -118,14 +118,6 @@ async def start(settings: Settings) -> LlamaProcess:
         await asyncio.shield(_end(process))
         raise
     return LlamaProcess(process, said, settings.slots)
-
-
-def _command() -> list[str]:
-    """An interpreter that imports what this one does, wherever it stands: isolated, since the folder one
-    happens to stand in must not be searched for modules."""
-    paths = [str(Path(path).resolve()) for path in sys.path if path]
-    boot = f"import sys; sys.path[:0] = {paths!r}; from dither.engines.worker import main; main()"
-    return [sys.executable, "-I", "-c", boot]
 
 
 async def _silence(process: asyncio.subprocess.Process, settings: Settings) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import IO, Any
 from dither.engines import llamacpp
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import DitherError
+from dither.executors import child
 from dither.running.energy import Meter
 from dither.running.memory import peak_bytes
 
@@ -79,7 +80,7 @@ class Worker:
         self.path = path
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dither.running.worker"],
+            child.running("dither.running.worker"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True,
         )  # fmt: skip
         try:
@@ -183,7 +184,7 @@ def _load(request: Mapping[str, Any]) -> tuple[LlamaCpp, int, dict[str, Any]]:
     return engine, before, about
 
 
-def _main() -> None:
+def main() -> None:
     # C code may print to file descriptor 1: answers go out on another.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -192,4 +193,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    main()
