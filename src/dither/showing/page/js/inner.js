@@ -24,6 +24,31 @@ export function sameWeights(one, other) {
   return told(one) === told(other);
 }
 
+// The runs that a view can show, beside their original. `renew` takes those of another document, and says whether
+// what was read of the chosen one still holds; false where there is none left to show.
+export function runShelf(able, document, view) {
+  const shelf = {runs: able(document)};
+  let reference = document.reference?.path;
+  shelf.chosen = () => shelf.runs.find((run) => run.id === view.run);
+  shelf.renew = (found, input) => {
+    const now = able(found);
+    if (!now.length) return false;
+    const [before, original] = [shelf.chosen(), reference];
+    shelf.runs = now;
+    reference = found.reference?.path;
+    view.run = refillSelect(input, now.map((run) => [run.id, run.file]), view.run);
+    return {same: reference === original && sameWeights(before, shelf.chosen())};
+  };
+  return shelf;
+}
+
+// Loads once a slider has come to rest; an answer that is on its way would set it back.
+export function loadSoon(view, load, wait) {
+  view.turn += 1;
+  clearTimeout(view.timer);
+  view.timer = setTimeout(load, wait);
+}
+
 // A select's options anew, its choice kept where it is still there. Returns the choice.
 export function refillSelect(input, options, wanted) {
   const keep = options.some(([key]) => key === wanted) ? wanted : options[0]?.[0] ?? "";

@@ -2,7 +2,7 @@
 // palettes of sixteen for the very same weights.
 
 import {mountTemplate} from "../template.js";
-import {cssColor, divergingColors, firstTensor, inkOn, matricesOf, mixColors, noteText, refillSelect, runControl, sameWeights, themeColor} from "../inner.js";
+import {cssColor, divergingColors, firstTensor, inkOn, loadSoon, matricesOf, mixColors, noteText, refillSelect, runControl, runShelf, themeColor} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatPercent, formatShort, glossaryTerm, plural, selectControl, sliderControl} from "../text.js";
 
 const PALETTE_SWATCHES = 32; // more are drawn in the chart alone
@@ -11,8 +11,9 @@ const PALETTE_BINS = 24;
 export async function mount(root, store) {
   const all = store.getDocument().runs ?? [];
   const able = (found) => (found.runs ?? []).filter((run) => (store.live ? found.reference?.path && paletteTensors(run).length : Object.keys(run.palettes ?? {}).length));
-  let runs = able(store.getDocument());
-  let reference = store.getDocument().reference?.path;
+  const view = {run: null, tensor: null, row: 0, turn: 0};
+  const shelf = runShelf(able, store.getDocument(), view);
+  const {runs} = shelf;
   if (!runs.length) {
     const why = !store.live ? "This report was written without the palette of a block."
       : all.length ? "The original model was not found beside the files, so the weights that became these numbers are not known." : "No file was found whose blocks can be shown.";
@@ -21,7 +22,7 @@ export async function mount(root, store) {
   }
   const chosen = store.selection();
   const fourBits = runs.find((run) => /(^|[^\d])4/.test(run.type)) ?? runs[0];
-  const view = {run: (runs.find((run) => run.id === chosen.run) ?? fourBits).id, tensor: chosen.tensor, row: 0, block: 0, found: null, turn: 0};
+  Object.assign(view, {run: (runs.find((run) => run.id === chosen.run) ?? fourBits).id, tensor: chosen.tensor, block: 0, found: null});
   const sentence = el("div", {});
   const message = el("p", {class: "work-note", role: "alert"});
   const swatches = el("div", {});
@@ -33,8 +34,8 @@ export async function mount(root, store) {
     store.select({run: view.run, tensor: name});
     return load();
   }});
-  const row = sliderControl({label: "Row", min: 0, max: 0, value: 0, onInput: (to) => { view.row = to; paletteSoon(view, load); }});
-  const block = sliderControl({label: "Block of the row", min: 0, max: 0, value: 0, onInput: (to) => { view.block = to; paletteSoon(view, load); }});
+  const row = sliderControl({label: "Row", min: 0, max: 0, value: 0, onInput: (to) => { view.row = to; loadSoon(view, load, 100); }});
+  const block = sliderControl({label: "Block of the row", min: 0, max: 0, value: 0, onInput: (to) => { view.block = to; loadSoon(view, load, 100); }});
   row.node.hidden = block.node.hidden = !store.live;
   root.append(sentence, el("div", {class: "controls"}, picker.node, tensors.node, row.node, block.node), message, swatches,
     el("h3", {}, "Where the weights lie, and what they may become"), upper, el("h3", {}, "Other palettes of sixteen for the same weights"), lower,
@@ -42,7 +43,7 @@ export async function mount(root, store) {
   const charts = {};
 
   function names() {
-    const run = runs.find((each) => each.id === view.run);
+    const run = shelf.chosen();
     const found = store.live ? paletteTensors(run).map((tensor) => tensor.name) : Object.keys(run.palettes);
     view.tensor = refillSelect(tensors.input, found.map((name) => [name, name]), firstTensor(found, view.tensor));
   }
@@ -86,7 +87,7 @@ export async function mount(root, store) {
     const changed = (selected.run && selected.run !== view.run) || (selected.tensor && selected.tensor !== view.tensor);
     const moved = selected.block !== undefined && store.live && (selected.row !== view.row || selected.block !== view.block);
     if (!changed && !moved) return;
-    if (selected.run && runs.some((each) => each.id === selected.run)) view.run = selected.run;
+    if (selected.run && shelf.runs.some((each) => each.id === selected.run)) view.run = selected.run;
     picker.input.value = view.run;
     Object.assign(view, {tensor: selected.tensor ?? view.tensor, row: moved ? selected.row ?? 0 : 0, block: moved ? selected.block : 0});
     names();
@@ -94,15 +95,12 @@ export async function mount(root, store) {
   });
   return {
     async update(found) {
-      const now = able(found);
-      if (!now.length) return false;
-      const [before, original] = [runs.find((run) => run.id === view.run), reference];
-      runs = now;
-      reference = found.reference?.path;
-      view.run = refillSelect(picker.input, runs.map((run) => [run.id, run.file]), view.run);
-      if (reference === original && sameWeights(before, runs.find((run) => run.id === view.run))) return true;
-      names();
-      await load();
+      const renewed = shelf.renew(found, picker.input);
+      if (!renewed) return false;
+      if (!renewed.same) {
+        names();
+        await load();
+      }
       return true;
     },
     destroy() { end(); window.removeEventListener("dither-theme", themed); charts.upper?.destroy(); charts.lower?.destroy(); },
@@ -111,13 +109,6 @@ export async function mount(root, store) {
 
 function paletteTensors(run) {
   return matricesOf(run).filter((tensor) => !["F16", "BF16", "F64"].includes(tensor.type));
-}
-
-let paletteTimer = 0;
-function paletteSoon(view, load) {
-  view.turn += 1; // an answer that is on its way would set the slider back
-  clearTimeout(paletteTimer);
-  paletteTimer = setTimeout(load, 100);
 }
 
 // The file's own palette, then the others: levels, counts of the nearest, and the error of rounding to the nearest.

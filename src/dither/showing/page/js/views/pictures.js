@@ -2,7 +2,7 @@
 // the same quantizer. Canvases hold one pixel a weight and are enlarged without smoothing.
 
 import {saveFile, tableTwin, toCsv} from "../chart.js";
-import {decodeBytes, decodeHalves, divergingColors, firstTensor, matricesOf, mixColors, noteText, refillSelect, runControl, sameWeights, themeColor, cssColor} from "../inner.js";
+import {decodeBytes, decodeHalves, divergingColors, firstTensor, loadSoon, matricesOf, mixColors, noteText, refillSelect, runControl, runShelf, themeColor, cssColor} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatNumber, formatPercent, formatShort, glossaryTerm, selectControl, sliderControl} from "../text.js";
 
 const PICTURES_GAIN = 8; // how much the difference is enlarged, always
@@ -12,8 +12,9 @@ const PICTURES_SIDES = [["original", "Original"], ["quantized", "Quantized"], ["
 export async function mount(root, store) {
   const all = store.getDocument().runs ?? [];
   const able = (found) => (found.runs ?? []).filter((run) => (store.live ? found.reference?.path && matricesOf(run).length : Object.keys(run.tiles ?? {}).length));
-  let runs = able(store.getDocument());
-  let reference = store.getDocument().reference?.path;
+  const view = {run: null, tensor: null, row: 0, turn: 0};
+  const shelf = runShelf(able, store.getDocument(), view);
+  const {runs} = shelf;
   if (!runs.length) {
     const why = !store.live ? "This report was written without windows into the tensors."
       : all.length ? "The original model was not found beside the files, so there is nothing to compare them with." : "No file was found whose weights can be shown.";
@@ -22,7 +23,7 @@ export async function mount(root, store) {
     return {};
   }
   const chosen = store.selection();
-  const view = {run: (runs.find((run) => run.id === chosen.run) ?? runs.at(-1)).id, tensor: chosen.tensor, row: 0, column: 0, kind: null, tile: null, turn: 0, spot: null};
+  Object.assign(view, {run: (runs.find((run) => run.id === chosen.run) ?? runs.at(-1)).id, tensor: chosen.tensor, column: 0, kind: null, tile: null, spot: null});
   const parts = picturesParts(runs, view);
   root.append(parts.sentence, parts.controls, parts.message, parts.panels, parts.readout, parts.tools, parts.twin, parts.note,
     parts.landscape, picturesExplanation());
@@ -52,7 +53,7 @@ export async function mount(root, store) {
     landscape.show(view.kind, tile.type);
   }
   function names() {
-    const run = runs.find((each) => each.id === view.run);
+    const run = shelf.chosen();
     const found = store.live ? matricesOf(run).map((tensor) => tensor.name) : Object.keys(run.tiles);
     view.tensor = refillSelect(parts.tensors.input, found.map((name) => [name, name]), firstTensor(found, view.tensor));
   }
@@ -60,8 +61,8 @@ export async function mount(root, store) {
   Object.assign(parts.act, {
     run: (id) => { view.run = id; view.kind = null; names(); store.select({run: id, tensor: view.tensor}); return load(); },
     tensor: (name) => { Object.assign(view, {tensor: name, row: 0, column: 0, kind: null}); store.select({run: view.run, tensor: name}); return load(); },
-    row: (row) => { view.row = row; return picturesSoon(view, load); },
-    column: (column) => { view.column = column; return picturesSoon(view, load); },
+    row: (row) => { view.row = row; return loadSoon(view, load, 120); },
+    column: (column) => { view.column = column; return loadSoon(view, load, 120); },
     bits: (at) => { view.kind = view.tile?.kinds[at] ?? null; picturesDraw(parts, view); landscape.show(view.kind, view.tile?.type); },
     spot: () => picturesSpot(parts, view),
     block: () => {
@@ -77,7 +78,7 @@ export async function mount(root, store) {
   window.addEventListener("dither-theme", themed);
   const end = store.onSelect(({run, tensor}) => {
     if ((!run || run === view.run) && (!tensor || tensor === view.tensor)) return;
-    if (run && runs.some((each) => each.id === run)) {
+    if (run && shelf.runs.some((each) => each.id === run)) {
       if (run !== view.run) view.kind = null;
       view.run = run;
     }
@@ -89,15 +90,12 @@ export async function mount(root, store) {
   });
   return {
     async update(found) {
-      const now = able(found);
-      if (!now.length) return false;
-      const [before, original] = [runs.find((run) => run.id === view.run), reference];
-      runs = now;
-      reference = found.reference?.path;
-      view.run = refillSelect(parts.runs.input, runs.map((run) => [run.id, run.file]), view.run);
-      if (reference === original && sameWeights(before, runs.find((run) => run.id === view.run))) return true;
-      names();
-      await load();
+      const renewed = shelf.renew(found, parts.runs.input);
+      if (!renewed) return false;
+      if (!renewed.same) {
+        names();
+        await load();
+      }
       return true;
     },
     destroy() { end(); window.removeEventListener("dither-theme", themed); },
@@ -135,13 +133,6 @@ function picturesParts(runs, view) {
     button("SVG", () => saveFile(`${view.tensor}-${view.kind}.svg`, picturesSvg(parts, view))),
     button("CSV", () => saveFile(`${view.tensor}.csv`, new Blob([toCsv(picturesRows(view.tile), PICTURES_COLUMNS)], {type: "text/csv"}))));
   return parts;
-}
-
-let picturesTimer = 0;
-function picturesSoon(view, load) {
-  view.turn += 1; // an answer that is on its way would set the slider back
-  clearTimeout(picturesTimer);
-  picturesTimer = setTimeout(load, 120);
 }
 
 function picturesDecoded(tile) {
