@@ -29,6 +29,7 @@ from dither.fitting.result import Candidate, Fit
 from dither.fitting.shape import shape_of
 from dither.fitting.speed import active_bytes
 from dither.fitting.words import commands, memory_notes, recommended, ruled_out, sentence
+from dither.formats.ggml import STORED_FLOATS
 from dither.measuring import beside
 from dither.measuring.schema import Measurement
 from dither.models.outline import is_ours, outline
@@ -38,7 +39,6 @@ from dither.units import parse_bytes
 
 CONTEXT = 8192  # tokens per slot; a model trained on fewer gets its own number
 MOST_CONTEXT, MOST_SLOTS = 2**28, 2**16
-_FLOATS = ("F32", "F16", "BF16", "F64")
 _USUAL = 0.05  # a file's bytes differ by less from what its type usually comes to
 
 
@@ -218,7 +218,7 @@ def _fallback_share(plan: Plan) -> float:
 
 def _is_quantized(model: Model) -> bool:
     matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
-    return any(kind not in _FLOATS and not kind.startswith("F8") for kind in matrices)
+    return any(kind not in STORED_FLOATS and not kind.startswith("F8") for kind in matrices)
 
 
 def _type_of(model: Model) -> str:

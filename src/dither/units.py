@@ -21,6 +21,14 @@ _FACTORS = {
 _MOST = 2**60  # bytes; no memory and no file has as many
 
 
+def counted(count: int, what: str) -> str:
+    """
+    >>> counted(1, "file"), counted(3, "file")
+    ('1 file', '3 files')
+    """
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def parse_bytes(text: str | int, thing: str = "", least: int = 0) -> int:
     """Bytes in a size such as `4.2GiB`, `900MB` or `12345`; at least `least`.
 

@@ -9,8 +9,10 @@ import pytest
 from typer.main import get_command
 
 from dither.cli import app
-from dither.dashboard.commands import FORMS, build, forms
+from dither.dashboard.commands import FORMS, SOLVERS, TRANSFORMS, build, forms
 from dither.errors import UsageError
+from dither.solvers import solver_names
+from dither.transforms import TRANSFORMS as KNOWN_TRANSFORMS
 
 
 def parsed(words: tuple[str, ...]) -> dict[str, Any]:
@@ -26,6 +28,12 @@ def test_every_option_of_every_form_is_one_of_the_command_line() -> None:
         options = {option for parameter in commands[form.kind].params for option in parameter.opts}
         assert {field.option for field in form.fields if field.option} <= options
         assert "--json" in options
+
+
+def test_the_choices_are_all_there_are() -> None:
+    """They are written down, since finding them imports every solver, and a page should open at once."""
+    assert sorted(SOLVERS) == sorted(solver_names())
+    assert TRANSFORMS == KNOWN_TRANSFORMS
 
 
 def test_a_filled_form_is_understood_as_it_was_meant() -> None:

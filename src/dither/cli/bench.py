@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
-from dither.units import format_bytes, format_seconds
+from dither.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from dither.running.benchmark import Benchmark
@@ -58,8 +58,8 @@ def show(found: Sequence[Benchmark]) -> None:
     out.print()
     out.print(
         f"Tokens per second, {_rounds(first.repeats)}; "
-        f"{first.prompt_tokens} token{_s(first.prompt_tokens)} read, {first.generated_tokens} written, "
-        f"{first.threads} thread{_s(first.threads)} on {plain(first.cpu)}."
+        f"{counted(first.prompt_tokens, 'token')} read, {first.generated_tokens} written, "
+        f"{counted(first.threads, 'thread')} on {plain(first.cpu)}."
     )
     out.print(f"Energy: {plain(first.energy_note)}.")
     for result in found:
@@ -69,10 +69,6 @@ def show(found: Sequence[Benchmark]) -> None:
                 f"×{_range(result, 'decode_ratio', 2)} as fast as {plain(result.against)}."
             )
         out.print(_engine(result))
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
 
 
 def _rounds(count: int) -> str:

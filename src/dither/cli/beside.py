@@ -18,6 +18,7 @@ from rich.text import Text
 
 from dither.cli.harmless import harmless
 from dither.cli.screen import out
+from dither.units import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,8 +68,8 @@ def marked(found: Divergence) -> tuple[Text, Text]:
 def summary(found: Divergence) -> list[str]:
     """In plain words, a line each: where they part, what each says, where they meet again."""
     if found.character is None:
-        return [f"Both answers are the same, {_count(found.words)}."]
-    lines = [f"The same for {_count(found.words)}; {MARK} marks where they part."]
+        return [f"Both answers are the same, {counted(found.words, 'word')}."]
+    lines = [f"The same for {counted(found.words, 'word')}; {MARK} marks where they part."]
     told = 0
     for stretch, after in pairwise((*found.stretches, None)):
         if stretch is None or stretch.same:
@@ -77,7 +78,7 @@ def summary(found: Divergence) -> list[str]:
             lines.append("…")
             break
         told += 1
-        again = f", then again the same for {_count(len(after.ours))}" if after is not None else ""
+        again = f", then again the same for {counted(len(after.ours), 'word')}" if after is not None else ""
         lines.append(f"{_said(stretch.ours)} here, {_said(stretch.theirs)} there{again}")
     lines.append(f"{100 * found.shared:.0f} % of the words are in both, in the same order.")
     if found.cut:
@@ -90,10 +91,6 @@ def _said(words: Sequence[str]) -> str:
         return "nothing"
     more = " …" if len(words) > _LONG else ""
     return f"“{harmless(' '.join(''.join(words[:_LONG]).split()))}{more}”"
-
-
-def _count(words: int) -> str:
-    return f"{words} word{'' if words == 1 else 's'}"
 
 
 @contextmanager

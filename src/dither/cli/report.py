@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
-from dither.units import format_bytes
+from dither.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from dither._report import Report
@@ -50,7 +50,6 @@ def show(found: Report, folders: list[str]) -> None:
     from dither.showing.frontier import sentence
 
     given, count = points(found.document.runs), len(found.document.runs)
-    files = "1 file" if count == 1 else f"{count} files"
     for point in (point for point in given if point["pareto"]):
         said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
@@ -59,7 +58,7 @@ def show(found: Report, folders: list[str]) -> None:
             "Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL"
         )
     out.print(
-        f"[bold]{plain(found.path)}[/]: {files}, {format_bytes(found.bytes)}; "
+        f"[bold]{plain(found.path)}[/]: {counted(count, 'file')}, {format_bytes(found.bytes)}; "
         "opens in a browser, offline.", soft_wrap=True,
     )  # fmt: skip
     if found.card is not None:

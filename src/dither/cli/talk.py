@@ -14,7 +14,7 @@ from dither.cli.harmless import harmless
 from dither.cli.screen import err, plain
 from dither.errors import DitherError, OutputError
 from dither.running.memory import peak_bytes, resident_bytes
-from dither.units import format_bytes
+from dither.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from dither.engines.llamacpp import Generation
@@ -130,7 +130,7 @@ def _switch(talk: Conversation, seat: Seat, wanted: str) -> None:
         talk.engine = seat.engine  # the one from before, loaded again
         raise
     count = len(talk.turns)
-    kept = f"; {count} turn{'' if count == 1 else 's'} kept" if count else ""
+    kept = f"; {counted(count, 'turn')} kept" if count else ""
     err.print(f"{plain(path.name)} answers now{kept}")
 
 

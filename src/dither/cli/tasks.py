@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.units import counted
 
 if TYPE_CHECKING:
     from dither._tasks import Score, Scores
@@ -64,8 +65,8 @@ def show(found: Scores) -> None:
     out.print(shown)
     out.print()
     questions = max((score.questions for score in found.scores), default=0)
-    counted = f"{questions} question{'' if questions == 1 else 's'}"
-    out.print(f"± is one standard error; {counted}{' of each task at most' if found.limit else ''}.")
+    asked = counted(questions, "question")
+    out.print(f"± is one standard error; {asked}{' of each task at most' if found.limit else ''}.")
     if found.against:
         out.print(
             "The difference is taken question by question; * more than chance makes one time in twenty."

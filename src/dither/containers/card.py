@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from dither import __version__
@@ -25,15 +26,20 @@ def card(model: Model, options: Options, plan: Plan, recipe: str, size: int, mea
             ("same most likely token", f"{100 * measured.same_top:.1f} %"),
             ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),
         ]  # fmt: skip
-    table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows)
     made = json.dumps(json.loads(recipe), indent=2)
     front = f"---\nbase_model: {json.dumps(model.name)}\ntags:\n- quantized\n- dither\n---\n"
     return (
-        f"{front}\n# {_cell(model.name)}, {_cell(options.label)}\n\n| | |\n|---|---|\n{table}\n\n"
+        f"{front}\n# {cell(model.name)}, {cell(options.label)}\n\n{table(rows)}\n\n"
         f"Made by Dither {__version__}; the recipe:\n\n```json\n{made}\n```\n"
     )
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text of strangers inside a table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """What is known of a file, a row each."""
+    return "| | |\n|---|---|\n" + "\n".join(f"| {cell(key)} | {cell(value)} |" for key, value in rows)

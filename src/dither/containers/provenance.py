@@ -9,17 +9,16 @@ from typing import Any
 from dither.containers.gguf import recipe_metadata
 from dither.containers.recipe import Options, Plan
 from dither.formats.evidence import EvidenceStore
-from dither.formats.ggml import Field, array, string, u32
+from dither.formats.ggml import STORED_FLOATS, Field, array, string, u32
 from dither.formats.ggml import ValueType as V
 from dither.types import Model
 
 MEASUREMENT = "dither.measure"  # metadata key: the measurement's JSON
 ERRORS = "dither.relative_errors"  # metadata key: √(Σ(w − ŵ)² / Σw²) of each tensor, in the file's order
-_FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def source_notes(model: Model, plan: Plan) -> list[str]:
-    lossy = {t.source_type for t in plan.tensors if len(t.shape) > 1 and t.source_type not in _FLOATS}
+    lossy = {t.source_type for t in plan.tensors if len(t.shape) > 1 and t.source_type not in STORED_FLOATS}
     lossy = {name for name in lossy if not name.startswith("F8")}
     if not lossy:
         return []

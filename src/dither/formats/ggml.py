@@ -98,4 +98,5 @@ def _read_table() -> dict[str, GgmlType]:
 
 GGML_TYPES = _read_table()
 FLOAT_TYPES = ("F32", "F16", "BF16")  # plain numbers, no scales to search
+STORED_FLOATS = (*FLOAT_TYPES, "F64")  # what a source may hold that nobody has rounded to fewer numbers
 GGML_BY_ID = {kind.id: kind for kind in GGML_TYPES.values()}

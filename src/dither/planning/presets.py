@@ -7,9 +7,8 @@ from collections.abc import Collection
 from dither.containers.presets import preset_names
 from dither.containers.recipe import Options, Plan, make_plan
 from dither.errors import UsageError
+from dither.formats.ggml import FLOAT_TYPES
 from dither.types import Model
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def preset_plans(model: Model, importance: Collection[str] = ()) -> dict[str, Plan]:
@@ -26,7 +25,7 @@ def preset_plans(model: Model, importance: Collection[str] = ()) -> dict[str, Pl
 def nearest_preset(model: Model, size: int, importance: Collection[str] = ()) -> str:
     """The largest preset whose tensors take at most `size` bytes; the smallest where none is."""
     plans = preset_plans(model, importance)
-    fitting = [name for name, plan in plans.items() if plan.bytes <= size and name not in _FLOATS]
+    fitting = [name for name, plan in plans.items() if plan.bytes <= size and name not in FLOAT_TYPES]
     if fitting:
         return max(fitting, key=lambda name: plans[name].bytes)
     return min(plans, key=lambda name: plans[name].bytes)

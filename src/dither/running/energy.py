@@ -11,11 +11,12 @@ that does nothing else.  Where nothing can be read, the reason is part of the re
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dither.units import counted
 
 POWERCAP = Path("/sys/class/powercap")
 NOT_READABLE = "not readable here"
@@ -35,11 +36,10 @@ class Meter:
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._packages, reason = _packages(powercap)
         self._nvml, self._cards = _cards()
-        self.sources = [f"RAPL ({_count(self._packages, 'package')})"] if self._packages else []
-        self.sources += [f"NVML ({_count(self._cards, 'card')})"] if self._cards else []
-        counted = "of all that ran on the machine"
+        self.sources = [f"RAPL ({counted(len(self._packages), 'package')})"] if self._packages else []
+        self.sources += [f"NVML ({counted(len(self._cards), 'card')})"] if self._cards else []
         if self.readable:
-            self.note = f"{' + '.join(self.sources)}, {counted}"
+            self.note = f"{' + '.join(self.sources)}, of all that ran on the machine"
         else:
             self.note = f"{NOT_READABLE}: {reason}"
 
@@ -71,10 +71,6 @@ class Meter:
         for index, end in after.cards.items():
             joules += max(0.0, end - before.cards.get(index, end))
         return joules
-
-
-def _count(found: Sized, what: str) -> str:
-    return f"{len(found)} {what}{'' if len(found) == 1 else 's'}"
 
 
 def _packages(powercap: Path) -> tuple[list[Path], str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dither import __version__
+from dither.containers.card import cell, table
 from dither.containers.provenance import MEASUREMENT
 from dither.containers.split import plan_parts, split
 from dither.errors import OutputError, SourceError, UsageError
@@ -159,7 +160,6 @@ def card(model: Model, repo: str) -> str:
         rows.append(("KL divergence from the original", f"{measured['kl_mean']:.4f} nats per token"))
     if isinstance(measured.get("same_top"), int | float):
         rows.append(("same most likely token", f"{100 * measured['same_top']:.1f} %"))
-    table = "\n".join(f"| {cell(key)} | {cell(value)} |" for key, value in rows)
     front = {"library_name": "gguf", "tags": ["gguf", "quantized", "dither"]}
     base = metadata.get("general.base_model.0.repo_url") or metadata.get("general.name", model.name)
     front["base_model"] = str(base).removeprefix("https://huggingface.co/")
@@ -170,7 +170,7 @@ def card(model: Model, repo: str) -> str:
     made = (
         f"\nMade by Dither; the recipe:\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n" if recipe else ""
     )
-    return f"{_MARK}{head}\n---\n\n# {cell(repo.rpartition('/')[2])}\n\n| | |\n|---|---|\n{table}\n{made}"
+    return f"{_MARK}{head}\n---\n\n# {cell(repo.rpartition('/')[2])}\n\n{table(rows)}\n{made}"
 
 
 def _document(text: Any) -> dict[str, Any]:
@@ -179,9 +179,3 @@ def _document(text: Any) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}
-
-
-def cell(text: str) -> str:
-    """Text of strangers inside a table."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

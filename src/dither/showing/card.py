@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dither.showing.choice import points, short
 from dither.showing.document import Document, Run
 from dither.showing.frontier import Point
-from dither.units import format_bytes, format_count
+from dither.units import counted, format_bytes, format_count
 
 PICTURE = "frontier.png"
 MARK = 'quantized_by: "dither"'  # in every card of ours
@@ -69,8 +69,7 @@ def _escaped(text: str) -> str:
 
 
 def _intro(document: Document, title: str) -> str:
-    files = "1 file" if len(document.runs) == 1 else f"{len(document.runs)} files"
-    text = f"{files} of {_escaped(title)}"
+    text = f"{counted(len(document.runs), 'file')} of {_escaped(title)}"
     if document.reference is not None:
         original = document.reference
         text += (

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dither.errors import DitherError
+from dither.formats.ggml import STORED_FLOATS
 from dither.models.source import open_model
 from dither.showing.document import Document, Palette, Run, TensorRow, Tile
 from dither.types import Model
 
 MOST_RUNS = 12  # of a report whose weights are shown; the others have their numbers alone
-_FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def recorded(live: Document, exported: Document) -> Document:
@@ -53,7 +53,7 @@ def _with_weights(run: Run, live: Run, original: Model) -> Run:
 
 def chosen(rows: Sequence[TensorRow]) -> list[str]:
     """The tensors to take along: the worst of attention, the worst of the feed-forward layers."""
-    matrices = [row for row in rows if len(row.shape) > 1 and row.type not in _FLOATS]
+    matrices = [row for row in rows if len(row.shape) > 1 and row.type not in STORED_FLOATS]
     found = []
     for prefix in ("attn", "ffn"):
         of_kind = [row for row in matrices if row.kind.startswith(prefix)]

@@ -22,7 +22,7 @@ from typing import Any
 from dither.containers.provenance import MEASUREMENT
 from dither.containers.recipe import count_by_type
 from dither.errors import DitherError, FormatError
-from dither.formats.ggml import string
+from dither.formats.ggml import STORED_FLOATS, string
 from dither.formats.mapped import shown
 from dither.measuring import schema
 from dither.measuring.account import content_sha256, type_name
@@ -36,7 +36,6 @@ from dither.showing.tensors import rows_of
 from dither.types import Model
 
 HASHED = 64 * 2**20  # bytes; a file of so many is hashed where its measurement's age is in doubt
-_FLOATS = ("F32", "F16", "BF16", "F64")
 _SIDE = 2**20  # bytes of config.json and dither.json that are read
 _INTERVALS = ("kl_mean", "kl_median", "kl_p99", "kl_max", "same_top", "ppl", "ppl_ratio")
 
@@ -96,7 +95,7 @@ def facts_of_model(model: Model, path: Path) -> Facts:
     return Facts(
         path=path, name=shown(model.name), arch=shown(model.arch), container=_container(model, path, recipe),
         parameters=model.parameters, bytes=size, type=shown(type_name(model)),
-        quantized=any(kind not in _FLOATS for kind in matrices), recipe=recipe,
+        quantized=any(kind not in STORED_FLOATS for kind in matrices), recipe=recipe,
         embedded=str(_value(model, MEASUREMENT)),
         mixed=tuple((kind, group["tensors"], group["bytes"]) for kind, group in groups.items()),
         tensors=rows_of(model), notes=tuple(shown(note, 1000) for note in model.notes), files=model.files,
