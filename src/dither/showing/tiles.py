@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import base64
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from dither.codecs import codec as find_codec
 from dither.codecs.base import HALF_MAX, LevelCodec
 from dither.errors import DitherError, SourceError, UsageError
 from dither.formats.mapped import shown
+from dither.showing.recipes import read_recipe
 from dither.types import Codec, Floats, Model, Tensor
 
 SIZE = 64
@@ -40,7 +40,6 @@ SLIDER = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K")
 NARROW = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # where rows are no multiple of 256
 CLIP = 99.5  # percentile of magnitudes at which colors end
 OUTLIER = 3.0  # times the median column's root mean square
-_RECIPE = "dither.recipe"
 _ALIGNED = 32  # columns; a window begins where a block does
 
 
@@ -202,12 +201,8 @@ def outliers(w_RC: Floats, at: slice) -> tuple[int, ...]:
 
 def rewritten(model: Model) -> tuple[str, ...]:
     """A note where the file says that its weights were changed before they were rounded."""
-    kept = model.metadata.get(_RECIPE)
-    try:
-        recipe = json.loads(str(kept.value)) if kept is not None else {}
-    except (ValueError, RecursionError):
-        return ()
-    changes = recipe.get("transforms") if isinstance(recipe, dict) else None
+    kept = model.metadata.get("dither.recipe")
+    changes = read_recipe(kept.value if kept else None).get("transforms")
     if not isinstance(changes, dict) or not changes:
         return ()
     names = shown(", ".join(map(str, changes)))
