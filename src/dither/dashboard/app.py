@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
@@ -36,6 +35,7 @@ from dither.dashboard.jobs import Jobs, reason_of
 from dither.dashboard.results import Results
 from dither.dashboard.watch import Watch
 from dither.errors import DitherError, SourceError, UsageError
+from dither.executors import child
 from dither.showing.export import charts, library_path, vega
 
 LOOK, TICK = 1.0, 0.5  # seconds between two looks at the folders, at the jobs
@@ -140,8 +140,8 @@ def _add_errors(app: FastAPI) -> None:
 def _make_library() -> None:
     """Seconds, the first time, in which the bundler lets no other thread run: so in its own process."""
     if not library_path().exists():
-        code = "from dither.showing.export import vega; vega()"
-        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+        command = child.running("dither.showing.export", "vega")
+        subprocess.run(command, check=False, capture_output=True)
 
 
 def _add_page(app: FastAPI, library: threading.Thread) -> None:

@@ -23,7 +23,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +32,7 @@ from typing import Any
 
 from dither.dashboard import commands, processes
 from dither.errors import DitherError, OutputError, SourceError, UsageError
+from dither.executors import child
 
 MOST_KEPT = 50  # jobs that have ended; older ones are forgotten, their files are not
 MOST_WAITING = 20
@@ -159,13 +159,12 @@ class Jobs:
     def _run(self, record: dict[str, Any]) -> None:
         place = self.folder / record["id"]
         environment = {
-            **os.environ, "DITHER_PROGRESS": str(place / "progress.json"), "PYTHONUNBUFFERED": "1",
-            "NO_COLOR": "1", "COLUMNS": "120",
+            **os.environ, "DITHER_PROGRESS": str(place / "progress.json"), "NO_COLOR": "1", "COLUMNS": "120",
         }  # fmt: skip
         try:
             with (place / "result.json").open("wb") as result, (place / "log.txt").open("wb") as log:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "dither", *record["words"], "--json"], cwd=record["folder"],
+                worker = subprocess.Popen(
+                    [*child.running("dither.cli"), *record["words"], "--json"], cwd=record["folder"],
                     env=environment, stdin=subprocess.DEVNULL, stdout=result, stderr=log,
                     start_new_session=True, close_fds=True,
                 )  # fmt: skip
@@ -173,14 +172,16 @@ class Jobs:
             record.update(ended=time.time(), code=1, failed=f"could not be started ({error.strerror})")
             self._write(record)
             return
-        self._children[record["id"]] = child
-        record["process"] = {"pid": child.pid, "since": processes.started(child.pid), "started": time.time()}
+        self._children[record["id"]] = worker
+        record["process"] = {
+            "pid": worker.pid, "since": processes.started(worker.pid), "started": time.time(),
+        }  # fmt: skip
         self._write(record)
 
     def _has_ended(self, record: dict[str, Any]) -> bool:
-        child, process = self._children.get(record["id"]), record["process"]
-        if child is not None:
-            record["code"] = child.poll()
+        worker, process = self._children.get(record["id"]), record["process"]
+        if worker is not None:
+            record["code"] = worker.poll()
             if record["code"] is None:
                 return False
             del self._children[record["id"]]

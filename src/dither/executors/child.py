@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 
-def running(module: str) -> list[str]:
-    """The command that runs `main()` of a module."""
+def running(module: str, function: str = "main") -> list[str]:
+    """The command that calls a function of a module; words that follow it are its arguments."""
     paths = [str(Path(path).resolve()) for path in sys.path if path]
-    boot = f"import sys; sys.path[:0] = {paths!r}; from {module} import main; main()"
+    boot = f"import sys; sys.path[:0] = {paths!r}; sys.argv[0] = 'dither'"
+    boot += f"; from {module} import {function}; {function}()"
     return [sys.executable, "-I", "-c", boot]
