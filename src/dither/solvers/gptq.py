@@ -144,8 +144,9 @@ class Gptq:
             raised = f"damping raised from {self.damping:g} to {factored.damping:g}"
             notes = (f"Hessian near singular: {raised}",)
         return kept(
-            self.name, "error feedback", w_RC, codec, evidence, raw_RN, notes, damping=factored.damping
-        )
+            self.name, "error feedback", w_RC, codec, evidence, raw_RN, notes, self.threads,
+            damping=factored.damping,
+        )  # fmt: skip
 
 
 def available_cores() -> int:

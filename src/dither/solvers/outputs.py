@@ -99,10 +99,3 @@ def damped_factor(output_OO: Floats) -> Doubles:
             "output Hessian", "is not positive definite even when damped",
             "Calibrate again: no sum of squares looks like this.",
         ) from None  # fmt: skip
-
-
-def weighed(output_KOO: Floats, error_RC: Floats) -> Floats:
-    """G E, block by block: (R, C)."""
-    blocks, rows = output_KOO.shape[:2]
-    found: Floats = (output_KOO @ error_RC.reshape(blocks, rows, -1)).reshape(error_RC.shape)
-    return found

@@ -80,7 +80,9 @@ class ScaleSearch:
             parts = pool.map(lambda rows_RC: _Rows(rows_RC, *known).solved(self.sweeps), chunks)
             empty = np.empty((0, columns // codec.block * codec.block_bytes), np.uint8)
             raw_RN = np.concatenate([empty, *parts])
-            return kept(self.name, "the search of scales", w_RC, codec, evidence, raw_RN)
+            return kept(
+                self.name, "the search of scales", w_RC, codec, evidence, raw_RN, threads=self.threads
+            )
 
 
 @dataclass

@@ -3,55 +3,111 @@
 Whoever minimizes tr(E H Eᵀ) learns from few tokens what does not hold for others.  So answers are compared on
 input rows that were held back from H, and the better one is kept; without such rows, on H itself.
 
-Legend: R rows, C columns, H held-back input rows, N bytes of a packed row, K diagonal blocks of O rows each.
+Everything is a sum over rows, of which threads take portions of fixed size: no number depends on how many
+threads there are.
+
+Legend: R rows, C columns, H held-back input rows, N bytes of a packed row or numbers of a row, P columns of a
+panel, K diagonal blocks of O rows each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 
-from dither.solvers.outputs import weighed
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 SHARED = "scales are shared between rows: rounded to nearest"
+_ROWS = 256  # of a portion
+_PANEL = 256  # columns
+
+Each = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]  # `map`, or a pool's
 
 
-def objective(error_RC: Floats, hessian_CC: Floats, output_KOO: Floats | None = None) -> float:
+def objective(
+    error_RC: Floats, hessian_CC: Floats, output_KOO: Floats | None = None, each: Each = map
+) -> float:
     """tr(G E H Eᵀ); G is the identity where it is not given."""
-    left_RC = error_RC if output_KOO is None else weighed(output_KOO, error_RC)
-    return float(np.einsum("rc,rc->", error_RC @ hessian_CC, left_RC, dtype=np.float64))
+    if output_KOO is None:
+        return float(sum(each(lambda at: _form(error_RC[at], hessian_CC), _portions(len(error_RC)))))
+    return _paired(error_RC, _times(error_RC, hessian_CC, each), output_KOO, each)
 
 
-def held_objective(error_RC: Floats, held_HC: Floats, output_KOO: Floats | None = None) -> float:
+def held_objective(
+    error_RC: Floats, held_HC: Floats, output_KOO: Floats | None = None, each: Each = map
+) -> float:
     """tr(G (E Xᵀ)(E Xᵀ)ᵀ) / n: the mean squared output error on n inputs, in G's metric."""
-    error_RH = error_RC @ held_HC.T
-    left_RH = error_RH if output_KOO is None else weighed(output_KOO, error_RH)
-    return float(np.einsum("rh,rh->", error_RH, left_RH, dtype=np.float64) / len(held_HC))
+    error_RH = _times(error_RC, held_HC.T, each)
+    if output_KOO is None:
+        return float(np.einsum("rh,rh->", error_RH, error_RH, dtype=np.float64) / len(held_HC))
+    return _paired(error_RH, error_RH, output_KOO, each) / len(held_HC)
 
 
 def kept(
     solver: str, what: str, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes,
-    notes: tuple[str, ...] = (), **record: float,
+    notes: tuple[str, ...] = (), threads: int = 1, **record: float,
 ) -> Solved:  # fmt: skip
     """`solver`'s bytes, or nearest rounding's where these were better; `what` names its method in a note.
 
     The record's objectives are tr(E H Eᵀ), or tr(G E H Eᵀ) with an output Hessian.
     """
     assert evidence.hessian_CC is not None
-    nearest_RN = codec.encode(w_RC, evidence.mean_square_C)
-    error_RC, nearest_RC = w_RC - codec.decode(raw_RN), w_RC - codec.decode(nearest_RN)
-    found = {
-        "objective": objective(error_RC, evidence.hessian_CC, evidence.output_KOO),
-        "nearest_objective": objective(nearest_RC, evidence.hessian_CC, evidence.output_KOO),
-        **record,
-    }
-    judge = "objective"
-    if evidence.held_HC is not None and len(evidence.held_HC):
-        judge = "held"
-        found["held"] = held_objective(error_RC, evidence.held_HC, evidence.output_KOO)
-        found["nearest_held"] = held_objective(nearest_RC, evidence.held_HC, evidence.output_KOO)
+    hessian_CC, held_HC, output_KOO = evidence.hessian_CC, evidence.held_HC, evidence.output_KOO
+    portions = _portions(len(w_RC))
+    found, judge = dict(record), "objective"
+    with ThreadPoolExecutor(threads, thread_name_prefix="verdict") as pool:
+
+        def rows(of: Callable[[slice], Any]) -> Any:
+            return np.concatenate(list(pool.map(of, portions))) if portions else raw_RN
+
+        nearest_RN = rows(lambda at: codec.encode(w_RC[at], evidence.mean_square_C))
+        for whose, error_RC in (
+            ("", rows(lambda at: w_RC[at] - codec.decode(raw_RN[at]))),
+            ("nearest_", rows(lambda at: w_RC[at] - codec.decode(nearest_RN[at]))),
+        ):
+            found[f"{whose}objective"] = objective(error_RC, hessian_CC, output_KOO, pool.map)
+            if held_HC is not None and len(held_HC):
+                judge = "held"
+                found[f"{whose}held"] = held_objective(error_RC, held_HC, output_KOO, pool.map)
     if not found[judge] <= found[f"nearest_{judge}"]:
         where = "inputs held back" if judge == "held" else "the Hessian itself"
         worse = f"{what} was no better than nearest rounding on {where}: nearest kept"
         return Solved(nearest_RN, "nearest", found, (*notes, worse))
     return Solved(raw_RN, solver, found, notes)
+
+
+def _portions(rows: int, step: int = _ROWS) -> list[slice]:
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _times(a_RC: Floats, b_CN: Floats, each: Each) -> Floats:
+    return np.concatenate([np.zeros((0, b_CN.shape[1]), np.float32),
+                           *each(lambda at: a_RC[at] @ b_CN, _portions(len(a_RC)))])  # fmt: skip
+
+
+def _form(error_RC: Floats, hessian_CC: Floats) -> float:
+    """tr(E H Eᵀ) from what stands on and above H's diagonal: half of the products."""
+    total = 0.0
+    for at in _portions(len(hessian_CC), _PANEL):
+        error_RP, after_RC = error_RC[:, at], error_RC[:, at.start :]
+        pulled_RC = error_RP @ hessian_CC[at, at.start :]
+        twice = np.einsum("rc,rc->", pulled_RC, after_RC, dtype=np.float64)
+        within = np.einsum("rp,rp->", pulled_RC[:, : error_RP.shape[1]], error_RP, dtype=np.float64)
+        total += 2 * float(twice) - float(within)
+    return total
+
+
+def _paired(a_RN: Floats, b_RN: Floats, output_KOO: Floats, each: Each) -> float:
+    """Σ (G A) ∘ B, block by block of G."""
+    total, size = 0.0, output_KOO.shape[1]
+    for k, output_OO in enumerate(output_KOO):
+        a_ON, b_ON = a_RN[k * size : (k + 1) * size], b_RN[k * size : (k + 1) * size]
+
+        def portion(at: slice, g_OO: Floats = output_OO, a_ON: Floats = a_ON, b_ON: Floats = b_ON) -> float:
+            return float(np.einsum("on,on->", g_OO[at] @ a_ON, b_ON[at], dtype=np.float64))
+
+        total += sum(each(portion, _portions(size)))
+    return total
