@@ -12,6 +12,7 @@ import math
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import pytest
 
 import dither
 from conftest import BUNDLED, FEW_TYPES
-from dither import _plan
+from dither import _plan, _sensitivity
+from dither.containers.gguf_target import ANY_GGUF
 from dither.errors import OutputError, SourceError, UsageError
 from dither.measuring import sensitivity
 from dither.planning.planfile import plan_sha256, read_plan
@@ -161,7 +163,7 @@ class TestTooSmall:
         self, own_evidence: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         forget(own_evidence)
-        monkeypatch.setattr(_plan, "_costs", lambda *_: pytest.fail("it was measured first"))
+        monkeypatch.setattr(_plan, "known_costs", lambda *_: pytest.fail("it was measured first"))
         with pytest.raises(UsageError, match="too small"):
             dither.plan(ORIGINAL, size=1000, evidence=own_evidence, solver="nearest", types=FEW_TYPES)
 
@@ -209,7 +211,7 @@ class TestPlaces:
         self, known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "p.toml").write_text("mine")
-        monkeypatch.setattr(_plan, "_costs", lambda *_: pytest.fail("it was measured first"))
+        monkeypatch.setattr(_plan, "known_costs", lambda *_: pytest.fail("it was measured first"))
         for place in (tmp_path / "p.toml", tmp_path / "none" / "p.toml"):
             with pytest.raises(OutputError):
                 planned(2_500_000, known, out=place)
@@ -235,8 +237,8 @@ class TestCosts:
     """What was measured is not measured again, whatever happened in between."""
 
     def test_nothing_is_measured_twice(self, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_plan, "_measure", lambda *_: pytest.fail("it was measured again"))
-        monkeypatch.setattr(_plan, "error_ratios", lambda *_: pytest.fail("it was solved again"))
+        monkeypatch.setattr(_sensitivity, "_measure", lambda *_: pytest.fail("it was measured again"))
+        monkeypatch.setattr(_sensitivity, "error_ratios", lambda *_: pytest.fail("it was solved again"))
         planned(2_500_000, known)
 
     def test_only_what_is_missing_is_measured(
@@ -303,26 +305,29 @@ class TestCosts:
     def test_another_solver_or_evidence_has_another_file(
         self, own_evidence: Path, learnt: Path, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def name(solver: str, **manifest: Any) -> str:
+        def name(solver: str, transforms: Sequence[str] = (), **manifest: Any) -> str:
             store = dither.EvidenceStore.open(own_evidence)
             store.sha256 = manifest.get("sha256", store.sha256)
             chosen = _plan.choose_solver(solver, store, 1)
             opened: list[Path] = []
             with monkeypatch.context() as patch:
-                patch.setattr(_plan, "_measure", lambda *_: None)
-                patch.setattr(_plan, "_all_ratios", lambda model, store, solver, allowed, costs, *_:
+                patch.setattr(_sensitivity, "_measure", lambda *_: None)
+                patch.setattr(_sensitivity, "_all_ratios", lambda ready, solver, allowed, target, costs, *_:
                               opened.append(costs.path))  # fmt: skip
-                _plan._costs(ORIGINAL, store, chosen, {}, 1, "cpu", dither.progress.Silent())
+                ready = _sensitivity.made_ready(ORIGINAL, store, transforms, 1)
+                silent = dither.progress.Silent()
+                _sensitivity.known_costs(ready, store, chosen, {}, ANY_GGUF, 1, "cpu", silent)
             return opened[0].name
 
         assert name("nearest") == cost_files(learnt)[0].name
-        assert len({name("nearest"), name("gptq"), name("nearest", sha256="0" * 64)}) == 3
+        others = name("gptq"), name("nearest", ["rotate"]), name("nearest", sha256="0" * 64)
+        assert len({name("nearest"), *others}) == 4
 
 
 INTERRUPTED = """
 import os, signal, sys
 import dither
-from dither import _plan
+from dither import _plan, _sensitivity
 from dither.planning.costs import Costs
 left = int(sys.argv[2])
 save = Costs.save
@@ -352,7 +357,7 @@ def test_a_killed_measurement_goes_on_to_the_same_plan(
     kept = json.loads(path.read_text())
     assert 0 < len(kept["divergence"]) + sum(map(len, kept["ratios"].values())) < 29 * 5
     again: list[str] = []
-    measure, solve = sensitivity.divergences, _plan.error_ratios
+    measure, solve = sensitivity.divergences, _sensitivity.error_ratios
 
     def listening(network: Any, probe: Any, names: Any, *others: Any) -> None:
         again.extend(name for name in names if name in kept["divergence"])
@@ -363,7 +368,7 @@ def test_a_killed_measurement_goes_on_to_the_same_plan(
         return solve(tensor, kinds, *others)
 
     monkeypatch.setattr(sensitivity, "divergences", listening)
-    monkeypatch.setattr(_plan, "error_ratios", solving)
+    monkeypatch.setattr(_sensitivity, "error_ratios", solving)
     resumed = planned(2_500_000, known, evidence=own_evidence)
     assert again == []
     assert [t.type for t in resumed.plan.tensors.values()] == [t.type for t in whole.plan.tensors.values()]

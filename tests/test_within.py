@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from conftest import BUNDLED, FEW_TYPES
 from dither import _plan, _within
 from dither.errors import OutputError, UsageError
 from dither.planning.knapsack import Allocation, Item, allocate
+from dither.planning.planfile import PlannedType, plan_sha256, read_plan
 
 pytestmark = pytest.mark.slow  # models run
 
+Prices = dict[str, dict[str, PlannedType]]
 ORIGINAL = dither.open_model(BUNDLED)
 SIZE = 2_600_000
 
@@ -47,6 +49,13 @@ def worst(items: Sequence[Item], budget: int) -> Allocation:
         for i in turned
     ]  # fmt: skip
     return allocate(turned, budget)
+
+
+def repriced(prices: Prices, change: Callable[[float], float]) -> Prices:
+    return {
+        name: {kind: replace(price, kl=change(price.kl or 0.0)) for kind, price in kinds.items()}
+        for name, kinds in prices.items()
+    }
 
 
 class Listening:
@@ -110,7 +119,27 @@ def test_a_plan_that_loses_gives_way_to_the_preset(
     assert kept["file"] == "m.gguf"
     assert found.result.measurement is not None
     assert kept["kl_mean"] == embedded(path)["kl_mean"] == found.result.measurement.kl_mean
-    assert names(tmp_path) == ["m.gguf", "m.gguf.measure.json", "m.toml"]
+    assert names(tmp_path) == ["m.gguf", "m.gguf.measure.json"]  # no plan made what stands there
+    assert found.planned.path is None
+
+
+def test_the_plan_beside_a_file_is_the_one_that_made_it(
+    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random allocation draws what would have been planned, and the plan is the worst there is."""
+
+    def best(planned: dither.Planned) -> Any:
+        drawn = allocate(planned.items, planned.allowed)
+        tensors = {i.tensors[0]: planned.prices[i.tensors[0]][c.type]
+                   for i, c in zip(planned.items, drawn.chosen, strict=True)}  # fmt: skip
+        return replace(planned.plan, tensors={**planned.plan.tensors, **tensors}, kl=drawn.kl)
+
+    monkeypatch.setattr(_plan, "allocate", worst)
+    monkeypatch.setattr(_within, "random_plan", best)
+    found = dither.quantize_within(ORIGINAL, wanted(size=SIZE), tmp_path / "m.gguf", **known)
+    assert found.winner == "random allocation" and found.planned.path == str(tmp_path / "m.toml")
+    recipe = json.loads(gguf.GGUFReader(tmp_path / "m.gguf").fields["dither.recipe"].contents())
+    assert recipe["plan"] == plan_sha256(read_plan(tmp_path / "m.toml"))
 
 
 def test_without_validation_there_are_no_rivals(
@@ -128,13 +157,12 @@ def test_a_divergence_is_met_as_measured(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The prediction is made too hopeful by half: a larger file follows."""
-    hopeful = _plan._item
+    hopeful = _plan._prices
 
-    def half(*arguments: Any) -> Item:
-        item = hopeful(*arguments)
-        return Item(item.tensors, tuple(replace(c, kl=0.5 * c.kl) for c in item.choices))
+    def half(*arguments: Any) -> Prices:
+        return repriced(hopeful(*arguments), lambda kl: 0.5 * kl)
 
-    monkeypatch.setattr(_plan, "_item", half)
+    monkeypatch.setattr(_plan, "_prices", half)
     found = dither.quantize_within(
         ORIGINAL, wanted(max_kld=0.01), tmp_path / "m.gguf", validate=False, **known
     )
@@ -148,13 +176,12 @@ def test_a_divergence_is_met_as_measured(
 def test_a_divergence_that_cannot_be_met_is_said_and_the_file_kept(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = _plan._item
+    plain = _plan._prices
 
-    def blind(*arguments: Any) -> Item:
-        item = plain(*arguments)
-        return Item(item.tensors, tuple(replace(c, kl=1e-6) for c in item.choices))
+    def blind(*arguments: Any) -> Prices:
+        return repriced(plain(*arguments), lambda _: 1e-6)
 
-    monkeypatch.setattr(_plan, "_item", blind)
+    monkeypatch.setattr(_plan, "_prices", blind)
     found = dither.quantize_within(
         ORIGINAL, wanted(max_kld=1e-4), tmp_path / "m.gguf", validate=False, **known
     )
@@ -163,16 +190,17 @@ def test_a_divergence_that_cannot_be_met_is_said_and_the_file_kept(
     assert (tmp_path / "m.gguf").stat().st_size == found.result.bytes
 
 
-@pytest.mark.parametrize("transform", ["rotate"])
+@pytest.mark.parametrize("transform", ["rotate", "awq"])
 def test_what_a_transform_adds_is_within_the_budget(
     known: dict[str, Any], tmp_path: Path, transform: str
 ) -> None:
-    """A rotated model has an output matrix of its own: a quarter more than was planned."""
+    """A rotated model has an output matrix of its own, a quarter more, and awq a record in the header."""
     found = dither.quantize_within(
         ORIGINAL, wanted(size=3_400_000), tmp_path / "m.gguf", transforms=[transform], validate=False, **known
     )
-    assert "output.weight" in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
-    assert 0.9 * 3_400_000 < (tmp_path / "m.gguf").stat().st_size <= 3_400_000
+    tensors = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert ("output.weight" in tensors) == (transform == "rotate")
+    assert 0.995 * 3_400_000 < (tmp_path / "m.gguf").stat().st_size <= 3_400_000
     assert found.result.transforms is not None and transform in found.result.transforms
 
 

@@ -177,7 +177,7 @@ class _Judge:
         plan = self.plan(name, importance)
         found = self.measured.get(name)
         quality = _measured(*found) if found else literature(name, _fallback_share(plan))
-        notes = list(plan.fallback_notes())
+        notes = plan.notes()
         if self.quantized:
             quality = None
             notes.append("would be quantized a second time: better from the original")

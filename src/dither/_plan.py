@@ -1,28 +1,25 @@
 """Plan: the type of every tensor, so that a file is of a size and loses as little as it can.
 
-    evidence → a probe → one tensor's rounding at a time, in KL divergence (`measuring.sensitivity`)
-             → every type's error of every tensor (`planning.errors`)
+    evidence → what every tensor's rounding costs, in every type (`_sensitivity`)
              → the exact minimum under the budget (`planning.knapsack`) → plan.toml
 
-Everything that was measured stays beside the evidence (`planning.costs`), so that another size of the same
-model is planned in a second, and a run that was interrupted goes on.
+Tensors that whoever runs the file wants of one type take it together.  Transforms go first: the plan is of
+the model as it will be rounded, with the tensors that they add.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dither import __version__
 from dither._calibrate import calibrate
-from dither._quantize import choose_solver, open_evidence, options_of, quantize
+from dither._quantize import choose_solver, open_evidence, options_of
+from dither._sensitivity import known_costs, made_ready
 from dither.containers.target import Target
 from dither.containers.targets import target_of
 from dither.display import table
@@ -32,19 +29,13 @@ from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
 from dither.models.source import open_model
 from dither.planning.candidates import candidates
 from dither.planning.costs import Costs
-from dither.planning.errors import error_ratios
 from dither.planning.knapsack import Allocation, Choice, Item, allocate, smallest
 from dither.planning.planfile import PlanFile, PlannedType, write_plan
 from dither.progress import Progress, Silent
 from dither.quantizing.paths import file_stem
-from dither.types import Model, Solver, Tensor
+from dither.types import Model
 from dither.units import format_bytes, parse_bytes
 
-if TYPE_CHECKING:
-    from dither.measuring.text import Sequences
-    from dither.models.blocks import Blocks
-
-PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
 _MOST_BITS = 32
 
 
@@ -73,6 +64,7 @@ class Planned:
     allowed: int  # bytes that the items together may take
     limit: int  # bytes of all tensors that the budget allows
     evidence: str  # the folder it was learnt from
+    prices: Mapping[str, Mapping[str, PlannedType]]  # tensor → type → what it takes and costs alone
 
     @property
     def bits_per_weight(self) -> float:
@@ -159,7 +151,8 @@ def plan(
     The budget is one of `size` (of the file: "4.2GiB" or bytes), `bpw` (bits per weight) and `max_kld` (the
     smallest file of a predicted divergence), or a `Budget`.  `evidence` is a folder of `dither calibrate`;
     without one it is learnt first, beside the output, from the model's own writing.  `types` limits the
-    choice.  What a transform improves is not predicted, only applied.
+    choice.  With `transforms` it is the rewritten model that is planned, with awq's scales as they suit about
+    three bits.
 
     Raises UsageError (the request, a budget that cannot be met), SourceError, OutputError: before any work
     wherever that can be known.
@@ -173,31 +166,33 @@ def plan(
     threads = threads or local.available_cores()
     store = _evidence(opened, evidence, out, device, threads, report)
     chosen = choose_solver(solver, store, threads)
-    allowed = candidates(opened, importance=store.tensors, types=types, target=target)
-    kept = target.fixed(opened)
-    header = target.header_bytes(opened, store, chosen.name)
+    ready = made_ready(opened, store, transforms, threads)
+    allowed = candidates(ready.model, importance=ready.known, types=types, target=target)
+    kept = target.fixed(ready.model)
+    header = target.header_bytes(ready.model, store, chosen.name, ready.record)
     kept_bytes = sum(tensor.bytes for tensor in kept.values())
     kept_padded = sum(target.aligned(opened, tensor.bytes) for tensor in kept.values())
     room = _room(wanted, header, kept_padded, kept_bytes)
     if room is not None:
-        _check_room(opened, wanted, allowed, room, header + kept_padded, kept_bytes, target)
-    costs = _costs(opened, store, chosen, allowed, threads, device, report)
-    items = tuple(
-        _item(opened, t, allowed[t.name], costs, target) for t in opened.tensors if t.name in allowed
-    )
+        _check_room(ready.model, wanted, allowed, room, header + kept_padded, kept_bytes, target)
+    costs = known_costs(ready, store, chosen, allowed, target, threads, device, report)
+    prices = _prices(ready.model, allowed, costs, target)
+    items = _items(opened, prices, target)
     if wanted.max_kl is None:
         assert room is not None
         allocation = allocate(items, room)
     else:
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, kept_bytes, target)
+    found = _plan_file(
+        opened, wanted, store, chosen.name, transforms, allocation, items, prices, kept_bytes, target
+    )
     if out is not None:
         write_plan(Path(out), found, force=force)
     file_bytes = header + allocation.bytes + kept_padded
     return Planned(
         found, None if out is None else str(out), file_bytes, opened.parameters, allocation.bound,
-        time.monotonic() - started, found.notes, items, room or allocation.bytes,
-        (room or allocation.bytes) + kept_bytes, str(store.path),
+        time.monotonic() - started, ready.notes, items, room or allocation.bytes,
+        (room or allocation.bytes) + kept_bytes, str(store.path), prices,
     )  # fmt: skip
 
 
@@ -256,91 +251,34 @@ def _evidence(
     return store
 
 
-def _costs(
-    model: Model, store: EvidenceStore, solver: Solver, allowed: Mapping[str, Sequence[str]], threads: int,
-    device: str, report: Progress,
-) -> Costs:  # fmt: skip
-    """Everything that was found out, completed."""
-    what = json.dumps([model.fingerprint, store.sha256, solver.name, PROBE, __version__])
-    key = hashlib.sha256(what.encode()).hexdigest()[:12]
-    costs = Costs.open(store.path / f"sensitivity.{key}.json")
-    missing = [name for name in allowed if name not in costs.divergence or name not in costs.probe]
-    if missing:
-        from dither.models.blocks import open_blocks
-
-        network = open_blocks(model, device=device)  # tells of missing torch before it is imported
-        from dither.measuring.sensitivity import affordable
-
-        # As much text whether all are measured or the rest of them: the plan must be the same.
-        text = affordable(halves(store)[0], len(allowed))
-        _measure(network, store, solver, missing, text, costs, threads, report)
-    _all_ratios(model, store, solver, allowed, costs, threads, report)
-    return costs
+def _prices(
+    model: Model, allowed: Mapping[str, Sequence[str]], costs: Costs, target: Target
+) -> dict[str, dict[str, PlannedType]]:
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+    return {
+        name: {
+            kind: PlannedType(kind, target.bytes_of(kind, shapes[name]), costs.predicted(name, kind))
+            for kind in kinds
+        }
+        for name, kinds in allowed.items()
+    }
 
 
-def _measure(
-    network: Blocks, store: EvidenceStore, solver: Solver, names: Sequence[str], text: Sequences,
-    costs: Costs, threads: int, report: Progress,
-) -> None:  # fmt: skip
-    from dither.measuring.sensitivity import divergences
-
-    path = costs.path.with_suffix(".gguf")
-    report.note(
-        f"Measuring what the rounding of each of {len(names)} tensors costs (once for this evidence)."
-    )
-    if not (path.is_file() and costs.probe):  # of an interrupted run: whole, or it would not have its name
-        result = quantize(
-            network.model, PROBE, path, evidence=store, solver=solver, threads=threads, force=True,
-            progress=report,
-        )  # fmt: skip
-        costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
-        costs.save()
-    divergences(network, open_model(path), names, text, costs.found, report)
-    path.unlink()
-
-
-def halves(store: EvidenceStore) -> tuple[Sequences, Sequences]:
-    """The text that calibration held back: what sensitivities are measured on, what plans are judged by.
-    One sequence alone serves for both."""
-    from dither.measuring.proof import held_back_text
-
-    text = held_back_text(store)
-    middle = max(1, len(text.lengths_S) // 2)
-    first = replace(text, tokens_ST=text.tokens_ST[:middle], lengths_S=text.lengths_S[:middle])
-    if middle == len(text.lengths_S):
-        return first, first
-    return first, replace(text, tokens_ST=text.tokens_ST[middle:], lengths_S=text.lengths_S[middle:])
-
-
-def _all_ratios(
-    model: Model, store: EvidenceStore, solver: Solver, allowed: Mapping[str, Sequence[str]], costs: Costs,
-    threads: int, report: Progress,
-) -> None:  # fmt: skip
-    tensors = {tensor.name: tensor for tensor in model.tensors}
-    todo = {}
-    for name, kinds in allowed.items():
-        known = costs.ratios.setdefault(name, {})
-        todo[name] = [kind for kind in kinds if kind not in known]
-    report.start(sum(map(len, todo.values())), 0)
-    for name, kinds in todo.items():
-        if kinds:
-            costs.ratios[name] |= error_ratios(
-                tensors[name], kinds, costs.probe[name], store, solver, threads
+def _items(model: Model, prices: Mapping[str, Mapping[str, PlannedType]], target: Target) -> tuple[Item, ...]:
+    """What takes one type together, with the types that all of it may take."""
+    items = []
+    for names in target.together(list(prices)):
+        kinds = [kind for kind in prices[names[0]] if all(kind in prices[name] for name in names)]
+        choices = (
+            Choice(
+                kind,
+                sum(target.aligned(model, prices[name][kind].bytes) for name in names),
+                math.fsum(prices[name][kind].kl or 0.0 for name in names),
             )
-            costs.save()
-            report.advance(len(kinds), f"what each type makes of {name}")
-
-
-def _item(model: Model, tensor: Tensor, kinds: Sequence[str], costs: Costs, target: Target) -> Item:
-    choices = (
-        Choice(
-            kind,
-            target.aligned(model, target.bytes_of(kind, tensor.shape)),
-            costs.predicted(tensor.name, kind),
+            for kind in kinds
         )
-        for kind in kinds
-    )
-    return Item((tensor.name,), tuple(choices))
+        items.append(Item(names, tuple(choices)))
+    return tuple(items)
 
 
 def planned_target(model: Model, to: str | None, group: int | None = None, sym: bool | None = None) -> Target:
@@ -363,22 +301,18 @@ def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | Non
 
 def _plan_file(
     model: Model, wanted: Budget, store: EvidenceStore, solver: str, transforms: Sequence[str],
-    allocation: Allocation, items: Sequence[Item], kept_bytes: int, target: Target,
+    allocation: Allocation, items: Sequence[Item], prices: Mapping[str, Mapping[str, PlannedType]],
+    kept_bytes: int, target: Target,
 ) -> PlanFile:  # fmt: skip
-    shapes = {tensor.name: tensor for tensor in model.tensors}
-    tensors = {
-        name: PlannedType(choice.type, target.bytes_of(choice.type, shapes[name].shape), choice.kl)
+    kinds = {
+        name: choice.type
         for item, choice in zip(items, allocation.chosen, strict=True)
         for name in item.tensors
     }
-    notes = []
-    if transforms:
-        notes.append(
-            f"Predicted without {' and '.join(transforms)}, which the file is made with and may grow by."
-        )
+    tensors = {name: prices[name][kinds[name]] for name in prices}
     return PlanFile(
         model=model.name, model_identity=model_identity(model), evidence=store.sha256, solver=solver,
         transforms=tuple(transforms), budget=wanted.file or wanted.tensors,
         bytes=sum(t.bytes for t in tensors.values()) + kept_bytes, kl=allocation.kl, tensors=tensors,
-        notes=tuple(notes), container=target.options.to.lower() if target.options.folder else "",
+        notes=(), container=target.options.to.lower() if target.options.folder else "",
     )  # fmt: skip

@@ -10,8 +10,9 @@ KL divergence, where it is asked for, from the file as it stands before it gets 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,15 +287,15 @@ class _Job:
         if self.store is not None:
             evidence = self.store
         known = self.store.tensors if self.store else ()
-        first = self.target.plan(self.opened, known)
+        first = (self._plan_so_far if transforms else self.target.plan)(self.opened, known)
         self.say(*source_notes(self.opened, first))
         prepare_started = time.monotonic()
         prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.report)
         self.not_counted += time.monotonic() - prepare_started
-        rewritten = rewrite(self.opened, evidence, known, transforms, first, self.target.plan, self.threads)
-        plan = rewritten.plan
+        rewritten = rewrite(self.opened, evidence, known, transforms, first, self._plan_so_far, self.threads)
+        plan = self.target.plan(rewritten.model, known) if transforms else first
         check_evidence(plan, self.store)
-        self.say(*rewritten.notes, *plan.fallback_notes(), *evidence_notes(plan, self.store))
+        self.say(*rewritten.notes, *plan.notes(), *evidence_notes(plan, self.store))
         sequential = statistics == "sequential"
         recipe = recipe_json(
             self.opened, self.target.options, self.store, self.solver.name, rewritten.record, sequential
@@ -311,6 +312,15 @@ class _Job:
             path, rewritten.model, plan, recipe, self.store, identity, bool(measure), order
         ) as output:  # fmt: skip
             return self._fill(output, path, rewritten, recipe, sequential, measure)
+
+    def _plan_so_far(self, model: Model, known: Collection[str]) -> Plan:
+        """While transforms are at work: a plan may name tensors that they are yet to add."""
+        options = self.target.options
+        if options.plan:
+            names = [tensor.name for tensor in model.tensors]
+            there = [pair for pair in options.tensors if any(re.search(pair[0], name) for name in names)]
+            options = replace(options, tensors=tuple(there))
+        return target_of(options, self.opened).plan(model, known)
 
     def _fill(
         self,

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from dither._plan import Budget, Planned, halves, plan, planned_target
+from dither._plan import Budget, Planned, plan, planned_target
 from dither._quantize import Result, preview, quantize
+from dither._sensitivity import halves
 from dither.containers.gguf_target import ANY_GGUF
 from dither.containers.journal import unfinished
 from dither.containers.target import Target
@@ -29,7 +30,7 @@ from dither.formats.evidence import EvidenceStore
 from dither.measuring.schema import Measurement, path_for
 from dither.models.source import open_model
 from dither.planning.knapsack import random_allocation
-from dither.planning.planfile import PlanFile
+from dither.planning.planfile import PlanFile, write_plan
 from dither.planning.presets import nearest_preset
 from dither.progress import Progress, Silent
 from dither.quantizing.paths import output_path
@@ -137,9 +138,12 @@ def quantize_within(
     rivals: tuple[Rival, ...] = ()
     winner = PLANNED
     if validate:
-        result, rivals, winner = _validated(opened, wanted, planned, result, store, place, target, making)
+        result, rivals, winner = _validated(
+            opened, wanted, planned, result, store, (place, beside), target, making
+        )
     if winner != PLANNED:
         notes.append(f"The plan lost to the {winner} on text kept for judging, which was written instead.")
+        planned = replace(planned, path=str(beside) if beside.exists() else None)
     for note in notes:
         report.note(note)
     return Within(result, planned, rivals, winner, time.monotonic() - started, (*result.notes, *notes))
@@ -196,19 +200,20 @@ def _closer(
 
 
 def _validated(
-    model: Model, wanted: Budget, planned: Planned, result: Result, store: EvidenceStore, place: Path,
-    target: Target, common: dict[str, Any],
+    model: Model, wanted: Budget, planned: Planned, result: Result, store: EvidenceStore,
+    places: tuple[Path, Path], target: Target, common: dict[str, Any],
 ) -> tuple[Result, tuple[Rival, ...], str]:  # fmt: skip
-    """The best of plan, preset and random allocation; it stands at `place` afterwards."""
+    """The best of plan, preset and random allocation; it stands at the first of `places` afterwards, and the
+    plan that made it at the second, where one did."""
+    place, beside = places
     report = common["progress"] or Silent()
     report.note("Holding the plan against the nearest preset and a random choice of types.")
     common = {**common, "progress": _Unsaid(report)}
     contestants = {PLANNED: result}
+    others = dict([usual(model, target, planned, store)])
+    others["random allocation"] = {"plan": random_plan(planned)}
     with tempfile.TemporaryDirectory(prefix=".dither-rivals-", dir=place.parent) as folder:
-        for name, what in (
-            usual(model, target, planned, store),
-            ("random allocation", {"plan": random_plan(planned)}),
-        ):
+        for name, what in others.items():
             inside = Path(folder) / name.partition(" ")[0]
             inside.mkdir()
             contestants[name] = quantize(model, out=inside / place.name, **what, **common)
@@ -226,6 +231,10 @@ def _validated(
                 shutil.rmtree(place)
             kept.replace(place)
             path_for(kept).replace(path_for(place))
+            if "plan" in others[winner]:
+                write_plan(beside, others[winner]["plan"], force=True)
+            else:
+                beside.unlink()
     return replace(contestants[winner], path=str(place)), rivals, winner
 
 
@@ -279,7 +288,7 @@ def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
     tensors = dict(planned.plan.tensors)
     for item, choice in zip(planned.items, drawn.chosen, strict=True):
         for name in item.tensors:
-            tensors[name] = replace(tensors[name], type=choice.type, bytes=choice.bytes, kl=choice.kl)
+            tensors[name] = planned.prices[name][choice.type]
     return replace(planned.plan, tensors=tensors, kl=drawn.kl, bytes=planned.limit)
 
 

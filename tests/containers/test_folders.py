@@ -20,6 +20,7 @@ import torch
 import transformers
 from families_util import random_model, save_model
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -222,6 +223,32 @@ def test_nvfp4_by_name_has_a_scale_of_each_tensor_too(checkpoints: dict[str, Pat
     kinds = {tensor.name: tensor.type for tensor in result.plan.tensors}
     assert re.fullmatch(r"nvfp4-e\d+", kinds["blk.0.ffn_up.weight"])
     assert kinds["blk.0.ffn_gate.weight"] == "int4-g128-bf16"
+    [said] = [note for note in result.notes if "vLLM" in note]
+    assert "blk.0.ffn_gate.weight, blk.0.ffn_up.weight have different types" in said
+
+
+def test_matrices_that_are_computed_as_one_share_nvfp4s_scale(tmp_path: Path) -> None:
+    """A server takes one scale for the stack: each part under its own would be off by a power of two."""
+    model = random_model(LlamaConfig(**SMALL))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight *= 16
+    model = model.to(torch.bfloat16)  # type: ignore[assignment]
+    dither.quantize(save_model(model, tmp_path / "m"), "nvfp4", tmp_path / "q")
+    stored = {name: value for file in (tmp_path / "q").glob("*.safetensors")
+              for name, value in load_file(file).items()}  # fmt: skip
+    scales = {name: float(value) for name, value in stored.items() if name.endswith("weight_global_scale")}
+    for stack in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        assert len({s for name, s in scales.items() if ".0." in name and any(p in name for p in stack)}) == 1
+    assert (
+        scales["model.layers.0.self_attn.v_proj.weight_global_scale"]
+        < (scales["model.layers.1.self_attn.v_proj.weight_global_scale"])
+    )
+    written = {t.name: t for t in dither.open_model(tmp_path / "q").tensors}
+    for tensor in dither.open_model(tmp_path / "m").tensors:
+        if "attn_" in tensor.name and len(tensor.shape) > 1:
+            original = tensor.read(0, tensor.rows)
+            error = np.abs(written[tensor.name].read(0, tensor.rows) - original)
+            assert error.max() < 0.2 * np.abs(original).max(), tensor.name
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_results_show_themselves(name: str, shelf: Path, checkpoint: Path, tmp_p
 def test_a_planned_mix_shows_its_types() -> None:
     tensors = {f"t{i}": PlannedType(("Q4_K", "Q6_K")[i % 2], 100 + i, 0.01) for i in range(5)}
     plan = PlanFile(EVIL, "", "", "nearest", (), 1000, 510, 0.05, tensors, ())
-    planned = Planned(plan, None, 1000, 2000, 0.0, 1.0, (EVIL,), (), 0, 0, "evidence")
+    planned = Planned(plan, None, 1000, 2000, 0.0, 1.0, (EVIL,), (), 0, 0, "evidence", {})
     table = Table(planned._repr_html_())
     assert table.rows[1:] == [["Q4_K", "3", "306 B"], ["Q6_K", "2", "204 B"]]
     assert "script" not in table.tags

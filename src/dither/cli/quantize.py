@@ -172,7 +172,7 @@ def quantize(
                 raise UsageError("--dry-run", "prints a preset's plan", "A plan file can be read as it is.")
             opened = open_model(model, pre=pre)
             mix = _quantize.preview(opened, to, **common)  # type: ignore[arg-type]
-            notes = [*opened.notes, *source_notes(opened, mix), *mix.fallback_notes()]
+            notes = [*opened.notes, *source_notes(opened, mix), *mix.notes()]
             print_json({**mix.to_json(), "notes": notes}) if as_json else print_mix(mix, notes)
             return
         with Meter() as meter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
 from dither.formats.gguf import lay_out, padded
-from dither.types import Model, No, Yes
+from dither.types import Model, No, Tensor, Yes
 
 UNASKED = ("F32", "TQ1_0", "TQ2_0")  # never chosen unless named
 _ANY_PRESET = Options("Q4_K_M")  # presets differ in types, not in what they leave alone
@@ -42,13 +42,19 @@ class GGUFTarget:
             raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
         return path
 
-    def header_bytes(self, model: Model, store: EvidenceStore | None, solver: str) -> int:
+    def header_bytes(
+        self, model: Model, store: EvidenceStore | None, solver: str, transforms: Mapping[str, Any]
+    ) -> int:
         """Types take as many bytes in a header whichever they are: those of any preset tell."""
         options = Options(_ANY_PRESET.to, plan="0" * 64)
         plan = make_plan(model, options, store.tensors if store else ())
-        recipe = recipe_json(model, options, store, solver)
+        recipe = recipe_json(model, options, store, solver, transforms)
         metadata = self._metadata(model, plan, recipe, store, True)
         return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
+
+    def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """llama.cpp multiplies by one tensor at a time, whatever its neighbors are."""
+        return [(name,) for name in names]
 
     def open(
         self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
@@ -69,6 +75,9 @@ class GGUFTarget:
 
     def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No:
         return can_hold(kind, shape)
+
+    def codec_of(self, tensor: Tensor, kind: str) -> str:
+        return kind
 
     def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
         return math.prod(shape[:-1]) * GGML_TYPES[kind].row_bytes(shape[-1])

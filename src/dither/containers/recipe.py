@@ -94,6 +94,7 @@ class Plan:
     to: str
     file_type: int
     tensors: tuple[PlannedTensor, ...]
+    remarks: tuple[str, ...] = ()  # what a person should know of the choice of types
 
     @property
     def parameters(self) -> int:
@@ -115,6 +116,10 @@ class Plan:
     def by_type(self) -> dict[str, dict[str, int]]:
         """Type → number of tensors, parameters and bytes, the largest first."""
         return count_by_type((tensor.type, tensor.size, tensor.bytes) for tensor in self.tensors)
+
+    def notes(self) -> list[str]:
+        """Everything that is to be said of it before it is made."""
+        return [*self.fallback_notes(), *self.remarks]
 
     def fallback_notes(self) -> list[str]:
         """One sentence per kind of fallback, then what they cost together; empty without any.
@@ -145,7 +150,7 @@ class Plan:
         ]  # fmt: skip
         title = f"{self.to}: {format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"
         heads = ("type", "tensors", "weights", "size", "bits per weight")
-        return table(title, heads, rows, self.fallback_notes())
+        return table(title, heads, rows, self.notes())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -203,6 +208,7 @@ def make_plan(model: Model, options: Options, importance: Collection[str] = ()) 
 
 
 def check_patterns(model: Model, options: Options) -> None:
+    """Raises UsageError for a pattern, or a plan's tensor, that nothing of the model answers to."""
     for pattern, _ in options.tensors:
         try:
             compiled = re.compile(pattern)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dither.containers.recipe import Options, Plan, PlannedTensor
 from dither.formats.evidence import EvidenceStore
-from dither.types import Bytes, Model, No, Yes
+from dither.types import Bytes, Model, No, Tensor, Yes
 
 OrderOf = Callable[[str, int], "npt.NDArray[np.intp] | None"]
 
@@ -71,8 +71,15 @@ class Target(Protocol):
         """`order` says of a tensor and an expert in which order its columns will come."""
         ...
 
-    def header_bytes(self, model: Model, store: EvidenceStore | None, solver: str) -> int:
-        """What a planned file takes besides its tensors, with room for its measurement."""
+    def header_bytes(
+        self, model: Model, store: EvidenceStore | None, solver: str, transforms: Mapping[str, Any]
+    ) -> int:
+        """What a planned file takes besides its tensors, with room for its measurement; `transforms` says
+        what they chose."""
+        ...
+
+    def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Tensors in the order of `names`, grouped where those who run the file want them of one type."""
         ...
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -80,6 +87,10 @@ class Target(Protocol):
         ...
 
     def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No: ...
+
+    def codec_of(self, tensor: Tensor, kind: str) -> str:
+        """The codec that stores this very tensor in a type, where that hangs on its weights."""
+        ...
 
     def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor's data in a type that can hold it; padding in the file comes on top."""

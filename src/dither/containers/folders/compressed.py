@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +70,7 @@ class Compressed(Scheme):
 
     def codec_of(self, tensor: Tensor, codec: str) -> str:
         """NVFP4 has a scale for the whole tensor besides: the power of two that its largest weight leaves."""
-        if codec != "nvfp4":
+        if codec.upper() != "NVFP4":
             return codec
         step, largest = max(1, _CHUNK // tensor.columns), 0.0
         for start in range(0, tensor.rows, step):
@@ -79,6 +79,11 @@ class Compressed(Scheme):
             )
         exponent = math.floor(math.log2(_MOST / largest)) if 0 < largest < math.inf else 0
         return f"nvfp4-e{exponent}"
+
+    def shared(self, kinds: Collection[str]) -> str | None:
+        """One scale for matrices that are computed as one: that of the largest weight among them."""
+        exponents = [kind.partition("-e")[2] for kind in kinds if kind.startswith("nvfp4-e")]
+        return f"nvfp4-e{min(map(int, exponents))}" if len(exponents) == len(kinds) else None
 
     def choices(self, wish: Wish) -> tuple[str, ...]:
         if self.bits is None or self.activations:
@@ -89,7 +94,7 @@ class Compressed(Scheme):
         columns, kind = shape[-1], integers_of(codec)
         if kind is not None:
             return whole_groups(kind, columns)
-        block = {"MXFP4": 32, "nvfp4": 64}.get(codec.partition("-")[0])
+        block = {"MXFP4": 32, "NVFP4": 64}.get(codec.partition("-")[0].upper())
         if block is not None:
             return No(f"{columns} columns; {codec} needs a multiple of {block}") if columns % block else Yes()
         return Yes() if codec.startswith("fp8-channel") else No(f"compressed-tensors has no {codec}")

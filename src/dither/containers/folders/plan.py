@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dither.codecs import codec as find_codec
+from dither.containers.folders.joined import parted
 from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.recipe import Options, Plan, PlannedTensor, check_patterns
 from dither.errors import UsageError
@@ -62,7 +64,35 @@ def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> P
         if tensor.name in named
     )
     _check_mix(scheme, planned)
-    return Plan(options.label, 0, planned)
+    return Plan(options.label, 0, *_joined(scheme, planned))
+
+
+def _joined(
+    scheme: Scheme, planned: Sequence[PlannedTensor]
+) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+    """Matrices that servers compute as one in one type, and remarks about those that are not."""
+    matrices = {tensor.name: tensor.type for tensor in planned if len(tensor.shape) > 1}
+    changed: dict[str, str] = {}
+    apart = []
+    for names in parted(matrices):
+        kind = scheme.shared({matrices[name] for name in names})
+        if kind is None:
+            apart.append(", ".join(names))
+        else:
+            changed |= dict.fromkeys(names, kind)
+    joined = (
+        replace(t, type=changed[t.name], wanted=t.wanted if t.is_fallback else changed[t.name])
+        if t.name in changed else t
+        for t in planned
+    )  # fmt: skip
+    if not apart:
+        return tuple(joined), ()
+    more = f", and so have {len(apart) - 1} more groups" if len(apart) > 1 else ""
+    remark = (
+        f"{apart[0]} have different types{more}: vLLM and SGLang compute these as one and refuse such a "
+        "file; transformers reads it."
+    )
+    return tuple(joined), (remark,)
 
 
 def _common(model: Model, scheme: Scheme, wanted: str) -> str:

@@ -10,7 +10,7 @@ Legend: R rows (out features), C columns (in features), N bytes of a packed row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,10 @@ class Scheme(ABC):
     def codec_of(self, tensor: Tensor, codec: str) -> str:
         """The codec that this very matrix takes, where that hangs on its weights."""
         return codec
+
+    def shared(self, kinds: Collection[str]) -> str | None:
+        """The one codec that several kinds of it, which hang on weights, can give way to, if there is one."""
+        return None
 
     def documents(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Other JSON files of the folder: name → content."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dither import __version__
 from dither.codecs import codec
+from dither.containers.folders.joined import stacks
 from dither.containers.folders.output import FolderOutput
 from dither.containers.folders.plan import is_linear, plan_folder
 from dither.containers.folders.scheme import Scheme, Wish
@@ -23,7 +24,7 @@ from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import lay_out, nbytes
 from dither.models.arch.written import Written, written
 from dither.models.checkpoint import ABOUT
-from dither.types import Model, No, Yes
+from dither.types import Model, No, Tensor, Yes
 
 _ANY_COLUMNS = 4096  # of a matrix whose types are only to be named and ordered
 _AROUND = 64  # bytes of a header besides its tensors
@@ -91,6 +92,9 @@ class FolderTarget:
     def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No:
         return Yes() if kind in FLOAT_TYPES else self.scheme.can_hold(kind, shape)
 
+    def codec_of(self, tensor: Tensor, kind: str) -> str:
+        return kind if kind in FLOAT_TYPES else self.scheme.codec_of(tensor, kind)
+
     def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
         return nbytes(kind, shape) if kind in FLOAT_TYPES else self.scheme.bytes_of(kind, shape)
 
@@ -101,7 +105,12 @@ class FolderTarget:
         linear = {tensor.name for tensor in model.tensors if is_linear(tensor)}
         return {t.name: t for t in self.plan(model, ()).tensors if t.name not in linear}
 
-    def header_bytes(self, model: Model, store: EvidenceStore | None, solver: str) -> int:
+    def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        return stacks(names)
+
+    def header_bytes(
+        self, model: Model, store: EvidenceStore | None, solver: str, transforms: Mapping[str, Any]
+    ) -> int:
         """Of all safetensors headers, whatever types a plan chooses: no less, and little more."""
         dtype, kinds = self.wish().dtype, self.types(model, None)
         longest = 2 * len(str(nbytes(dtype, (model.parameters,))))  # digits of a place in the file

@@ -1,0 +1,138 @@
+"""What the rounding of every tensor costs, measured once for a model, its evidence and a solver.
+
+    a probe          the model rounded to about three bits, by the solver that will really be used
+    divergences      of the original with one tensor at a time taken from the probe (`measuring.sensitivity`)
+    ratios           of the errors that other types would make of the same tensor (`planning.errors`)
+
+All of it stays beside the evidence (`planning.costs`), so that another size of the same model is planned in
+a second and a run that was interrupted goes on.  What is measured is the model as it will be rounded: behind
+the transforms, where there are some.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dither import __version__
+from dither._quantize import options_of, quantize
+from dither.containers.gguf_target import GGUFTarget
+from dither.containers.target import Target
+from dither.formats.evidence import EvidenceStore
+from dither.models.source import open_model
+from dither.planning.costs import Costs
+from dither.planning.errors import error_ratios
+from dither.progress import Progress
+from dither.quantizing.rewriting import rewrite
+from dither.types import EvidenceSource, Model, Solver
+
+if TYPE_CHECKING:
+    from dither.measuring.text import Sequences
+
+PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model as a plan sees it: opened, and behind its transforms."""
+
+    opened: Model
+    model: Model
+    evidence: EvidenceSource
+    known: frozenset[str]  # tensors of which it knows something
+    transforms: tuple[str, ...]
+    record: Mapping[str, Any]  # transform → what it chose for the probe's types
+    notes: tuple[str, ...]
+
+
+def made_ready(opened: Model, store: EvidenceStore, transforms: Sequence[str], threads: int) -> Ready:
+    """Raises UsageError and UnsupportedError for transforms that cannot be had."""
+    target = GGUFTarget(options_of(PROBE))
+    found = rewrite(
+        opened, store, store.tensors, transforms, target.plan(opened, store.tensors), target.plan, threads
+    )
+    known = frozenset(store.tensors)
+    if transforms:  # an embedding parted from the output, for one, has no inputs any more
+        matrices = [tensor.name for tensor in found.model.tensors if len(tensor.shape) > 1]
+        known = frozenset(name for name in matrices if found.evidence(name) is not None)
+    return Ready(opened, found.model, found.evidence, known, tuple(transforms), found.record, found.notes)
+
+
+def known_costs(
+    ready: Ready, store: EvidenceStore, solver: Solver, allowed: Mapping[str, Sequence[str]],
+    target: Target, threads: int, device: str, report: Progress,
+) -> Costs:  # fmt: skip
+    """Everything that was found out of the `allowed` types of tensors in this target, completed."""
+    what = [ready.opened.fingerprint, store.sha256, solver.name, PROBE, __version__, *ready.transforms]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    costs = Costs.open(store.path / f"sensitivity.{key}.json")
+    missing = [name for name in allowed if name not in costs.divergence or name not in costs.probe]
+    if missing:
+        from dither.models.blocks import open_blocks
+
+        open_blocks(ready.opened, device=device)  # tells of missing torch before it is imported
+        from dither.measuring.sensitivity import affordable
+
+        # As much text whether all are measured or the rest of them: the plan must be the same.
+        text = affordable(halves(store)[0], len(allowed))
+        _measure(ready, store, solver, missing, text, costs, threads, device, report)
+    _all_ratios(ready, solver, allowed, target, costs, threads, report)
+    return costs
+
+
+def _measure(
+    ready: Ready, store: EvidenceStore, solver: Solver, names: Sequence[str], text: Sequences,
+    costs: Costs, threads: int, device: str, report: Progress,
+) -> None:  # fmt: skip
+    from dither.measuring.sensitivity import divergences
+    from dither.models.blocks import open_blocks
+
+    path = costs.path.with_suffix(".gguf")
+    report.note(
+        f"Measuring what the rounding of each of {len(names)} tensors costs (once for this evidence)."
+    )
+    if not (path.is_file() and costs.probe):  # of an interrupted run: whole, or it would not have its name
+        result = quantize(
+            ready.opened, PROBE, path, evidence=store, solver=solver, transforms=ready.transforms,
+            threads=threads, force=True, progress=report,
+        )  # fmt: skip
+        costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
+        costs.save()
+    network = open_blocks(ready.model, device=device)
+    divergences(network, open_model(path), names, text, costs.found, report)
+    path.unlink()
+
+
+def halves(store: EvidenceStore) -> tuple[Sequences, Sequences]:
+    """The text that calibration held back: what sensitivities are measured on, what plans are judged by.
+    One sequence alone serves for both."""
+    from dither.measuring.proof import held_back_text
+
+    text = held_back_text(store)
+    middle = max(1, len(text.lengths_S) // 2)
+    first = replace(text, tokens_ST=text.tokens_ST[:middle], lengths_S=text.lengths_S[:middle])
+    if middle == len(text.lengths_S):
+        return first, first
+    return first, replace(text, tokens_ST=text.tokens_ST[middle:], lengths_S=text.lengths_S[middle:])
+
+
+def _all_ratios(
+    ready: Ready, solver: Solver, allowed: Mapping[str, Sequence[str]], target: Target, costs: Costs,
+    threads: int, report: Progress,
+) -> None:  # fmt: skip
+    tensors = {tensor.name: tensor for tensor in ready.model.tensors}
+    todo = {}
+    for name, kinds in allowed.items():
+        known = costs.ratios.setdefault(name, {})
+        todo[name] = [kind for kind in kinds if kind not in known]
+    report.start(sum(map(len, todo.values())), 0)
+    for name, kinds in todo.items():
+        if kinds:
+            exact = [target.codec_of(tensors[name], kind) for kind in kinds]
+            found = error_ratios(tensors[name], exact, costs.probe[name], ready.evidence, solver, threads)
+            costs.ratios[name] |= {kind: found[codec] for kind, codec in zip(kinds, exact, strict=True)}
+            costs.save()
+            report.advance(len(kinds), f"what each type makes of {name}")

@@ -1,0 +1,38 @@
+"""Matrices that a server computes as one, and so reads in one type.
+
+vLLM and SGLang stack what reads the same input, queries, keys and values, gate and up, and give all experts
+of a layer one kernel; they refuse a file in which the parts of a stack were quantized differently.
+transformers keeps them apart and reads any file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+_STACKS = (
+    ("attn_q", "attn_k", "attn_v"),
+    ("ffn_gate", "ffn_up"),
+    ("ffn_gate_shexp", "ffn_up_shexp"),
+    ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+)
+_STACK_OF = {part: stack for stack in _STACKS for part in stack}
+
+
+def stacks(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names in their order, those of one stack together at the place of the first.
+
+    >>> stacks(["blk.0.attn_k.weight", "blk.0.ffn_down.weight", "blk.0.attn_q.weight", "blk.0.attn_q.bias"])
+    [('blk.0.attn_k.weight', 'blk.0.attn_q.weight'), ('blk.0.ffn_down.weight',), ('blk.0.attn_q.bias',)]
+    """
+    found: dict[object, list[str]] = {}
+    for name in names:
+        place, _, last = name.rpartition(".")
+        block, _, part = place.rpartition(".")
+        stack = _STACK_OF.get(part) if last == "weight" else None
+        found.setdefault((block, stack) if stack else name, []).append(name)
+    return [tuple(group) for group in found.values()]
+
+
+def parted(types: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The stacks whose parts are not of one type, given each tensor's."""
+    return [group for group in stacks(types) if len({types[name] for name in group}) > 1]
