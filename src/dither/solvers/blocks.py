@@ -10,17 +10,18 @@ N bytes of a packed block.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
+from dither.codecs.base import LevelCodec, Levels, Scales
 from dither.solvers.linalg import Doubles
 from dither.solvers.places import Metric, Place
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
-FLAT = 1e-5  # a determinant this small, relative to its diagonal, tells two unknowns not apart
+_KINDS = {"float16": 0, "bfloat16": 1, "float32": 2}  # as `codecs.kernels.stored` counts them
 WIDE = 512  # columns; a block of scaled levels beyond is rounded in panels
 PARTS = 8  # of a block that is encoded as a whole
 Rows = npt.NDArray[np.bool_]
@@ -51,10 +52,17 @@ class Rounded(Protocol):
 
 def rounded(codec: Codec, place: Place, x_RB: Floats, importance_B: Floats) -> Rounded:
     """Rounded under scales that the codec fits to x with the columns weighed so, as stored."""
-    if not isinstance(codec, LevelCodec):
+    leveled: Any = codec
+    if not _has_levels(leveled):
         return AnyBlock(codec, place, x_RB, importance_B)
-    grid = codec.fit(np.ascontiguousarray(x_RB[:, place.back_B]), importance_B)
-    return LevelBlock(codec, place, x_RB, codec.to_scales(grid))
+    grid = leveled.fit(np.ascontiguousarray(x_RB[:, place.back_B]), importance_B)
+    return LevelBlock(leveled, place, x_RB, leveled.to_scales(grid))
+
+
+@lru_cache(maxsize=16)
+def _has_levels(codec: Codec) -> bool:
+    """Remembered, because to see whether an object keeps a protocol takes as long as to round some rows."""
+    return isinstance(codec, LevelCodec)
 
 
 def sub_block(codec: Codec) -> int:
@@ -181,45 +189,14 @@ class LevelBlock:
             )  # fmt: skip
 
     def _fit_units(self, gradient_RB: Floats, metric: Metric) -> None:
-        """`unit` and `below` of least squares with all else held, where as stored they lower the form."""
-        levels, scales, sub_B = self.levels, self.scales, self.place.sub_B
-        number_RB = levels.numbers_K[self.level_RB]
-        by_unit_RB = levels.multiples_M[scales.multiple_RS][:, sub_B] * number_RB
-        by_below_RB = -levels.lowers_M[scales.lower_RS][:, sub_B]
-        if levels.tied:
-            by_unit_RB, by_below_RB = by_unit_RB + by_below_RB, np.zeros_like(by_below_RB)
-        unit_R, below_R = steps(gradient_RB, by_unit_RB, by_below_RB, metric.m_BB)
-        trial = self._copy()
-        trial.scales.unit_R[:] = as_stored(scales.unit_R + unit_R, levels.unit_type)
-        trial.scales.below_R[:] = (
-            trial.scales.unit_R if levels.tied else as_stored(scales.below_R + below_R, levels.unit_type)
-        )
-        scale_RS, offset_RS = trial._scales_now()
-        trial.value_RB = scale_RS[:, sub_B] * number_RB - offset_RS[:, sub_B]
-        step_RB = trial.value_RB - self.value_RB
-        change_RB = step_RB @ metric.m_BB
-        better_R = (step_RB * (2 * gradient_RB - change_RB)).sum(axis=1) > 0
-        better_R &= trial.scales.unit_R > 0 if levels.positive else trial.scales.unit_R != 0
-        self.take(trial, better_R)
-        gradient_RB -= change_RB * better_R[:, None]
+        from dither.codecs.kernels.units import fit_units
 
-
-def steps(g_RB: Floats, u_RB: Floats, v_RB: Floats, m_BB: Floats) -> tuple[Floats, Floats]:
-    """The (s, o) of each row that minimize the form r M rᵀ of r − s·u − o·v, where g = r M.
-
-    o is 0 where the two cannot be told apart or v is 0, s is 0 where u is 0 too.
-    """
-    um_RB = u_RB @ m_BB
-    vm_RB = v_RB @ m_BB if v_RB.any() else v_RB
-    b1, b2 = (g_RB * u_RB).sum(axis=1), (g_RB * v_RB).sum(axis=1)
-    a11, a12, a22 = (um_RB * u_RB).sum(axis=1), (um_RB * v_RB).sum(axis=1), (vm_RB * v_RB).sum(axis=1)
-    determinant = a11 * a22 - a12 * a12
-    apart = determinant > FLAT * a11 * a22
-    safe = np.where(apart, determinant, 1)
-    alone = np.divide(b1, a11, out=np.zeros_like(b1), where=a11 > 0)
-    s_R = np.where(apart, (a22 * b1 - a12 * b2) / safe, alone)
-    o_R = np.where(apart, (a11 * b2 - a12 * b1) / safe, 0)
-    return s_R.astype(np.float32), o_R.astype(np.float32)
+        levels = self.levels
+        fit_units(
+            gradient_RB, metric.m_BB, levels.numbers_K, self.level_RB, self.value_RB, self.place.sub_B,
+            levels.multiples_M, levels.lowers_M, levels.tied, levels.positive, _KINDS[levels.unit_type],
+            *self.scales,
+        )  # fmt: skip
 
 
 class AnyBlock:

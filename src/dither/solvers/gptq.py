@@ -41,7 +41,8 @@ from dither.solvers.verdict import SHARED, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
-SHARES = 8  # tasks of a portion of rows, where there are portions
+MOST_ROWS, FEWEST_ROWS = 64, 16  # of one task where rows come in portions: threads for wide matrices,
+ENOUGH = 2**16  # weights of one task, and no more calls than needed for narrow ones
 
 
 class Gptq:
@@ -108,7 +109,8 @@ class Gptq:
                 return np.concatenate([empty, *parts])
 
             def portion(w_PC: Floats) -> tuple[Bytes, Floats]:
-                raw_PN = all_rows(w_PC, max(8, len(w_PC) // SHARES))
+                rows = max(FEWEST_ROWS, min(MOST_ROWS, ENOUGH // w_PC.shape[1]))
+                raw_PN = all_rows(w_PC, rows)
                 return raw_PN, codec.decode(raw_PN)
 
             if output_KOO is None or output_KOO.shape[1] == 1:  # rows that know nothing of each other

@@ -32,9 +32,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import LevelCodec, Levels, Scales, as_stored, blocks_of
-from dither.solvers.blocks import FLAT
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
+FLAT = 1e-5  # a determinant this small, relative to its diagonal, tells two unknowns not apart
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 SHARED = "rows share scales, which are refitted row by row: nearest kept"
