@@ -137,6 +137,20 @@ def test_a_loaded_model_computes_alike(to: str, backend: str) -> None:
     assert away(logits["cuda"], logits["cpu"]) < bound
 
 
+@pytest.mark.parametrize("to", ["int4", "hqq"])
+def test_torchs_4_bit_kernel_on_the_card(to: str) -> None:
+    logits = {}
+    for device in DEVICES:
+        model = dither.load(BUNDLED, to, device=device, dtype="bfloat16", backend="torch")
+        assert set(model.dither["by_layer"].values()) == {"torch"}
+        with torch.no_grad():
+            logits[device] = model(torch.tensor(PROMPT, device=device)).logits.float().cpu().numpy()
+    assert away(logits["cuda"], logits["cpu"]) < 0.05
+    moved = model.cpu()  # codes change their order with the device
+    with torch.no_grad():
+        assert away(moved(torch.tensor(PROMPT)).logits.float().numpy(), logits["cpu"]) < 0.05
+
+
 @pytest.mark.parametrize("to", ["nf4", "int4", "fp8"])
 def test_an_adapter_learns_on_the_card(to: str) -> None:
     peft = pytest.importorskip("peft")

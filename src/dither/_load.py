@@ -44,15 +44,17 @@ def load(
     `to` is "nf4", "fp4", "int8", "int4", "fp8" or "hqq".  The embedding, norms and output matrix are kept
     in `dtype`, which is also what is computed in; by default the type in which the source stores its
     embedding, float32 where that is quantized.  `backend` "auto" takes bitsandbytes' layers where it is
-    installed and has the type, Dither's own otherwise.  `group` weights share a scale in the 4-bit types.
-    What became of the matrices is in the attribute `dither` of what is returned.
+    installed and has the type, and Dither's own otherwise: on torch's 4-bit kernels where there is one for
+    the type, the device and `dtype`, else de-quantized for each product.  `group` weights share a scale in
+    the 4-bit types.  What became of the matrices is in the attribute `dither` of what is returned.
 
     Raises UsageError for a choice that is not known or a package that is missing, and whatever
     `open_model` and `models.blocks.open_blocks` raise.
     """
     scheme = find_scheme(to, group)
     _check_installed()
-    chosen = choose_backend(scheme, backend, find_spec("bitsandbytes") is not None)
+    has_bnb = find_spec("bitsandbytes") is not None
+    choose_backend(scheme, backend, has_bnb, "")  # what cannot be had is said before a model is opened
     opened = model if isinstance(model, Model) else open_model(model)
     name = str(dtype or _stored(opened)).removeprefix("torch.")
     if name not in DTYPES:
@@ -60,12 +62,13 @@ def load(
 
     import torch
 
+    from dither.loading.int4 import no_kernel
     from dither.loading.network import Wanted, build
     from dither.models.blocks.stream import device_of
 
-    wanted = Wanted(
-        scheme, chosen, group, device_of(device), getattr(torch, name), threads or available_cores()
-    )
+    place = device_of(device)
+    chosen = choose_backend(scheme, backend, has_bnb, no_kernel(scheme, group, place, name))
+    wanted = Wanted(scheme, chosen, group, place, getattr(torch, name), threads or available_cores())
     return build(opened, wanted, progress or Silent())
 
 

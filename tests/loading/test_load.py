@@ -27,6 +27,8 @@ import dither
 from conftest import BUNDLED
 from dither.codecs import codec
 from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.loading import int4
+from dither.loading.int4 import Int4Linear
 from dither.loading.linear import Grid, QuantizedLinear, QuantizedStack
 from dither.loading.schemes import SCHEMES
 from dither.models.source import open_model
@@ -105,6 +107,22 @@ def test_logits_are_those_of_the_decoded_weights(to: str) -> None:
     assert loaded.dither["layers"] == 28
     assert set(loaded.dither["by_layer"].values()) == {"dither"}
     assert not loaded.dither["notes"]
+
+
+@pytest.mark.parametrize("to", ["int4", "hqq"])
+def test_torchs_kernel_computes_what_is_decoded(to: str) -> None:
+    """In bfloat16, of which the decoded model makes as many roundings."""
+    loaded = dither.load(BUNDLED, to, dtype="bfloat16")
+    assert set(loaded.dither["by_layer"].values()) == {"torch"} and not loaded.dither["notes"]
+    layers = [module for module in loaded.modules() if isinstance(module, Int4Linear)]
+    assert len(layers) == 28 and all(layer.agrees() for layer in layers)
+    reference = plain(BUNDLED).to(torch.bfloat16)
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, Int4Linear):
+            reference.get_submodule(name).weight.data = layer.dequantize(torch.bfloat16)
+    found, expected = logits(loaded, tokens()), logits(reference, tokens())
+    exact = logits(reference.float(), tokens())
+    assert (found - exact).square().mean() < 4 * (expected - exact).square().mean()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -251,6 +269,70 @@ class TestLayer:
         assert torch.equal(other.dequantize(), layer.dequantize())
 
 
+class TestInt4Kernel:
+    """The layer whose codes lie in the order of torch's kernel, against the plain one."""
+
+    @pytest.fixture(params=[(64, 64, 32, False), (192, 768, 64, True), (128, 4096, 128, False)])
+    def layer(self, request: pytest.FixtureRequest) -> QuantizedLinear:
+        rows, columns, group, zeros = request.param
+        random = torch.Generator().manual_seed(0)
+        codes_RC = torch.randint(0, 16, (rows, columns), generator=random, dtype=torch.uint8)
+        scale_RG = (torch.rand(rows, columns // group, generator=random) / 8).bfloat16()
+        zero_RG = torch.randint(0, 16, scale_RG.shape, generator=random, dtype=torch.uint8)
+        grid, bias_R = Grid("steps", 4, columns), nn.Parameter(torch.randn(rows, generator=random))
+        return QuantizedLinear(
+            grid, grid.packed(codes_RC), scale_RG, zero_RG if zeros else zero_RG[:, :0], bias_R
+        )
+
+    def test_the_order_is_a_permutation_of_codes(self, layer: QuantizedLinear) -> None:
+        there = int4.ordered(layer.weight.data)
+        assert not torch.equal(there, layer.weight.data)
+        assert torch.equal(int4.usual(there), layer.weight.data)
+
+    def test_products_and_gradients(self, layer: QuantizedLinear) -> None:
+        kernel, random = Int4Linear(layer).bfloat16(), torch.Generator().manual_seed(1)
+        assert torch.equal(kernel.dequantize(), layer.dequantize())
+        x = torch.randn(2, 3, layer.in_features, generator=random).bfloat16()
+        given, other = x.clone().requires_grad_(), x.double().requires_grad_()
+        found = kernel(given)
+        expected = functional.linear(other, layer.dequantize().double(), layer.bias.double())
+        assert_close(found.detach().double(), expected.detach(), 0.02)
+        found.sum().backward()
+        expected.sum().backward()
+        assert_close(given.grad.double(), other.grad, 0.01)
+        assert torch.equal(kernel(x.float()), layer(x.float()))  # float32 has no kernel
+        assert kernel(x[:, :0]).shape == (2, 0, layer.out_features)
+
+    def test_its_state_dict_is_the_plain_layers(self, layer: QuantizedLinear) -> None:
+        kernel, other = Int4Linear(layer), copy.deepcopy(Int4Linear(layer))
+        assert {k: v.tolist() for k, v in kernel.state_dict().items()} == {
+            k: v.tolist() for k, v in layer.state_dict().items()
+        }
+        other.weight.data.zero_()
+        other.means.zero_()
+        other.load_state_dict(layer.state_dict())
+        assert torch.equal(other.dequantize(), layer.dequantize()) and other.agrees()
+
+    def test_casts_and_other_devices_leave_the_numbers_alone(self, layer: QuantizedLinear) -> None:
+        kernel = Int4Linear(layer)
+        assert kernel.half().means.dtype == torch.bfloat16 and kernel.agrees()
+        assert kernel.to("meta").weight.is_meta
+
+    def test_a_kernel_that_disagrees_is_found_out(
+        self, layer: QuantizedLinear, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kernel = Int4Linear(layer)
+        with monkeypatch.context() as patch:
+            patch.setattr(int4, "usual", lambda ordered_RN: ordered_RN)  # an order that is not the kernel's
+            assert not kernel.agrees()
+        monkeypatch.setattr(Int4Linear, "agrees", lambda self: False)
+        loaded = dither.load(BUNDLED, "int4", dtype="bfloat16")
+        assert set(loaded.dither["by_layer"].values()) == {"dither"}
+        assert loaded.dither["notes"] == [
+            "28 of 28 matrices are de-quantized for each product: torch's 4-bit kernel has no place for them"
+        ]
+
+
 def test_state_dicts_carry_a_whole_model() -> None:
     first, second = (dither.load(BUNDLED, to, dtype="float32", backend="dither") for to in ("int4", "int4"))
     for parameter in second.parameters():
@@ -262,13 +344,14 @@ def test_state_dicts_carry_a_whole_model() -> None:
 
 # peft asks transformers for names that are on their way out
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
-@pytest.mark.parametrize("backend", ["dither", "bitsandbytes"])
+@pytest.mark.parametrize("backend", ["dither", "torch", "bitsandbytes"])
 def test_adapters_train_on_top(backend: str) -> None:
     peft = pytest.importorskip("peft")
     if backend == "bitsandbytes":
         pytest.importorskip("bitsandbytes")
-    to = "int4" if backend == "dither" else "nf4"
-    loaded = dither.load(BUNDLED, to, dtype="float32", backend=backend)
+    to = "nf4" if backend == "bitsandbytes" else "int4"
+    dtype = "bfloat16" if backend == "torch" else "float32"
+    loaded = dither.load(BUNDLED, to, dtype=dtype, backend=backend)
     before = {n: p.clone() for n, p in loaded.named_parameters() if p.dtype == torch.uint8}
     assert len(before) == 28
     torch.manual_seed(0)
@@ -367,6 +450,9 @@ def test_what_is_not_a_number_is_an_error(checkpoint: Path, tmp_path: Path) -> N
         ({"to": "nf4", "group": 48}, "group of 48"),
         ({"to": "int4", "backend": "bitsandbytes"}, "has no int4"),
         ({"to": "int4", "backend": "cuda"}, "not one of auto"),
+        ({"to": "nf4", "backend": "torch"}, "has no nf4: it has int4 and hqq"),
+        ({"to": "int4", "backend": "torch", "dtype": "float16"}, "computes in bfloat16, not in float16"),
+        ({"to": "int4", "backend": "torch", "group": 512}, "has no groups of 512"),
         ({"to": "int4", "dtype": "int8"}, "dtype int8"),
         ({"to": "int4", "device": "nowhere"}, "device nowhere"),
     ],

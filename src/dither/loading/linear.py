@@ -69,7 +69,11 @@ class Grid:
 
 
 class Dense(Protocol):
-    """Whatever can make its weight when it is needed."""
+    """Whatever can make its weight when it is needed, or do without."""
+
+    def times(self, x: torch.Tensor) -> torch.Tensor | None:
+        """x Ŵᵀ by a kernel that takes the packed weight; None where there is none for such an x."""
+        ...
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor: ...
 
@@ -78,7 +82,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: Dense) -> torch.Tensor:
         ctx.layer, ctx.has_bias = layer, bias is not None
-        return functional.linear(x, layer.dequantize(x.dtype), bias)
+        found = layer.times(x)
+        if found is None:
+            return functional.linear(x, layer.dequantize(x.dtype), bias)
+        return found if bias is None else found + bias
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -150,6 +157,9 @@ class QuantizedLinear(_Packed, nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return product(input, self, self.bias)
 
+    def times(self, x: torch.Tensor) -> torch.Tensor | None:
+        return None
+
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that the codes stand for, (R, C)."""
@@ -184,6 +194,9 @@ class Expert:
 
     def __init__(self, stack: QuantizedStack, index: int) -> None:
         self.stack, self.index = stack, index
+
+    def times(self, x: torch.Tensor) -> torch.Tensor | None:
+        return None
 
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:

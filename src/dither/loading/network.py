@@ -24,6 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from dither.codecs import codec as find_codec
 from dither.errors import SourceError, UnsupportedError
 from dither.executors.local import run
+from dither.loading.int4 import Int4Linear
 from dither.loading.linear import QuantizedStack
 from dither.loading.schemes import Scheme
 from dither.loading.sinks import BnbLinear, PackedRows, Sink, stored_bytes
@@ -112,9 +113,8 @@ def _quantize(
         report.advance(sum(tensor.size for tensor in sources), name)
         return
     # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
-    for rows, columns in run(
-        partial(_put, sink), _pieces(plan, sources), wanted.threads if backend == "dither" else 1
-    ):
+    threads = 1 if backend == "bitsandbytes" else wanted.threads
+    for rows, columns in run(partial(_put, sink), _pieces(plan, sources), threads):
         report.advance(rows * columns, name)
     if len(plan.shape) == 3:
         home, _, leaf = name.rpartition(".")
@@ -127,6 +127,8 @@ def _quantize(
         bias_R = network.get_submodule(home).bias
         layer = sink.module(bias_R)  # type: ignore[arg-type]  # still without memory, filled in its turn
         network.set_submodule(home, layer)
+    if backend == "torch" and not isinstance(layer, Int4Linear):
+        backend = "dither"
     account.backends[name.rpartition(".")[0]] = backend
     account.weights += int(np.prod(plan.shape))
     account.bytes += stored_bytes(layer)
@@ -137,10 +139,12 @@ def _sink(plan: Restored, wanted: Wanted) -> tuple[Sink | None, str]:
     scheme, shape = wanted.scheme, plan.shape
     if wanted.backend == "bitsandbytes" and len(shape) == 2:
         return BnbLinear(scheme, wanted.group, shape, wanted.device, wanted.dtype), "bitsandbytes"
-    codec = find_codec(scheme.codec_name(wanted.group), shape[-1])
+    kernel = wanted.backend == "torch" and len(shape) == 2
+    codec = find_codec(scheme.codec_name(wanted.group, kernel), shape[-1])
     if shape[-1] % codec.block:
         return None, ""
-    return PackedRows(scheme, codec, find_solver(scheme.solver), shape, wanted.device), "dither"
+    sink = PackedRows(scheme, codec, find_solver(scheme.solver), shape, wanted.device, kernel)
+    return sink, "torch" if kernel else "dither"
 
 
 def _pieces(plan: Restored, sources: list[Tensor]) -> Iterator[tuple[Tensor, int, int, torch.Tensor]]:
@@ -241,6 +245,11 @@ def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> Non
         account.notes.append(
             f"{len(account.kept)} matrices, {account.kept[0]} the first, are in {_name(wanted.dtype)}: "
             f"{wanted.scheme.name} of groups of {wanted.group} cannot hold their rows"
+        )
+    if wanted.backend == "torch" and counts["dither"]:
+        account.notes.append(
+            f"{counts['dither']} of {len(account.backends)} matrices are de-quantized for each product: "
+            "torch's 4-bit kernel has no place for them"
         )
     stacks = [name for name, module in network.named_modules() if isinstance(module, QuantizedStack)]
     if stacks and wanted.backend == "bitsandbytes":

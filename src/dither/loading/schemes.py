@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from dither.errors import UsageError
 
 GROUPS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-BACKENDS = ("auto", "bitsandbytes", "dither")
+BACKENDS = ("auto", "bitsandbytes", "torch", "dither")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Scheme:
     bnb: str  # "nf4", "fp4" or "int8"
     has_zeros: bool = False  # a zero point in each group, where it is not the middle of the codes
 
-    def codec_name(self, group: int) -> str:
-        return self.codec.format(group=group)
+    def codec_name(self, group: int, bfloat16: bool = False) -> str:
+        """`bfloat16`: with scales of that type."""
+        return self.codec.format(group=group) + ("-bf16" if bfloat16 else "")
 
 
 SCHEMES = {
@@ -58,12 +59,19 @@ def find_scheme(to: str, group: int) -> Scheme:
     return SCHEMES[to]
 
 
-def choose_backend(scheme: Scheme, backend: str, has_bnb: bool) -> str:
-    """Whose layers to use: bitsandbytes or dither.  UsageError where these are missing or lack the scheme."""
+def choose_backend(scheme: Scheme, backend: str, has_bnb: bool, no_kernel: str) -> str:
+    """Whose products to use: bitsandbytes', torch's or dither's.
+
+    `no_kernel` says why torch has none for this scheme as it is wanted, and is "" where it has.  UsageError
+    where those asked for are missing or lack the scheme.
+    """
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend}", f"is not one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "bitsandbytes" if scheme.bnb and has_bnb else "dither"
+        own = "dither" if no_kernel else "torch"
+        backend = "bitsandbytes" if scheme.bnb and has_bnb else own
+    if backend == "torch" and no_kernel:
+        raise UsageError("backend torch", no_kernel, "Leave the backend out, or name dither.")
     if backend == "bitsandbytes" and not scheme.bnb:
         raise UsageError(
             "backend bitsandbytes", f"has no {scheme.name}", "Leave the backend out, or name dither."

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dither.loading.int4 import Int4Linear, can_hold
 from dither.loading.linear import Grid, QuantizedLinear, QuantizedStack
 from dither.loading.schemes import Scheme
 from dither.types import Codec, Floats, Solver
@@ -40,9 +41,12 @@ class PackedRows:
     """Codes of ours."""
 
     def __init__(
-        self, scheme: Scheme, codec: Codec, solver: Solver, shape: tuple[int, ...], device: torch.device
-    ) -> None:
+        self, scheme: Scheme, codec: Codec, solver: Solver, shape: tuple[int, ...], device: torch.device,
+        kernel: bool = False,
+    ) -> None:  # fmt: skip
+        """With `kernel` the layer multiplies by torch's 4-bit kernel, where that can hold the matrix."""
         self.scheme, self.codec, self.solver, self.shape, self.device = scheme, codec, solver, shape, device
+        self.kernel = kernel
         rows, columns = int(np.prod(shape[:-1])), shape[-1]
         groups = columns // codec.block
         numbers = tuple(map(float, getattr(codec, "table", ())))
@@ -62,7 +66,12 @@ class PackedRows:
     def module(self, bias_R: nn.Parameter | None) -> nn.Module:
         packed, scale, zero = (part.to(self.device) for part in (self.packed_RN, self.scale_RG, self.zero_RG))
         if len(self.shape) == 2:
-            return QuantizedLinear(self.grid, packed, scale, zero, bias_R)
+            plain = QuantizedLinear(self.grid, packed, scale, zero, bias_R)
+            group = self.grid.columns // scale.shape[1]
+            if not (self.kernel and can_hold(self.grid, len(packed), group, self.device)):
+                return plain
+            layer = Int4Linear(plain)
+            return layer if layer.agrees() else plain
         rows = self.shape[:2]
         stacked = (part.view(*rows, part.shape[-1]) for part in (packed, scale, zero))
         return QuantizedStack(self.grid, *stacked)
