@@ -93,12 +93,13 @@ def factor(hessian_CC: Floats, damping: float) -> Factored:
 
     Raises DitherError for a matrix that no damping makes definite.
     """
-    scale = float(np.mean(np.diagonal(hessian_CC), dtype=np.float64)) or 1.0
-    plain_CC = hessian_CC.astype(np.float64)
-    plain_CC = (plain_CC + plain_CC.T) / 2
+    diagonal_C = np.diagonal(hessian_CC).astype(np.float64)
+    scale = float(diagonal_C.mean()) or 1.0
+    damped_CC = hessian_CC.astype(np.float64)
+    damped_CC += damped_CC.T.copy()
+    damped_CC *= 0.5
     while damping <= MOST:
-        damped_CC = plain_CC.copy()
-        damped_CC[np.diag_indices_from(damped_CC)] += damping * scale
+        np.fill_diagonal(damped_CC, diagonal_C + damping * scale)
         try:
             upper_CC = upper_factor(damped_CC)
         except np.linalg.LinAlgError:
