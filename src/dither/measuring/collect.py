@@ -169,9 +169,9 @@ class Collector:
 
     def _add_outputs(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor, pull: Pull) -> None:
         sums.weight += float(pull.weight_N[~held_N].sum(dtype=torch.float64))
-        size_N = x_NC.square().sum(dim=1).sqrt()
+        size_N = x_NC.square().sum(dim=1).sqrt().masked_fill(held_N, 0)  # what is held back adds nothing
         for name, g_NR in pull.gradients.items():
-            weighed_NR = (g_NR * size_N[:, None])[~held_N]
+            weighed_NR = g_NR * size_N[:, None]
             parts = g_NR.shape[1] if pull.apart else diagonal_blocks(g_NR.shape[1])
             if name not in sums.outputs:
                 rows = g_NR.shape[1] // parts

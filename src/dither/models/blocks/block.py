@@ -189,7 +189,7 @@ class Head:
         """∂ log p(y) / ∂z = one-hot(y) − p by the output matrix's own products z, for drawn y."""
         capped_NV = self._capped(functional.linear(x_NC, self._output_VH).float())
         p_NV = capped_NV.softmax(dim=-1)
-        y_N1 = torch.multinomial(p_NV.to(draw.device), 1, generator=draw).to(p_NV.device)
+        y_N1 = drawn(p_NV.to(draw.device), draw).to(p_NV.device)
         g_NV = p_NV.neg_().scatter_add_(1, y_N1, torch.ones_like(y_N1, dtype=torch.float32))
         if self._softcap is not None:  # z ↦ cap · tanh(z / cap) has slope 1 − tanh²
             g_NV *= 1 - (capped_NV / self._softcap).square_()
@@ -200,6 +200,14 @@ class Head:
         """Calls `see` with the output matrix's input; no logits are computed."""
         x_NC = self._norm(hidden_STH).reshape(-1, hidden_STH.shape[-1]).float()
         see(self.names, x_NC, torch.arange(len(x_NC), device=x_NC.device), None)
+
+
+def drawn(p_NV: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """One number of each row's distribution, int64 (N, 1): the first whose cumulative probability lies above
+    a uniform draw.  `torch.multinomial` draws as many numbers as there are words."""
+    cumulative_NV = p_NV.cumsum(dim=-1)
+    u_N1 = torch.rand(len(p_NV), 1, generator=draw, device=p_NV.device) * cumulative_NV[:, -1:]
+    return torch.searchsorted(cumulative_NV, u_N1, right=True).clamp_(max=p_NV.shape[1] - 1)
 
 
 def _any_gradient(weights: Mapping[str, torch.Tensor] | None) -> bool:

@@ -177,9 +177,16 @@ class Tracing(_Linears):
                 g_NR = (
                     (torch.zeros_like(y) if gradient is None else gradient).reshape(-1, y.shape[-1]).float()
                 )
-                found |= {name: g_NR[:, row_R] for name, row_R in rows(names).items()}
+                found |= {name: _of_rows(g_NR, row_R) for name, row_R in rows(names).items()}
             weight_N = torch.stack([g_NR.square().sum(dim=1) for g_NR in found.values()]).sum(dim=0)
             see(tuple(given.names), *given.rows(), given.expert, Pull(weight_N, found))
+
+
+def _of_rows(g_NR: torch.Tensor, row_R: torch.Tensor) -> torch.Tensor:
+    """Some features in their order; no copy where that is all of them as they are."""
+    if len(row_R) == g_NR.shape[1] and torch.equal(row_R, torch.arange(len(row_R), device=row_R.device)):
+        return g_NR
+    return g_NR[:, row_R]
 
 
 def _is_number(index: Any) -> bool:
