@@ -264,11 +264,16 @@ def _prices(
     }
 
 
-def _items(model: Model, prices: Mapping[str, Mapping[str, PlannedType]], target: Target) -> tuple[Item, ...]:
-    """What takes one type together, with the types that all of it may take."""
-    items = []
-    for names in target.together(list(prices)):
+def _items(
+    model: Model, prices: Mapping[str, Mapping[str, PlannedType]], target: Target, apart: bool = False
+) -> tuple[Item, ...]:
+    """What takes one type together, with the types that all of it may take; `apart`: each by itself."""
+    items: list[Item] = []
+    for names in [(name,) for name in prices] if apart else target.together(list(prices)):
         kinds = [kind for kind in prices[names[0]] if all(kind in prices[name] for name in names)]
+        if not kinds:  # whoever writes such a file says that they are apart
+            items += _items(model, {name: prices[name] for name in names}, target, apart=True)
+            continue
         choices = (
             Choice(
                 kind,

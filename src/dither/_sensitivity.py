@@ -44,7 +44,7 @@ class Ready:
     evidence: EvidenceSource
     known: frozenset[str]  # tensors of which it knows something
     transforms: tuple[str, ...]
-    record: Mapping[str, Any]  # transform → what it chose for the probe's types
+    record: Mapping[str, Any]  # transform → what it chose, its numbers as long as they may get
     notes: tuple[str, ...]
 
 
@@ -58,7 +58,16 @@ def made_ready(opened: Model, store: EvidenceStore, transforms: Sequence[str], t
     if transforms:  # an embedding parted from the output, for one, has no inputs any more
         matrices = [tensor.name for tensor in found.model.tensors if len(tensor.shape) > 1]
         known = frozenset(name for name in matrices if found.evidence(name) is not None)
-    return Ready(opened, found.model, found.evidence, known, tuple(transforms), found.record, found.notes)
+    record = _longest(found.record)
+    return Ready(opened, found.model, found.evidence, known, tuple(transforms), record, found.notes)
+
+
+def _longest(record: Any) -> Any:
+    """With every number as long as the six digits that transforms keep: other types choose other ones, and
+    the header that a plan counts must hold them."""
+    if isinstance(record, dict):
+        return {key: _longest(value) for key, value in record.items()}
+    return 0.123456 if isinstance(record, float) else record
 
 
 def known_costs(

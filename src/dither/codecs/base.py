@@ -73,6 +73,9 @@ HALF_MAX = 65504.0  # the largest finite float16
 BFLOAT_MAX = float(np.array(0x7F7F0000, np.uint32).view(np.float32))
 
 
+KINDS = {"float16": 0, "bfloat16": 1, "float32": 2}  # as kernels/stored.py numbers them
+
+
 def as_stored(x: Floats, kind: str) -> Floats:
     """The nearest finite numbers of a float type ("float16", "bfloat16" or "float32"), ties to even."""
     if kind == "float16":

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
-from dither.codecs.integers import KINDS, TYPES, bytes_of_scale, row_of, scale_values
+from dither.codecs.base import KINDS, BlockCodec, Levels, Scales, plain_scales
+from dither.codecs.integers import TYPES, bytes_of_scale, row_of, scale_values
 from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
 from dither.errors import UsageError
 from dither.formats.layouts import numbers

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
+from dither.codecs.base import KINDS, BlockCodec, Levels, Scales, plain_scales
 from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
 from dither.errors import UsageError
 from dither.types import Bytes, Codec, Codes, Floats, Grid
@@ -34,7 +34,6 @@ FAMILY = "int4-g128 and uint4-g128 (2, 3, 4 or 8 bits; groups of 32 to 4096 or -
 NAME = re.compile(r"(u?)int([2348])-(?:g([1-9]\d{1,3})|channel)(?:-(bf16|f32))?")
 GROUPS = tuple(2**k for k in range(5, 13))
 TYPES = {None: "float16", "bf16": "bfloat16", "f32": "float32"}
-KINDS = {"float16": 0, "bfloat16": 1, "float32": 2}  # as kernels/stored.py numbers them
 # Inverse scales to try, relative to that of the plain formula: below 1 the range is wider than the weights,
 # beyond it the largest are cut off.  The fewer the codes, the more that is worth.
 FACTORS = {

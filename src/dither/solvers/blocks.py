@@ -16,12 +16,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import LevelCodec, Levels, Scales
+from dither.codecs.base import KINDS, LevelCodec, Levels, Scales
 from dither.solvers.linalg import Doubles
 from dither.solvers.places import Metric, Place
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
-_KINDS = {"float16": 0, "bfloat16": 1, "float32": 2}  # as `codecs.kernels.stored` counts them
 WIDE = 512  # columns; a block of scaled levels beyond is rounded in panels
 PARTS = 8  # of a block that is encoded as a whole
 Rows = npt.NDArray[np.bool_]
@@ -194,7 +193,7 @@ class LevelBlock:
         levels = self.levels
         fit_units(
             gradient_RB, metric.m_BB, levels.numbers_K, self.level_RB, self.value_RB, self.place.sub_B,
-            levels.multiples_M, levels.lowers_M, levels.tied, levels.positive, _KINDS[levels.unit_type],
+            levels.multiples_M, levels.lowers_M, levels.tied, levels.positive, KINDS[levels.unit_type],
             *self.scales,
         )  # fmt: skip
 

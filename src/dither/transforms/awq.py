@@ -301,7 +301,7 @@ def fold(
 def _summary(found: Found) -> dict[str, float]:
     kept = found.ratio < 1
     return {
-        "alpha": found.alpha if kept else 0.0,
+        "alpha": round(found.alpha, 6) if kept else 0.0,
         "objective_ratio": round(min(found.ratio, 1.0), 6),
     }
 

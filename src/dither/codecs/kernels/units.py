@@ -4,7 +4,8 @@
 
 In the form r M rᵀ of the residual the best change (s, o) of (unit, below) solves two equations in the sums
 u M uᵀ, u M vᵀ, v M vᵀ, g uᵀ and g vᵀ, and the same sums tell what it gains once both are rounded to what is
-stored.  So M is met once per row, and sixteen rows go through it together.  g = r M is kept up to date.
+stored.  So no step has to be tried: M is met once, and sixteen rows go through it together.  g = r M is kept
+up to date.
 
 Legend: R rows, B the columns of a block in the order in which they are rounded, S sub-blocks, K levels,
 M multiples.
@@ -77,12 +78,9 @@ def fit_units(
     `tied`: `below` is `unit` itself; `positive`: `unit` may not be negative.  M is symmetric.
     """
     rows, columns = g_RB.shape
-    u, v, g = (
-        aligned_floats(columns * LANES),
-        aligned_floats(columns * LANES),
-        aligned_floats(columns * LANES),
-    )
-    um, vm = aligned_floats(columns * LANES), aligned_floats(columns * LANES)
+    size = columns * LANES
+    g, u, um = aligned_floats(size), aligned_floats(size), aligned_floats(size)
+    v, vm = aligned_floats(size), aligned_floats(size)
     a11, a12, a22 = aligned_floats(LANES), aligned_floats(LANES), aligned_floats(LANES)
     b1, b2 = aligned_floats(LANES), aligned_floats(LANES)
     for first in range(0, rows, LANES):
