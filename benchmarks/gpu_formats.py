@@ -69,6 +69,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gptq": {"to": "gptq", "solver": "gptq"},
     "gptq asymmetric": {"to": "gptq", "solver": "gptq", "sym": False},
     "gptq asymmetric gradients": {"to": "gptq", "solver": "gptq", "sym": False},
+    "learned asymmetric gradients": {"to": "gptq", "solver": "learned", "sym": False},
     "awq": {"to": "awq", "solver": "scales", "transforms": ["awq"]},
     "awq nearest": {"to": "awq", "solver": "nearest", "transforms": ["awq"]},
     "scales": {"to": "awq", "solver": "scales"},
