@@ -6,6 +6,7 @@ Legend: R rows, C columns.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,29 @@ def test_a_planned_folder_is_no_larger_than_promised(
         for stack in (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up")):  # servers compute these as one
             assert len({kinds[f"blk.{block}.{part}.weight"] for part in stack}) == 1
     assert json.loads((tmp_path / "q" / "dither.json").read_text())["recipe"]["to"] == to
+
+
+def test_servers_find_the_rules_of_the_modules_that_they_fuse(learnt: Path, tmp_path: Path) -> None:
+    """vLLM and SGLang match a GPTQ file's rules against qkv_proj and gate_up_proj, the first match counts."""
+    planned = dither.plan(BUNDLED, size=3_700_000, to="gptq", evidence=learnt, solver="nearest")
+    dither.quantize(BUNDLED, plan=planned.plan, evidence=learnt, out=tmp_path / "q")
+    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+
+    def bits(module: str) -> int:
+        for rule, values in config["dynamic"].items():
+            if re.match(rule[2:], module):
+                return 16 if rule.startswith("-:") else values["bits"]
+        return config["bits"]
+
+    found = []
+    for block in range(4):
+        for fused, part in (("self_attn.qkv_proj", "attn_v"), ("mlp.gate_up_proj", "ffn_up")):
+            kind = planned.plan.tensors[f"blk.{block}.{part}.weight"].type
+            found.append(bits(f"model.layers.{block}.{fused}"))
+            assert found[-1] == (16 if kind == "BF16" else int(kind[3]))
+            own = "self_attn.v_proj" if part == "attn_v" else "mlp.up_proj"
+            assert bits(f"model.layers.{block}.{own}") == found[-1]
+    assert len(set(found)) > 1
 
 
 def test_nvfp4_and_numbers_are_mixed_to_a_size(learnt: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dither import __version__
+from dither.containers.folders.joined import fused_modules
 from dither.containers.folders.scheme import (
     Arrays,
     Order,
@@ -93,10 +94,13 @@ class Gptq(Scheme):
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         usual, _ = Counter(modules.values()).most_common(1)[0]
         kind = known_integers(usual)
-        rules: dict[str, dict[str, Any]] = {f"-:^{re.escape(n)}$": {} for n in plain if n != HEAD}
-        for name, codec in modules.items():
+        kinds = {**dict.fromkeys((name for name in plain if name != HEAD), ""), **modules}
+        rules: dict[str, dict[str, Any]] = {}
+        for name, codec in {**kinds, **fused_modules(kinds)}.items():  # servers ask for their own modules
             other = integers_of(codec)
-            if codec != usual and other is not None:
+            if not codec:
+                rules[f"-:^{re.escape(name)}$"] = {}
+            elif codec != usual and other is not None:
                 rules[f"+:^{re.escape(name)}$"] = {"bits": other.bits, "group_size": other.group or -1}
         inside = _inside_blocks(modules) if rules and len(set(modules.values())) == 1 else []
         return {

@@ -15,6 +15,10 @@ _STACKS = (
     ("ffn_gate_shexp", "ffn_up_shexp"),
     ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
+_FUSED = {
+    "q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
+}  # fmt: skip
 _STACK_OF = {part: stack for stack in _STACKS for part in stack}
 
 
@@ -31,6 +35,23 @@ def stacks(names: Iterable[str]) -> list[tuple[str, ...]]:
         stack = _STACK_OF.get(part) if last == "weight" else None
         found.setdefault((block, stack) if stack else name, []).append(name)
     return [tuple(group) for group in found.values()]
+
+
+def fused_modules(kinds: Mapping[str, str]) -> dict[str, str]:
+    """A checkpoint's modules → kind, by the names of the stacks that a server makes of them; without those
+    whose parts differ.
+
+    >>> fused_modules({"l.0.q_proj": "a", "l.0.k_proj": "a", "l.0.o_proj": "b", "l.0.mlp.experts.1.w1": "c"})
+    {'l.0.qkv_proj': 'a', 'l.0.mlp.experts': 'c'}
+    """
+    found: dict[str, set[str]] = {}
+    for module, kind in kinds.items():
+        head, _, last = module.rpartition(".")
+        if ".experts." in module:
+            found.setdefault(f"{module.partition('.experts.')[0]}.experts", set()).add(kind)
+        elif last in _FUSED:
+            found.setdefault(f"{head}.{_FUSED[last]}", set()).add(kind)
+    return {name: own.pop() for name, own in found.items() if len(own) == 1}
 
 
 def parted(types: Mapping[str, str]) -> list[tuple[str, ...]]:
