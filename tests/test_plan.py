@@ -9,6 +9,7 @@ import hashlib
 import inspect as python_inspect
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -28,11 +29,33 @@ from dither.containers.gguf_target import ANY_GGUF
 from dither.errors import OutputError, SourceError, UsageError
 from dither.measuring import sensitivity
 from dither.planning.planfile import plan_sha256, read_plan
+from dither.quantizing.run import no_evidence
+from dither.solvers.nearest import Nearest
+from dither.types import Model
 
 pytestmark = pytest.mark.slow  # models run
 
 SIZES = [1_900_000, 2_500_000, 3_400_000, 5_000_000]
 ORIGINAL = dither.open_model(BUNDLED)
+
+
+def test_a_tensor_that_the_probe_gives_back_is_probed_more_coarsely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No error tells nothing of other types: they were predicted to cost nothing either."""
+    dither.quantize(BUNDLED, "Q8_0", tmp_path / "eight.gguf", pure=True)
+    eight = dither.open_model(tmp_path / "eight.gguf")
+    matrices = [tensor.name for tensor in eight.tensors if len(tensor.shape) > 1]
+    monkeypatch.setattr(_sensitivity, "PROBE", "Q8_0")
+
+    def coarser(model: Model) -> dict[str, str]:
+        ready = _sensitivity.Ready(model, model, no_evidence, frozenset(), (), {}, ())
+        return dict(_sensitivity._coarser(ready, Nearest()))
+
+    found = coarser(eight)
+    assert len(found) == len(matrices) and set(found.values()) == {"Q4_0"}
+    assert all(any(re.search(pattern, name) for pattern in found) for name in matrices)
+    assert coarser(ORIGINAL) == {}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,16 +23,19 @@ from dither._quantize import options_of, quantize
 from dither.containers.gguf_target import GGUFTarget
 from dither.containers.target import Target
 from dither.formats.evidence import EvidenceStore
+from dither.formats.ggml import FLOAT_TYPES
 from dither.models.source import open_model
 from dither.planning.costs import Costs
-from dither.planning.errors import error_ratios
+from dither.planning.errors import error_ratios, relative_error
 from dither.progress import Progress
 from dither.quantizing.rewriting import rewrite
-from dither.types import EvidenceSource, Model, Solver
+from dither.types import EvidenceSource, Model, No, Solver, Tensor
 
 if TYPE_CHECKING:
     from dither.measuring.text import Sequences
 
+COARSER = ("Q4_0", "MXFP4", "Q2_K")  # for tensors of which the probe tells nothing
+EXACT = 1e-6  # of what losing a tensor would be; 8 bits are at 3e-5
 PROBE = "Q3_K_S"  # coarse enough that one tensor's rounding shows, fine enough that divergences add up
 
 
@@ -106,13 +110,35 @@ def _measure(
     if not (path.is_file() and costs.probe):  # of an interrupted run: whole, or it would not have its name
         result = quantize(
             ready.opened, PROBE, path, evidence=store, solver=solver, transforms=ready.transforms,
-            threads=threads, force=True, progress=report,
+            tensors=_coarser(ready, solver), threads=threads, force=True, progress=report,
         )  # fmt: skip
         costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
         costs.save()
     network = open_blocks(ready.model, device=device)
     divergences(network, open_model(path), names, text, costs.found, report)
     path.unlink()
+
+
+def _coarser(ready: Ready, solver: Solver) -> list[tuple[str, str]]:
+    """Other types for tensors that the probe's gives back as they are, because a source that is quantized
+    already was stored in it: no error tells nothing of what other types would cost."""
+    target = GGUFTarget(options_of(PROBE))
+    tensors = {tensor.name: tensor for tensor in ready.model.tensors}
+    found = []
+    for planned in target.plan(ready.model, ready.known).tensors:
+        tensor = tensors[planned.name]
+        if planned.type in FLOAT_TYPES or not _is_exact(tensor, planned.type, ready, solver):
+            continue
+        for kind in COARSER:
+            able = not isinstance(target.can_hold(kind, tensor.shape), No)
+            if able and not _is_exact(tensor, kind, ready, solver):
+                found.append((rf"\A{re.escape(tensor.name)}\Z", kind))
+                break
+    return found
+
+
+def _is_exact(tensor: Tensor, kind: str, ready: Ready, solver: Solver) -> bool:
+    return relative_error(tensor, kind, ready.evidence, solver) < EXACT
 
 
 def halves(store: EvidenceStore) -> tuple[Sequences, Sequences]:

@@ -53,6 +53,13 @@ def error_ratios(
     return found
 
 
+def relative_error(tensor: Tensor, kind: str, evidence: EvidenceSource, solver: Solver) -> float:
+    """The error of a type on some rows, over what losing these rows altogether would be."""
+    samples = list(_samples(tensor, evidence, FEW_ROWS))
+    lost = sum(_measured(w_RC, seen) for w_RC, seen in samples)
+    return _error(samples, kind, solver) / lost if lost > 0 else 0.0
+
+
 def _rows_for(kind: str, columns: int) -> int:
     return ROWS if kind in FLOAT_TYPES or isinstance(find_codec(kind, columns), LevelCodec) else FEW_ROWS
 
@@ -84,7 +91,10 @@ def _row_error(w_RC: Floats, codec: Codec, seen: Evidence | None, solver: Solver
         raw_RN = codec.encode(w_RC)
     else:
         raw_RN = (solver if able else Nearest())(w_RC, codec, seen).raw_RN
-    error_RC = w_RC - codec.decode(raw_RN)
+    return _measured(w_RC - codec.decode(raw_RN), seen)
+
+
+def _measured(error_RC: Floats, seen: Evidence | None) -> float:
     if seen is None:
         return float(np.square(error_RC, dtype=np.float64).sum())
     if seen.hessian_CC is None:
