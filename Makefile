@@ -41,7 +41,7 @@ bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and
 	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --types "" --random 30 \
 		--solver nearest --measured 8192 --save budget_rank
 	$(BIN)/python benchmarks/render_quality.py
-	$(BIN)/python benchmarks/gptq_speed.py --save gptq_speed
+	$(BIN)/python benchmarks/gptq_speed.py --sizes 1024 2048 --types Q4_K int4-g128 --save gptq_speed
 
 bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside GPTQModel's, llm-compressor's and AutoAWQ's
 	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
@@ -51,7 +51,11 @@ bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside GPTQModel's, 
 	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
 		--tokens 16384 --measured 4096 --types int4-g128 --threads 1 --peers AutoAWQ \
 		--recipes "awq,awq+gptq,awq nearest,scales" --save gpu_formats_awq
+	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
+		--tokens 32768 --measured 8192 --types int3-g128 --threads 1 --peers "GPTQModel best,llm-compressor best" \
+		--recipes "gptq asymmetric,gptq asymmetric gradients,learned asymmetric gradients" --save gpu_formats_learned
 	$(BIN)/python benchmarks/render_gpu.py
+	$(BIN)/python benchmarks/load_layer.py --save load_layer
 
 bench-serve: $(VENV)/.tested    ## what serving costs beside the engine alone, and what it stands for two minutes
 	$(BIN)/python benchmarks/serve_overhead.py --rounds 41 --save serve_overhead

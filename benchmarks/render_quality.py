@@ -95,15 +95,6 @@ encyclopedia less.
 {rows}
 """
 
-SMOL_BUDGET = """
-Planned, with gradients, in the bytes of the same presets. The plan finds that most matrices are a Q4_1 file's already and
-takes that type, which gives them back exactly, where the budget has room for it; that is the source's doing more than the plan's.
-
-`{command}`
-
-{rows}
-"""
-
 
 def page() -> str:
     quality, learned, combinations = (
@@ -155,14 +146,7 @@ def smol() -> str:
         document = load("quality_smol")
     except FileNotFoundError:
         return ""
-    made = SMOL.format(command=document["command"], rows=results(document["rows"], with_model=True))
-    try:
-        planned = load("budget_smol")
-    except FileNotFoundError:
-        return made
-    return made + SMOL_BUDGET.format(
-        command=planned["command"], rows=results(planned["rows"], with_model=True)
-    )
+    return SMOL.format(command=document["command"], rows=results(document["rows"], with_model=True))
 
 
 def results(rows: list[dict[str, Any]], with_model: bool = False) -> str:

@@ -264,16 +264,10 @@ def _prices(
     }
 
 
-def _items(
-    model: Model, prices: Mapping[str, Mapping[str, PlannedType]], target: Target, apart: bool = False
-) -> tuple[Item, ...]:
-    """What takes one type together, with the types that all of it may take; `apart`: each by itself."""
-    items: list[Item] = []
-    for names in [(name,) for name in prices] if apart else target.together(list(prices)):
-        kinds = [kind for kind in prices[names[0]] if all(kind in prices[name] for name in names)]
-        if not kinds:  # whoever writes such a file says that they are apart
-            items += _items(model, {name: prices[name] for name in names}, target, apart=True)
-            continue
+def _items(model: Model, prices: Mapping[str, Mapping[str, PlannedType]], target: Target) -> tuple[Item, ...]:
+    """What takes one type together, with the types that all of it may take."""
+
+    def item(names: tuple[str, ...], kinds: Sequence[str]) -> Item:
         choices = (
             Choice(
                 kind,
@@ -282,7 +276,15 @@ def _items(
             )
             for kind in kinds
         )
-        items.append(Item(names, tuple(choices)))
+        return Item(names, tuple(choices))
+
+    items: list[Item] = []
+    for names in target.together(list(prices)):
+        common = [kind for kind in prices[names[0]] if all(kind in prices[name] for name in names)]
+        if common:
+            items.append(item(names, common))
+        else:  # each by itself: whoever writes such a file says that they are apart
+            items += (item((name,), list(prices[name])) for name in names)
     return tuple(items)
 
 

@@ -21,7 +21,7 @@ from dither.containers.card import card
 from dither.containers.folders import find_scheme
 from dither.containers.importance import check_evidence, evidence_notes
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
-from dither.containers.recipe import Options, Plan
+from dither.containers.recipe import Options, Plan, check_patterns
 from dither.containers.target import Target, TargetOutput
 from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
@@ -293,7 +293,9 @@ class _Job:
         prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.report)
         self.not_counted += time.monotonic() - prepare_started
         rewritten = rewrite(self.opened, evidence, known, transforms, first, self._plan_so_far, self.threads)
-        plan = self.target.plan(rewritten.model, known) if transforms else first
+        plan = rewritten.plan
+        if transforms:
+            check_patterns(rewritten.model, self.target.options)  # all that a plan names is there by now
         check_evidence(plan, self.store)
         self.say(*rewritten.notes, *plan.notes(), *evidence_notes(plan, self.store))
         sequential = statistics == "sequential"

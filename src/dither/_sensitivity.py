@@ -33,6 +33,7 @@ from dither.types import EvidenceSource, Model, No, Solver, Tensor
 
 if TYPE_CHECKING:
     from dither.measuring.text import Sequences
+    from dither.models.blocks import Blocks
 
 COARSER = ("Q4_0", "MXFP4", "Q2_K")  # for tensors of which the probe tells nothing
 EXACT = 1e-6  # of what losing a tensor would be; 8 bits are at 3e-5
@@ -54,14 +55,15 @@ class Ready:
 
 def made_ready(opened: Model, store: EvidenceStore, transforms: Sequence[str], threads: int) -> Ready:
     """Raises UsageError and UnsupportedError for transforms that cannot be had."""
+    if not transforms:
+        return Ready(opened, opened, store, frozenset(store.tensors), (), {}, ())
     target = GGUFTarget(options_of(PROBE))
     found = rewrite(
         opened, store, store.tensors, transforms, target.plan(opened, store.tensors), target.plan, threads
     )
-    known = frozenset(store.tensors)
-    if transforms:  # an embedding parted from the output, for one, has no inputs any more
-        matrices = [tensor.name for tensor in found.model.tensors if len(tensor.shape) > 1]
-        known = frozenset(name for name in matrices if found.evidence(name) is not None)
+    matrices = [tensor.name for tensor in found.model.tensors if len(tensor.shape) > 1]
+    # An embedding parted from the output, for one, has no inputs any more.
+    known = frozenset(name for name in matrices if found.evidence(name) is not None)
     record = _longest(found.record)
     return Ready(opened, found.model, found.evidence, known, tuple(transforms), record, found.notes)
 
@@ -86,22 +88,21 @@ def known_costs(
     if missing:
         from dither.models.blocks import open_blocks
 
-        open_blocks(ready.opened, device=device)  # tells of missing torch before it is imported
+        network = open_blocks(ready.model, device=device)  # tells of missing torch before it is imported
         from dither.measuring.sensitivity import affordable
 
         # As much text whether all are measured or the rest of them: the plan must be the same.
         text = affordable(halves(store)[0], len(allowed))
-        _measure(ready, store, solver, missing, text, costs, threads, device, report)
+        _measure(ready, network, store, solver, missing, text, costs, threads, report)
     _all_ratios(ready, solver, allowed, target, costs, threads, report)
     return costs
 
 
 def _measure(
-    ready: Ready, store: EvidenceStore, solver: Solver, names: Sequence[str], text: Sequences,
-    costs: Costs, threads: int, device: str, report: Progress,
+    ready: Ready, network: Blocks, store: EvidenceStore, solver: Solver, names: Sequence[str],
+    text: Sequences, costs: Costs, threads: int, report: Progress,
 ) -> None:  # fmt: skip
     from dither.measuring.sensitivity import divergences
-    from dither.models.blocks import open_blocks
 
     path = costs.path.with_suffix(".gguf")
     report.note(
@@ -114,7 +115,6 @@ def _measure(
         )  # fmt: skip
         costs.probe = {tensor.name: tensor.type for tensor in result.plan.tensors}
         costs.save()
-    network = open_blocks(ready.model, device=device)
     divergences(network, open_model(path), names, text, costs.found, report)
     path.unlink()
 

@@ -163,7 +163,7 @@ _PAIRS = Grid("steps", 4, 0)
 
 @lru_cache(maxsize=16)
 def _places(columns: int, device: torch.device) -> torch.Tensor:
-    """Where the kernel's order has code c of row r of each 64 rows: int64 (64 · C,), at 64 · r + c … of C.
+    """Where the kernel's order has code c of row r of each 64 rows: int64 (64 · C,), at C · r + c.
 
     Places are spelled in digits to the base of sixteen, which are packed one after the other.
     """
