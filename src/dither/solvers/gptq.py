@@ -5,8 +5,9 @@ rounding minimizes it as if inputs were uncorrelated.  GPTQ (Frantar et al. 2022
 column at a time and moves the columns that are still free so that they make up for the error.  This file is
 the conductor:
 
-    linalg      damp H, choose an order of columns, factor it
+    linalg      damp H, choose an order of columns, factor it (`cholesky`)
     places      what each block of columns costs, before and after the others are rounded
+    prepared    both kept, for layers that share an input
     feedback    round block by block; scales fitted to what earlier blocks left, by several weightings of the
                 columns, the best kept per row
     outputs     where it is known which outputs matter together: feedback between rows too
@@ -31,11 +32,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec
-from dither.solvers.blocks import Rounded, is_wide, rechooses, sub_block
+from dither.solvers.blocks import Rounded
 from dither.solvers.feedback import round_again, round_rows
-from dither.solvers.linalg import Factored, Order, check_layer, column_order, factor, needed_hessian
+from dither.solvers.linalg import Factored, Order, check_layer, needed_hessian
 from dither.solvers.outputs import check_output, solve_in_turn
-from dither.solvers.places import Place, places
+from dither.solvers.places import Place
+from dither.solvers.prepared import Preparations, Prepared
 from dither.solvers.refit import refit_rows
 from dither.solvers.verdict import SHARED, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
@@ -68,6 +70,7 @@ class Gptq:
         self.fits, self.scale_rounds, self.refit_rounds = fits, scale_rounds, refit_rounds
         self.passes = passes
         self.threads = threads or available_cores()
+        self._prepared = Preparations(damping, act_order)
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
         """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), or tr(G E H Eᵀ) with an output Hessian.
@@ -91,20 +94,12 @@ class Gptq:
     def _solve(
         self, w_RC: Floats, codec: Codec, hessian_CC: Floats, output_KOO: Floats | None
     ) -> tuple[Bytes, Factored]:
-        order_C = np.arange(len(hessian_CC), dtype=np.intp)
-        if self.act_order:
-            order_C = column_order(hessian_CC, codec.block, within=codec.snap_columns == 1)
-        factored = factor(hessian_CC[np.ix_(order_C, order_C)], self.damping)
-        here = places(factored, order_C, codec.block, sub_block(codec), rechooses(codec), is_wide(codec))
-        upper_CC = factored.upper_CC.astype(np.float32)
-
-        def chunk(w_RC: Floats) -> Bytes:
-            return self._rows(w_RC[:, order_C], codec, here, upper_CC, factored, order_C)
-
         with ThreadPoolExecutor(self.threads, thread_name_prefix="gptq") as pool:
+            ready = self._prepared(hessian_CC, codec, pool.map)
 
             def all_rows(w_RC: Floats, rows: int) -> Bytes:
-                parts = pool.map(chunk, (w_RC[start : start + rows] for start in range(0, len(w_RC), rows)))
+                portions = (w_RC[start : start + rows] for start in range(0, len(w_RC), rows))
+                parts = pool.map(lambda w_PC: self._rows(w_PC, codec, ready), portions)
                 empty = np.empty((0, w_RC.shape[1] // codec.block * codec.block_bytes), np.uint8)
                 return np.concatenate([empty, *parts])
 
@@ -114,29 +109,22 @@ class Gptq:
                 return raw_PN, codec.decode(raw_PN)
 
             if output_KOO is None or output_KOO.shape[1] == 1:  # rows that know nothing of each other
-                return all_rows(w_RC, ROWS), factored
-            return solve_in_turn(w_RC, output_KOO, portion), factored
+                return all_rows(w_RC, ROWS), ready.factored
+            return solve_in_turn(w_RC, output_KOO, portion, pool.map), ready.factored
 
-    def _rows(
-        self,
-        w_RC: Floats,
-        codec: Codec,
-        here: list[Place],
-        upper_CC: Floats,
-        factored: Factored,
-        order_C: Order,
-    ) -> Bytes:
-        blocks = round_rows(w_RC, codec, here, upper_CC, self.fits, self.scale_rounds)
+    def _rows(self, w_RC: Floats, codec: Codec, ready: Prepared) -> Bytes:
+        w_RC, here, damped_CC = w_RC[:, ready.order_C], ready.places, ready.factored.damped_CC
+        blocks = round_rows(w_RC, codec, here, ready.upper_CC, self.fits, self.scale_rounds)
         if self.refit_rounds == 0:
-            return packed(blocks, here, order_C)
-        loss_R = refit_rows(w_RC, blocks, here, factored.damped_CC, self.refit_rounds)
+            return packed(blocks, here, ready.order_C)
+        loss_R = refit_rows(w_RC, blocks, here, damped_CC, self.refit_rounds)
         for _ in range(self.passes if isinstance(codec, LevelCodec) else 0):
-            others = round_again(w_RC, blocks, here, upper_CC)
-            other_R = refit_rows(w_RC, others, here, factored.damped_CC, self.refit_rounds)
+            others = round_again(w_RC, blocks, here, ready.upper_CC)
+            other_R = refit_rows(w_RC, others, here, damped_CC, self.refit_rounds)
             for block, other in zip(blocks, others, strict=True):
                 block.take(other, other_R < loss_R)
             loss_R = np.minimum(loss_R, other_R)
-        return packed(blocks, here, order_C)
+        return packed(blocks, here, ready.order_C)
 
     def _choose(
         self, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes, factored: Factored

@@ -15,7 +15,6 @@ Legend: R rows, C columns, E experts, S sequences, T tokens, H hidden width, N b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dither.errors import UsageError
-from dither.solvers.gptq import Gptq
+from dither.solvers.gptq import Gptq, available_cores
 from dither.solvers.verdict import SHARED
 from dither.types import Codec, Evidence, Floats, Solved
 
@@ -76,7 +75,7 @@ class Learned:
         which torch adds up, on the number of threads.
         """
         self.steps, self.batch, self.rate, self.seed = steps, batch, rate, seed
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or available_cores()
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
         """A matrix outside any block has no block's output to be trained against: gptq's answer."""

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import DitherError, UsageError
+from dither.solvers.cholesky import Each, lower_factor
 from dither.types import Codec, Evidence, Floats
 
 Doubles = npt.NDArray[np.float64]
@@ -83,13 +84,15 @@ def check_hessian(hessian_CC: Floats, columns: int) -> None:
         )
 
 
-def upper_factor(m: Doubles) -> Doubles:
-    """The upper triangular F with F Fᵀ = M; numpy's own factor is a lower one.  Raises LinAlgError."""
-    return np.ascontiguousarray(np.linalg.cholesky(m[::-1, ::-1])[::-1, ::-1])
+def upper_factor(m: Doubles, each: Each = map) -> Doubles:
+    """The upper triangular F with F Fᵀ = M; Cholesky's is a lower one.  Raises LinAlgError."""
+    return np.ascontiguousarray(lower_factor(m[::-1, ::-1], each)[::-1, ::-1])
 
 
-def factor(hessian_CC: Floats, damping: float) -> Factored:
+def factor(hessian_CC: Floats, damping: float, each: Each = map) -> Factored:
     """Damp and factor; damping grows tenfold as often as it takes, and says so in the result.
+
+    `each` is `map`, or a pool's: the bits are the same.
 
     Raises DitherError for a matrix that no damping makes definite.
     """
@@ -101,7 +104,7 @@ def factor(hessian_CC: Floats, damping: float) -> Factored:
     while damping <= MOST:
         np.fill_diagonal(damped_CC, diagonal_C + damping * scale)
         try:
-            upper_CC = upper_factor(damped_CC)
+            upper_CC = upper_factor(damped_CC, each)
         except np.linalg.LinAlgError:
             upper_CC = None
         if upper_CC is not None and np.diagonal(upper_CC).min() ** 2 >= PIVOT * scale:

@@ -24,12 +24,14 @@ from collections.abc import Callable
 import numpy as np
 
 from dither.errors import DitherError
+from dither.solvers.cholesky import Each
 from dither.solvers.linalg import Doubles, upper_factor
 from dither.types import Bytes, Floats
 
 DAMPING = 0.05  # over the mean of G's diagonal
 PORTIONS = 32  # of a diagonal block: 3 % of its pairs of rows do not hear of each other
 FEWEST, MOST = 16, 128  # rows of a portion
+COLUMNS = 512  # of one task
 
 SolveRows = Callable[[Floats], tuple[Bytes, Floats]]
 """Targets (P, C) → their bytes and what these decode to."""
@@ -51,26 +53,29 @@ def portion_rows(rows: int) -> int:
     return min(MOST, max(FEWEST, -(-rows // PORTIONS)))
 
 
-def solve_in_turn(w_RC: Floats, output_KOO: Floats, solve: SolveRows) -> Bytes:
-    """The bytes of all rows, each portion solved for what those before it left: uint8 (R, N)."""
+def solve_in_turn(w_RC: Floats, output_KOO: Floats, solve: SolveRows, each: Each = map) -> Bytes:
+    """The bytes of all rows, each portion solved for what those before it left: uint8 (R, N).
+
+    `each` is `map`, or a pool's: the bytes are the same.
+    """
     rows = output_KOO.shape[1]
     found = [
-        _solve_block(w_RC[k * rows : (k + 1) * rows], output_OO, solve)
+        _solve_block(w_RC[k * rows : (k + 1) * rows], output_OO, solve, each)
         for k, output_OO in enumerate(output_KOO)
     ]
     return np.concatenate(found)
 
 
-def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows) -> Bytes:
+def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows, each: Each) -> Bytes:
     order_O = np.argsort(-np.diagonal(output_OO), kind="stable")
-    upper_OO = damped_factor(output_OO[np.ix_(order_O, order_O)])
+    upper_OO = damped_factor(output_OO[np.ix_(order_O, order_O)], each)
     w_OC = w_OC[order_O]
     error_OC = np.zeros_like(w_OC)
     parts = []
     step = portion_rows(len(w_OC))
     for start in range(0, len(w_OC), step):
         at = slice(start, start + step)
-        past_PC = upper_OO[:start, at].T.astype(np.float32) @ error_OC[:start]
+        past_PC = _product(upper_OO[:start, at].T.astype(np.float32), error_OC[:start], each)
         moved_PC = np.linalg.solve(upper_OO[at, at].T, past_PC)
         raw_PN, value_PC = solve((w_OC[at] + moved_PC).astype(np.float32))
         error_OC[at] = w_OC[at] - value_PC
@@ -81,7 +86,15 @@ def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows) -> Bytes:
     return back_ON
 
 
-def damped_factor(output_OO: Floats) -> Doubles:
+def _product(a_PO: Floats, b_OC: Floats, each: Each) -> Floats:
+    """A B, some columns at a time."""
+    columns = range(0, b_OC.shape[1], COLUMNS)
+    return np.concatenate(
+        list(each(lambda at: a_PO @ b_OC[:, at], [slice(k, k + COLUMNS) for k in columns])), axis=1
+    )
+
+
+def damped_factor(output_OO: Floats, each: Each = map) -> Doubles:
     """F of G + λI.  G is a sum of squares, so that any λ > 0 makes it definite; zero throughout, G = I.
 
     Raises DitherError for a G that is none.
@@ -93,7 +106,7 @@ def damped_factor(output_OO: Floats) -> Doubles:
     plain_OO = (plain_OO + plain_OO.T) / 2
     plain_OO[np.diag_indices_from(plain_OO)] += DAMPING * scale
     try:
-        return upper_factor(plain_OO)
+        return upper_factor(plain_OO, each)
     except np.linalg.LinAlgError:
         raise DitherError(
             "output Hessian", "is not positive definite even when damped",

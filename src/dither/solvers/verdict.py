@@ -12,19 +12,18 @@ panel, K diagonal blocks of O rows each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from dither.solvers.cholesky import Each
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 SHARED = "scales are shared between rows: rounded to nearest"
 _ROWS = 256  # of a portion
 _PANEL = 256  # columns
-
-Each = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]  # `map`, or a pool's
 
 
 def objective(
