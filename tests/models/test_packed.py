@@ -126,6 +126,40 @@ def pack_micro(kind: str) -> Any:
     return pack
 
 
+def pack_mxfp6(module: str, w: np.ndarray) -> tuple[Parts, np.ndarray]:
+    """Written out: sign, two bits of exponent (bias 1), three of mantissa; the first code lowest."""
+    rng = np.random.default_rng(len(w))
+    codes = rng.integers(0, 64, w.shape)
+    exponent, mantissa = codes >> 3 & 3, codes & 7
+    magnitude = np.where(exponent == 0, mantissa / 8, 2.0 ** (exponent - 1) * (1 + mantissa / 8))
+    scale = rng.integers(115, 125, (len(w), w.shape[1] // 32), dtype=np.uint8)
+    values = np.where(codes < 32, 1, -1) * magnitude * np.repeat(2.0 ** (scale - 127.0), 32, axis=1)
+    bits = (codes[..., None] >> np.arange(6) & 1).astype(np.uint8).reshape(len(w), -1)
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    return {"weight_packed": packed, "weight_scale": scale}, values.astype(np.float32)
+
+
+def pack_mxfp8(module: str, w: np.ndarray) -> tuple[Parts, np.ndarray]:
+    codes = torch.tensor(w * 8).to(torch.float8_e4m3fn)
+    scale = np.random.default_rng(len(w)).integers(120, 126, (len(w), w.shape[1] // 32), dtype=np.uint8)
+    values = codes.float().numpy() * np.repeat(np.exp2(scale.astype(np.float32) - 127), 32, axis=1)
+    return {"weight": codes.view(torch.uint8).numpy(), "weight_scale": scale}, values
+
+
+def pack_modelopt(module: str, w: np.ndarray) -> tuple[Parts, np.ndarray]:
+    """NVFP4 with a scale of the tensor that multiplies, under plain names, and a scale of activations."""
+    parts, _ = pack_micro("NVFP4")(module, w)
+    twice = np.array(0.0123, np.float32)
+    renamed = {
+        "weight": parts["weight_packed"], "weight_scale": parts["weight_scale"], "weight_scale_2": twice,
+        "input_scale": np.array(0.5, np.float32),
+    }  # fmt: skip
+    scale = torch.from_numpy(parts["weight_scale"]).view(torch.float8_e4m3fn).float() * 0.0123
+    codes = np.stack([parts["weight_packed"] & 15, parts["weight_packed"] >> 4], axis=2).reshape(w.shape)
+    grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    return renamed, grid[codes] * np.repeat(scale.numpy(), 16, axis=1)
+
+
 def pack_bnb(quant_type: str, nested: bool) -> Any:
     def pack(module: str, w: np.ndarray) -> tuple[Parts, np.ndarray]:
         rng = np.random.default_rng(len(w))
@@ -221,6 +255,30 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, torch.dtype], str, str]] =
         compressed_config("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16),
         {"weight_scale": torch.float8_e4m3fn}, "NVFP4", "",
     ),
+    "mxfp6": (
+        pack_mxfp6, compressed_config("mxfp6-pack-quantized", num_bits=6, type="float", group_size=32), {},
+        "MXFP6", "",
+    ),
+    "mxfp8": (
+        pack_mxfp8, compressed_config("mxfp8-quantized", num_bits=8, type="float", group_size=32), F8,
+        "F8_E4M3", "",
+    ),
+    "modelopt": (
+        pack_modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+        {"weight_scale": torch.float8_e4m3fn}, "NVFP4", "",
+    ),
+    "modelopt, beside": (
+        pack_modelopt, {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}},
+        {"weight_scale": torch.float8_e4m3fn}, "NVFP4", "hf_quant_config.json",
+    ),
+    "modelopt, mixed": (
+        pack_mxfp8,
+        {
+            "quant_method": "modelopt", "quant_algo": "MIXED_PRECISION",
+            "quantized_layers": {"model.layers.0.mlp.up_proj": {"quant_algo": "MXFP8"}},
+        },
+        F8, "F8_E4M3", "",
+    ),
     "nf4": (pack_bnb("nf4", False), NF4, {}, "nf4-g64", ""),
     "nf4 twice": (pack_bnb("nf4", True), NF4, {}, "nf4-g64-dq", ""),
     "fp4": (pack_bnb("fp4", False), NF4, {}, "fp4-g64", ""),
@@ -255,7 +313,8 @@ def test_a_quantized_folder_opens_as_the_model_it_stands_for(dense: Path, tmp_pa
             assert tensor.stored == kind
     up = open_checkpoint(folder).tensors["model.layers.0.mlp.up_proj.weight"]
     if kind != "F8_E4M3":
-        assert up.nbytes == sum(size for name, size in sizes.items() if ".up_proj." in name)
+        parts = [name for name in sizes if ".up_proj." in name and not name.endswith("input_scale")]
+        assert up.nbytes == sum(sizes[name] for name in parts)
         assert any(kind in note for note in found.notes)
         inspected = dither.inspect(folder)
         assert inspected.types[kind]["tensors"] == 7
@@ -377,7 +436,10 @@ def test_what_is_a_ggml_grid_is_recoded_to_it(
 @pytest.fixture(scope="module")
 def folders(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("folders")
-    wanted = ("gptq", "awq", "pack-quantized asymmetric", "int-quantized", "nvfp4", "nf4 twice", "llm.int8")
+    wanted = (
+        "gptq", "awq", "pack-quantized asymmetric", "int-quantized", "nvfp4", "mxfp6", "modelopt",
+        "nf4 twice", "llm.int8",
+    )  # fmt: skip
     return {case: quantized_folder(dense, root / str(at), *CASES[case][:3]) for at, case in enumerate(wanted)}
 
 
@@ -436,6 +498,11 @@ LIES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("int-quantized", {"weight_zero_point": torch.zeros(5, dtype=torch.int8)}, {}, "zero points"),
     ("nvfp4", {"weight_global_scale": None}, {}, "lacks its one weight_global_scale"),
     ("nvfp4", {"weight_packed": torch.zeros(192, 31, dtype=torch.uint8)}, {}, "is no NVFP4"),
+    ("mxfp6", {"weight_scale": torch.zeros(192, 4, dtype=torch.uint8)}, {}, "is due"),
+    ("modelopt", {"weight_scale_2": torch.zeros(2)}, {}, r"a weight_scale_2 of F32 and shape \[2\]"),
+    ("modelopt", {"weight": torch.zeros(192, 31, dtype=torch.uint8)}, {}, "is no NVFP4"),
+    ("modelopt", {"weight_scale": torch.zeros(192, 4)}, {}, "is F32 of shape"),
+    ("modelopt", {"weight_scale": None}, {}, "lacks its part weight_scale"),
     ("nf4 twice", {"weight.absmax": None}, {}, "lacks its part weight.absmax"),
     ("nf4 twice", {"weight.absmax": torch.zeros(191, dtype=torch.uint8)}, {}, "192"),
     ("nf4 twice", {"weight.nested_absmax": torch.zeros(2)}, {}, "is due"),
@@ -481,12 +548,31 @@ ODD = st.sampled_from(
 KEYS = st.sampled_from(
     ["bits", "w_bit", "group_size", "sym", "dynamic", "checkpoint_format", "version", "format",
      "config_groups", "sparsity_config", "extra_config", "quant_method", "packing_format", "data_type",
-     "transform_config"]
+     "transform_config", "quant_algo", "quantized_layers"]
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("config", "parts", "message"),
+    [
+        ({"quant_algo": "W4A16_AWQ"}, {}, "as w4a16_awq, which is not read"),
+        ({"quant_algo": None}, {}, "as nothing that is named"),
+        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {UP: {"quant_algo": "INT4"}}}, {}, "as int4"),
+        ({}, {"pre_quant_scale": torch.ones(64)}, "scale their inputs"),
+    ],
+)
+def test_what_modelopt_rewrote_otherwise_is_refused(
+    folders: dict[str, Path], tmp_path: Path, config: dict[str, Any], parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        open_checkpoint(changed(folders["modelopt"], tmp_path / "other", parts, **config))
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["gptq", "awq", "pack-quantized asymmetric", "nf4 twice"]), st.dictionaries(KEYS, ODD))
+@given(
+    st.sampled_from(["gptq", "awq", "pack-quantized asymmetric", "modelopt", "nf4 twice"]),
+    st.dictionaries(KEYS, ODD),
+)
 def test_any_settings_are_read_or_refused(
     folders: dict[str, Path], tmp_path: Path, case: str, config: dict[str, Any]
 ) -> None:

@@ -73,7 +73,7 @@ def test_what_bitsandbytes_saves(dense: Path, tmp_path: Path, options: dict[str,
     "case",
     [
         "pack-quantized", "pack-quantized asymmetric", "pack-quantized 8 bits", "int-quantized",
-        "float-quantized", "mxfp4", "nvfp4",
+        "float-quantized", "mxfp4", "nvfp4", "mxfp6", "mxfp8",
     ],
 )  # fmt: skip
 def test_what_compressed_tensors_loads(dense: Path, tmp_path: Path, case: str) -> None:

@@ -1,11 +1,12 @@
 """FP8 checkpoints: which scale belongs to which weight, and how it is spread over rows and columns.
 
-A stored 8-bit weight times its scale is the weight.  Four arrangements occur, told apart by shape:
+A stored 8-bit weight times its scale is the weight.  Five arrangements occur, told apart by shape:
 
     one number                         per tensor                 (static FP8, ModelOpt)
     [experts]                          per expert of a stack
     [out, 1] or [out]                  per output channel         (FBGEMM, compressed-tensors)
     [⌈out / 128⌉, ⌈in / 128⌉]          per block                  (DeepSeek-V3, Qwen3-FP8: `weight_scale_inv`)
+    [out, in / 32]                     per group, an exponent     (MXFP8, OCP Microscaling Formats 1.0)
 
 `weight_scale_inv` is multiplied as well: its name speaks of the quantizer's point of view
 (DeepSeek-V3 technical report, section 3.3, and its `weight_dequant` kernel).
@@ -31,6 +32,8 @@ WEIGHT_SCALES = ("_scale_inv", "_scale")  # appended to a weight's name
 ACTIVATION_SCALES = (
     "input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale",
 )  # fmt: skip
+METHODS = ("fp8", "fbgemm_fp8")  # that store FP8 weights with their scales and nothing else
+MICRO = (1, 32)  # a block of MXFP8
 _WAY_OUT = "Take the model it was made from, in bf16."
 
 
@@ -72,11 +75,12 @@ def fit_scale(
     scale_shape: tuple[int, ...],
     read_flat: Callable[[int, int], Floats],
     block: tuple[int, int],
+    exponents: bool = False,
 ) -> Scale:
     """How a scale of one shape covers a weight of another.
 
-    `block` is rows × columns of a block, from the checkpoint's config.  Raises FormatError where the
-    two shapes do not belong together.
+    `block` is rows × columns of a block, from the checkpoint's config; `exponents`: the scales are powers of
+    two and nothing else.  Raises FormatError where the two shapes do not belong together.
     """
     columns = shape[-1] if shape else 1
     if prod(scale_shape) == 1:
@@ -88,19 +92,14 @@ def fit_scale(
         return Scale(read_flat, 1, out, out, 1, columns)
     if scale_shape == (*experts, *grid):
         return Scale(read_flat, grid[1], grid[0], out, *block)
+    if exponents and columns % MICRO[1] == 0 and scale_shape == (*experts, out, columns // MICRO[1]):
+        return Scale(read_flat, columns // MICRO[1], out, out, *MICRO)
     if experts and scale_shape in (experts, (*experts, 1), (*experts, 1, 1)):
         return Scale(read_flat, 1, 1, out, out, columns)
     reason = f"is FP8 of shape {list(shape)}, but its scale has shape {list(scale_shape)}"
     raise FormatError(
         f"tensor {shown(name)}", f"{reason} (blocks of {block[0]} × {block[1]})", _WAY_OUT
     )  # fmt: skip
-
-
-def is_fp8(method: str, config: Mapping[str, Any]) -> bool:
-    """Whether a method that has no reader of its own stores FP8 weights with their scales."""
-    if method == "modelopt":
-        return str(config.get("quant_algo", "")).upper() == "FP8"
-    return method in ("fp8", "fbgemm_fp8")
 
 
 def block_of(config: Mapping[str, Any], thing: str) -> tuple[int, int]:

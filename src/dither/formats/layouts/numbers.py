@@ -44,6 +44,13 @@ def e2m1() -> Floats:
     return np.concatenate([magnitudes, -magnitudes])
 
 
+def e2m3() -> Floats:
+    """All 64: a sign above an index into 32 magnitudes, the first eight of which are subnormal."""
+    eighths = np.arange(8, dtype=np.float32) / 8
+    magnitudes = np.concatenate([eighths, 1 + eighths, 2 * (1 + eighths), 4 * (1 + eighths)])
+    return np.concatenate([magnitudes, -magnitudes])
+
+
 def widen(stored: npt.NDArray[Any]) -> Floats:
     """Stored scales as float32: float16 and float32 as they are, uint16 as bfloat16's bits."""
     if stored.dtype == np.uint16:

@@ -1,8 +1,8 @@
 """Codes and what they stand for: five records that every layout packs or unpacks.
 
 A weight is a scale times a small number, and the records differ in how that number follows from the code:
-below a zero point (Affine), looked up in a table (Table4), a float of eight (Float8) or four bits (Micro),
-or the code itself (Int8).
+below a zero point (Affine), looked up in a table (Table4), a float of eight bits (Float8), of six or four
+(Micro), or the code itself (Int8).
 
 Legend: O out features (rows), I in features (columns), G groups of columns that share a scale.
 """
@@ -105,20 +105,24 @@ class Float8:
 
 @dataclass(frozen=True)
 class Micro:
-    """ŵ[o, i] = scale[o, g(i)] / global_scale · e2m1(code[o, i])."""
+    """ŵ[o, i] = scale[o, g(i)] / global_scale · e2m1(code[o, i]), or e2m3 where codes have six bits."""
 
-    codes_OI: npt.NDArray[np.uint8]  # sign << 3 | index of the magnitude
-    scale_OG: Bytes  # the bits of an E8M0, or of an E4M3 where `global_scale` is given
+    codes_OI: npt.NDArray[np.uint8]  # a sign above the index of the magnitude
+    scale_OG: Bytes  # the bits of an E8M0, or of an E4M3 where there is a scale of the tensor
     global_scale: float | None = None
+    multiplier: float | None = None  # the same, as those store it who multiply by it
+    bits: int = 4
 
     def scales(self) -> Floats:
         """What the scales' bits stand for, the tensor's own scale included."""
+        if self.multiplier is not None:
+            return _e4m3()[self.scale_OG] * np.float32(self.multiplier)
         if self.global_scale is None:
             return _e8m0()[self.scale_OG]
         return _e4m3()[self.scale_OG] / np.float32(self.global_scale)
 
     def values(self) -> Floats:
-        w_OI = _e2m1()[self.codes_OI]
+        w_OI = (_e2m1() if self.bits == 4 else _e2m3())[self.codes_OI]
         _grouped(w_OI, self.scale_OG)[...] *= self.scales()[..., None]
         return w_OI
 
@@ -170,3 +174,8 @@ def _e8m0() -> Floats:
 @cache
 def _e2m1() -> Floats:
     return numbers.e2m1()
+
+
+@cache
+def _e2m3() -> Floats:
+    return numbers.e2m3()

@@ -26,7 +26,8 @@ _BLOCK = 32
 def recode(weight: Affine | Micro, kind: str) -> Bytes | None:
     """Whole rows as ggml's blocks of `kind`, uint8 (O, N); None where a weight would not be the same."""
     if isinstance(weight, Micro):
-        return _mxfp4(weight) if kind == "MXFP4" and weight.global_scale is None else None
+        plain = weight.bits == 4 and weight.global_scale is None and weight.multiplier is None
+        return _mxfp4(weight) if kind == "MXFP4" and plain else None
     columns = weight.codes_OI.shape[1]
     groups = weight.scale_OG.shape[1]
     whole = weight.group_of_I is None and columns % (groups * _BLOCK) == 0

@@ -2,7 +2,7 @@
 
 `model.layers.0.mlp.up_proj.qweight`, `.qzeros`, `.scales` and `.g_idx` become one tensor
 `model.layers.0.mlp.up_proj.weight` that reads as float32 like any other; the parts are not shown.  One file
-per method: `gptq` (AutoRound's too), `awq`, `compressed`, `bitsandbytes`, `gpt_oss`, `float8`.
+per method: `gptq` (AutoRound's too), `awq`, `compressed`, `bitsandbytes`, `gpt_oss`, `modelopt`, `float8`.
 
 config.json says how a model was quantized, the tensors' names and shapes show it; where they contradict each
 other a FormatError names the tensor.  Methods that nothing here reads are refused by name, because their
@@ -17,7 +17,7 @@ from typing import TypeAlias
 from dither.errors import FormatError, UnsupportedError
 from dither.formats.mapped import shown
 from dither.models import fp8
-from dither.models.packed import awq, bitsandbytes, compressed, float8, gpt_oss, gptq
+from dither.models.packed import awq, bitsandbytes, compressed, float8, gpt_oss, gptq, modelopt
 from dither.models.packed.matrix import Joined
 from dither.models.packed.settings import WAY_OUT, Quantization
 from dither.models.stored import PlainTensor, StoredTensor
@@ -32,7 +32,9 @@ _METHODS: dict[str, Join] = {
     "compressed-tensors": compressed.join,
     "bitsandbytes": bitsandbytes.join,
     "mxfp4": gpt_oss.join,
+    "modelopt": modelopt.join,
 }
+_WITH_FLOATS = (compressed.METHOD, modelopt.METHOD)  # whose own readers leave floats of eight bits
 _AT_RUN_TIME = (*fp8.ACTIVATION_SCALES, "input_zero_point", "output_zero_point", "input_global_scale")
 
 
@@ -47,13 +49,14 @@ def join(
     if found is None:
         return float8.join(stored, None)
     read = _METHODS.get(found.method)
-    if read is None and not fp8.is_fp8(found.method, found.config):
+    if read is None and found.method not in fp8.METHODS:
         known = ", ".join(name for name in _METHODS if "/" not in name)
         reason = f"is already quantized ({shown(found.method)}); FP8, {known} can be read, this cannot"
         raise UnsupportedError(found.thing, reason, WAY_OUT)
     joined = read(stored, found) if read else []
     rest = _without_parts(stored, joined)
-    block = fp8.block_of(found.config, found.thing) if not read or found.method == compressed.METHOD else None
+    floats = not read or found.method in _WITH_FLOATS
+    block = fp8.block_of(found.config, found.thing) if floats else None
     tensors, notes = float8.join(rest, block)
     for weight in joined:
         if weight.tensor.name in tensors:

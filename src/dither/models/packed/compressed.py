@@ -3,7 +3,7 @@
 A group has `targets`, names of layers, patterns after "re:", or classes ("Linear"), the more specific
 counting first, and `weights`, the arguments that its layers were quantized with.  What `ignore` names was
 left alone and is stored as it is, so nothing needs to be ignored here: a layer that is stored in parts was
-quantized.  Floats of eight bits are left to `float8`.
+quantized.  Floats of eight bits, MXFP8's too, are left to `float8`.
 
 Source: vllm-project/compressed-tensors, `quantization/quant_config.py` and `utils/match.py`.
 
@@ -25,7 +25,7 @@ from dither.models.stored import PlainTensor
 METHOD = "compressed-tensors"
 FORMATS = (
     "", "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision",
-    "mxfp4-pack-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized", "nvfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized",
 )  # fmt: skip
 _PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 _INTEGERS = ("weight", "weight_scale", "weight_zero_point")
@@ -185,8 +185,9 @@ def _integers(module: Module) -> Joined:
 def _micro(module: Module) -> Joined:
     rows, half = module.part("weight_packed", ["U8"], 2).shape
     scale = module.part("weight_scale", ["U8", "F8_E8M0", "F8_E4M3"], 2)
-    kind = "NVFP4" if scale.dtype == "F8_E4M3" else "MXFP4"
-    columns = 2 * half
+    kind, columns = "NVFP4" if scale.dtype == "F8_E4M3" else "MXFP4", 2 * half
+    if kind == "MXFP4" and 4 * half == 3 * micro.GROUPS["MXFP6"] * scale.shape[1]:
+        kind, columns = "MXFP6", 4 * half // 3
     if not rows or not half or columns % micro.GROUPS[kind]:
         raise module.wrong(f"has shape {[rows, columns]}, which is no {kind}")
     module.expect("weight_scale", (rows, columns // micro.GROUPS[kind]))
@@ -197,6 +198,7 @@ def _micro(module: Module) -> Joined:
             raise module.wrong("is NVFP4, but lacks its one weight_global_scale")
 
     def unpack(start: int, stop: int) -> Micro:
-        return micro.unpack(module.arrays(suffixes), start, stop)
+        read = micro.unpack_six if kind == "MXFP6" else micro.unpack
+        return read(module.arrays(suffixes), start, stop)
 
     return module.joined((rows, columns), kind, unpack)

@@ -51,5 +51,6 @@ def _scaled(weight: PlainTensor, scale: PlainTensor, block: tuple[int, int]) -> 
         raise UnsupportedError(f"tensor {shown(scale.name)}", reason, "Take a bf16 checkpoint.")
     if scale.dtype == "U8":  # exponents without a type of their own, as MXFP8 is often saved
         scale = replace(scale, dtype="F8_E8M0")
-    fitted = fp8.fit_scale(weight.name, weight.shape, scale.shape, scale.read_flat, block)
+    exponents = scale.dtype == "F8_E8M0"
+    fitted = fp8.fit_scale(weight.name, weight.shape, scale.shape, scale.read_flat, block, exponents)
     return replace(weight, _scale=fitted)

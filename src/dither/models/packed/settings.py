@@ -1,9 +1,10 @@
 """What config.json says of a checkpoint's quantization, read with suspicion.
 
 transformers keeps it as `quantization_config`; before it did, AutoGPTQ wrote quantize_config.json and
-AutoAWQ quant_config.json beside.  Patterns in it are regular expressions of strangers: one such as (a+)+b
-takes longer than anybody waits, so nested repeats are refused, and the number of choices and the length of
-names are bounded.
+AutoAWQ quant_config.json beside; ModelOpt writes hf_quant_config.json.
+
+Patterns in it are regular expressions of strangers: one such as (a+)+b takes longer than anybody waits, so
+nested repeats are refused, and the number of choices and the length of names are bounded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MAX_NAME = 200  # of a module that patterns are held against
 MAX_REPEATS = 5  # unbounded ones in a pattern
 MAX_CHOICES = 8  # optional things and groups of alternatives
 _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_MODELOPT = "hf_quant_config.json"
 _ESCAPED_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
@@ -63,6 +65,10 @@ def read_quantization(
             stated = str(beside.get("quant_method") or beside.get("method") or method).lower()
             if stated in _BESIDE.values():  # another's file may lie beside weights that it is not about
                 return Quantization(stated, beside, thing.removesuffix("config.json") + name)
+    beside = read_json(_MODELOPT)
+    inner = beside.get("quantization") if beside is not None else None
+    if isinstance(inner, dict) and inner.get("quant_algo"):
+        return Quantization("modelopt", inner, thing.removesuffix("config.json") + _MODELOPT)
     return None
 
 
