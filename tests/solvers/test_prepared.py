@@ -11,7 +11,7 @@ import pytest
 
 from dither.codecs import codec
 from dither.solvers import prepared
-from dither.solvers.cholesky import PANEL, lower_factor
+from dither.solvers.cholesky import PANEL, upper_factor
 from dither.solvers.gptq import Gptq
 from dither.types import Evidence
 
@@ -24,16 +24,16 @@ def hessian(columns: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("columns", [1, 5, PANEL, PANEL + 1, 3 * PANEL - 7])
 def test_equals_lapack(columns: int) -> None:
     m_CC = hessian(columns).astype(np.float64)
-    expected = np.linalg.cholesky(m_CC)
-    m_CC[np.triu_indices(columns, 1)] = np.nan  # is not read
-    np.testing.assert_allclose(lower_factor(m_CC), expected, rtol=1e-10, atol=1e-12)
+    expected = np.linalg.cholesky(m_CC[::-1, ::-1])[::-1, ::-1]
+    m_CC[np.tril_indices(columns, -1)] = np.nan  # is not read
+    np.testing.assert_allclose(upper_factor(m_CC), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_has_the_same_bits_on_any_number_of_threads() -> None:
     m_CC = hessian(700).astype(np.float64)
-    alone = lower_factor(m_CC)
+    alone = upper_factor(m_CC)
     with ThreadPoolExecutor(5) as pool:
-        np.testing.assert_array_equal(lower_factor(m_CC, pool.map), alone)
+        np.testing.assert_array_equal(upper_factor(m_CC, pool.map), alone)
 
 
 @pytest.mark.parametrize("wrong", [0, PANEL + 5])
@@ -41,7 +41,7 @@ def test_refuses_what_is_not_definite(wrong: int) -> None:
     m_CC = hessian(2 * PANEL).astype(np.float64)
     m_CC[wrong, wrong] = -1
     with pytest.raises(np.linalg.LinAlgError):
-        lower_factor(m_CC)
+        upper_factor(m_CC)
 
 
 class Counted:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import KINDS, LevelCodec, Levels, Scales
-from dither.solvers.linalg import Doubles
+from dither.solvers.cholesky import Doubles
 from dither.solvers.places import Metric, Place
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
@@ -54,7 +54,7 @@ def rounded(codec: Codec, place: Place, x_RB: Floats, importance_B: Floats) -> R
     leveled: Any = codec
     if not _has_levels(leveled):
         return AnyBlock(codec, place, x_RB, importance_B)
-    grid = leveled.fit(np.ascontiguousarray(x_RB[:, place.back_B]), importance_B)
+    grid = leveled.fit(x_RB.take(place.back_B, axis=1), importance_B)
     return LevelBlock(leveled, place, x_RB, leveled.to_scales(grid))
 
 
@@ -124,7 +124,7 @@ class LevelBlock:
         self._descend(gradient_RB)
 
     def pack(self) -> Bytes:
-        codes_RB: Codes = self.levels.codes_K[self.level_RB[:, self.place.back_B]]
+        codes_RB: Codes = self.levels.codes_K[self.level_RB.take(self.place.back_B, axis=1)]
         raw_RN: Bytes = self.codec.pack(codes_RB, self.codec.from_scales(self.scales))
         return raw_RN
 
@@ -253,7 +253,7 @@ class AnyBlock:
             stored = slice(first, first + step)
             codes.append(self.codec.snap(np.ascontiguousarray(t_RK, np.float32), grid, stored))
             value_RB[:, at] = self.codec.value(codes[-1], grid, stored)
-        codes_RB = np.concatenate(codes, axis=1)[:, place.back_B]
+        codes_RB = np.concatenate(codes, axis=1).take(place.back_B, axis=1)
         return value_RB, np.array(self.codec.pack(codes_RB, grid))
 
     def _round_whole(
@@ -282,12 +282,12 @@ class AnyBlock:
 
     def _encode(self, x_RB: Floats, importance_B: Floats) -> tuple[Floats, Bytes]:
         grid, whole = self._fit(x_RB, importance_B), slice(0, self.codec.block)
-        codes = self.codec.snap(np.ascontiguousarray(x_RB[:, self.place.back_B]), grid, whole)
-        value_RB = self.codec.value(codes, grid, whole)[:, self.place.order_B]
+        codes = self.codec.snap(x_RB.take(self.place.back_B, axis=1), grid, whole)
+        value_RB = self.codec.value(codes, grid, whole).take(self.place.order_B, axis=1)
         return value_RB, np.array(self.codec.pack(codes, grid))
 
     def _fit(self, x_RB: Floats, importance_B: Floats) -> Grid:
-        return self.codec.fit(np.ascontiguousarray(x_RB[:, self.place.back_B]), importance_B)
+        return self.codec.fit(x_RB.take(self.place.back_B, axis=1), importance_B)
 
 
 def cost(r_RB: Floats, upper_BB: Doubles) -> Doubles:

@@ -1,9 +1,9 @@
-"""Cholesky's factor by panels, on all cores, with the same bits on any number of them.
+"""M = F Fᵀ with F upper triangular, by panels, on all cores, with the same bits on any number of them.
 
-LAPACK's own goes through threads as its library likes, and its bits with them.  Here a panel of columns is
-taken at a time: what the columns before it explain is subtracted, part by part of its rows, which are of
-fixed size and know nothing of each other; a small factor on the diagonal follows, and its inverse brings the
-rows below into place.  All but that small factor is matrix products.
+LAPACK's factor is a lower one, and goes through threads as its library likes, its bits with them.  Here a
+panel of columns is taken at a time, the last first: what the columns behind it explain is subtracted, part by
+part of its rows, which are of fixed size and know nothing of each other; a small factor on the diagonal
+follows, and its inverse brings the rows above into place.  All but that small factor is matrix products.
 
 Legend: C columns.
 """
@@ -23,39 +23,50 @@ PANEL = 256  # columns: enough that products are long, few enough that the diago
 PART = 256  # rows
 
 
-def lower_factor(m_CC: Doubles, each: Each = map) -> Doubles:
-    """The lower triangular L with L Lᵀ = M, of which what stands on and below the diagonal is read.
+def upper_factor(
+    m_CC: npt.NDArray[Any], each: Each = map, diagonal_C: npt.NDArray[Any] | None = None
+) -> Doubles:
+    """F, for which what stands on and above M's diagonal is read.  `each` is `map`, or a pool's.
 
-    Raises numpy's LinAlgError where M is not positive definite.
+    `diagonal_C`: in place of M's own.  Raises numpy's LinAlgError where M is not positive definite.
     """
-    lower_CC = np.tril(m_CC)
-    columns = len(lower_CC)
-    for start in range(0, columns, PANEL):
-        stop = min(start + PANEL, columns)
-        _subtract_past(lower_CC, start, stop, each)
-        diagonal = np.linalg.cholesky(lower_CC[start:stop, start:stop])
-        lower_CC[start:stop, start:stop] = diagonal
-        if stop < columns:
-            _divide(lower_CC, start, stop, np.linalg.inv(diagonal).T, each)
-    return lower_CC
+    upper_CC = np.array(m_CC, np.float64, order="C")
+    if diagonal_C is not None:
+        np.fill_diagonal(upper_CC, diagonal_C)
+    for stop in range(len(upper_CC), 0, -PANEL):
+        start = max(stop - PANEL, 0)
+        _subtract_explained(upper_CC, start, stop, each)
+        diagonal = _small_factor(upper_CC[start:stop, start:stop])
+        upper_CC[start:stop, start:stop] = diagonal
+        upper_CC[stop:, start:stop] = 0
+        _divide(upper_CC, start, stop, diagonal, each)
+    return upper_CC
 
 
-def _subtract_past(lower_CC: Doubles, start: int, stop: int, each: Each) -> None:
-    past_CK = lower_CC[:, :start]
+def _subtract_explained(upper_CC: Doubles, start: int, stop: int, each: Each) -> None:
+    def part(at: slice) -> None:
+        upper_CC[at, start:stop] -= upper_CC[at, stop:] @ upper_CC[start:stop, stop:].T
+
+    if stop < len(upper_CC):
+        list(each(part, _parts(stop)))
+
+
+def _small_factor(m: Doubles) -> Doubles:
+    """Turned around, LAPACK's lower factor is an upper one."""
+    lower: Doubles = np.linalg.cholesky(m[::-1, ::-1]).astype(np.float64, copy=False)
+    return lower[::-1, ::-1]
+
+
+def _divide(upper_CC: Doubles, start: int, stop: int, diagonal: Doubles, each: Each) -> None:
+    if not start:
+        return
+    inverse = np.linalg.inv(diagonal).T
 
     def part(at: slice) -> None:
-        lower_CC[at, start:stop] -= past_CK[at] @ past_CK[start:stop].T
+        upper_CC[at, start:stop] = upper_CC[at, start:stop] @ inverse
 
-    if start:
-        list(each(part, _parts(start, len(lower_CC))))
-
-
-def _divide(lower_CC: Doubles, start: int, stop: int, inverse: Doubles, each: Each) -> None:
-    def part(at: slice) -> None:
-        lower_CC[at, start:stop] = lower_CC[at, start:stop] @ inverse
-
-    list(each(part, _parts(stop, len(lower_CC))))
+    list(each(part, _parts(start)))
 
 
-def _parts(start: int, stop: int) -> list[slice]:
-    return [slice(at, min(at + PART, stop)) for at in range(start, stop, PART)]
+def _parts(stop: int) -> list[slice]:
+    return [slice(at, min(at + PART, stop)) for at in range(0, stop, PART)]

@@ -113,7 +113,8 @@ class Gptq:
             return solve_in_turn(w_RC, output_KOO, portion, pool.map), ready.factored
 
     def _rows(self, w_RC: Floats, codec: Codec, ready: Prepared) -> Bytes:
-        w_RC, here, damped_CC = w_RC[:, ready.order_C], ready.places, ready.factored.damped_CC
+        here, damped_CC = ready.places, ready.factored.damped_CC
+        w_RC = w_RC.take(ready.order_C, axis=1)  # indexing would lay columns out in memory, not rows
         blocks = round_rows(w_RC, codec, here, ready.upper_CC, self.fits, self.scale_rounds)
         if self.refit_rounds == 0:
             return packed(blocks, here, ready.order_C)

@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import DitherError, UsageError
-from dither.solvers.cholesky import Each, lower_factor
+from dither.solvers.cholesky import Doubles, Each, upper_factor
 from dither.types import Codec, Evidence, Floats
 
-Doubles = npt.NDArray[np.float64]
 Order = npt.NDArray[np.intp]
 
 STEP = 10.0  # damping grows by this factor until the factorization holds
@@ -84,11 +83,6 @@ def check_hessian(hessian_CC: Floats, columns: int) -> None:
         )
 
 
-def upper_factor(m: Doubles, each: Each = map) -> Doubles:
-    """The upper triangular F with F Fᵀ = M; Cholesky's is a lower one.  Raises LinAlgError."""
-    return np.ascontiguousarray(lower_factor(m[::-1, ::-1], each)[::-1, ::-1])
-
-
 def factor(hessian_CC: Floats, damping: float, each: Each = map) -> Factored:
     """Damp and factor; damping grows tenfold as often as it takes, and says so in the result.
 
@@ -98,17 +92,17 @@ def factor(hessian_CC: Floats, damping: float, each: Each = map) -> Factored:
     """
     diagonal_C = np.diagonal(hessian_CC).astype(np.float64)
     scale = float(diagonal_C.mean()) or 1.0
-    damped_CC = hessian_CC.astype(np.float64)
-    damped_CC += damped_CC.T.copy()
+    damped_CC = np.add(hessian_CC, hessian_CC.T, dtype=np.float32)
     damped_CC *= 0.5
     while damping <= MOST:
-        np.fill_diagonal(damped_CC, diagonal_C + damping * scale)
+        raised_C = diagonal_C + damping * scale
+        np.fill_diagonal(damped_CC, raised_C)
         try:
-            upper_CC = upper_factor(damped_CC, each)
+            upper_CC = upper_factor(damped_CC, each, raised_C)
         except np.linalg.LinAlgError:
             upper_CC = None
         if upper_CC is not None and np.diagonal(upper_CC).min() ** 2 >= PIVOT * scale:
-            return Factored(damped_CC.astype(np.float32), upper_CC, damping)
+            return Factored(damped_CC, upper_CC, damping)
         damping = max(STEP * damping, FIRST)
     raise DitherError(
         "Hessian", f"is not positive definite even when damped by {MOST:g} times its mean diagonal",

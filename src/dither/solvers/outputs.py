@@ -24,8 +24,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dither.errors import DitherError
-from dither.solvers.cholesky import Each
-from dither.solvers.linalg import Doubles, upper_factor
+from dither.solvers.cholesky import Doubles, Each, upper_factor
 from dither.types import Bytes, Floats
 
 DAMPING = 0.05  # over the mean of G's diagonal

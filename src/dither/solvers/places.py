@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dither.solvers.linalg import Doubles, Factored, Order, upper_factor
+from dither.solvers.cholesky import Doubles, upper_factor
+from dither.solvers.linalg import Factored, Order
 from dither.types import Floats
 
 PANEL = 128

@@ -74,7 +74,7 @@ class Preparations:
         order_C = np.arange(len(hessian_CC), dtype=np.intp)
         if self.act_order:
             order_C = column_order(hessian_CC, codec.block, within=codec.snap_columns == 1)
-        factored = factor(hessian_CC[np.ix_(order_C, order_C)], self.damping, each)
+        factored = factor(hessian_CC.take(order_C, axis=0).take(order_C, axis=1), self.damping, each)
         return order_C, factored, factored.upper_CC.astype(np.float32)
 
     def _of(self, hessian_CC: Floats, codec: Codec) -> _Known:
