@@ -306,3 +306,15 @@ def test_never_worse_than_nearest_on_what_judges(data: st.DataObject) -> None:
     judges_HC = x_TC[tokens:] if held else x_TC[:tokens]
     found, nearest = (np.square(e @ judges_HC.T.astype(np.float64)).sum() for e in (error_RC, nearest_RC))
     assert found <= nearest * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q8_0", "int4-g128"])
+def test_what_a_type_holds_exactly_is_not_solved(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    c, known = codec(name), evidence(inputs())
+    held_RC = c.decode(c.encode(weights(rows=300)))
+    found = Gptq()(held_RC, c, known)
+    assert found.solver == "nearest" and "holds these weights as they are" in found.notes[0]
+    np.testing.assert_array_equal(decoded(name, found), held_RC)
+    assert found.record == {"objective": 0, "nearest_objective": 0}
+    held_RC[299, 5] += 1e-4  # one weight off the grid, in the last row
+    assert not any("as they are" in note for note in Gptq(**PLAIN)(held_RC, c, known).notes)

@@ -39,7 +39,7 @@ from dither.solvers.outputs import check_output, solve_in_turn
 from dither.solvers.places import Place
 from dither.solvers.prepared import Preparations, Prepared
 from dither.solvers.refit import refit_rows
-from dither.solvers.verdict import SHARED, kept
+from dither.solvers.verdict import EXACT, SHARED, exact, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
@@ -87,6 +87,9 @@ class Gptq:
         if evidence.output_KOO is not None:
             check_output(evidence.output_KOO, len(w_RC))
         w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
+        same_RN = exact(w_RC, codec, evidence.mean_square_C)
+        if same_RN is not None:
+            return Solved(same_RN, "nearest", {"objective": 0.0, "nearest_objective": 0.0}, (EXACT,))
         with threadpool_limits(1, user_api="blas"):
             raw_RN, factored = self._solve(w_RC, codec, hessian_CC, evidence.output_KOO)
             return self._choose(w_RC, codec, evidence, raw_RN, factored)

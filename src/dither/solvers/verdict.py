@@ -21,7 +21,9 @@ import numpy as np
 from dither.solvers.cholesky import Each
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
+EXACT = "the type holds these weights as they are: nothing to solve"
 SHARED = "scales are shared between rows: rounded to nearest"
+_FIRST = 16  # rows that tell whether the others may be exact too
 _ROWS = 256  # of a portion
 _PANEL = 256  # columns
 
@@ -76,6 +78,18 @@ def kept(
         worse = f"{what} was no better than nearest rounding on {where}: nearest kept"
         return Solved(nearest_RN, "nearest", found, (*notes, worse))
     return Solved(raw_RN, solver, found, notes)
+
+
+def exact(w_RC: Floats, codec: Codec, importance_C: Floats) -> Bytes | None:
+    """The bytes of nearest rounding where it changes no weight, as of a source that is quantized already."""
+    found = []
+    starts = [0, *range(_FIRST, len(w_RC), _ROWS)]
+    for start, stop in zip(starts, [*starts[1:], len(w_RC)], strict=True):
+        raw_RN = codec.encode(w_RC[start:stop], importance_C)
+        if not np.array_equal(codec.decode(raw_RN), w_RC[start:stop]):
+            return None
+        found.append(raw_RN)
+    return np.concatenate(found)
 
 
 def _portions(rows: int, step: int = _ROWS) -> list[slice]:
