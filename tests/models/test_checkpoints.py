@@ -227,7 +227,7 @@ def test_scales_that_do_not_fit_are_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
         {"quant_method": "hqq"},
         {"quant_method": "aqlm"},
         {"quant_method": "gptq", "checkpoint_format": "marlin"},
