@@ -9,6 +9,7 @@ from typing import Any
 
 from render import ROOT, load, table
 
+RANKED = ("budget_rank", "budget_rank_gptq")
 PAGE = ROOT / "docs" / "quality.md"
 MODELS = {
     "demo": "The bundled model",
@@ -71,11 +72,11 @@ lies between the two is the plan's doing.
 `{command}`
 
 {rows}
-
-`{rank_command}`
 {ranks}"""
 
 RANK = """
+`{command}`
+
 Of {count} random allocations (by `{solver}`) between {least:.1f} and {most:.1f} bits per weight the predicted and the measured divergence on
 {text} rank alike: Spearman's ρ = {rho:.3f} (the target was 0.95).
 """
@@ -89,6 +90,16 @@ diagonal importance could use: that flatters error feedback. Neither is a judge;
 multiple of 256, so its K-presets are mixes of legacy and IQ4_NL types. Calibrated on a quarter of the judge's text and
 measured on an eighth, to spare hours: intervals are wide, and what feedback learns from so little book text carries over to an
 encyclopedia less.
+
+`{command}`
+
+{rows}
+"""
+
+
+SMOL_BUDGET = """
+Planned, with gradients, in the bytes of the same presets. As it is, the plan finds that most matrices lie on Q4_1's grid and
+takes that type, which gives them back exactly, for as many as the budget has room for: the source's doing more than the plan's.
 
 `{command}`
 
@@ -123,15 +134,17 @@ def budget() -> str:
         document = load("budget")
     except FileNotFoundError:
         return ""
-    rows, ranked = document["rows"], load("budget_rank")
+    rows = document["rows"]
+    ranked = [(load(name), row) for name in RANKED for row in load(name)["rows"]]
     return BUDGET.format(
         command=document["command"], rows=results(rows, len({row["model"] for row in rows}) > 1),
-        rank_command=ranked["command"], ranks="".join(map(rank, ranked["rows"])),
+        ranks="".join(rank(row, found["command"]) for found, row in ranked),
     )  # fmt: skip
 
 
-def rank(row: dict[str, Any]) -> str:
+def rank(row: dict[str, Any], command: str) -> str:
     return RANK.format(
+        command=command,
         count=len(row["bpw"]),
         solver=row["solver"],
         least=min(row["bpw"]),
@@ -146,7 +159,10 @@ def smol() -> str:
         document = load("quality_smol")
     except FileNotFoundError:
         return ""
-    return SMOL.format(command=document["command"], rows=results(document["rows"], with_model=True))
+    planned = load("budget_smol")
+    return SMOL.format(
+        command=document["command"], rows=results(document["rows"], with_model=True)
+    ) + SMOL_BUDGET.format(command=planned["command"], rows=results(planned["rows"], with_model=True))
 
 
 def results(rows: list[dict[str, Any]], with_model: bool = False) -> str:
