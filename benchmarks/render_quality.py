@@ -99,7 +99,8 @@ encyclopedia less.
 
 SMOL_BUDGET = """
 Planned, with gradients, in the bytes of the same presets. As it is, the plan finds that most matrices lie on Q4_1's grid and
-takes that type, which gives them back exactly, for as many as the budget has room for: the source's doing more than the plan's.
+takes that type, which gives them back exactly, for as many as the budget has room for: the source's doing more than the plan's. Seconds
+were taken beside other work.
 
 `{command}`
 
