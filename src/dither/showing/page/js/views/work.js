@@ -6,10 +6,18 @@
 import {commandBlock, copyButton, el, emptyState, formatSeconds, segmentControl, uniqueId} from "../text.js";
 
 export async function mount(root, store) {
-  const [forms, jobs] = await Promise.all([store.get("/api/forms"), store.get("/api/jobs")]);
+  const list = jobList(store);
+  const quiet = store.onMessage(async (message) => { // before asking: what happens in between is not told again
+    if (message.type === "job") list.put(message.job);
+    else if (message.type === "open") { // what happened to jobs while nobody listened
+      const now = await store.get("/api/jobs").catch(() => []);
+      for (const job of now.reverse()) list.put(job);
+    }
+  });
+  const [forms, jobs] = await Promise.all([store.get("/api/forms"), store.get("/api/jobs")])
+    .catch((problem) => { quiet(); throw problem; });
   const typed = {}; // by form, what was filled in, so that a look at another form loses nothing
   const place = el("div", {});
-  const list = jobList(store);
   const show = (kind) => place.replaceChildren(jobForm(forms.find((form) => form.kind === kind), typed, store, list));
   root.append(
     el("p", {class: "answer"}, "Start a job here and close the page if you like: it goes on, and is here when you come back."),
@@ -18,13 +26,6 @@ export async function mount(root, store) {
     place, el("h3", {}, "Jobs"), list.node);
   show(forms[0].kind);
   list.fill(jobs);
-  const quiet = store.onMessage(async (message) => {
-    if (message.type === "job") list.put(message.job);
-    else if (message.type === "open") { // what happened to jobs while nobody listened
-      const now = await store.get("/api/jobs").catch(() => []);
-      for (const job of now.reverse()) list.put(job);
-    }
-  });
   return {update: () => {}, destroy: quiet};
 }
 
@@ -180,22 +181,27 @@ function jobList(store) {
   const nodes = new Map();
   const empty = emptyState("No job has been started yet.");
   const tidy = () => { if (nodes.size === 0) node.replaceChildren(empty); else empty.remove(); };
-  const put = (job, first = true) => {
-    const old = nodes.get(job.id);
-    if (old) {
-      old.update(job);
-      return;
-    }
+  const add = (job) => {
     const made = jobEntry(job, store);
     nodes.set(job.id, made);
-    if (first) node.prepend(made.node);
-    else node.append(made.node);
+    node.prepend(made.node);
     tidy();
+  };
+  const put = (job) => {
+    const old = nodes.get(job.id);
+    if (old) old.update(job);
+    else add(job);
   };
   tidy();
   return {
     node, put,
-    fill: (jobs) => { for (const job of jobs) put(job, false); },
+    // The youngest first.  What a message has told of a job by now is younger than this list.
+    fill: (jobs) => {
+      for (const job of jobs) {
+        if (!nodes.has(job.id)) add(job);
+        node.append(nodes.get(job.id).node);
+      }
+    },
     show: (id) => nodes.get(id)?.node.scrollIntoView({block: "nearest"}),
   };
 }
