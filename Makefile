@@ -4,9 +4,6 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Tests run side by side, those of one file together: they share what took seconds to make.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
-
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
@@ -16,14 +13,14 @@ demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of typ
 	$(BIN)/dither demo
 
 test: $(VENV)/.tested           ## everything
-	$(PYTEST)
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.tested          ## lint, types, layers, fast tests: about two minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 
 bench: $(VENV)/.tested          ## the measurements behind the documentation's numbers
 	$(BIN)/python benchmarks/encode.py $(ENCODED) --save encode
@@ -43,10 +40,6 @@ bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and
 	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) --save budget
 	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --types "" --random 30 \
 		--solver nearest --measured 8192 --save budget_rank
-	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --models demo --types "" \
-		--random 30 --measured 4096 --save budget_rank_gptq
-	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
-		--models smol,smol-rotated --types Q4_K_M,Q2_K --tokens 8192 --measured 2048 --save budget_smol
 	$(BIN)/python benchmarks/render_quality.py
 	$(BIN)/python benchmarks/gptq_speed.py --sizes 1024 2048 --types Q4_K int4-g128 --save gptq_speed
 
