@@ -40,6 +40,10 @@ bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and
 	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) --save budget
 	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --types "" --random 30 \
 		--solver nearest --measured 8192 --save budget_rank
+	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --models demo --types "" \
+		--random 30 --measured 4096 --save budget_rank_gptq
+	$(BIN)/python benchmarks/budget.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
+		--models smol,smol-rotated --types Q4_K_M,Q2_K --tokens 8192 --measured 2048 --save budget_smol
 	$(BIN)/python benchmarks/render_quality.py
 	$(BIN)/python benchmarks/gptq_speed.py --sizes 1024 2048 --types Q4_K int4-g128 --save gptq_speed
 
