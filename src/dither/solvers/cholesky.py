@@ -48,7 +48,7 @@ def _subtract_explained(upper_CC: Doubles, start: int, stop: int, each: Each) ->
         upper_CC[at, start:stop] -= upper_CC[at, stop:] @ upper_CC[start:stop, stop:].T
 
     if stop < len(upper_CC):
-        list(each(part, _parts(stop)))
+        list(each(part, portions(stop, PART)))
 
 
 def _small_factor(m: Doubles) -> Doubles:
@@ -65,8 +65,9 @@ def _divide(upper_CC: Doubles, start: int, stop: int, diagonal: Doubles, each: E
     def part(at: slice) -> None:
         upper_CC[at, start:stop] = upper_CC[at, start:stop] @ inverse
 
-    list(each(part, _parts(start)))
+    list(each(part, portions(start, PART)))
 
 
-def _parts(stop: int) -> list[slice]:
-    return [slice(at, min(at + PART, stop)) for at in range(0, stop, PART)]
+def portions(count: int, step: int) -> list[slice]:
+    """What `each` goes through: of fixed size, so that no bit depends on the number of threads."""
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]

@@ -24,7 +24,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dither.errors import DitherError
-from dither.solvers.cholesky import Doubles, Each, upper_factor
+from dither.solvers.cholesky import Doubles, Each, portions, upper_factor
 from dither.types import Bytes, Floats
 
 DAMPING = 0.05  # over the mean of G's diagonal
@@ -87,10 +87,8 @@ def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows, each: Each) 
 
 def _product(a_PO: Floats, b_OC: Floats, each: Each) -> Floats:
     """A B, some columns at a time."""
-    columns = range(0, b_OC.shape[1], COLUMNS)
-    return np.concatenate(
-        list(each(lambda at: a_PO @ b_OC[:, at], [slice(k, k + COLUMNS) for k in columns])), axis=1
-    )
+    parts = each(lambda at: a_PO @ b_OC[:, at], portions(b_OC.shape[1], COLUMNS))
+    return np.concatenate(list(parts), axis=1)
 
 
 def damped_factor(output_OO: Floats, each: Each = map) -> Doubles:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.solvers.cholesky import Each
+from dither.solvers.cholesky import Each, portions
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 EXACT = "the type holds these weights as they are: nothing to solve"
@@ -33,7 +33,7 @@ def objective(
 ) -> float:
     """tr(G E H Eᵀ); G is the identity where it is not given."""
     if output_KOO is None:
-        return float(sum(each(lambda at: _form(error_RC[at], hessian_CC), _portions(len(error_RC)))))
+        return float(sum(each(lambda at: _form(error_RC[at], hessian_CC), portions(len(error_RC), _ROWS))))
     return _paired(error_RC, _times(error_RC, hessian_CC, each), output_KOO, each)
 
 
@@ -57,12 +57,12 @@ def kept(
     """
     assert evidence.hessian_CC is not None
     hessian_CC, held_HC, output_KOO = evidence.hessian_CC, evidence.held_HC, evidence.output_KOO
-    portions = _portions(len(w_RC))
+    parts = portions(len(w_RC), _ROWS)
     found, judge = dict(record), "objective"
     with ThreadPoolExecutor(threads, thread_name_prefix="verdict") as pool:
 
         def rows(of: Callable[[slice], Any]) -> Any:
-            return np.concatenate(list(pool.map(of, portions))) if portions else raw_RN
+            return np.concatenate(list(pool.map(of, parts))) if parts else raw_RN
 
         nearest_RN = rows(lambda at: codec.encode(w_RC[at], evidence.mean_square_C))
         for whose, error_RC in (
@@ -92,19 +92,15 @@ def exact(w_RC: Floats, codec: Codec, importance_C: Floats) -> Bytes | None:
     return np.concatenate(found)
 
 
-def _portions(rows: int, step: int = _ROWS) -> list[slice]:
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
 def _times(a_RC: Floats, b_CN: Floats, each: Each) -> Floats:
     return np.concatenate([np.zeros((0, b_CN.shape[1]), np.float32),
-                           *each(lambda at: a_RC[at] @ b_CN, _portions(len(a_RC)))])  # fmt: skip
+                           *each(lambda at: a_RC[at] @ b_CN, portions(len(a_RC), _ROWS))])  # fmt: skip
 
 
 def _form(error_RC: Floats, hessian_CC: Floats) -> float:
     """tr(E H Eᵀ) from what stands on and above H's diagonal: half of the products."""
     total = 0.0
-    for at in _portions(len(hessian_CC), _PANEL):
+    for at in portions(len(hessian_CC), _PANEL):
         error_RP, after_RC = error_RC[:, at], error_RC[:, at.start :]
         pulled_RC = error_RP @ hessian_CC[at, at.start :]
         total += 2 * _dot(pulled_RC, after_RC) - _dot(pulled_RC[:, : error_RP.shape[1]], error_RP)
@@ -120,7 +116,7 @@ def _paired(a_RN: Floats, b_RN: Floats, output_KOO: Floats, each: Each) -> float
         def portion(at: slice, g_OO: Floats = output_OO, a_ON: Floats = a_ON, b_ON: Floats = b_ON) -> float:
             return _dot(g_OO[at] @ a_ON, b_ON[at])
 
-        total += sum(each(portion, _portions(size)))
+        total += sum(each(portion, portions(size, _ROWS)))
     return total
 
 
