@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec
 from dither.solvers.blocks import Rounded
+from dither.solvers.cholesky import portions
 from dither.solvers.feedback import round_again, round_rows
 from dither.solvers.linalg import Factored, Order, check_layer, needed_hessian
 from dither.solvers.outputs import check_output, solve_in_turn
@@ -101,8 +102,7 @@ class Gptq:
             ready = self._prepared(hessian_CC, codec, pool.map)
 
             def all_rows(w_RC: Floats, rows: int) -> Bytes:
-                portions = (w_RC[start : start + rows] for start in range(0, len(w_RC), rows))
-                parts = pool.map(lambda w_PC: self._rows(w_PC, codec, ready), portions)
+                parts = pool.map(lambda at: self._rows(w_RC[at], codec, ready), portions(len(w_RC), rows))
                 empty = np.empty((0, w_RC.shape[1] // codec.block * codec.block_bytes), np.uint8)
                 return np.concatenate([empty, *parts])
 

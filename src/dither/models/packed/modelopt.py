@@ -21,14 +21,14 @@ from dither.models.packed.settings import Quantization
 from dither.models.stored import PlainTensor
 
 METHOD = "modelopt"
-FLOATS = ("fp8", "fp8_per_channel_per_token", "mxfp8", "nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
+READ = ("fp8", "fp8_per_channel_per_token", "mxfp8", "nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
 _PARTS = ("weight", "weight_scale", "weight_scale_2")
 _SCALES_INPUTS = "pre_quant_scale"
 
 
 def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]:
     for kind in _kinds(found):
-        if kind not in FLOATS:
+        if kind not in READ:
             raise found.refuse(f"as {kind or 'nothing that is named'}, which is not read")
     for name in stored:
         if name.endswith(f".{_SCALES_INPUTS}"):
@@ -37,15 +37,14 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]
 
 
 def _kinds(found: Quantization) -> Iterator[str]:
-    stated = found.text("quant_algo")
+    whole = found.text("quant_algo")
     layers = found.config.get("quantized_layers")
-    if stated != "mixed_precision" or not isinstance(layers, dict):
-        yield stated
+    if whole != "mixed_precision" or not isinstance(layers, dict):
+        yield whole
         return
     for layer in layers.values():
-        yield Quantization(found.method, layer if isinstance(layer, dict) else {}, found.thing).text(
-            "quant_algo"
-        )
+        stated = layer if isinstance(layer, dict) else {}
+        yield Quantization(found.method, stated, found.thing).text("quant_algo")
 
 
 def _nvfp4(module: Module) -> Joined:
