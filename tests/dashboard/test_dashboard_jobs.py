@@ -66,7 +66,10 @@ def test_a_job_runs_to_its_end_and_its_file_is_whole(tmp_path: Path) -> None:
     assert done["made"] == "a b.gguf" and read_header(tmp_path / "a b.gguf").tensors
     assert done["progress"]["done"] == done["progress"]["total"] > 0
     assert done["command"] == f"dither quantize {BUNDLED} --to Q8_0 --output 'a b.gguf'"
-    assert [job["state"] for job in told if job["id"] == first["id"]][-1] == "done"
+    told_of_it = [job for job in told if job["id"] == first["id"]]
+    assert told_of_it[-1]["state"] == "done"
+    changes = [job["changed"] for job in told_of_it]
+    assert changes == sorted(set(changes))  # each younger than the one before it
     failed = until(jobs, second["id"], ended)[-1]
     assert failed["state"] == "failed"
     assert failed["error"]["thing"].endswith("none") and failed["error"]["reason"]

@@ -288,3 +288,33 @@ def test_a_job_says_why_it_failed_and_another_is_cancelled(served: Served, brows
     job.get_by_role("button", name="Cancel").click()
     job.locator(".job-state[data-state=cancelled]").wait_for(timeout=60_000)
     assert job.get_by_role("button", name="Cancel").count() == 0
+
+
+def test_an_answer_that_comes_late_takes_nothing_back(served: Served, browser: Browser) -> None:
+    page = browser.open(served.url + "#work")
+    fields = {"model": str(BUNDLED), "tokens": "4000000"}
+    begun = served.post("/api/jobs", {"kind": "calibrate", "fields": fields})
+    asked: list[str] = []
+    late: list[Any] = []
+
+    def hold(route: Any) -> None:
+        asked.append(route.request.method)
+        if len(asked) == 1:  # the list that the page begins with
+            route.continue_()
+        else:  # the one it asks for when it listens
+            late.append((route, route.fetch()))
+
+    page.route("**/api/jobs", hold)
+    page.reload()
+    state = f"document.querySelector('[data-job=\"{begun['id']}\"] .job-state').dataset.state"
+    page.wait_for_selector("html[data-ready]")
+    while not late:
+        page.wait_for_timeout(50)
+    route, answer = late[0]
+    assert answer.json()[0]["state"] == "running"
+    served.post(f"/api/jobs/{begun['id']}/cancel", None)
+    becomes(page, f"{state} === 'cancelled'", 60)
+    with page.expect_response("**/api/jobs"):
+        route.fulfill(response=answer)
+    page.wait_for_timeout(200)
+    assert page.evaluate(state) == "cancelled"

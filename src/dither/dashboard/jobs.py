@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -60,7 +61,8 @@ class Jobs:
         self._told: Told = lambda _job: None
         self._lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._said: dict[str, str] = {}
+        self._looks: dict[str, tuple[str, float]] = {}  # what a job last looked like, since when
+        self._told_of: dict[str, float] = {}  # the look that was told
         self._ended: dict[str, dict[str, Any]] = {}  # of these nothing changes any more
         self._me = {"pid": os.getpid(), "since": processes.started(os.getpid()) or ""}
         try:
@@ -151,9 +153,8 @@ class Jobs:
                     self._run(record)
             self._forget()
             for job in self.all():
-                said = json.dumps(job, sort_keys=True)
-                if self._said.get(job["id"]) != said:
-                    self._said[job["id"]] = said
+                if self._told_of.get(job["id"]) != job["changed"]:
+                    self._told_of[job["id"]] = job["changed"]
                     self._told(job)
 
     def _run(self, record: dict[str, Any]) -> None:
@@ -206,7 +207,8 @@ class Jobs:
         for name in ended[:-MOST_KEPT]:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             self._ended.pop(name, None)
-            self._said.pop(name, None)
+            self._looks.pop(name, None)
+            self._told_of.pop(name, None)
 
     def _names(self) -> list[str]:
         with contextlib.suppress(OSError):
@@ -255,9 +257,19 @@ class Jobs:
             "started": process["started"] if process else None, "ended": record["ended"], "error": error,
             "lines": _lines(place / "log.txt"), "made": _made(place) if state == "done" else None,
         }  # fmt: skip
+        job["changed"] = self._since(job)
         if record["ended"] is not None:
             self._ended[job_id] = job
         return job
+
+    def _since(self, job: Mapping[str, Any]) -> float:
+        """Since when a job looks so: of two answers on their way, it tells which is the younger."""
+        look, now = json.dumps(job, sort_keys=True), time.time()
+        old, since = self._looks.get(job["id"], ("", 0.0))
+        if look != old:
+            since = max(now, math.nextafter(since, math.inf))  # clocks are set back, and have steps
+            self._looks[job["id"]] = look, since
+        return since
 
 
 def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] | None]:

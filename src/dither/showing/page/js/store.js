@@ -12,6 +12,7 @@ export function createStore() {
   const selectors = new Set();
   const messages = new Set();
   let current = inlined;
+  let asked = 0, taken = 0; // the last question for the document, and the one whose answer is shown
   let selected = {run: null, tensor: null};
 
   const store = {
@@ -73,7 +74,10 @@ export function createStore() {
     },
 
     async load() {
-      if (store.live) current = await getJson("/api/document");
+      if (!store.live) return current;
+      const mine = ++asked;
+      const found = await getJson("/api/document");
+      if (mine > taken) [current, taken] = [found, mine]; // answers may overtake each other
       return current;
     },
 

@@ -231,7 +231,10 @@ function jobEntry(first, store) {
     }
   });
 
+  let changed = 0;
   const update = (job) => {
+    if (job.changed < changed) return; // an answer that was on its way when a younger message came
+    changed = job.changed;
     const goes = job.state === "running" || job.state === "waiting";
     state.dataset.state = job.state;
     title.textContent = jobTitle(job);
