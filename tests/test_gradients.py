@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dither._calibrate import Calibration, calibrate
 from dither.errors import UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.imatrix import read_imatrix
-from dither.measuring import hidden
+from dither.measuring import hidden, traced
 from dither.models.blocks.block import Head
 from dither.models.source import open_model
 from test_calibrate import DEMO, KILLED_AT, LINEAR, MOE, SMALL, Listener, contents, relative, rows_of
@@ -202,20 +202,45 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(e.name for e in folder.iterdir() if e.name.startswith(("hidden.", "back.", "run.")))
 
 
+@pytest.fixture
+def turn(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """So many of the last blocks are gone through there and back at once, where `whole` does so with both."""
+    return lambda blocks: monkeypatch.setattr(
+        traced, "first_of_turn", lambda network, tokens: network.count - blocks
+    )
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_blocks_gone_through_at_once_change_nothing(
+    llama: Path, records: Path, tmp_path: Path, whole: Calibration, turn: Callable[[int], None], blocks: int
+) -> None:
+    turn(blocks)
+    listener = Listener()
+    run(llama, records, tmp_path / "e", listener)
+    assert -listener.left == 7 * (1 + 2 * (2 - blocks))  # batches there, at the turn and back
+    assert contents(tmp_path / "e") == contents(Path(whole.path))
+
+
 @pytest.mark.parametrize(
-    ("moment", "forth", "resumed", "in_memory", "seconds"),
+    ("blocks", "moment", "forth", "resumed", "in_memory", "seconds"),
     [
-        (2, 0, 0, 2**31, 0.0), (10, 1, 0, 2**31, 0.0),  # on the way forth: seven batches a block
-        (15, 2, 0, 2**31, 0.0), (21, 2, 0, 2**31, 0.0),  # at the turn
-        (22, 2, 0, 2**31, 0.0), (26, 2, 0, 2**31, 0.0), (29, 2, 1, 2**31, 0.0), (35, 2, 1, 2**31, 0.0),
-        (20, 2, 0, 0, 0.0), (26, 2, 0, 0, 0.0), (33, 2, 1, 0, 0.0),  # gradients on disk
-        (33, 2, 0, 2**31, 60.0),  # no copy yet
+        (0, 2, 0, 0, 2**31, 0.0), (0, 10, 1, 0, 2**31, 0.0),  # on the way forth: seven batches a block
+        (0, 15, 2, 0, 2**31, 0.0), (0, 21, 2, 0, 2**31, 0.0),  # at the turn
+        (0, 22, 2, 0, 2**31, 0.0), (0, 26, 2, 0, 2**31, 0.0), (0, 29, 2, 1, 2**31, 0.0),
+        (0, 35, 2, 1, 2**31, 0.0),
+        (0, 20, 2, 0, 0, 0.0), (0, 26, 2, 0, 0, 0.0), (0, 33, 2, 1, 0, 0.0),  # gradients on disk
+        (0, 33, 2, 0, 2**31, 60.0),  # no copy yet
+        (1, 3, 0, 0, 2**31, 0.0), (1, 9, 1, 0, 2**31, 0.0), (1, 14, 1, 0, 2**31, 0.0),
+        (1, 15, 1, 1, 2**31, 0.0), (1, 12, 1, 0, 0, 0.0), (1, 20, 1, 1, 0, 0.0), (1, 20, 1, 0, 2**31, 60.0),
+        (2, 4, 0, 0, 2**31, 0.0), (2, 7, 0, 0, 0, 0.0),
     ],
 )  # fmt: skip
 def test_an_interrupted_run_resumes_to_identical_bytes(
     llama: Path, records: Path, tmp_path: Path, whole: Calibration, monkeypatch: pytest.MonkeyPatch,
-    moment: int, forth: int, resumed: int, in_memory: int, seconds: float,
+    turn: Callable[[int], None], blocks: int, moment: int, forth: int, resumed: int, in_memory: int,
+    seconds: float,
 ) -> None:  # fmt: skip
+    turn(blocks)
     monkeypatch.setattr(hidden, "IN_MEMORY", in_memory)
     monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", seconds)
     with pytest.raises(KeyboardInterrupt):
@@ -225,15 +250,18 @@ def test_an_interrupted_run_resumes_to_identical_bytes(
     assert result.resumed == resumed
     said = f"Resuming: {forth} of 2 blocks were already run, {resumed} run back."
     assert (said in listener.notes) == (forth > 0)
-    assert -listener.left == 35 - 7 * forth - (14 if resumed else 0)  # batches left to do
+    steps = 1 + 2 * (2 - blocks) - forth - (1 + resumed - blocks if resumed else 0)
+    assert -listener.left == 7 * steps  # batches left to do
     assert contents(tmp_path / "e") == contents(Path(whole.path))
     assert leftovers(tmp_path / "e") == []
 
 
 def test_a_run_interrupted_again_and_again(
-    llama: Path, records: Path, tmp_path: Path, whole: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    llama: Path, records: Path, tmp_path: Path, whole: Calibration, monkeypatch: pytest.MonkeyPatch,
+    turn: Callable[[int], None],
+) -> None:  # fmt: skip
     """In block 2 on the way forth, at the turn (twice), on the way back through block 2 and block 1."""
+    turn(0)
     monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", 0.0)
     for moment in (10, 10, 5, 9, 16):
         with pytest.raises(KeyboardInterrupt):
@@ -243,10 +271,12 @@ def test_a_run_interrupted_again_and_again(
 
 
 def test_a_killed_run_resumes_to_identical_bytes(
-    llama: Path, records: Path, tmp_path: Path, whole: Calibration
+    llama: Path, records: Path, tmp_path: Path, whole: Calibration, turn: Callable[[int], None]
 ) -> None:
     """The 32nd batch is in the middle of the way back through the first block."""
-    script = KILLED_AT.replace("threads=1", "threads=1, gradients=True")
+    turn(0)
+    one_by_one = "from dither.measuring import traced\ntraced.TURN_BYTES = 0\n"
+    script = one_by_one + KILLED_AT.replace("threads=1", "threads=1, gradients=True")
     out = tmp_path / "killed"
     arguments = [sys.executable, "-c", script, *map(str, (llama, records, out, 32))]
     assert subprocess.run(arguments, check=False, env=dict(os.environ)).returncode == -signal.SIGKILL
@@ -257,8 +287,9 @@ def test_a_killed_run_resumes_to_identical_bytes(
 
 
 def test_a_run_without_gradients_does_not_continue_one_with_them(
-    llama: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: Callable[[int], None]
 ) -> None:
+    turn(0)
     monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", 0.0)
     common = {"tokens": 480, "context": 48, "batch": 100, "threads": 1}
     with pytest.raises(KeyboardInterrupt):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from dither.measuring.walk import Walk
 
 DEFAULT_TOKENS = 2**15
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 _SHOWN_EXPERTS = 8
 
 

@@ -24,6 +24,7 @@ from test_blocks import (
 )
 from transformers import PreTrainedModel
 
+from dither.measuring.traced import first_of_turn, kept_per_token
 from dither.models.blocks import Block, Blocks, open_blocks
 from dither.models.blocks import block as block_module
 from dither.models.source import open_model
@@ -200,6 +201,7 @@ def test_the_heads_gradient_is_that_of_the_drawn_tokens(
 ) -> None:
     """Whatever number of positions goes through at once; Gemma 2 has a softcap."""
     monkeypatch.setattr(block_module, "_LOGITS", logits)
+    monkeypatch.setattr(block_module, "_FEWEST", 1)
     blocks, model, hidden_STH = head_of(saved, name)
     valid_ST = torch.ones(hidden_STH.shape[:2], dtype=torch.bool)
     valid_ST[1, 15:] = False
@@ -247,3 +249,30 @@ def test_tokens_are_drawn_as_often_as_the_model_predicts_them(name: str, saved: 
     spread_V = (6000 * p_V * (1 - p_V)).sqrt()
     assert float(((count_V - 6000 * p_V).abs() / (spread_V + 1)).max()) < 5
     assert float(p_V.max()) < 0.9 and int((count_V > 0).sum()) > 5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_the_way_back_needs_is_no_more_than_was_thought(name: str, saved: Save) -> None:
+    """Counted where autograd keeps it: of a block, every array that is no weight."""
+    blocks = open_blocks(open_model(saved(name)[0]))
+    hidden_STH = hidden_after(blocks, some_tokens(), 1)
+    block, kept = blocks.load(1), {}
+    weights = {parameter.data_ptr() for parameter in block._layer.parameters()}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        memory = x.untyped_storage()
+        if memory.data_ptr() not in weights:
+            kept[memory.data_ptr()] = memory.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        there = block.there(hidden_STH)
+    for y in there._tracing.outputs:
+        keep(y)
+    tensors = [t for t in blocks.model.tensors if t.name.startswith("blk.1.") and len(t.shape) > 1]
+    thought = 4 * hidden_STH[..., 0].numel() * sum(map(kept_per_token, tensors))
+    assert sum(kept.values()) > 0
+    if blocks.skeleton.config._attn_implementation == "sdpa":
+        assert sum(kept.values()) < thought
+    else:
+        assert first_of_turn(blocks, hidden_STH[..., 0].numel()) == blocks.count

@@ -57,7 +57,7 @@ HELD_EVERY = 8  # of eight sequences one is held back
 HELD_ROWS = 1024
 _HELD_ROWS_PER_EXPERT = 256
 WIDEST = 4096  # rows of a diagonal block of an output Hessian
-_PANEL = 512  # columns
+_PANEL, _WIDE_PANEL = 128, 512  # columns, on a processor and where short products leave most of a device idle
 _RUN = 64  # rows whose squares are added in float32
 _SEED = 0x5EED
 
@@ -169,16 +169,18 @@ class Collector:
 
     def _add_outputs(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor, pull: Pull) -> None:
         sums.weight += float(pull.weight_N[~held_N].sum(dtype=torch.float64))
-        size_N = x_NC.square().sum(dim=1).sqrt().masked_fill(held_N, 0)  # what is held back adds nothing
+        size_N = torch.linalg.vector_norm(x_NC, dim=1).masked_fill(
+            held_N, 0
+        )  # what is held back adds nothing
         for name, g_NR in pull.gradients.items():
-            weighed_NR = g_NR * size_N[:, None]
             parts = g_NR.shape[1] if pull.apart else diagonal_blocks(g_NR.shape[1])
             if name not in sums.outputs:
                 rows = g_NR.shape[1] // parts
                 sums.outputs[name] = torch.zeros(parts, rows, rows, device=x_NC.device)
             if pull.apart:
-                sums.outputs[name] += weighed_NR.square().sum(dim=0)[:, None, None]
+                sums.outputs[name] += (size_N.square() @ g_NR.square())[:, None, None]
                 continue
+            weighed_NR = g_NR * size_N[:, None]
             for sum_OO, weighed_NO in zip(sums.outputs[name], weighed_NR.chunk(parts, dim=1), strict=True):
                 add_products(sum_OO, weighed_NO)
 
@@ -298,8 +300,9 @@ def sum_of_squares(x_NC: torch.Tensor) -> torch.Tensor:
 def add_products(sums_CC: torch.Tensor, x_NC: torch.Tensor) -> None:
     """sums += xᵀx on and above the diagonal, a panel of rows at a time; below it only within a panel."""
     columns = x_NC.shape[-1]
-    for start in range(0, columns, _PANEL):
-        stop = min(start + _PANEL, columns)
+    panel = _PANEL if x_NC.device.type == "cpu" else _WIDE_PANEL
+    for start in range(0, columns, panel):
+        stop = min(start + panel, columns)
         sums_CC[start:stop, start:].addmm_(x_NC[:, start:stop].T, x_NC[:, start:])
 
 

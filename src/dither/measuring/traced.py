@@ -6,6 +6,9 @@ back block by block: a block is loaded once more, computed from what entered it,
 its output to its input, while a `Collector` sees each layer's input together with the gradient at its output.
 The cost is that of three walks, the memory that of one block with the activations of one batch.
 
+The last blocks, as many as fit into `TURN_BYTES` together, are gone through there and back in one turn, batch
+by batch, so that nothing of theirs is computed twice: all blocks of a small model.  The numbers are the same.
+
 What is drawn depends on the seed and on the batch, so that an interrupted walk continues with the same draws.
 
 Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
@@ -13,6 +16,7 @@ Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +25,13 @@ from dither.formats.evidence import write_groups
 from dither.measuring.collect import diagonal_blocks
 from dither.measuring.hidden import Hidden
 from dither.measuring.walk import OUTPUT, Walk, statistics_bytes
-from dither.types import Model
+from dither.models.blocks import Blocks
+from dither.types import Tensor
+
+TURN_BYTES = 2 * 2**30  # for the blocks of the turn with their statistics and a batch's activations
+_ACTIVATIONS = (
+    1.5  # kept for the way back, of all numbers that enter and leave matrices: 0.8 to 1.0 were seen
+)
 
 
 class TracedWalk(Walk):
@@ -30,33 +40,36 @@ class TracedWalk(Walk):
     gradients = True
 
     def _states(self) -> Hidden:
+        tokens = max(len(index_B) for index_B in self.batches) * self.shape[1]
+        self._first = first_of_turn(self.network, tokens)
         self._back = Hidden(self.folder.path, self.shape, name="back")
-        return Hidden(self.folder.path, self.shape, keep=self.network.count + 1)
+        return Hidden(self.folder.path, self.shape, keep=self._first + 1)
 
     def _needs(self) -> int:
+        tensors = self.model.tensors
         states = self.hidden.disk_bytes + self._back.disk_bytes
-        return statistics_bytes(self.model, self.hessians) + outputs_bytes(self.model) + states
+        return statistics_bytes(tensors, self.hessians) + outputs_bytes(tensors) + states
 
     def run(self, afresh: bool = False) -> int:
         """Runs what is not done; how many blocks' statistics were."""
-        count = self.network.count
+        count, first = self.network.count, self._first
         weights, output = self._weights()
-        forth = 0 if afresh else self.hidden.resume(count)
+        forth = 0 if afresh else self.hidden.resume(first)
         back = 0 if afresh else self._back.resume(self._finished()) if self._has(OUTPUT) else 0
         if forth or back:
             self.report.note(f"Resuming: {forth} of {count} blocks were already run, {back} run back.")
-        todo = 3 * (sum(weights) + output)
-        done = sum(weights[:forth]) + 2 * sum(weights[count - back :])
-        self.report.start(todo, done + (3 * output if back else 0))
+        turn = 3 * (sum(weights[first:]) + output)
+        gone_back = sum(weights[:first]) + turn + 2 * sum(weights[count - back : first])
+        self.report.start(3 * (sum(weights) + output), gone_back if back else sum(weights[:forth]))
         if not forth:
             self._embed()
-        for index in range(forth, count):
+        for index in range(forth, first):
             self._forth(index, weights[index])
         if not back:
-            self._turn(3 * output)
-        for gone, index in enumerate(self.order()[back:], back + 1):
+            self._turn(turn)
+        for index in range(min(first, count - back) - 1, -1, -1):
             self._come_back(index, 2 * weights[index])
-            self._back.finished(gone)
+            self._back.finished(count - index)
         self._in_order()
         return back
 
@@ -76,18 +89,27 @@ class TracedWalk(Walk):
         self.hidden.finished(index + 1)
 
     def _turn(self, weights: int) -> None:
-        """At the predictions: the gradient by what left the last block."""
-        self.hidden.go_to(self.network.count)
-        head, collector = self.network.head(), self.collector()
-        for index_B, hidden_BTH in self._through(collector):
-            length_B = torch.from_numpy(self.text.lengths_S[index_B].astype("int64"))
-            valid_BT = torch.arange(self.shape[1])[None, :] < length_B[:, None]
-            pulled_BTH = head.trace(hidden_BTH, valid_BT, self._draw(index_B), collector.see)
-            self._back.write(index_B, pulled_BTH.cpu().numpy())
-            self.report.advance(self._share(index_B, weights), "the output matrix")
-        self.folder.state["files"][OUTPUT] = write_groups(self.folder.path / OUTPUT, collector.finish()[0])
+        """Through the last blocks to the predictions, and back through them."""
+        self.hidden.go_to(self._first)
+        head, head_sees, count = self.network.head(), self.collector(), self.network.count
+        last = [(self.network.load(index), self.collector()) for index in range(self._first, count)]
+        for index_B, hidden_BTH in self._through(head_sees, *(collector for _, collector in last)):
+            there = []
+            for block, collector in last:
+                there.append((block.there(hidden_BTH), collector))
+                hidden_BTH = there[-1][0].reached
+            valid_BT = torch.arange(self.shape[1]) < torch.from_numpy(self.text.lengths_S[index_B])[:, None]
+            back_BTH = head.trace(hidden_BTH, valid_BT, self._draw(index_B), head_sees.see)
+            while there:  # what is done with is let go
+                way, collector = there.pop()
+                back_BTH = way.back(back_BTH, collector.see)
+            self._back.write(index_B, back_BTH.float().cpu().numpy())
+            self.report.advance(self._share(index_B, weights), "the predictions, and back")
+        for block, collector in reversed(last):
+            self._keep(block.index, collector)
+        self.folder.state["files"][OUTPUT] = write_groups(self.folder.path / OUTPUT, head_sees.finish()[0])
         self.folder.save()
-        self._back.finished(0)
+        self._back.finished(len(last))
 
     def _come_back(self, index: int, weights: int) -> None:
         self.hidden.go_to(index)
@@ -113,10 +135,34 @@ class TracedWalk(Walk):
         self.folder.state["few"] = {t.name: few[t.name] for t in self.model.tensors if t.name in few}
 
 
-def outputs_bytes(model: Model) -> int:
+def first_of_turn(network: Blocks, tokens: int) -> int:
+    """The first of the last blocks that fit into `TURN_BYTES` together, for batches of so many tokens.
+
+    Experts count as if each saw every token, so that a mixture of them is mostly walked block by block.
+    """
+    if network.skeleton.config._attn_implementation != "sdpa":
+        return network.count  # scores of all pairs of tokens would be kept
+    left = float(TURN_BYTES)
+    for index in reversed(range(network.count)):
+        tensors = [tensor for tensor in network.model.tensors if tensor.name.startswith(f"blk.{index}.")]
+        kept = sum(kept_per_token(tensor) for tensor in tensors if len(tensor.shape) > 1)
+        left -= 4 * (sum(tensor.size for tensor in tensors) + kept * tokens)
+        left -= statistics_bytes(tensors, True) + outputs_bytes(tensors)
+        if left < 0:
+            return index + 1
+    return 0
+
+
+def kept_per_token(tensor: Tensor) -> float:
+    """Numbers, at most, that a matrix's way back needs of each token."""
+    rows = tensor.shape[-2]
+    return _ACTIVATIONS * (tensor.rows // rows) * (rows + tensor.columns)
+
+
+def outputs_bytes(tensors: Sequence[Tensor]) -> int:
     """What output Hessians take on disk."""
     total = 0
-    for tensor in model.tensors:
+    for tensor in tensors:
         if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
             rows = tensor.shape[-2]
             total += 4 * (tensor.rows // rows) * rows * (rows // diagonal_blocks(rows))

@@ -9,7 +9,7 @@ Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ class Walk:
         self.hessians, self.report = hessians, report
         sequences, context = text.tokens_ST.shape
         self.shape = (sequences, context, blocks.width)
-        self.hidden = self._states()
         self.batches = list(batches(text.lengths_S, batch))
+        self.hidden = self._states()
         self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
         self.notes = [*model.notes, *blocks.notes, *text.notes]
         if hessians and not self.collector().held_S.any():
@@ -55,7 +55,7 @@ class Walk:
 
     def _needs(self) -> int:
         """Bytes on disk, about."""
-        return statistics_bytes(self.model, self.hessians) + self.hidden.disk_bytes
+        return statistics_bytes(self.model.tensors, self.hessians) + self.hidden.disk_bytes
 
     def run(self, afresh: bool = False) -> int:
         """Runs what is not done; how many blocks were."""
@@ -126,9 +126,10 @@ class Walk:
             self.report.advance(self._share(index_B, weights), "the output matrix")
         return write_groups(self.folder.path / OUTPUT, collector.finish()[0])
 
-    def _through(self, collector: Collector) -> Iterator[tuple[Any, torch.Tensor]]:
+    def _through(self, *collectors: Collector) -> Iterator[tuple[Any, torch.Tensor]]:
         for index_B in self.batches:
-            collector.batch(index_B, self.text.lengths_S[index_B], self.network.device)
+            for collector in collectors:
+                collector.batch(index_B, self.text.lengths_S[index_B], self.network.device)
             yield index_B, self._read(self.hidden, index_B)
 
     def _read(self, states: Hidden, index_B: Any) -> torch.Tensor:
@@ -144,9 +145,9 @@ def weights_of(model: Model, prefix: str) -> int:
     return sum(tensor.size for tensor in model.tensors if tensor.name.startswith(prefix))
 
 
-def statistics_bytes(model: Model, hessians: bool) -> int:
+def statistics_bytes(tensors: Sequence[Tensor], hessians: bool) -> int:
     """About what the statistics will take on disk: layers that share an input are counted once."""
-    inputs = {_input_of(tensor): tensor for tensor in model.tensors if _is_linear(tensor)}
+    inputs = {_input_of(tensor): tensor for tensor in tensors if _is_linear(tensor)}
     total = 0
     for tensor in inputs.values():
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1

@@ -8,7 +8,7 @@ Legend: S sequences, T tokens of each, H hidden width, R rows, C columns, V voca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -19,10 +19,13 @@ from torch.nn import functional
 from dither.errors import UsageError
 from dither.models.blocks.restore import Restored
 from dither.models.blocks.surroundings import SurroundingsOf
-from dither.models.blocks.watch import Pull, See, SeePull, Tracing, Watching
+from dither.models.blocks.watch import Pull, See, SeePull, Tracing, Watching, squared_norm
 from dither.types import Floats
 
-_LOGITS = 2**24  # that exist at a time while gradients are drawn: 64 MiB in float32
+_LOGITS = (
+    2**22
+)  # that exist at a time while gradients are drawn: memory that is had again without a page fault
+_FEWEST = 128  # positions, of which more would not use the output matrix better
 
 
 class Block:
@@ -69,17 +72,16 @@ class Block:
 
         `see` is called as by `watch`, with the gradients by every matrix's output.
         """
+        return self.there(hidden_STH).back(back_STH, see)
+
+    def there(self, hidden_STH: torch.Tensor) -> There:
+        """The block's output, which remembers how it came about until a gradient is carried back."""
         given_STH = hidden_STH.detach().requires_grad_()
         tracing = Tracing(self._matrices())
-        with torch.enable_grad():
-            with tracing:
-                output_STH = self._forward(given_STH, {})
-            tracing.close()
-            found, *gradients = torch.autograd.grad(
-                output_STH, [given_STH, *tracing.outputs], back_STH.to(output_STH.dtype), allow_unused=True
-            )
-        tracing.report(gradients, self._rows_of, see)
-        return found
+        with torch.enable_grad(), tracing:
+            output_STH = self._forward(given_STH, {})
+        tracing.close()
+        return There(given_STH, output_STH, tracing, self._rows_of)
 
     def _matrices(self) -> dict[torch.Tensor, tuple[str, ...]]:
         return {
@@ -138,6 +140,27 @@ class Block:
         return self._homes[name]
 
 
+class There:
+    """A block's way there, with all that the way back needs: the activations of one batch."""
+
+    def __init__(
+        self, given_STH: torch.Tensor, output_STH: torch.Tensor, tracing: Tracing,
+        rows_of: Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]],
+    ) -> None:  # fmt: skip
+        self.reached = output_STH.detach()  # (S, T, H)
+        self._given_STH, self._output_STH = given_STH, output_STH
+        self._tracing, self._rows_of = tracing, rows_of
+
+    def back(self, back_STH: torch.Tensor, see: SeePull) -> torch.Tensor:
+        """As `Block.trace`.  Once: the memory is freed on the way."""
+        found, *gradients = torch.autograd.grad(
+            self._output_STH, [self._given_STH, *self._tracing.outputs],
+            back_STH.to(self._output_STH.dtype), allow_unused=True,
+        )  # fmt: skip
+        self._tracing.report(gradients, self._rows_of, see)
+        return found
+
+
 class Head:
     """The last norm and the output matrix."""
 
@@ -170,17 +193,18 @@ class Head:
         back_STH = torch.empty(hidden_STH.shape, dtype=torch.float32, device=hidden_STH.device)
         flat_NH, back_NH = hidden_STH.reshape(-1, hidden_STH.shape[-1]), back_STH.view(-1, back_STH.shape[-1])
         valid_N = valid_ST.reshape(-1).to(hidden_STH.device)
-        step = max(1, _LOGITS // len(self._output_VH))
+        step = max(_FEWEST, _LOGITS // len(self._output_VH))
         for start in range(0, len(flat_NH), step):
             at = slice(start, min(start + step, len(flat_NH)))
             given_NH = flat_NH[at].detach().requires_grad_()
             with torch.enable_grad():
                 x_NC = self._norm(given_NH)
-            g_NV = self._drawn(x_NC.detach(), draw) * valid_N[at, None]
+            g_NV = self._drawn(x_NC.detach(), draw)
+            g_NV[~valid_N[at]] = 0
             pulled_NC = (g_NV.to(self._output_VH.dtype) @ self._output_VH).to(x_NC.dtype)
             back_NH[at] = torch.autograd.grad(x_NC, given_NH, pulled_NC)[0].float()
             position_N = torch.arange(at.start, at.stop, device=x_NC.device)
-            pull = Pull(g_NV.square().sum(dim=1), {self.names[0]: g_NV}, apart=True)
+            pull = Pull(squared_norm(g_NV), {self.names[0]: g_NV}, apart=True)
             see(self.names, x_NC.detach().float(), position_N, None, pull)
         return back_STH
 
