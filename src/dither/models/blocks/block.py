@@ -200,7 +200,8 @@ class Head:
             with torch.enable_grad():
                 x_NC = self._norm(given_NH)
             g_NV = self._drawn(x_NC.detach(), draw)
-            g_NV[~valid_N[at]] = 0
+            if not valid_N[at].all():
+                g_NV[~valid_N[at]] = 0
             pulled_NC = (g_NV.to(self._output_VH.dtype) @ self._output_VH).to(x_NC.dtype)
             back_NH[at] = torch.autograd.grad(x_NC, given_NH, pulled_NC)[0].float()
             position_N = torch.arange(at.start, at.stop, device=x_NC.device)
