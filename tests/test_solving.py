@@ -10,7 +10,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from families_util import random_model, save_model
-from transformers import AutoModelForCausalLM, MixtralConfig
+from families_util import TEXT, byte_level_tokenizer, random_model, save_model
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 import dither
 from dither._calibrate import calibrate
 from dither.formats.evidence import EvidenceStore
 from dither.solvers.learned import Learned
+from test_calibrate import SMALL
 
 pytestmark = pytest.mark.slow
 BUNDLED = Path(str(files("dither") / "demo_model"))
@@ -131,26 +131,69 @@ def test_bytes_do_not_depend_on_the_number_of_threads(evidence: Path, tmp_path: 
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-@pytest.mark.parametrize("extra", ["statistics='parallel'", "statistics='sequential'"])
-def test_a_killed_run_resumes_with_identical_bytes(evidence: Path, tmp_path: Path, extra: str) -> None:
-    whole, killed = tmp_path / "whole.gguf", tmp_path / "killed.gguf"
-    call = (
-        f"import dither; dither.quantize({str(BUNDLED)!r}, 'IQ4_XS', %r, evidence={str(evidence)!r}, {extra})"
+KILLED_AT = """
+import os, signal, sys
+import dither
+import dither.containers.journal as journal
+journal._SYNC_SECONDS = 0  # after every tensor
+class Killer:
+    left = int(sys.argv[5])
+    def note(self, text): pass
+    def start(self, total, done): pass
+    def advance(self, amount, what):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+dither.quantize(
+    sys.argv[1], "Q4_0", sys.argv[2], evidence=sys.argv[3], statistics=sys.argv[4], progress=Killer(),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of two blocks, and evidence of it."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "text.txt").write_text(TEXT * 8)
+    model = save_model(random_model(LlamaConfig(**SMALL)), folder / "m", byte_level_tokenizer(size=300))
+    calibrate(model, folder / "text.txt", tokens=480, context=48, out=folder / "e")
+    return model, folder / "e"
+
+
+@pytest.mark.parametrize("statistics", ["parallel", "sequential"])
+@pytest.mark.parametrize("moment", [4, 11])  # in the first block, in the second
+def test_a_killed_run_resumes_with_identical_bytes(
+    small: tuple[Path, Path], tmp_path: Path, statistics: Any, moment: int
+) -> None:
+    (model, evidence), killed = small, tmp_path / "killed.gguf"
+    whole = dither.quantize(model, "Q4_0", tmp_path / "whole.gguf", evidence=evidence, statistics=statistics)
+    assert whole.solvers["gptq"] > 10
+    given = [str(part) for part in (model, killed, evidence, statistics, moment)]
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED_AT, *given], check=False).returncode == -signal.SIGKILL
     )
-    subprocess.run([sys.executable, "-c", call % str(whole)], check=True)
-    # The whole run is over before a journal is written in its usual time: here it is after every tensor.
-    often = "import dither.containers.journal as journal; journal._SYNC_SECONDS = 0; "
-    process = subprocess.Popen([sys.executable, "-c", often + call % str(killed)])
-    journal = killed.with_name("killed.gguf.part.journal")
-    until = time.monotonic() + 120
-    while time.monotonic() < until and (not journal.exists() or journal.read_text().count("\n") < 2):
-        assert process.poll() is None, "it was over before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    journal = killed.with_name("killed.gguf.part.journal").read_text()
+    assert journal.count("\n") == moment  # what it is of, and the tensors before the one it died at
     assert not killed.exists()
-    subprocess.run([sys.executable, "-c", call % str(killed)], check=True)
-    assert killed.read_bytes() == whole.read_bytes()
+    heard = Heard()
+    dither.quantize(model, "Q4_0", killed, evidence=evidence, statistics=statistics, progress=heard)
+    assert heard.done > 0
+    assert killed.read_bytes() == Path(whole.path).read_bytes()
+
+
+class Heard:
+    """How much of the work was found done."""
+
+    done = 0
+
+    def note(self, text: str) -> None:
+        pass
+
+    def start(self, total: int, done: int) -> None:
+        self.done = max(self.done, done)
+
+    def advance(self, amount: int, what: str) -> None:
+        pass
 
 
 def test_statistics_behind_quantized_layers_give_another_file_of_like_quality(
