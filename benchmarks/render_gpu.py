@@ -29,25 +29,26 @@ a machine that does other work besides changes less.
 {tables}
 Settings: *best* is zero points and a search of scales for the least squared error, the strongest of the peers' own settings that were
 tried (GPTQModel {gptqmodel}: `sym=False`, `mse=2.4`; llm-compressor {llmcompressor}: `symmetric=False`, `observer="mse"`); without a
-word, each tool's defaults. AutoAWQ {autoawq} and our *awq* round to nearest behind scales that protect channels; at 3 bits, which AWQ's
-layout has not, our scales travel in GPTQ's. *gradients* is evidence of `dither calibrate --gradients`.
+word, each tool's defaults. AutoAWQ {autoawq} and our *awq* (`--transform awq --solver scales`) round to nearest behind scales that protect
+channels; at 3 bits, which AWQ's layout has not, our scales travel in GPTQ's. *gradients* is evidence of `dither calibrate --gradients`:
+with it calibration takes the larger part of the time.
 
 ## 3 bits once more
 
 `{learned_command}`
 
-A later run, against the strongest settings of the peers, with trained rounding besides. *gptq asymmetric gradients* is the recipe of the
-table above, where it had 0.969 on the encyclopedia: which words gradients are drawn for, and the order of sums, move this number by
-some ten per cent. All ran beside other work: read the processor seconds.
+An earlier run, against the strongest settings of the peers, with trained rounding besides. *gptq asymmetric gradients* is the recipe of the
+table above, of which the gradients were drawn for other words: that, and the order of sums, move the divergence on the encyclopedia by up to
+ten per cent. All ran beside other work: read the processor seconds.
 
 {learned}
 ## AWQ with its clips
 
 `{awq_command}`
 
-AutoAWQ also searches how far to clip each group, which *awq* above does not. `--solver scales` does
-([solvers](solvers.md#scales-how-far-to-clip)): here *awq* is `--transform awq --solver scales`, *awq nearest* what *awq* is above, and
-*scales* that solver alone. Fewer tokens than above; AutoAWQ ran beside other work, so that its processor seconds say more.
+AutoAWQ also searches how far to clip each group; `--solver scales` does so too ([solvers](solvers.md#scales-how-far-to-clip)). *awq
+nearest* is the transform without that, *scales* the solver without the transform. Fewer tokens than above; AutoAWQ ran beside other work,
+so that its processor seconds say more.
 
 {awq}
 ## NF4
