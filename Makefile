@@ -4,6 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Tests run side by side, those of one file together: they share what took seconds to make.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
@@ -13,14 +16,14 @@ demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of typ
 	$(BIN)/dither demo
 
 test: $(VENV)/.tested           ## everything
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.tested          ## lint, types, layers, fast tests: about two minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: $(VENV)/.tested          ## the measurements behind the documentation's numbers
 	$(BIN)/python benchmarks/encode.py $(ENCODED) --save encode

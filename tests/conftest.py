@@ -6,6 +6,7 @@ Legend: V vocabulary, H hidden width, F feed-forward width.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from importlib.resources import files
@@ -20,6 +21,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 # The same examples in every run: a failure is a change's doing, not luck's.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
+
+
+def on_cores_of_its_own() -> None:
+    """Of several workers each has its cores: threads that wait by spinning would take each other's time."""
+    worker, count = (os.environ.get(f"PYTEST_XDIST_WORKER{end}", "") for end in ("", "_COUNT"))
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(worker[2:]) % len(cores) :: int(count)])
+
+
+on_cores_of_its_own()  # before anything counts them
 
 BUNDLED = Path(str(files("dither") / "demo_model"))
 FEW_TYPES = ["Q2_K", "Q4_K", "Q6_K", "Q8_0"]

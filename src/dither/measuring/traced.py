@@ -29,9 +29,7 @@ from dither.models.blocks import Blocks
 from dither.types import Tensor
 
 TURN_BYTES = 2 * 2**30  # for the blocks of the turn with their statistics and a batch's activations
-_ACTIVATIONS = (
-    1.5  # kept for the way back, of all numbers that enter and leave matrices: 0.8 to 1.0 were seen
-)
+_ACTIVATIONS = 1.5  # of the numbers that enter and leave matrices, kept for the way back; 1.0 was seen
 
 
 class TracedWalk(Walk):

@@ -22,10 +22,8 @@ from dither.models.blocks.surroundings import SurroundingsOf
 from dither.models.blocks.watch import Pull, See, SeePull, Tracing, Watching, squared_norm
 from dither.types import Floats
 
-_LOGITS = (
-    2**22
-)  # that exist at a time while gradients are drawn: memory that is had again without a page fault
-_FEWEST = 128  # positions, of which more would not use the output matrix better
+_LOGITS = 2**22  # drawn from at a time: 16 MiB, which are had again without page faults
+_FEWEST = 128  # positions at a time: more would not use a wide output matrix better
 
 
 class Block:
