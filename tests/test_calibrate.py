@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from dither.formats.evidence import EvidenceStore
 from dither.formats.imatrix import read_imatrix
 from dither.measuring import collect, hidden
 from dither.models.source import open_model
+from killed import killed
 from models.families_util import TEXT, byte_level_tokenizer, random_model, save_model, write_gguf
 
 pytestmark = pytest.mark.slow  # real engines and processes: `make test` runs it, `make check` does not
@@ -302,20 +302,11 @@ def test_bundled_models_last_input_is_llama_cpps(tmp_path: Path) -> None:
     assert not store.has_hessians
 
 
-KILLED_AT = """
-import os, signal, sys
+CALIBRATE = """
 from dither.measuring import hidden
 hidden.SNAPSHOT_SECONDS = 0.0
 from dither._calibrate import calibrate
-class Killer:
-    left = int(sys.argv[4])
-    def note(self, text): pass
-    def start(self, total, done): pass
-    def advance(self, amount, what):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-calibrate(sys.argv[1], sys.argv[2], tokens=480, context=48, out=sys.argv[3], batch=100, threads=1,
+calibrate(sys.argv[2], sys.argv[3], tokens=480, context=48, out=sys.argv[4], batch=100, threads=1,
           progress=Killer())
 """
 
@@ -361,10 +352,7 @@ def test_a_killed_run_resumes_to_identical_bytes(
 ) -> None:
     """Eight batches a block: the twelfth is in the middle of the second block."""
     out = tmp_path / "killed"
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED_AT, *map(str, (checkpoint, records, out, 12))], check=False
-    )
-    assert process.returncode == -signal.SIGKILL
+    killed(CALIBRATE, 12, checkpoint, records, out)
     assert not (out / "evidence.json").exists()
     result = run(checkpoint, records, out)
     assert result.resumed == 1

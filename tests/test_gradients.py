@@ -8,10 +8,6 @@ Legend: S sequences, T token positions, N tokens, R rows, C columns, V vocabular
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,8 @@ from dither.formats.imatrix import read_imatrix
 from dither.measuring import hidden, traced
 from dither.models.blocks.block import Head
 from dither.models.source import open_model
-from test_calibrate import DEMO, KILLED_AT, LINEAR, MOE, SMALL, Listener, contents, relative, rows_of
+from killed import killed
+from test_calibrate import CALIBRATE, DEMO, LINEAR, MOE, SMALL, Listener, contents, relative, rows_of
 from test_solving import divergence
 
 # slow: real models; `make test` runs it, `make check` does not
@@ -276,10 +273,8 @@ def test_a_killed_run_resumes_to_identical_bytes(
     """The 32nd batch is in the middle of the way back through the first block."""
     turn(0)
     one_by_one = "from dither.measuring import traced\ntraced.TURN_BYTES = 0\n"
-    script = one_by_one + KILLED_AT.replace("threads=1", "threads=1, gradients=True")
     out = tmp_path / "killed"
-    arguments = [sys.executable, "-c", script, *map(str, (llama, records, out, 32))]
-    assert subprocess.run(arguments, check=False, env=dict(os.environ)).returncode == -signal.SIGKILL
+    killed(one_by_one + CALIBRATE.replace("threads=1", "threads=1, gradients=True"), 32, llama, records, out)
     kept = ["back.1.npy", "hidden.0.npy", "hidden.1.npy", "hidden.2.npy", "run.json"]
     assert leftovers(out) == kept and not (out / "evidence.json").exists()
     assert run(llama, records, out).resumed == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,23 +14,15 @@ import pytest
 import dither
 from dither.containers.journal import PartFile
 from dither.errors import OutputError
+from killed import killed
 
 pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
 
-KILLED_AT = """
-import os, signal, sys
+QUANTIZE = """
 import dither.containers.journal as journal
 journal._SYNC_BYTES = 0  # every tensor is promised at once, so that each kill finds another state
 from dither import quantize
-class Killer:
-    left = int(sys.argv[3])
-    def note(self, text): pass
-    def start(self, total, done): pass
-    def advance(self, amount, what):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-quantize(sys.argv[1], "Q4_K_M", sys.argv[2], threads=2, progress=Killer())
+quantize(sys.argv[2], "Q4_K_M", sys.argv[3], threads=2, progress=Killer())
 """
 
 
@@ -39,10 +30,7 @@ quantize(sys.argv[1], "Q4_K_M", sys.argv[2], threads=2, progress=Killer())
 def test_a_killed_run_resumes_to_identical_bytes(checkpoint: Path, tmp_path: Path, moment: int) -> None:
     whole = dither.quantize(checkpoint, "Q4_K_M", tmp_path / "whole.gguf")
     target = tmp_path / "killed.gguf"
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED_AT, str(checkpoint), str(target), str(moment)], check=False
-    )
-    assert process.returncode == -signal.SIGKILL
+    killed(QUANTIZE, moment, checkpoint, target)
     assert not target.exists()
     result = dither.quantize(checkpoint, "Q4_K_M", target)
     assert result.resumed >= moment - 1  # the kill comes before the last advance's tensor is noted
@@ -53,7 +41,7 @@ def test_a_killed_run_resumes_to_identical_bytes(checkpoint: Path, tmp_path: Pat
 
 def test_another_recipe_does_not_continue_the_first(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
-    subprocess.run([sys.executable, "-c", KILLED_AT, str(checkpoint), str(target), "9"], check=False)
+    killed(QUANTIZE, 9, checkpoint, target)
     result = dither.quantize(checkpoint, "Q5_K_M", target)
     assert result.resumed == 0
     fresh = dither.quantize(checkpoint, "Q5_K_M", tmp_path / "fresh.gguf")

@@ -7,7 +7,6 @@ of the decoded file, not by the code under test.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from importlib.resources import files
@@ -25,7 +24,8 @@ import dither
 from dither._calibrate import calibrate
 from dither.formats.evidence import EvidenceStore
 from dither.solvers.learned import Learned
-from test_calibrate import SMALL
+from killed import killed
+from test_calibrate import SMALL, Listener
 
 pytestmark = pytest.mark.slow
 BUNDLED = Path(str(files("dither") / "demo_model"))
@@ -131,21 +131,12 @@ def test_bytes_do_not_depend_on_the_number_of_threads(evidence: Path, tmp_path: 
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-KILLED_AT = """
-import os, signal, sys
+QUANTIZE = """
 import dither
 import dither.containers.journal as journal
 journal._SYNC_SECONDS = 0  # after every tensor
-class Killer:
-    left = int(sys.argv[5])
-    def note(self, text): pass
-    def start(self, total, done): pass
-    def advance(self, amount, what):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 dither.quantize(
-    sys.argv[1], "Q4_0", sys.argv[2], evidence=sys.argv[3], statistics=sys.argv[4], progress=Killer(),
+    sys.argv[2], "Q4_0", sys.argv[3], evidence=sys.argv[4], statistics=sys.argv[5], progress=Killer(),
 )
 """
 
@@ -165,35 +156,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_killed_run_resumes_with_identical_bytes(
     small: tuple[Path, Path], tmp_path: Path, statistics: Any, moment: int
 ) -> None:
-    (model, evidence), killed = small, tmp_path / "killed.gguf"
+    (model, evidence), target = small, tmp_path / "killed.gguf"
     whole = dither.quantize(model, "Q4_0", tmp_path / "whole.gguf", evidence=evidence, statistics=statistics)
     assert whole.solvers["gptq"] > 10
-    given = [str(part) for part in (model, killed, evidence, statistics, moment)]
-    assert (
-        subprocess.run([sys.executable, "-c", KILLED_AT, *given], check=False).returncode == -signal.SIGKILL
-    )
-    journal = killed.with_name("killed.gguf.part.journal").read_text()
+    killed(QUANTIZE, moment, model, target, evidence, statistics)
+    journal = target.with_name("killed.gguf.part.journal").read_text()
     assert journal.count("\n") == moment  # what it is of, and the tensors before the one it died at
-    assert not killed.exists()
-    heard = Heard()
-    dither.quantize(model, "Q4_0", killed, evidence=evidence, statistics=statistics, progress=heard)
-    assert heard.done > 0
-    assert killed.read_bytes() == Path(whole.path).read_bytes()
-
-
-class Heard:
-    """How much of the work was found done."""
-
-    done = 0
-
-    def note(self, text: str) -> None:
-        pass
-
-    def start(self, total: int, done: int) -> None:
-        self.done = max(self.done, done)
-
-    def advance(self, amount: int, what: str) -> None:
-        pass
+    assert not target.exists()
+    listener = Listener()
+    dither.quantize(model, "Q4_0", target, evidence=evidence, statistics=statistics, progress=listener)
+    assert listener.done > 0
+    assert target.read_bytes() == Path(whole.path).read_bytes()
 
 
 def test_statistics_behind_quantized_layers_give_another_file_of_like_quality(
