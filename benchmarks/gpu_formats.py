@@ -64,6 +64,7 @@ PEERS = {
     "llm-compressor best": Peer("llmcompressor_gptq", {"symmetric": False, "observer": "mse"}),
     "AutoAWQ": Peer("autoawq_awq"),
     "AutoRound": Peer("autoround_signround"),
+    "AutoRound asymmetric": Peer("autoround_signround", {"sym": False}),
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "gptq": {"to": "gptq", "solver": "gptq"},
