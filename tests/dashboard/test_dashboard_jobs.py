@@ -21,7 +21,12 @@ from dither.dashboard.jobs import MOST_WAITING, Jobs
 from dither.errors import SourceError, UsageError
 from dither.formats.gguf import read_header
 
-SLEEP = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); time.sleep(60)"
+SLEEP = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 def until(jobs: Jobs, job_id: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 90) -> Any:
@@ -35,6 +40,18 @@ def until(jobs: Jobs, job_id: str, reached: Callable[[dict[str, Any]], bool], se
             return seen
         time.sleep(0.05)
     raise AssertionError(seen[-1])
+
+
+def sleeper() -> subprocess.Popen[str]:
+    """A process that does nothing for a minute, once it has set up what it does on SIGINT."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLEEP], start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    with child.stdout as said:
+        assert said.readline() == "ready\n"
+    return child
 
 
 def ended(job: dict[str, Any]) -> bool:
@@ -80,7 +97,7 @@ def test_a_job_runs_to_its_end_and_its_file_is_whole(tmp_path: Path) -> None:
 
 def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Path) -> None:
     """Only its server is made up here; the process is real, and must hear of it as of Ctrl-C."""
-    child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True, stderr=subprocess.DEVNULL)
+    child = sleeper()
     process = {"pid": child.pid, "since": processes.started(child.pid), "started": time.time()}
     job_id = "20260101-000000-000000000001"
     stored(Jobs(tmp_path), job_id, process=process)
@@ -96,7 +113,6 @@ def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Pa
         waiting = later.start("quantize", {"model": "m", "to": "Q8_0"})
         assert waiting["state"] == "waiting"  # one at a time
         later.cancel(waiting["id"])
-        time.sleep(0.3)  # until it has set up what it does on SIGINT
         assert later.cancel(job_id)["cancelling"]
         assert child.wait(20) == -signal.SIGINT
         cancelled = until(later, job_id, ended)[-1]
@@ -124,7 +140,7 @@ def test_a_killed_job_says_so(tmp_path: Path) -> None:
 
 def test_a_process_of_the_same_number_is_not_the_same(tmp_path: Path) -> None:
     """Process numbers are used again; a stranger must neither count as the job nor be signalled."""
-    child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
+    child = sleeper()
     try:
         since = processes.started(child.pid)
         assert since and processes.alive(child.pid, since)
