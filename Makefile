@@ -50,17 +50,21 @@ bench-quality: $(VENV)/.tested  ## what files lose against llama-quantize's, and
 	$(BIN)/python benchmarks/render_quality.py
 	$(BIN)/python benchmarks/gptq_speed.py --sizes 1024 2048 --types Q4_K int4-g128 --save gptq_speed
 
-bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside GPTQModel's, llm-compressor's and AutoAWQ's
+bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside their own tools'
 	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
 		--tokens 32768 --measured 8192 --types int4-g128,int3-g128,nf4 --threads 1 \
 		--peers "GPTQModel,llm-compressor,AutoAWQ,GPTQModel best,llm-compressor best" \
-		--recipes "gptq,awq nearest,awq+gptq,gptq asymmetric,gptq asymmetric gradients" --save gpu_formats
+		--recipes "gptq,awq,awq+gptq,gptq asymmetric,gptq asymmetric gradients" --save gpu_formats
 	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
 		--tokens 16384 --measured 4096 --types int4-g128 --threads 1 --peers AutoAWQ \
 		--recipes "awq,awq+gptq,awq nearest,scales" --save gpu_formats_awq
 	$(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) --text $(OTHER) \
 		--tokens 32768 --measured 8192 --types int3-g128 --threads 1 --peers "GPTQModel best,llm-compressor best" \
 		--recipes "gptq asymmetric,gptq asymmetric gradients,learned asymmetric gradients" --save gpu_formats_learned
+	for bits in 4 3; do $(BIN)/python benchmarks/gpu_formats.py --calibration $(CALIBRATION) --text $(TEXT) \
+		--text $(OTHER) --tokens 32768 --measured 8192 --types int$$bits-g128 --threads 1 \
+		--peers "AutoRound asymmetric,llm-compressor best" --save gpu_formats_autoround_$$bits \
+		--recipes "gptq asymmetric gradients,learned asymmetric gradients" || exit 1; done
 	$(BIN)/python benchmarks/render_gpu.py
 	$(BIN)/python benchmarks/load_layer.py --save load_layer
 
