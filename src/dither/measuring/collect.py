@@ -169,9 +169,8 @@ class Collector:
 
     def _add_outputs(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor, pull: Pull) -> None:
         sums.weight += float(pull.weight_N[~held_N].sum(dtype=torch.float64))
-        size_N = torch.linalg.vector_norm(x_NC, dim=1).masked_fill(
-            held_N, 0
-        )  # what is held back adds nothing
+        # What is held back adds nothing.
+        size_N = torch.linalg.vector_norm(x_NC, dim=1).masked_fill(held_N, 0)
         for name, g_NR in pull.gradients.items():
             parts = g_NR.shape[1] if pull.apart else diagonal_blocks(g_NR.shape[1])
             if name not in sums.outputs:

@@ -65,7 +65,7 @@ class TracedWalk(Walk):
             self._forth(index, weights[index])
         if not back:
             self._turn(turn)
-        for index in range(min(first, count - back) - 1, -1, -1):
+        for index in self.order()[max(back, count - first) :]:
             self._come_back(index, 2 * weights[index])
             self._back.finished(count - index)
         self._in_order()
