@@ -22,8 +22,12 @@ from dither.errors import SourceError, UsageError
 from dither.formats.gguf import read_header
 
 SLEEP = """
-import signal, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import os, signal, sys, time
+def end(*_):
+    sys.stdin.read()  # asked to end, it takes until it is let go
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, end)
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -43,12 +47,12 @@ def until(jobs: Jobs, job_id: str, reached: Callable[[dict[str, Any]], bool], se
 
 
 def sleeper() -> subprocess.Popen[str]:
-    """A process that does nothing for a minute, once it has set up what it does on SIGINT."""
+    """A process that does nothing for a minute; asked to end it waits until its stdin is closed."""
     child = subprocess.Popen(
-        [sys.executable, "-c", SLEEP], start_new_session=True, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, "-c", SLEEP], start_new_session=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    assert child.stdout is not None
+    assert child.stdin is not None and child.stdout is not None
     with child.stdout as said:
         assert said.readline() == "ready\n"
     return child
@@ -114,11 +118,13 @@ def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Pa
         assert waiting["state"] == "waiting"  # one at a time
         later.cancel(waiting["id"])
         assert later.cancel(job_id)["cancelling"]
+        child.stdin.close()
         assert child.wait(20) == -signal.SIGINT
         cancelled = until(later, job_id, ended)[-1]
         assert cancelled["state"] == "cancelled" and cancelled["error"] is None
         assert later.cancel(job_id) == cancelled  # what has ended stays as it is
     finally:
+        child.stdin.close()
         child.kill()
         child.wait()
 
@@ -154,6 +160,7 @@ def test_a_process_of_the_same_number_is_not_the_same(tmp_path: Path) -> None:
         assert child.wait(10) == -signal.SIGKILL
         assert not processes.alive(child.pid, since)
     finally:
+        child.stdin.close()
         child.kill()
         child.wait()
 
