@@ -23,11 +23,11 @@ from ggml import Ggml
 from quality import BASELINE, arguments, find_model, judge, run
 
 import dither
-from dither._calibrate import calibrate
-from dither._measure import measure
-from dither._plan import Planned, plan
-from dither._within import random_plan
 from dither.cli.screen import Meter
+from dither.measuring.calibrate import calibrate
+from dither.measuring.measure import measure
+from dither.planning.budget import random_plan
+from dither.planning.plan import Planned, plan
 
 TYPES = "Q5_K_M,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K"
 TARGET = 0.40
@@ -64,9 +64,7 @@ def run_model(name: str, scratch: Path, args: argparse.Namespace, meter: Meter) 
     return rows
 
 
-def make(
-    model: Path, to: str, scratch: Path, evidence: Path, calibration: float, solver: str | None
-) -> dict[str, Any]:
+def make(model: Path, to: str, scratch: Path, evidence: Path, calibration: float, solver: str | None) -> dict[str, Any]:
     """recipe → path, result, seconds, seconds of calibration, predicted KL; the baseline first."""
     made: dict[str, Any] = {}
     for recipe, options in (
@@ -101,10 +99,15 @@ def rank(name: str, model: Path, scratch: Path, evidence: Path, args: argparse.N
     print(f"{name}: rank correlation of {args.random} random allocations: {correlation:.3f}")
     solver = args.solver or "gptq"
     return {
-        "model": name, "recipe": "random allocations", "solver": solver, "spearman": correlation,
-        "predicted": predicted, "measured": measured, "bpw": [m.bpw for m in found],
+        "model": name,
+        "recipe": "random allocations",
+        "solver": solver,
+        "spearman": correlation,
+        "predicted": predicted,
+        "measured": measured,
+        "bpw": [m.bpw for m in found],
         "text": Path(args.text[0]).name,
-    }  # fmt: skip
+    }
 
 
 def spearman(a: list[Any], b: list[Any]) -> float:

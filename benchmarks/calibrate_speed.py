@@ -28,14 +28,12 @@ MIB = 2**20
 
 
 def timed(model: str, text: Path, tokens: int, threads: int, hessians: bool) -> dict[str, float]:
-    from dither._calibrate import calibrate
+    from dither.measuring.calibrate import calibrate
 
     folder = Path(tempfile.mkdtemp(prefix="calibrate-speed-"))
     try:
         wall, cpu = time.perf_counter(), time.process_time()
-        done = calibrate(
-            model, text, tokens=tokens, hessians=hessians, out=folder / "evidence", threads=threads
-        )
+        done = calibrate(model, text, tokens=tokens, hessians=hessians, out=folder / "evidence", threads=threads)
         return {
             "tokens": done.tokens,
             "seconds": time.perf_counter() - wall,
@@ -57,19 +55,24 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for hessians, runs in found.items():
         best = min(runs, key=lambda run: run["seconds"])
         cpu = min(run["processor_seconds"] for run in runs)
-        rows.append({
-            "model": Path(arguments.model).name, "hessians": hessians, "threads": arguments.threads,
-            "tokens": best["tokens"], "seconds": round(best["seconds"], 2),
-            "tokens_per_second": round(best["tokens"] / best["seconds"], 1),
-            "processor_seconds": round(cpu, 2),
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": Path(arguments.model).name,
+                "hessians": hessians,
+                "threads": arguments.threads,
+                "tokens": best["tokens"],
+                "seconds": round(best["seconds"], 2),
+                "tokens_per_second": round(best["tokens"] / best["seconds"], 1),
+                "processor_seconds": round(cpu, 2),
+            }
+        )
     rows[1]["processor_ratio"] = round(rows[1]["processor_seconds"] / rows[0]["processor_seconds"], 2)
     return rows
 
 
 CHILD = """
 import resource, sys
-from dither._calibrate import calibrate
+from dither.measuring.calibrate import calibrate
 import torch, transformers
 from dither.models.blocks import open_blocks
 from dither.models.source import open_model
@@ -89,8 +92,10 @@ def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as out:
         printed = subprocess.run(
             [sys.executable, "-c", CHILD, folder, arguments.text, str(arguments.tokens), f"{out}/evidence"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     kib = 1024 if sys.platform != "darwin" else 1
     idle, peak = (int(number) * kib for number in printed.split())
     opened = open_model(folder)
@@ -98,12 +103,17 @@ def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     head = max(4 * tensor.size for tensor in opened.tensors if not tensor.name.startswith("blk."))
     hessians = 4 * (3 * synthetic.HIDDEN**2 + synthetic.FFN**2)
     row = {
-        "parameters": opened.parameters, "blocks": arguments.blocks, "tokens": arguments.tokens,
-        "peak_mib": round(peak / MIB), "before_work_mib": round(idle / MIB), "block_mib": round(block / MIB),
-        "output_matrix_mib": round(head / MIB), "hessians_mib": round(hessians / MIB),
+        "parameters": opened.parameters,
+        "blocks": arguments.blocks,
+        "tokens": arguments.tokens,
+        "peak_mib": round(peak / MIB),
+        "before_work_mib": round(idle / MIB),
+        "block_mib": round(block / MIB),
+        "output_matrix_mib": round(head / MIB),
+        "hessians_mib": round(hessians / MIB),
         "hidden_states_mib": round(4 * arguments.tokens * synthetic.HIDDEN / MIB),
         "source_mib": round(sum(tensor.stored_bytes for tensor in opened.tensors) / MIB),
-    }  # fmt: skip
+    }
     return [row]
 
 

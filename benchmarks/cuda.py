@@ -36,15 +36,7 @@ import record
 import synthetic
 
 GIB = 2**30
-LOADS = (
-    "dither nf4",
-    "transformers nf4",
-    "dither int8",
-    "transformers int8",
-    "own nf4",
-    "own int4",
-    "own fp8",
-)
+LOADS = ("dither nf4", "transformers nf4", "dither int8", "transformers int8", "own nf4", "own int4", "own fp8")
 PROMPT = 512  # tokens
 DEMO = Path(str(files("dither") / "demo_model"))
 
@@ -124,9 +116,7 @@ def one(label: str, args: argparse.Namespace) -> dict[str, Any]:
         "transformers": lambda: theirs(args.folder, to, device),
     }
     if who != "transformers":  # compiled before the clock starts
-        dither.load(
-            Path(str(dither.__path__[0])) / "demo_model", to, backend="auto" if who == "dither" else "dither"
-        )
+        dither.load(Path(str(dither.__path__[0])) / "demo_model", to, backend="auto" if who == "dither" else "dither")
     began = time.monotonic()
     model = made[who]()
     synchronize(device)
@@ -147,9 +137,11 @@ def theirs(folder: Path, to: str, device: str) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
-        load_in_4bit=to == "nf4", load_in_8bit=to == "int8", bnb_4bit_quant_type="nf4",
+        load_in_4bit=to == "nf4",
+        load_in_8bit=to == "int8",
+        bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
     return AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=torch.bfloat16, device_map=device
     )
@@ -168,12 +160,7 @@ def gptq(args: argparse.Namespace, device: str) -> dict[str, Any]:
     )
     found = {"calibration_seconds": learnt.seconds}
     result = dither.quantize(
-        args.folder,
-        to="w4a16",
-        solver="gptq",
-        evidence=scratch / "evidence",
-        out=scratch / "ours",
-        force=True,
+        args.folder, to="w4a16", solver="gptq", evidence=scratch / "evidence", out=scratch / "ours", force=True
     )
     found |= {"seconds": time.monotonic() - began, "solvers": dict(result.solvers or {}), **peaks(device)}
     tokens_ST, _ = EvidenceStore.open(scratch / "evidence").tokens()
@@ -184,15 +171,16 @@ def gptq(args: argparse.Namespace, device: str) -> dict[str, Any]:
 def peer(args: argparse.Namespace, model: Path, scratch: Path) -> dict[str, Any]:
     script = Path(__file__).parent / "peers" / "llmcompressor_gptq.py"
     command = [
-        args.peer, str(script), str(model.absolute()), str(scratch / "tokens.npy"), str(scratch / "theirs"),
+        args.peer,
+        str(script),
+        str(model.absolute()),
+        str(scratch / "tokens.npy"),
+        str(scratch / "theirs"),
         "--option=device='cuda'",
-    ]  # fmt: skip
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=scratch)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"peer"')]
-    row = {
-        "contestant": "llm-compressor",
-        **(json.loads(lines[-1]) if lines else {"failed": done.returncode}),
-    }
+    row = {"contestant": "llm-compressor", **(json.loads(lines[-1]) if lines else {"failed": done.returncode})}
     print(json.dumps(row), flush=True)
     return row
 

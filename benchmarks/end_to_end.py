@@ -28,7 +28,7 @@ TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K"
 
 CHILD = """
 import json, os, resource, sys, threading, time
-from dither import _quantize
+from dither.quantizing import quantize as job
 model, to, out, encoder, threads = sys.argv[1:]
 if hasattr(os, "sched_setaffinity"):  # libgguf starts as many threads as there are cores to run on
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(threads)])
@@ -36,8 +36,8 @@ solver = None
 if encoder == "ggml":
     from ggml import Ggml
     solver = Ggml()
-opened = _quantize.open_model(model)
-_quantize.preview(opened, to)
+opened = job.open_model(model)
+job.preview(opened, to)
 class Meter:
     def note(self, text): pass
     def start(self, total, done): self.total, self.before = total, resource.getrusage(resource.RUSAGE_SELF)
@@ -52,7 +52,7 @@ def watch():
         time.sleep(0.02)
 threading.Thread(target=watch, daemon=True).start()
 meter = Meter()
-result = _quantize.quantize(opened, to, out, solver=solver, threads=int(threads), force=True, progress=meter)
+result = job.quantize(opened, to, out, solver=solver, threads=int(threads), force=True, progress=meter)
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "ns_per_weight": (after.ru_utime - meter.before.ru_utime) / meter.total * 1e9,
@@ -78,9 +78,7 @@ def summarize(to: str, rounds: list[dict[str, dict[str, float]]]) -> dict[str, A
     for encoder in rounds[0]:
         row[encoder] = min((r[encoder] for r in rounds), key=lambda measured: measured["ns_per_weight"])
     if "ggml" in row:
-        row["time_ratio"] = statistics.median(
-            r["ours"]["ns_per_weight"] / r["ggml"]["ns_per_weight"] for r in rounds
-        )
+        row["time_ratio"] = statistics.median(r["ours"]["ns_per_weight"] / r["ggml"]["ns_per_weight"] for r in rounds)
         row["error_ratio"] = row["ours"]["relative_error"] / row["ggml"]["relative_error"]
     return row
 
@@ -109,9 +107,7 @@ def main() -> None:
         model = synthetic.write(scratch / "model", args.layers)
         encoders = ("ours",) if args.alone else ("ours", "ggml")
         rows = []
-        print(
-            f"{'type':8} {'ours ns/w':>10} {'ggml ns/w':>10} {'ratio':>6} {'error/ggml':>11} {'anon MiB':>9}"
-        )
+        print(f"{'type':8} {'ours ns/w':>10} {'ggml ns/w':>10} {'ratio':>6} {'error/ggml':>11} {'anon MiB':>9}")
         for to in args.types.split(","):
             rounds = [
                 {encoder: measure(model, to, encoder, args.threads, scratch) for encoder in encoders}

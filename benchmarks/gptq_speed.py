@@ -89,9 +89,7 @@ def layer(size: int) -> tuple[Floats, Floats]:
     return (0.02 * random.standard_normal((size, size))).astype(np.float32), x_TC.T @ x_TC / len(x_TC)
 
 
-def ours(
-    name: str, w_RC: Floats, hessian_CC: Floats, threads: int, options: dict[str, int]
-) -> Callable[[], Answer]:
+def ours(name: str, w_RC: Floats, hessian_CC: Floats, threads: int, options: dict[str, int]) -> Callable[[], Answer]:
     known = Evidence(1, np.ascontiguousarray(np.diagonal(hessian_CC)), hessian_CC)
 
     def run() -> Answer:

@@ -35,10 +35,10 @@ from peers.environments import python_for
 from quality import arguments, find_model, ratio_interval, run
 
 import dither
-from dither._calibrate import calibrate
-from dither._measure import measure
 from dither.cli.screen import Meter
 from dither.formats.evidence import EvidenceStore
+from dither.measuring.calibrate import calibrate
+from dither.measuring.measure import measure
 
 TARGET = 0.85  # of the best peer's KL
 TYPES = "int4-g128,int3-g128"
@@ -141,9 +141,7 @@ def width(type_: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def run_peers(
-    type_: str, model: Path, scratch: Path, environments: Path, args: argparse.Namespace
-) -> dict[str, Made]:
+def run_peers(type_: str, model: Path, scratch: Path, environments: Path, args: argparse.Namespace) -> dict[str, Made]:
     bits, group = width(type_)
     return {
         label: run_peer(label, PEERS[label], model, scratch, environments, bits, group, args.threads)
@@ -153,24 +151,28 @@ def run_peers(
 
 
 def run_peer(
-    label: str, peer: Peer, model: Path, scratch: Path, environments: Path, bits: int, group: int,
-    threads: int | None,
-) -> Made:  # fmt: skip
+    label: str, peer: Peer, model: Path, scratch: Path, environments: Path, bits: int, group: int, threads: int | None
+) -> Made:
     """Its script in its environment; what it prints goes to a log beside its folder."""
     script = SCRIPTS / f"{peer.script}.py"
     out = scratch / f"{label.replace(' ', '-')}-{bits}"
     command = [
-        str(python_for(script, environments.absolute())), str(script), str(model.absolute()),
-        str(scratch / "tokens.npy"), str(out), "--bits", str(bits), "--group", str(group),
+        str(python_for(script, environments.absolute())),
+        str(script),
+        str(model.absolute()),
+        str(scratch / "tokens.npy"),
+        str(out),
+        "--bits",
+        str(bits),
+        "--group",
+        str(group),
         *(f"--option={key}={value}" for key, value in peer.options.items()),
-    ]  # fmt: skip
+    ]
     log = out.with_suffix(".log")
     variables = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with log.open("w") as errors:
         # In the scratch folder, since some leave logs where they stand.
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=variables
-        )
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=variables)
     answers = [line for line in done.stdout.splitlines() if line.startswith('{"peer"')]
     if done.returncode or not answers:
         raise SystemExit(f"{label} failed:\n{log.read_text()[-2000:]}")
@@ -190,9 +192,8 @@ def run_ours(
         learnt = evidence[GRADIENTS if GRADIENTS in recipe else ""]
         out, began = scratch / f"{recipe.replace(' ', '-')}-{bits}", time.process_time()
         result = dither.quantize(
-            model, out=out, bits=bits, group=group, evidence=learnt.path, threads=args.threads, force=True,
-            **options,
-        )  # fmt: skip
+            model, out=out, bits=bits, group=group, evidence=learnt.path, threads=args.threads, force=True, **options
+        )
         cpu_seconds = time.process_time() - began + learnt.cpu_seconds
         about = {"options": options, "solvers": dict(result.solvers or {})}
         made[f"dither {recipe}"] = Made(out, result.seconds + learnt.seconds, cpu_seconds, about)
@@ -213,23 +214,34 @@ def judge(
         for label, measured in results.items():
             low, high = ratio_interval(measured, results[best])
             row = {
-                "model": name, "type": type_, "bits": bits, "group": group, "recipe": label,
-                "text": Path(text).name, "bytes": measured.bytes, "kl": measured.kl_mean,
-                "kl_low": measured.kl_mean_low, "kl_high": measured.kl_mean_high,
-                "same_top": measured.same_top, "ppl_ratio": measured.ppl_ratio, "best_peer": best,
-                "ratio": measured.kl_mean / results[best].kl_mean, "ratio_low": low, "ratio_high": high,
-                "target": None if label in peers else TARGET, "seconds": made[label].seconds,
+                "model": name,
+                "type": type_,
+                "bits": bits,
+                "group": group,
+                "recipe": label,
+                "text": Path(text).name,
+                "bytes": measured.bytes,
+                "kl": measured.kl_mean,
+                "kl_low": measured.kl_mean_low,
+                "kl_high": measured.kl_mean_high,
+                "same_top": measured.same_top,
+                "ppl_ratio": measured.ppl_ratio,
+                "best_peer": best,
+                "ratio": measured.kl_mean / results[best].kl_mean,
+                "ratio_low": low,
+                "ratio_high": high,
+                "target": None if label in peers else TARGET,
+                "seconds": made[label].seconds,
                 "cpu_seconds": made[label].cpu_seconds,
-                "seconds_ratio": made[label].seconds / made[best].seconds, **made[label].about,
-            }  # fmt: skip
+                "seconds_ratio": made[label].seconds / made[best].seconds,
+                **made[label].about,
+            }
             show(row, header=not rows)
             rows.append(row)
     return rows
 
 
-def count_nf4_codes(
-    name: str, model: Path, scratch: Path, environments: Path, threads: int | None
-) -> dict[str, Any]:
+def count_nf4_codes(name: str, model: Path, scratch: Path, environments: Path, threads: int | None) -> dict[str, Any]:
     """How many of our NF4 bytes and scales differ from bitsandbytes'."""
     nested = Peer("bitsandbytes_nf4", {"bnb_4bit_use_double_quant": True})  # as QLoRA has it, and we
     theirs = run_peer("bitsandbytes", nested, model, scratch, environments, 4, 64, threads)
@@ -238,15 +250,16 @@ def count_nf4_codes(
     a, b = packed_parts(theirs.path), packed_parts(ours)
     packed = [key for key in a if f"{key}.absmax" in a]
     row = {
-        "model": name, "type": NF4, "peer": theirs.about["version"], "matrices": len(packed),
+        "model": name,
+        "type": NF4,
+        "peer": theirs.about["version"],
+        "matrices": len(packed),
         "codes": 2 * sum(a[key].size for key in packed),
         "bytes_that_differ": sum(_differing(a[key], b[key]) for key in packed),
         "scales_that_differ": sum(
-            _differing(a[f"{key}.{part}"], b[f"{key}.{part}"])
-            for key in packed
-            for part in ("absmax", "nested_absmax")
+            _differing(a[f"{key}.{part}"], b[f"{key}.{part}"]) for key in packed for part in ("absmax", "nested_absmax")
         ),
-    }  # fmt: skip
+    }
     print(json.dumps(row))
     return row
 

@@ -21,8 +21,8 @@ import numpy as np
 import record
 
 import dither
-from dither._measure import measure
 from dither.engines.llamacpp import LlamaCpp
+from dither.measuring.measure import measure
 from dither.measuring.stream import measure_stream
 from dither.measuring.text import sequences
 from dither.models.blocks import open_blocks
@@ -62,22 +62,16 @@ def by_token(files: dict[str, Path], text: Path, count: int) -> list[dict[str, A
         q_NV = distributions(file, ids, positions)
         theirs_N = np.array([(p * (np.log(p) - np.log(q))).sum() for p, q in zip(p_NV, q_NV, strict=True)])
         tokens_ST = np.array([ids], np.int32)
-        found = measure_stream(open_blocks(reference), {"it": open_model(file)}, tokens_ST, [256], skip=0)[
-            "it"
-        ]
+        found = measure_stream(open_blocks(reference), {"it": open_model(file)}, tokens_ST, [256], skip=0)["it"]
         ours_N = found.kl_N[positions]
         row = {"type": kind, "positions": len(positions), "kl_mean": float(ours_N.mean())}
         row |= {"kl_mean_llamacpp": float(theirs_N.mean())}
         rows.append(row)
-        print(
-            f"{kind:8} {len(positions)} positions: ours {ours_N.mean():.6f}, llama.cpp {theirs_N.mean():.6f}"
-        )
+        print(f"{kind:8} {len(positions)} positions: ours {ours_N.mean():.6f}, llama.cpp {theirs_N.mean():.6f}")
     return rows
 
 
-def as_a_whole(
-    files: dict[str, Path], text: Path, program: Path, chunks: int, context: int
-) -> list[dict[str, Any]]:
+def as_a_whole(files: dict[str, Path], text: Path, program: Path, chunks: int, context: int) -> list[dict[str, Any]]:
     """Every figure of llama-perplexity's summary beside ours."""
     common = ["-f", str(text), "-c", str(context), "--chunks", str(chunks), "-t", "2"]
     base = files["F16"].with_suffix(".kld")
@@ -85,9 +79,7 @@ def as_a_whole(
     rows = []
     for kind, file in files.items():
         said = run(program, "-m", str(file), "--kl-divergence-base", str(base), "--kl-divergence", *common)
-        (ours,) = measure(
-            [file], files["F16"], data=text, tokens=chunks * context, context=context, save=False
-        )
+        (ours,) = measure([file], files["F16"], data=text, tokens=chunks * context, context=context, save=False)
         row: dict[str, Any] = {"type": kind, "tokens": ours.tokens}
         for field, (pattern, divisor) in SAID.items():
             match = re.search(pattern, said)
@@ -107,9 +99,7 @@ def run(program: Path, *arguments: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--types", default="Q8_0,Q6_K,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K")
     parser.add_argument("--positions", type=int, default=60)

@@ -29,9 +29,9 @@ import record
 from ggml import Ggml
 
 import dither
-from dither._calibrate import calibrate
-from dither._measure import measure
 from dither.cli.screen import Meter
+from dither.measuring.calibrate import calibrate
+from dither.measuring.measure import measure
 
 TARGETS = {"Q4_K_M": 0.50, "IQ4_XS": 0.50, "Q3_K_M": 0.45, "Q2_K": 0.35}
 BASELINE = "ggml"
@@ -119,19 +119,29 @@ def judge(
     for text in args.text:
         found = measure(paths, model, data=text, tokens=args.measured, save=False)
         base = found[0]
-        for (recipe, (_, result, seconds, calibration, *_)), measured in zip(
-            made.items(), found, strict=True
-        ):
+        for (recipe, (_, result, seconds, calibration, *_)), measured in zip(made.items(), found, strict=True):
             ratio = measured.kl_mean / base.kl_mean
             low, high = ratio_interval(measured, base)
             row = {
-                "model": name, "type": to, "recipe": recipe, "text": Path(text).name,
-                "bytes": measured.bytes, "kl": measured.kl_mean, "kl_low": measured.kl_mean_low,
-                "kl_high": measured.kl_mean_high, "same_top": measured.same_top,
-                "ppl_ratio": measured.ppl_ratio, "seconds": seconds, "calibration_seconds": calibration,
-                "solvers": dict(result.solvers or {}), "ratio": ratio, "ratio_low": low, "ratio_high": high,
-                "target": target, "separate": measured.kl_mean_high < base.kl_mean_low,
-            }  # fmt: skip
+                "model": name,
+                "type": to,
+                "recipe": recipe,
+                "text": Path(text).name,
+                "bytes": measured.bytes,
+                "kl": measured.kl_mean,
+                "kl_low": measured.kl_mean_low,
+                "kl_high": measured.kl_mean_high,
+                "same_top": measured.same_top,
+                "ppl_ratio": measured.ppl_ratio,
+                "seconds": seconds,
+                "calibration_seconds": calibration,
+                "solvers": dict(result.solvers or {}),
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+                "target": target,
+                "separate": measured.kl_mean_high < base.kl_mean_low,
+            }
             show(row, header=not rows)
             rows.append(row)
     return rows

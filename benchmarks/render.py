@@ -77,14 +77,16 @@ def encode(document: dict[str, Any]) -> str:
         for case in ("plain", "importance"):
             if case in row:
                 found = row[case]
-                rows.append([
-                    row["type"] + (", importance" if case == "importance" else ""),
-                    f"{found['ns_per_weight']:.1f}",
-                    f"{found['ggml_ns_per_weight']:.1f}",
-                    f"{found['times_faster']:.1f} ×",
-                    f"{found['error_ratio']['gaussian']:.3f}",
-                    f"{found['error_ratio']['student_t3']:.3f}",
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        row["type"] + (", importance" if case == "importance" else ""),
+                        f"{found['ns_per_weight']:.1f}",
+                        f"{found['ggml_ns_per_weight']:.1f}",
+                        f"{found['times_faster']:.1f} ×",
+                        f"{found['error_ratio']['gaussian']:.3f}",
+                        f"{found['error_ratio']['student_t3']:.3f}",
+                    ]
+                )
     return table(["type", "ours, ns", "ggml, ns", "faster", "error, Gaussian", "error, heavy tails"], rows)
 
 

@@ -78,18 +78,25 @@ def page() -> str:
     raced = [row for row in rows if "recipe" in row]
     versions = {row["peer"]: row["version"] for row in raced if "peer" in row}
     return TEXT.format(
-        processor=found["processor"], command=found["command"],
+        processor=found["processor"],
+        command=found["command"],
         learned_command=load("gpu_formats_learned")["command"],
         learned=_race(load("gpu_formats_learned")["rows"], level=0),
         autoround_commands="\n\n".join(f"`{load(name)['command']}`" for name in AUTOROUND),
         autoround=load(AUTOROUND[0])["rows"][0]["version"],
         autoround_tables="\n".join(_race(load(name)["rows"], level=3) for name in AUTOROUND),
-        awq_command=load("gpu_formats_awq")["command"], awq=_race(load("gpu_formats_awq")["rows"], level=0),
+        awq_command=load("gpu_formats_awq")["command"],
+        awq=_race(load("gpu_formats_awq")["rows"], level=0),
         tables="\n".join(_race([row for row in raced if row["type"] == kind]) for kind in _kinds(raced)),
-        gptqmodel=versions.get("gptqmodel", ""), llmcompressor=versions.get("llmcompressor", ""),
-        autoawq=versions.get("autoawq", ""), codes=nf4["codes"], matrices=nf4["matrices"],
-        differ=nf4["bytes_that_differ"] or "none", bitsandbytes=nf4["peer"], scales=nf4["scales_that_differ"],
-    )  # fmt: skip
+        gptqmodel=versions.get("gptqmodel", ""),
+        llmcompressor=versions.get("llmcompressor", ""),
+        autoawq=versions.get("autoawq", ""),
+        codes=nf4["codes"],
+        matrices=nf4["matrices"],
+        differ=nf4["bytes_that_differ"] or "none",
+        bitsandbytes=nf4["peer"],
+        scales=nf4["scales_that_differ"],
+    )
 
 
 def _kinds(rows: list[dict[str, Any]]) -> list[str]:
@@ -113,9 +120,11 @@ def _race(rows: list[dict[str, Any]], level: int = 2) -> str:
             ratio = f"{row['ratio']:.3f}"
             reached = row["target"] is not None and row["ratio"] <= row["target"]
             line += [
-                f"{row['kl']:.5f}", f"{row['kl_low']:.5f}–{row['kl_high']:.5f}",
-                f"**{ratio}**" if reached else ratio, f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
-            ]  # fmt: skip
+                f"{row['kl']:.5f}",
+                f"{row['kl_low']:.5f}–{row['kl_high']:.5f}",
+                f"**{ratio}**" if reached else ratio,
+                f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
+            ]
         lines.append([*line, f"{first['seconds']:.0f}", f"{first['cpu_seconds']:.0f}"])
     bits, group = rows[0]["bits"], rows[0]["group"]
     title = f"{'#' * level} {bits} bits in groups of {group}\n\n" if level else ""

@@ -109,9 +109,7 @@ were taken beside other work.
 
 
 def page() -> str:
-    quality, learned, combinations = (
-        load(name) for name in ("quality", "quality_learned", "quality_combinations")
-    )
+    quality, learned, combinations = (load(name) for name in ("quality", "quality_learned", "quality_combinations"))
     rows = quality["rows"]
     seconds = {"gradients" in row["recipe"]: row["calibration_seconds"] for row in rows}
     return TEXT.format(
@@ -138,9 +136,10 @@ def budget() -> str:
     rows = document["rows"]
     ranked = [(load(name), row) for name in RANKED for row in load(name)["rows"]]
     return BUDGET.format(
-        command=document["command"], rows=results(rows, len({row["model"] for row in rows}) > 1),
+        command=document["command"],
+        rows=results(rows, len({row["model"] for row in rows}) > 1),
         ranks="".join(rank(row, found["command"]) for found, row in ranked),
-    )  # fmt: skip
+    )
 
 
 def rank(row: dict[str, Any], command: str) -> str:

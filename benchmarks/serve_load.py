@@ -50,10 +50,12 @@ class Seen:
 def ask(marker: str) -> dict[str, Any]:
     items = {"type": "array", "items": {"const": marker}, "minItems": TIMES, "maxItems": TIMES}
     return {
-        "messages": [{"role": "user", "content": f"Say {marker}."}], "stream": True, "max_tokens": 450,
+        "messages": [{"role": "user", "content": f"Say {marker}."}],
+        "stream": True,
+        "max_tokens": 450,
         "stream_options": {"include_usage": True},
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": items}},
-    }  # fmt: skip
+    }
 
 
 async def request(address: tuple[str, int], path: str, body: dict[str, Any] | None) -> Any:
@@ -163,14 +165,27 @@ async def load(url: str, pid: int, clients: int, seconds: float) -> dict[str, An
         await asyncio.sleep(0.1)
     half = len(seen.server_rss) // 2
     return {
-        "clients": clients, "seconds": seconds, "slots": SLOTS, "queue": QUEUE,
-        "answers": dict(seen.answers), "wrong": seen.wrong[:20], "wrong_count": len(seen.wrong),
+        "clients": clients,
+        "seconds": seconds,
+        "slots": SLOTS,
+        "queue": QUEUE,
+        "answers": dict(seen.answers),
+        "wrong": seen.wrong[:20],
+        "wrong_count": len(seen.wrong),
         "median_seconds": round(statistics.median(seen.seconds), 3) if seen.seconds else None,
         "longest_queue": seen.longest_queue,
-        "server_rss": _flatness(seen.server_rss, half), "engine_rss": _flatness(seen.engine_rss, half),
-        "left": {name: left[name] for name in ("dither_requests_running", "dither_requests_waiting",
-                                               "llamacpp:requests_processing", "llamacpp:requests_deferred")},
-    }  # fmt: skip
+        "server_rss": _flatness(seen.server_rss, half),
+        "engine_rss": _flatness(seen.engine_rss, half),
+        "left": {
+            name: left[name]
+            for name in (
+                "dither_requests_running",
+                "dither_requests_waiting",
+                "llamacpp:requests_processing",
+                "llamacpp:requests_deferred",
+            )
+        },
+    }
 
 
 def _flatness(sizes: list[int], half: int) -> dict[str, float]:
@@ -182,9 +197,23 @@ def _flatness(sizes: list[int], half: int) -> dict[str, float]:
 
 def run(model: Path, clients: int, seconds: float) -> dict[str, Any]:
     words = [
-        sys.executable, "-m", "dither", "serve", str(model), "--port", "0", "-c", "512", "--json",
-        "--slots", str(SLOTS), "--queue", str(QUEUE), "--threads", "1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "dither",
+        "serve",
+        str(model),
+        "--port",
+        "0",
+        "-c",
+        "512",
+        "--json",
+        "--slots",
+        str(SLOTS),
+        "--queue",
+        str(QUEUE),
+        "--threads",
+        "1",
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             document = ""

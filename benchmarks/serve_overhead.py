@@ -65,9 +65,13 @@ def compare(model: Path, rounds: int, tokens: int, threads: int) -> dict[str, An
         engine: Any = server.app.pool.places[0].engine
         ways = {"dither": (urlsplit(server.url).netloc, "none"), "direct": (engine.address, engine.key)}
         body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": "Once"}], "max_tokens": tokens, "temperature": 0,
-            "stream": True, "stream_options": {"include_usage": True}, "logit_bias": {"0": -100},
-        }  # fmt: skip
+            "messages": [{"role": "user", "content": "Once"}],
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "logit_bias": {"0": -100},
+        }
         speed = [decode_speed(*way, body | {"max_tokens": 24}) for way in ways.values()][-1]  # a warm-up
         body["max_tokens"] = max(24, min(tokens, round(SECONDS * speed)))
         spent = 0.0
@@ -80,16 +84,17 @@ def compare(model: Path, rounds: int, tokens: int, threads: int) -> dict[str, An
     ratios = [through / direct for through, direct in zip(found["dither"], found["direct"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {
-        "model": model.name, "bytes": model.stat().st_size, "rounds": rounds,
-        "tokens": body["max_tokens"], "relay_microseconds_per_token": round(
-            1e6 * spent / rounds / body["max_tokens"], 1
-        ),
-        "threads": threads, "ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)],
-        "ratio_of_medians": round(
-            statistics.median(found["dither"]) / statistics.median(found["direct"]), 4
-        ),
+        "model": model.name,
+        "bytes": model.stat().st_size,
+        "rounds": rounds,
+        "tokens": body["max_tokens"],
+        "relay_microseconds_per_token": round(1e6 * spent / rounds / body["max_tokens"], 1),
+        "threads": threads,
+        "ratio": round(middle, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "ratio_of_medians": round(statistics.median(found["dither"]) / statistics.median(found["direct"]), 4),
         "tokens_per_second": {way: round(statistics.median(speeds), 1) for way, speeds in found.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -76,12 +76,22 @@ def write(folder: Path, layers: int = LAYERS, widths: Widths = Widths()) -> Path
                 left, start = left - len(piece), 0
     write_tokenizer(folder)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCABULARY,
-        "hidden_size": widths.hidden, "intermediate_size": widths.ffn, "num_hidden_layers": layers,
-        "num_attention_heads": 32, "num_key_value_heads": widths.kv_heads, "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
-        "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": widths.hidden,
+        "intermediate_size": widths.ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": widths.kv_heads,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "torch_dtype": "bfloat16",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -19,12 +19,12 @@ import xllamacpp
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 import dither
-from dither._calibrate import Calibration, calibrate
 from dither.engines.llamacpp import LlamaCpp
 from dither.errors import DitherError, OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.imatrix import read_imatrix
 from dither.measuring import collect, hidden
+from dither.measuring.calibrate import Calibration, calibrate
 from dither.models.source import open_model
 from killed import killed
 from models.families_util import TEXT, byte_level_tokenizer, random_model, save_model, write_gguf
@@ -62,9 +62,7 @@ def hooked(folder: Path, sequences: list[list[int]]) -> Inputs:
     with ExitStack() as hooks, torch.no_grad():
         for index, layer in enumerate(model.model.layers):
             for theirs, ours in LINEAR.items():
-                handle = layer.get_submodule(theirs).register_forward_pre_hook(
-                    keep(f"blk.{index}.{ours}.weight")
-                )
+                handle = layer.get_submodule(theirs).register_forward_pre_hook(keep(f"blk.{index}.{ours}.weight"))
                 hooks.callback(handle.remove)
         hooks.callback(model.lm_head.register_forward_pre_hook(keep("output.weight")).remove)
         for ids in sequences:
@@ -77,9 +75,7 @@ def relative(found: Any, expected: torch.Tensor) -> float:
     return float(difference.norm() / expected.norm())
 
 
-def test_statistics_equal_a_whole_model_run_in_float64(
-    checkpoint: Path, records: Path, tmp_path: Path
-) -> None:
+def test_statistics_equal_a_whole_model_run_in_float64(checkpoint: Path, records: Path, tmp_path: Path) -> None:
     calibrate(checkpoint, records, tokens=800, context=48, out=tmp_path / "e", batch=100, threads=1)
     store = EvidenceStore.open(tmp_path / "e")
     sequences = list(rows_of(store))
@@ -105,9 +101,7 @@ def test_statistics_equal_a_whole_model_run_in_float64(
         assert float(torch.cdist(held_HC, held_NC).amin(dim=1).max()) < 1e-3
 
 
-def test_held_rows_are_bounded_and_spread(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_rows_are_bounded_and_spread(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "book.txt"
     text.write_text(TEXT * 8)
     monkeypatch.setattr(collect, "HELD_ROWS", 40)
@@ -131,9 +125,7 @@ def test_sequences_do_not_leak(checkpoint: Path, tmp_path: Path) -> None:
     stores = []
     for name, changed in (("a", lines), ("b", [*lines[:-1], json.dumps({"text": "WHAT? 1234 herring!"})])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(changed))
-        calibrate(
-            checkpoint, tmp_path / f"{name}.jsonl", tokens=900, context=100, out=tmp_path / name, threads=1
-        )
+        calibrate(checkpoint, tmp_path / f"{name}.jsonl", tokens=900, context=100, out=tmp_path / name, threads=1)
         stores.append(EvidenceStore.open(tmp_path / name))
     assert len(list(rows_of(stores[0]))) == len(list(rows_of(stores[1]))) == 8
     for tensor in stores[0].tensors:  # the eighth sequence is held back: Hessians know nothing of it
@@ -162,17 +154,14 @@ def test_gguf_and_checkpoint_agree(checkpoint: Path, records: Path, tmp_path: Pa
 MOE = {
     "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
     "qwen3 moe": Qwen3MoeConfig(
-        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
-        norm_topk_prob=True,
+        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True
     ),
-}  # fmt: skip
+}
 
 
 def routed(folder: Path, sequences: list[list[int]], layer: int) -> tuple[Any, Any]:
     """Inputs of each expert's matrices in one layer: (of gate and up, of down), by a loop over tokens."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, experts_implementation="eager"
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
     block = model.model.layers[layer].mlp
     entering: list[torch.Tensor] = []
     block.register_forward_pre_hook(lambda _m, args: entering.append(args[0].detach()[0]))
@@ -305,7 +294,7 @@ def test_bundled_models_last_input_is_llama_cpps(tmp_path: Path) -> None:
 CALIBRATE = """
 from dither.measuring import hidden
 hidden.SNAPSHOT_SECONDS = 0.0
-from dither._calibrate import calibrate
+from dither.measuring.calibrate import calibrate
 calibrate(sys.argv[2], sys.argv[3], tokens=480, context=48, out=sys.argv[4], batch=100, threads=1,
           progress=Killer())
 """
@@ -336,9 +325,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(checkpoint: Path, records: Path, out: Path, listener: Listener | None = None) -> Calibration:
-    return calibrate(
-        checkpoint, records, tokens=480, context=48, out=out, batch=100, threads=1, progress=listener
-    )
+    return calibrate(checkpoint, records, tokens=480, context=48, out=out, batch=100, threads=1, progress=listener)
 
 
 @pytest.fixture(scope="module")
@@ -363,14 +350,26 @@ def test_a_killed_run_resumes_to_identical_bytes(
 @pytest.mark.parametrize(
     ("moment", "in_memory", "seconds", "resumed"),
     [
-        (2, 2**31, 0.0, 0), (14, 2**31, 0.0, 1), (20, 2**31, 0.0, 2), (20, 2**31, 60.0, 0),
-        (2, 0, 0.0, 0), (12, 0, 0.0, 1), (20, 0, 0.0, 2),
+        (2, 2**31, 0.0, 0),
+        (14, 2**31, 0.0, 1),
+        (20, 2**31, 0.0, 2),
+        (20, 2**31, 60.0, 0),
+        (2, 0, 0.0, 0),
+        (12, 0, 0.0, 1),
+        (20, 0, 0.0, 2),
     ],
-)  # fmt: skip
+)
 def test_an_interrupted_run_resumes_in_memory_and_on_disk(
-    checkpoint: Path, records: Path, tmp_path: Path, whole: Calibration, monkeypatch: pytest.MonkeyPatch,
-    moment: int, in_memory: int, seconds: float, resumed: int,
-) -> None:  # fmt: skip
+    checkpoint: Path,
+    records: Path,
+    tmp_path: Path,
+    whole: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+    in_memory: int,
+    seconds: float,
+    resumed: int,
+) -> None:
     monkeypatch.setattr(hidden, "IN_MEMORY", in_memory)
     monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", seconds)
     with pytest.raises(KeyboardInterrupt):
@@ -384,9 +383,7 @@ def test_other_settings_start_over_and_say_so(checkpoint: Path, records: Path, t
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, records, tmp_path / "e", Listener(stop_at=12))
     listener = Listener()
-    result = calibrate(
-        checkpoint, records, tokens=240, context=48, out=tmp_path / "e", threads=1, progress=listener
-    )
+    result = calibrate(checkpoint, records, tokens=240, context=48, out=tmp_path / "e", threads=1, progress=listener)
     assert (result.resumed, listener.done) == (0, 0)
     assert any("other settings was discarded" in note for note in listener.notes)
     assert EvidenceStore.open(tmp_path / "e").manifest["data"]["tokens"] == 240
@@ -407,7 +404,7 @@ def test_text_that_changed_starts_over_and_says_so(checkpoint: Path, records: Pa
 
 
 def test_folders_are_not_overwritten_or_shared(checkpoint: Path, records: Path, tmp_path: Path) -> None:
-    from dither.measuring.folder import Folder
+    from dither.measuring.calibration_folder import Folder
 
     common = {"tokens": 96, "context": 48, "hessians": False, "threads": 1}
     calibrate(checkpoint, records, out=tmp_path / "e", **common)
@@ -433,14 +430,17 @@ def test_refused_requests_leave_nothing(checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_without_torch_the_way_out_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; from dither._calibrate import calibrate\n"
+    blocked = "import sys; sys.modules['torch'] = None; from dither.measuring.calibrate import calibrate\n"
     blocked += "from dither.errors import UsageError\n"
     blocked += "try:\n    calibrate(sys.argv[1], 'x.txt', out=sys.argv[2])\n"
     blocked += "except UsageError as error:\n    print(error)"
     process = subprocess.run(
         [sys.executable, "-c", blocked, str(checkpoint), str(tmp_path / "e")],
-        capture_output=True, text=True, check=True, env=dict(os.environ),
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
+    )
     assert "pip install 'dither[calibrate]'" in process.stdout
     assert not (tmp_path / "e").exists()
 

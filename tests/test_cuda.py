@@ -16,15 +16,12 @@ import pytest
 
 import dither
 from conftest import BUNDLED
-from dither.fitting import machine
+from dither.capacity import machine
 from dither.formats.evidence import EvidenceStore
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
-    pytest.mark.slow,
-]
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"), pytest.mark.slow]
 DEVICES = ("cpu", "cuda")
 TYPES = ("nf4", "fp4", "int8", "int4", "fp8", "hqq")
 PROMPT = [[1, 17, 204, 9, 33, 512, 7, 81]]
@@ -90,8 +87,7 @@ def test_plain_hessians_of_both_are_one(tmp_path: Path, text: Path) -> None:
 
 def test_a_measurement_of_both_is_one(quantized: Path, text: Path) -> None:
     cpu, cuda = (
-        dither.measure(quantized, BUNDLED, data=text, tokens=1024, device=device, save=False)[0]
-        for device in DEVICES
+        dither.measure(quantized, BUNDLED, data=text, tokens=1024, device=device, save=False)[0] for device in DEVICES
     )
     for field in ("kl_mean", "kl_p99", "ppl", "ppl_reference", "delta_p_rms"):
         assert getattr(cuda, field) == pytest.approx(getattr(cpu, field), rel=2e-3), field

@@ -19,11 +19,11 @@ from families_util import TEXT, byte_level_tokenizer, random_model, save_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import dither
-from dither._calibrate import Calibration, calibrate
 from dither.errors import UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.imatrix import read_imatrix
-from dither.measuring import hidden, traced
+from dither.measuring import backward, hidden
+from dither.measuring.calibrate import Calibration, calibrate
 from dither.models.blocks.block import Head
 from dither.models.source import open_model
 from killed import killed
@@ -74,9 +74,7 @@ def test_both_hessians_equal_a_whole_model_run_in_float64(
     y_N = torch.cat(drawn).split([len(ids) for ids in sequences])
     model = whole_model(llama)
     modules = {
-        f"blk.{i}.{ours}.weight": f"model.layers.{i}.{theirs}"
-        for i in (0, 1)
-        for theirs, ours in LINEAR.items()
+        f"blk.{i}.{ours}.weight": f"model.layers.{i}.{theirs}" for i in (0, 1) for theirs, ours in LINEAR.items()
     }
     modules["output.weight"] = "lm_head"
     assert set(modules) == set(store.tensors)
@@ -153,9 +151,7 @@ def test_the_two_hessians_tell_the_divergence_that_an_error_causes(llama: Path, 
             with torch.no_grad():
                 parameter.copy_(before_RC)
             e_RC = stored(error_RC.T, name).T.numpy()
-            told = 0.5 * np.trace(
-                seen.output_KOO[0].astype(float) @ e_RC @ seen.hessian_CC.astype(float) @ e_RC.T
-            )
+            told = 0.5 * np.trace(seen.output_KOO[0].astype(float) @ e_RC @ seen.hessian_CC.astype(float) @ e_RC.T)
             ratios[name] = told / measured
     # Between 0.74 and 1.08 when this was written; what is left out is how tokens of a sequence go together.
     assert all(0.6 < ratio < 1.6 for ratio in ratios.values()), ratios
@@ -176,17 +172,14 @@ def test_experts_have_output_hessians_of_their_own(name: str, records: Path, tmp
         width = rows or {t.name: t for t in open_model(folder).tensors}[tensor].shape[-2]
         for output_KOO in outputs:
             assert output_KOO.shape == (1, width, width)
-            assert np.linalg.eigvalsh(output_KOO[0].astype(np.float64)).min() > -1e-5 * np.trace(
-                output_KOO[0]
-            )
+            assert np.linalg.eigvalsh(output_KOO[0].astype(np.float64)).min() > -1e-5 * np.trace(output_KOO[0])
         assert np.abs(outputs[0] - outputs[1]).max() > 0.05 * np.abs(outputs[0]).max()
 
 
 def run(checkpoint: Path, records: Path, out: Path, listener: Listener | None = None) -> Calibration:
     return calibrate(
-        checkpoint, records, tokens=480, context=48, out=out, batch=100, gradients=True, threads=1,
-        progress=listener,
-    )  # fmt: skip
+        checkpoint, records, tokens=480, context=48, out=out, batch=100, gradients=True, threads=1, progress=listener
+    )
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +195,7 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.fixture
 def turn(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """So many of the last blocks are gone through there and back at once, where `whole` does so with both."""
-    return lambda blocks: monkeypatch.setattr(
-        traced, "first_of_turn", lambda network, tokens: network.count - blocks
-    )
+    return lambda blocks: monkeypatch.setattr(backward, "first_of_turn", lambda network, tokens: network.count - blocks)
 
 
 @pytest.mark.parametrize("blocks", [0, 1])
@@ -221,22 +212,43 @@ def test_blocks_gone_through_at_once_change_nothing(
 @pytest.mark.parametrize(
     ("blocks", "moment", "forth", "resumed", "in_memory", "seconds"),
     [
-        (0, 2, 0, 0, 2**31, 0.0), (0, 10, 1, 0, 2**31, 0.0),  # on the way forth: seven batches a block
-        (0, 15, 2, 0, 2**31, 0.0), (0, 21, 2, 0, 2**31, 0.0),  # at the turn
-        (0, 22, 2, 0, 2**31, 0.0), (0, 26, 2, 0, 2**31, 0.0), (0, 29, 2, 1, 2**31, 0.0),
+        (0, 2, 0, 0, 2**31, 0.0),
+        (0, 10, 1, 0, 2**31, 0.0),  # on the way forth: seven batches a block
+        (0, 15, 2, 0, 2**31, 0.0),
+        (0, 21, 2, 0, 2**31, 0.0),  # at the turn
+        (0, 22, 2, 0, 2**31, 0.0),
+        (0, 26, 2, 0, 2**31, 0.0),
+        (0, 29, 2, 1, 2**31, 0.0),
         (0, 35, 2, 1, 2**31, 0.0),
-        (0, 20, 2, 0, 0, 0.0), (0, 26, 2, 0, 0, 0.0), (0, 33, 2, 1, 0, 0.0),  # gradients on disk
+        (0, 20, 2, 0, 0, 0.0),
+        (0, 26, 2, 0, 0, 0.0),
+        (0, 33, 2, 1, 0, 0.0),  # gradients on disk
         (0, 33, 2, 0, 2**31, 60.0),  # no copy yet
-        (1, 3, 0, 0, 2**31, 0.0), (1, 9, 1, 0, 2**31, 0.0), (1, 14, 1, 0, 2**31, 0.0),
-        (1, 15, 1, 1, 2**31, 0.0), (1, 12, 1, 0, 0, 0.0), (1, 20, 1, 1, 0, 0.0), (1, 20, 1, 0, 2**31, 60.0),
-        (2, 4, 0, 0, 2**31, 0.0), (2, 7, 0, 0, 0, 0.0),
+        (1, 3, 0, 0, 2**31, 0.0),
+        (1, 9, 1, 0, 2**31, 0.0),
+        (1, 14, 1, 0, 2**31, 0.0),
+        (1, 15, 1, 1, 2**31, 0.0),
+        (1, 12, 1, 0, 0, 0.0),
+        (1, 20, 1, 1, 0, 0.0),
+        (1, 20, 1, 0, 2**31, 60.0),
+        (2, 4, 0, 0, 2**31, 0.0),
+        (2, 7, 0, 0, 0, 0.0),
     ],
-)  # fmt: skip
+)
 def test_an_interrupted_run_resumes_to_identical_bytes(
-    llama: Path, records: Path, tmp_path: Path, whole: Calibration, monkeypatch: pytest.MonkeyPatch,
-    turn: Callable[[int], None], blocks: int, moment: int, forth: int, resumed: int, in_memory: int,
+    llama: Path,
+    records: Path,
+    tmp_path: Path,
+    whole: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: Callable[[int], None],
+    blocks: int,
+    moment: int,
+    forth: int,
+    resumed: int,
+    in_memory: int,
     seconds: float,
-) -> None:  # fmt: skip
+) -> None:
     turn(blocks)
     monkeypatch.setattr(hidden, "IN_MEMORY", in_memory)
     monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", seconds)
@@ -254,9 +266,13 @@ def test_an_interrupted_run_resumes_to_identical_bytes(
 
 
 def test_a_run_interrupted_again_and_again(
-    llama: Path, records: Path, tmp_path: Path, whole: Calibration, monkeypatch: pytest.MonkeyPatch,
+    llama: Path,
+    records: Path,
+    tmp_path: Path,
+    whole: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
     turn: Callable[[int], None],
-) -> None:  # fmt: skip
+) -> None:
     """In block 2 on the way forth, at the turn (twice), on the way back through block 2 and block 1."""
     turn(0)
     monkeypatch.setattr(hidden, "SNAPSHOT_SECONDS", 0.0)
@@ -272,7 +288,7 @@ def test_a_killed_run_resumes_to_identical_bytes(
 ) -> None:
     """The 32nd batch is in the middle of the way back through the first block."""
     turn(0)
-    one_by_one = "from dither.measuring import traced\ntraced.TURN_BYTES = 0\n"
+    one_by_one = "from dither.measuring import backward\nbackward.TURN_BYTES = 0\n"
     out = tmp_path / "killed"
     killed(one_by_one + CALIBRATE.replace("threads=1", "threads=1, gradients=True"), 32, llama, records, out)
     kept = ["back.1.npy", "hidden.0.npy", "hidden.1.npy", "hidden.2.npy", "run.json"]

@@ -24,11 +24,12 @@ import pytest
 
 import dither
 from conftest import BUNDLED, FEW_TYPES
-from dither import _plan, _sensitivity
 from dither.containers.gguf_target import ANY_GGUF
+from dither.containers.plan_file import plan_sha256, read_plan
 from dither.errors import OutputError, SourceError, UsageError
 from dither.measuring import sensitivity
-from dither.planning.planfile import plan_sha256, read_plan
+from dither.planning import plan as planning
+from dither.planning import sensitivity as sensitivities
 from dither.quantizing.run import no_evidence
 from dither.solvers.nearest import Nearest
 from dither.types import Model
@@ -46,11 +47,11 @@ def test_a_tensor_that_the_probe_gives_back_is_probed_more_coarsely(
     dither.quantize(BUNDLED, "Q8_0", tmp_path / "eight.gguf", pure=True)
     eight = dither.open_model(tmp_path / "eight.gguf")
     matrices = [tensor.name for tensor in eight.tensors if len(tensor.shape) > 1]
-    monkeypatch.setattr(_sensitivity, "PROBE", "Q8_0")
+    monkeypatch.setattr(sensitivities, "PROBE", "Q8_0")
 
     def coarser(model: Model) -> dict[str, str]:
-        ready = _sensitivity.Ready(model, model, no_evidence, frozenset(), (), {}, ())
-        return dict(_sensitivity._coarser(ready, Nearest()))
+        ready = sensitivities.Ready(model, model, no_evidence, frozenset(), (), {}, ())
+        return dict(sensitivities._coarser(ready, Nearest()))
 
     found = coarser(eight)
     assert len(found) == len(matrices) and set(found.values()) == {"Q4_0"}
@@ -78,23 +79,16 @@ def nothing_finer(found: dither.Planned, spare: int) -> bool:
 
 
 def types_on_disk(path: str | Path) -> dict[str, str]:
-    return {
-        tensor.name: gguf.GGMLQuantizationType(tensor.tensor_type).name
-        for tensor in gguf.GGUFReader(path).tensors
-    }
+    return {tensor.name: gguf.GGMLQuantizationType(tensor.tensor_type).name for tensor in gguf.GGUFReader(path).tensors}
 
 
 class TestBudget:
     @pytest.mark.parametrize("size", SIZES)
-    def test_the_file_has_the_bytes_that_were_planned(
-        self, known: dict[str, Any], tmp_path: Path, size: int
-    ) -> None:
+    def test_the_file_has_the_bytes_that_were_planned(self, known: dict[str, Any], tmp_path: Path, size: int) -> None:
         found = planned(size, known)
         assert found.file_bytes <= size
         assert found.file_bytes >= 0.995 * size or nothing_finer(found, size - found.file_bytes)
-        dither.quantize(
-            ORIGINAL, plan=found.plan, out=tmp_path / "m.gguf", evidence=known["evidence"], measure=True
-        )
+        dither.quantize(ORIGINAL, plan=found.plan, out=tmp_path / "m.gguf", evidence=known["evidence"], measure=True)
         assert (tmp_path / "m.gguf").stat().st_size == found.file_bytes
         on_disk = types_on_disk(tmp_path / "m.gguf")
         assert {name: on_disk[name] for name in found.plan.tensors} == {
@@ -109,9 +103,7 @@ class TestBudget:
         self, known: dict[str, Any], tmp_path: Path
     ) -> None:
         found = planned(2_500_000, known)
-        result = dither.quantize(
-            ORIGINAL, plan=found.plan, out=tmp_path / "m.gguf", evidence=known["evidence"]
-        )
+        result = dither.quantize(ORIGINAL, plan=found.plan, out=tmp_path / "m.gguf", evidence=known["evidence"])
         assert found.file_bytes - 10_000 < result.bytes < found.file_bytes
 
     @pytest.mark.parametrize("bpw", [3.0, 4.25, 6.5])
@@ -127,9 +119,7 @@ class TestBudget:
             total += tensor.size * (4 if kind is None else sizes[kind.type] / 256)
         assert found.bits_per_weight == pytest.approx(8 * total / sum(t.size for t in ORIGINAL.tensors))
 
-    def test_a_divergence_is_kept_as_predicted_by_no_larger_a_file_than_needed(
-        self, known: dict[str, Any]
-    ) -> None:
+    def test_a_divergence_is_kept_as_predicted_by_no_larger_a_file_than_needed(self, known: dict[str, Any]) -> None:
         sizes = []
         for most in (0.05, 0.01, 0.003):
             found = dither.plan(ORIGINAL, max_kld=most, **known)
@@ -152,12 +142,25 @@ class TestBudget:
     @pytest.mark.parametrize(
         "wrong",
         [
-            {}, {"size": "3MB", "bpw": 4.0}, {"bpw": 4.0, "max_kld": 0.1},
-            {"bpw": math.nan}, {"bpw": 0.0}, {"bpw": -1.0}, {"bpw": math.inf}, {"bpw": 1e300},
-            {"max_kld": math.nan}, {"max_kld": 0.0}, {"max_kld": -0.1}, {"size": 0}, {"size": -5},
-            {"size": "0"}, {"size": "nan"}, {"size": "-3MB"}, {"size": "many"},
+            {},
+            {"size": "3MB", "bpw": 4.0},
+            {"bpw": 4.0, "max_kld": 0.1},
+            {"bpw": math.nan},
+            {"bpw": 0.0},
+            {"bpw": -1.0},
+            {"bpw": math.inf},
+            {"bpw": 1e300},
+            {"max_kld": math.nan},
+            {"max_kld": 0.0},
+            {"max_kld": -0.1},
+            {"size": 0},
+            {"size": -5},
+            {"size": "0"},
+            {"size": "nan"},
+            {"size": "-3MB"},
+            {"size": "many"},
         ],
-    )  # fmt: skip
+    )
     def test_a_budget_that_is_none_is_refused(self, known: dict[str, Any], wrong: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
             dither.plan(ORIGINAL, **wrong, **known)
@@ -182,11 +185,9 @@ class TestTooSmall:
         with pytest.raises(UsageError, match="too small"):
             dither.plan(ORIGINAL, bpw=bits - 0.002, **known)
 
-    def test_it_is_known_before_anything_is_measured(
-        self, own_evidence: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_is_known_before_anything_is_measured(self, own_evidence: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         forget(own_evidence)
-        monkeypatch.setattr(_plan, "known_costs", lambda *_: pytest.fail("it was measured first"))
+        monkeypatch.setattr(planning, "known_costs", lambda *_: pytest.fail("it was measured first"))
         with pytest.raises(UsageError, match="too small"):
             dither.plan(ORIGINAL, size=1000, evidence=own_evidence, solver="nearest", types=FEW_TYPES)
 
@@ -217,7 +218,7 @@ class TestEvidence:
             calls.append(options)
             return dither.calibrate(*arguments, **options | {"tokens": 1024, "context": 128})
 
-        monkeypatch.setattr(_plan, "calibrate", few)
+        monkeypatch.setattr(planning, "calibrate", few)
         common: dict[str, Any] = {"solver": "nearest", "types": ["Q2_K", "Q6_K"], "out": tmp_path / "p.toml"}
         first = dither.plan(BUNDLED, bpw=4, **common)
         folder = tmp_path / "demo_model-evidence"
@@ -234,7 +235,7 @@ class TestPlaces:
         self, known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "p.toml").write_text("mine")
-        monkeypatch.setattr(_plan, "known_costs", lambda *_: pytest.fail("it was measured first"))
+        monkeypatch.setattr(planning, "known_costs", lambda *_: pytest.fail("it was measured first"))
         for place in (tmp_path / "p.toml", tmp_path / "none" / "p.toml"):
             with pytest.raises(OutputError):
                 planned(2_500_000, known, out=place)
@@ -260,8 +261,8 @@ class TestCosts:
     """What was measured is not measured again, whatever happened in between."""
 
     def test_nothing_is_measured_twice(self, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_sensitivity, "_measure", lambda *_: pytest.fail("it was measured again"))
-        monkeypatch.setattr(_sensitivity, "error_ratios", lambda *_: pytest.fail("it was solved again"))
+        monkeypatch.setattr(sensitivities, "_measure", lambda *_: pytest.fail("it was measured again"))
+        monkeypatch.setattr(sensitivities, "error_ratios", lambda *_: pytest.fail("it was solved again"))
         planned(2_500_000, known)
 
     def test_only_what_is_missing_is_measured(
@@ -331,15 +332,18 @@ class TestCosts:
         def name(solver: str, transforms: Sequence[str] = (), **manifest: Any) -> str:
             store = dither.EvidenceStore.open(own_evidence)
             store.sha256 = manifest.get("sha256", store.sha256)
-            chosen = _plan.choose_solver(solver, store, 1)
+            chosen = planning.choose_solver(solver, store, 1)
             opened: list[Path] = []
             with monkeypatch.context() as patch:
-                patch.setattr(_sensitivity, "_measure", lambda *_: None)
-                patch.setattr(_sensitivity, "_all_ratios", lambda ready, solver, allowed, target, costs, *_:
-                              opened.append(costs.path))  # fmt: skip
-                ready = _sensitivity.made_ready(ORIGINAL, store, transforms, 1)
+                patch.setattr(sensitivities, "_measure", lambda *_: None)
+                patch.setattr(
+                    sensitivities,
+                    "_all_ratios",
+                    lambda ready, solver, allowed, target, costs, *_: opened.append(costs.path),
+                )
+                ready = sensitivities.made_ready(ORIGINAL, store, transforms, 1)
                 silent = dither.progress.Silent()
-                _sensitivity.known_costs(ready, store, chosen, {}, ANY_GGUF, 1, "cpu", silent)
+                sensitivities.known_costs(ready, store, chosen, {}, ANY_GGUF, 1, "cpu", silent)
             return opened[0].name
 
         assert name("nearest") == cost_files(learnt)[0].name
@@ -350,7 +354,8 @@ class TestCosts:
 INTERRUPTED = """
 import os, signal, sys
 import dither
-from dither import _plan, _sensitivity
+from dither.planning import plan as planning
+from dither.planning import sensitivity as sensitivities
 from dither.planning.costs import Costs
 left = int(sys.argv[2])
 save = Costs.save
@@ -380,7 +385,7 @@ def test_a_killed_measurement_goes_on_to_the_same_plan(
     kept = json.loads(path.read_text())
     assert 0 < len(kept["divergence"]) + sum(map(len, kept["ratios"].values())) < 29 * 5
     again: list[str] = []
-    measure, solve = sensitivity.divergences, _sensitivity.error_ratios
+    measure, solve = sensitivity.divergences, sensitivities.error_ratios
 
     def listening(network: Any, probe: Any, names: Any, *others: Any) -> None:
         again.extend(name for name in names if name in kept["divergence"])
@@ -391,7 +396,7 @@ def test_a_killed_measurement_goes_on_to_the_same_plan(
         return solve(tensor, kinds, *others)
 
     monkeypatch.setattr(sensitivity, "divergences", listening)
-    monkeypatch.setattr(_sensitivity, "error_ratios", solving)
+    monkeypatch.setattr(sensitivities, "error_ratios", solving)
     resumed = planned(2_500_000, known, evidence=own_evidence)
     assert again == []
     assert [t.type for t in resumed.plan.tensors.values()] == [t.type for t in whole.plan.tensors.values()]
@@ -408,9 +413,7 @@ class TestReplay:
     def made(self, plan: Path, out: Path, known: dict[str, Any], **others: Any) -> dither.Result:
         return dither.quantize(ORIGINAL, plan=plan, out=out, evidence=known["evidence"], **others)
 
-    def test_a_plan_replayed_gives_the_same_bytes(
-        self, plan_file: Path, known: dict[str, Any], tmp_path: Path
-    ) -> None:
+    def test_a_plan_replayed_gives_the_same_bytes(self, plan_file: Path, known: dict[str, Any], tmp_path: Path) -> None:
         paths = [tmp_path / f"{threads}.gguf" for threads in (1, 2)]
         for threads, path in enumerate(paths, 1):
             self.made(plan_file, path, known, threads=threads)
@@ -435,9 +438,7 @@ class TestReplay:
         dither.quantize(tmp_path / "m.gguf", "Q8_0", tmp_path / "q8.gguf")
         assert dither.inspect(tmp_path / "q8.gguf").file_type == "Q8_0"
 
-    def test_edited_types_are_what_is_written(
-        self, plan_file: Path, known: dict[str, Any], tmp_path: Path
-    ) -> None:
+    def test_edited_types_are_what_is_written(self, plan_file: Path, known: dict[str, Any], tmp_path: Path) -> None:
         lines = plan_file.read_text().splitlines(keepends=True)
         edited = []
         for line in lines:
@@ -508,8 +509,7 @@ def test_without_torch_it_says_how_to_get_it(own_evidence: Path) -> None:
         "except dither.DitherError as error:\n    print(error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(BUNDLED), str(own_evidence)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(BUNDLED), str(own_evidence)], capture_output=True, text=True, check=True
+    )
     assert "needs torch, which is not installed" in done.stdout
     assert "pip install 'dither[calibrate]'" in done.stdout

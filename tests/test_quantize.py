@@ -111,9 +111,13 @@ def test_fallbacks_are_said_before_the_work(odd_checkpoint: Path) -> None:
 
 def test_overrides_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
     result = dither.quantize(
-        checkpoint, "Q4_K_M", tmp_path / "model.gguf",
-        tensors=[(r"blk\.0\.ffn_down", "Q8_0")], output_type="Q5_K", embedding_type="IQ4_XS",
-    )  # fmt: skip
+        checkpoint,
+        "Q4_K_M",
+        tmp_path / "model.gguf",
+        tensors=[(r"blk\.0\.ffn_down", "Q8_0")],
+        output_type="Q5_K",
+        embedding_type="IQ4_XS",
+    )
     kinds = {name: kind for name, (kind, _) in read_back(Path(result.path)).items()}
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0"
     assert kinds["output.weight"] == "Q5_K"
@@ -133,9 +137,7 @@ def write_imatrix(path: Path, means: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def test_an_importance_matrix_moves_the_error_to_columns_that_matter_less(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_an_importance_matrix_moves_the_error_to_columns_that_matter_less(checkpoint: Path, tmp_path: Path) -> None:
     name = "blk.0.ffn_up.weight"
     importance = np.random.default_rng(3).lognormal(0, 1.5, 256).astype(np.float32)
     matrix = write_imatrix(tmp_path / "imatrix.gguf", {name: importance})
@@ -215,12 +217,9 @@ def test_nothing_that_is_read_is_grown_over(checkpoint: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("out", "reason"),
-    [("missing/", "no folder"), ("x" * 255 + ".gguf", "too long"), ("x" * 245 + ".gguf", "too long")],
+    ("out", "reason"), [("missing/", "no folder"), ("x" * 255 + ".gguf", "too long"), ("x" * 245 + ".gguf", "too long")]
 )
-def test_a_name_that_cannot_be_written_is_refused(
-    checkpoint: Path, tmp_path: Path, out: str, reason: str
-) -> None:
+def test_a_name_that_cannot_be_written_is_refused(checkpoint: Path, tmp_path: Path, out: str, reason: str) -> None:
     with pytest.raises(OutputError, match=reason):
         dither.quantize(checkpoint, "Q8_0", f"{tmp_path}/{out}")
     assert not list(tmp_path.iterdir())

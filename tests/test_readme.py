@@ -29,13 +29,15 @@ def test_the_first_session_and_the_python_block(tmp_path: Path) -> None:
         _, *words = shlex.split(line.removeprefix("$ "))
         done = subprocess.run(
             [sys.executable, "-m", "dither", *words],
-            cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"},
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "80"},
+        )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout.strip()
-    done = subprocess.run(
-        [sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.match(r"4\.\d\d bits per weight, relative error \d+\.\d%\n\{'", done.stdout)
 

@@ -90,8 +90,11 @@ def test_a_write_that_fails_names_the_file_and_keeps_the_work(checkpoint: Path, 
     limited += "import sys; from dither.cli import main; sys.argv[0] = 'dither'; main()"
     process = subprocess.run(
         [sys.executable, "-c", limited, "quantize", str(checkpoint), "--to", "Q8_0", "-o", "model.gguf"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert process.returncode == 1
     assert "cannot be written" in process.stderr
     assert not (tmp_path / "model.gguf").exists()

@@ -21,8 +21,8 @@ from families_util import TEXT, byte_level_tokenizer, random_model, save_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 import dither
-from dither._calibrate import calibrate
 from dither.formats.evidence import EvidenceStore
+from dither.measuring.calibrate import calibrate
 from dither.solvers.learned import Learned
 from killed import killed
 from test_calibrate import SMALL, Listener
@@ -70,15 +70,19 @@ def divergence(path: str | Path, text: torch.Tensor) -> float:
 
 def hugging_face_name(name: str) -> str:
     if not name.startswith("blk."):
-        return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[
-            name
-        ]
+        return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name]
     _, block, kind, _ = name.split(".")
     part = {
-        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    }[kind]  # fmt: skip
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }[kind]
     return f"model.layers.{block}.{part}.weight"
 
 
@@ -86,9 +90,7 @@ def hugging_face_name(name: str) -> str:
 def made(evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dither.Result]:
     folder = tmp_path_factory.mktemp("made")
     return {
-        solver: dither.quantize(
-            BUNDLED, "Q3_K_M", folder / f"{solver}.gguf", evidence=evidence, solver=solver
-        )
+        solver: dither.quantize(BUNDLED, "Q3_K_M", folder / f"{solver}.gguf", evidence=evidence, solver=solver)
         for solver in ("nearest", "gptq")
     }
 
@@ -212,9 +214,7 @@ def measured(evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dither
 
 
 class TestMeasured:
-    def test_the_figures_are_those_of_the_held_back_text(
-        self, measured: dither.Result, evidence: Path
-    ) -> None:
+    def test_the_figures_are_those_of_the_held_back_text(self, measured: dither.Result, evidence: Path) -> None:
         tokens_ST, lengths_S = EvidenceStore.open(evidence).tokens()
         held_ST = torch.from_numpy(tokens_ST[7::8].astype(np.int64))
         assert (lengths_S == held_ST.shape[1]).all()
@@ -228,9 +228,7 @@ class TestMeasured:
         inside = json.loads(gguf.GGUFReader(measured.path).fields["dither.measure"].contents())
         assert inside["kl_mean"] == kept["kl_mean"] == measured.measurement.kl_mean
         assert inside["bytes"] == kept["bytes"] == measured.plan.bytes
-        sha256 = subprocess.run(
-            ["sha256sum", measured.path], capture_output=True, text=True, check=True
-        ).stdout
+        sha256 = subprocess.run(["sha256sum", measured.path], capture_output=True, text=True, check=True).stdout
         assert kept["file_sha256"] == sha256.split()[0]
 
     def test_inspect_shows_recipe_and_measurement(self, measured: dither.Result) -> None:
@@ -239,9 +237,7 @@ class TestMeasured:
         assert found.made_by["recipe"]["solver"] == "gptq"
         assert found.made_by["recipe"]["evidence"]["data"]["tokens"] >= TOKENS * 0.9
 
-    def test_a_file_made_of_it_carries_no_old_measurement(
-        self, measured: dither.Result, tmp_path: Path
-    ) -> None:
+    def test_a_file_made_of_it_carries_no_old_measurement(self, measured: dither.Result, tmp_path: Path) -> None:
         again = dither.quantize(measured.path, "Q8_0", tmp_path / "again.gguf")
         assert dither.inspect(again.path).measurement is None
 
@@ -287,14 +283,10 @@ class TestRefused:
 
     def test_a_matrix_cannot_drive_error_feedback(self, evidence: Path, tmp_path: Path) -> None:
         with pytest.raises(dither.DitherError, match="needs Hessians"):
-            dither.quantize(
-                BUNDLED, "Q4_K_M", tmp_path / "m.gguf", imatrix=evidence / "imatrix.gguf", solver="gptq"
-            )
+            dither.quantize(BUNDLED, "Q4_K_M", tmp_path / "m.gguf", imatrix=evidence / "imatrix.gguf", solver="gptq")
 
     @pytest.mark.parametrize("arguments", ["measure=True", "solver='learned'", "statistics='sequential'"])
-    def test_what_needs_torch_says_so_before_any_work(
-        self, evidence: Path, tmp_path: Path, arguments: str
-    ) -> None:
+    def test_what_needs_torch_says_so_before_any_work(self, evidence: Path, tmp_path: Path, arguments: str) -> None:
         code = f"""
 import sys
 
@@ -319,10 +311,18 @@ except dither.DitherError as error:
 def test_every_expert_is_solved_on_its_own(tmp_path: Path) -> None:
     """A stack's rows belong to experts that see other tokens: each has its own Hessian, its own answer."""
     config = MixtralConfig(
-        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, num_local_experts=4, bos_token_id=0,
-        eos_token_id=1, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        num_local_experts=4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+    )
     folder = save_model(random_model(config), tmp_path / "moe")
     words = np.random.default_rng(0).integers(0, 1000, 6000)
     (tmp_path / "text.txt").write_text(" ".join(f"word{word}" for word in words))

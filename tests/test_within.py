@@ -15,14 +15,15 @@ import pytest
 
 import dither
 from conftest import BUNDLED, FEW_TYPES
-from dither import _plan, _within
+from dither.containers.plan_file import PlanEntry, plan_sha256, read_plan
 from dither.errors import OutputError, UsageError
+from dither.planning import budget as budgets
+from dither.planning import plan as planning
 from dither.planning.knapsack import Allocation, Item, allocate
-from dither.planning.planfile import PlannedType, plan_sha256, read_plan
 
 pytestmark = pytest.mark.slow  # models run
 
-Prices = dict[str, dict[str, PlannedType]]
+Prices = dict[str, dict[str, PlanEntry]]
 ORIGINAL = dither.open_model(BUNDLED)
 SIZE = 2_600_000
 
@@ -44,10 +45,9 @@ def worst(items: Sequence[Item], budget: int) -> Allocation:
         for i in items
     ]
     turned = [
-        Item(i.tensors, tuple(replace(c, kl=most * c.bytes) if "token_embd" in i.tensors[0] else c
-                              for c in i.choices))
+        Item(i.tensors, tuple(replace(c, kl=most * c.bytes) if "token_embd" in i.tensors[0] else c for c in i.choices))
         for i in turned
-    ]  # fmt: skip
+    ]
     return allocate(turned, budget)
 
 
@@ -94,9 +94,7 @@ def test_the_plan_wins_and_is_measured(known: dict[str, Any], tmp_path: Path) ->
     assert found.rivals[0].kl == pytest.approx(np.average(kl[half:], weights=tokens[half:]))
     # What is there to say is said once, not once for each rival.
     assert len(heard.notes) == len(set(heard.notes))
-    again = dither.quantize(
-        ORIGINAL, plan=tmp_path / "m.toml", out=tmp_path / "again.gguf", evidence=known["evidence"]
-    )
+    again = dither.quantize(ORIGINAL, plan=tmp_path / "m.toml", out=tmp_path / "again.gguf", evidence=known["evidence"])
     assert [t.type for t in again.plan.tensors] == [t.type for t in found.result.plan.tensors]
     document = json.loads(json.dumps(found.to_json()))
     assert document["winner"] == "plan" and len(document["validation"]) == 3
@@ -105,7 +103,7 @@ def test_the_plan_wins_and_is_measured(known: dict[str, Any], tmp_path: Path) ->
 def test_a_plan_that_loses_gives_way_to_the_preset(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_plan, "allocate", worst)
+    monkeypatch.setattr(planning, "allocate", worst)
     found = dither.quantize_within(ORIGINAL, wanted(size=SIZE), tmp_path / "m.gguf", **known)
     kl = {rival.name: rival.kl for rival in found.rivals}
     assert found.winner.startswith("preset Q") and kl[found.winner] == min(kl.values()) < kl["plan"]
@@ -130,12 +128,13 @@ def test_the_plan_beside_a_file_is_the_one_that_made_it(
 
     def best(planned: dither.Planned) -> Any:
         drawn = allocate(planned.items, planned.allowed)
-        tensors = {i.tensors[0]: planned.prices[i.tensors[0]][c.type]
-                   for i, c in zip(planned.items, drawn.chosen, strict=True)}  # fmt: skip
+        tensors = {
+            i.tensors[0]: planned.prices[i.tensors[0]][c.type] for i, c in zip(planned.items, drawn.chosen, strict=True)
+        }
         return replace(planned.plan, tensors={**planned.plan.tensors, **tensors}, kl=drawn.kl)
 
-    monkeypatch.setattr(_plan, "allocate", worst)
-    monkeypatch.setattr(_within, "random_plan", best)
+    monkeypatch.setattr(planning, "allocate", worst)
+    monkeypatch.setattr(budgets, "random_plan", best)
     found = dither.quantize_within(ORIGINAL, wanted(size=SIZE), tmp_path / "m.gguf", **known)
     assert found.winner == "random allocation" and found.planned.path == str(tmp_path / "m.toml")
     recipe = json.loads(gguf.GGUFReader(tmp_path / "m.gguf").fields["dither.recipe"].contents())
@@ -145,7 +144,7 @@ def test_the_plan_beside_a_file_is_the_one_that_made_it(
 def test_without_validation_there_are_no_rivals(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_plan, "allocate", worst)
+    monkeypatch.setattr(planning, "allocate", worst)
     found = dither.quantize_within(ORIGINAL, wanted(bpw=4), tmp_path / "m.gguf", validate=False, **known)
     assert (found.rivals, found.winner) == ((), "plan")
     assert found.result.measurement is not None
@@ -157,15 +156,13 @@ def test_a_divergence_is_met_as_measured(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The prediction is made too hopeful by half: a larger file follows."""
-    hopeful = _plan._prices
+    hopeful = planning._prices
 
     def half(*arguments: Any) -> Prices:
         return repriced(hopeful(*arguments), lambda kl: 0.5 * kl)
 
-    monkeypatch.setattr(_plan, "_prices", half)
-    found = dither.quantize_within(
-        ORIGINAL, wanted(max_kld=0.01), tmp_path / "m.gguf", validate=False, **known
-    )
+    monkeypatch.setattr(planning, "_prices", half)
+    found = dither.quantize_within(ORIGINAL, wanted(max_kld=0.01), tmp_path / "m.gguf", validate=False, **known)
     assert found.planned.plan.kl is not None and found.result.measurement is not None
     assert found.planned.plan.kl < 0.8 * 0.01  # it was planned again
     assert found.result.measurement.kl_mean <= 0.01 or any("0.01" in note for note in found.notes)
@@ -176,24 +173,20 @@ def test_a_divergence_is_met_as_measured(
 def test_a_divergence_that_cannot_be_met_is_said_and_the_file_kept(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = _plan._prices
+    plain = planning._prices
 
     def blind(*arguments: Any) -> Prices:
         return repriced(plain(*arguments), lambda _: 1e-6)
 
-    monkeypatch.setattr(_plan, "_prices", blind)
-    found = dither.quantize_within(
-        ORIGINAL, wanted(max_kld=1e-4), tmp_path / "m.gguf", validate=False, **known
-    )
+    monkeypatch.setattr(planning, "_prices", blind)
+    found = dither.quantize_within(ORIGINAL, wanted(max_kld=1e-4), tmp_path / "m.gguf", validate=False, **known)
     assert found.result.measurement is not None and found.result.measurement.kl_mean > 1e-4
     assert any("above 0.0001" in note for note in found.notes)
     assert (tmp_path / "m.gguf").stat().st_size == found.result.bytes
 
 
 @pytest.mark.parametrize("transform", ["rotate", "awq"])
-def test_what_a_transform_adds_is_within_the_budget(
-    known: dict[str, Any], tmp_path: Path, transform: str
-) -> None:
+def test_what_a_transform_adds_is_within_the_budget(known: dict[str, Any], tmp_path: Path, transform: str) -> None:
     """A rotated model has an output matrix of its own, a quarter more, and awq a record in the header."""
     found = dither.quantize_within(
         ORIGINAL, wanted(size=3_400_000), tmp_path / "m.gguf", transforms=[transform], validate=False, **known
@@ -209,7 +202,7 @@ def test_what_exists_is_kept(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: str
 ) -> None:
     (tmp_path / existing).write_text("mine")
-    monkeypatch.setattr(_within, "plan", lambda *_, **__: pytest.fail("there was work before"))
+    monkeypatch.setattr(budgets, "plan", lambda *_, **__: pytest.fail("there was work before"))
     with pytest.raises(OutputError, match="exists already"):
         dither.quantize_within(ORIGINAL, wanted(size=SIZE), tmp_path / "m.gguf", **known)
     assert (tmp_path / existing).read_text() == "mine"
@@ -217,9 +210,7 @@ def test_what_exists_is_kept(
 
 
 class TestLadder:
-    def test_rungs_are_files_by_size_each_with_what_it_costs(
-        self, known: dict[str, Any], tmp_path: Path
-    ) -> None:
+    def test_rungs_are_files_by_size_each_with_what_it_costs(self, known: dict[str, Any], tmp_path: Path) -> None:
         rungs = dither.ladder(
             ORIGINAL, [wanted(size=4_000_000), "q3_k_m", wanted(size=2_200_000)], tmp_path / "new", **known
         )

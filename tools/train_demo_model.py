@@ -46,9 +46,7 @@ def train_tokenizer(text: str, path: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     pieces = [text[i : i + 20_000] for i in range(0, len(text), 100_000)]
     tokenizer.train_from_iterator(pieces, trainer)
@@ -255,9 +253,7 @@ def main() -> None:
         if step % 20 == 0 or step + 1 == args.steps:
             speed = (step - first + 1) * args.batch * CONTEXT / (time.monotonic() - clock)
             left = (args.steps - step - 1) * args.batch * CONTEXT / speed
-            print(
-                f"step {step:5d}  loss {loss:.4f}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True
-            )
+            print(f"step {step:5d}  loss {loss:.4f}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True)
         if (step + 1) % 200 == 0:
             entry = {"step": step + 1, "valid_loss": validation_loss(model, valid, 64)}
             log.append(entry)

@@ -71,10 +71,7 @@ def main() -> None:
     a, b, c = valid[at - 2], valid[at - 1], valid[at]
     bigram = interpolate(followed, b, b * V + c, uniform[c])
     trigram = interpolate(trigrams, a * V + b, (a * V + b) * V + c, bigram)
-    print(json.dumps({
-        "trigram_loss": float(-np.log(trigram).mean()),
-        "positions": len(at),
-    }))  # fmt: skip
+    print(json.dumps({"trigram_loss": float(-np.log(trigram).mean()), "positions": len(at)}))
 
 
 if __name__ == "__main__":

@@ -61,10 +61,15 @@ def quantize(request: Request, folder: Path) -> Spent:
     count, length = request.tokens_ST.shape
     clock = Clock()
     model.quantize(
-        tokenizer, quant_config=config, calib_data=request.tokens_ST.tolist(), max_calib_samples=count,
-        max_calib_seq_len=length, export_compatible=not packs,
-        quantizer_cls=_copying_quantizer(), **request.options,
-    )  # fmt: skip
+        tokenizer,
+        quant_config=config,
+        calib_data=request.tokens_ST.tolist(),
+        max_calib_samples=count,
+        max_calib_seq_len=length,
+        export_compatible=not packs,
+        quantizer_cls=_copying_quantizer(),
+        **request.options,
+    )
     spent = clock.spent()
     if packs:
         model.save_quantized(request.out)

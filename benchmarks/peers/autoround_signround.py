@@ -36,9 +36,17 @@ def quantize(request: Request) -> Spent:
     ids_ST = torch.tensor(request.tokens_ST, dtype=torch.long)
     rows = [{"input_ids": row_T, "attention_mask": torch.ones_like(row_T)} for row_T in ids_ST]
     solver = AutoRound(
-        model, tokenizer, bits=request.bits, group_size=request.group, dataset=DataLoader(rows, batch_size=8),
-        nsamples=len(rows), seqlen=ids_ST.shape[1], device_map="cpu", amp=False, **request.options,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        bits=request.bits,
+        group_size=request.group,
+        dataset=DataLoader(rows, batch_size=8),
+        nsamples=len(rows),
+        seqlen=ids_ST.shape[1],
+        device_map="cpu",
+        amp=False,
+        **request.options,
+    )
     clock = Clock()
     solver.quantize()
     spent = clock.spent()

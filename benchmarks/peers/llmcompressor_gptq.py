@@ -38,9 +38,12 @@ def quantize(request: Request) -> Spent:
     options = dict(request.options)
     device = options.pop("device", "cpu")
     weights = {
-        "num_bits": request.bits, "type": "int", "symmetric": True, "strategy": "group",
+        "num_bits": request.bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
         "group_size": request.group,
-    }  # fmt: skip
+    }
     weights |= {name: options.pop(name) for name in OF_WEIGHTS if name in options}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     recipe = GPTQModifier(config_groups=groups, ignore=["lm_head"], **options)
@@ -53,9 +56,13 @@ def quantize(request: Request) -> Spent:
     rows = [{"input_ids": row_T, "attention_mask": torch.ones_like(row_T)} for row_T in ids_ST]
     clock = Clock()
     oneshot(
-        model=model, tokenizer=tokenizer, dataset=DataLoader(rows, batch_size=8), recipe=recipe,
-        num_calibration_samples=len(rows), max_seq_length=ids_ST.shape[1],
-    )  # fmt: skip
+        model=model,
+        tokenizer=tokenizer,
+        dataset=DataLoader(rows, batch_size=8),
+        recipe=recipe,
+        num_calibration_samples=len(rows),
+        max_seq_length=ids_ST.shape[1],
+    )
     spent = clock.spent()
     model.save_pretrained(request.out, save_compressed=True)
     tokenizer.save_pretrained(request.out)

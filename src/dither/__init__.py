@@ -21,125 +21,86 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dither.errors import DitherError
-
-__version__ = "0.1.0"
+from dither._version import __version__ as __version__
+from dither.errors import DitherError as DitherError
 
 if TYPE_CHECKING:
-    from dither._answers import answers
-    from dither._bench import bench
-    from dither._calibrate import Calibration, calibrate
-    from dither._convert import Converted, convert
-    from dither._export import Exported, export
-    from dither._fit import fit
-    from dither._inspect import Inspection, inspect
-    from dither._load import load
-    from dither._measure import measure
-    from dither._plan import Budget, Planned, budget, plan
-    from dither._quantize import Result, preview, quantize
-    from dither._report import Report, report, runs
-    from dither._tasks import Scores, tasks
-    from dither._within import ladder, quantize_within
-    from dither.codecs import codec
-    from dither.containers.presets import preset_names
-    from dither.containers.recipe import Plan
-    from dither.fitting.result import Fit
-    from dither.formats.evidence import EvidenceStore
-    from dither.measuring.schema import Measurement
-    from dither.models.source import open_model
-    from dither.running.benchmark import Benchmark
-    from dither.serving.server import Server, serve
-    from dither.showing.notebook import Runs
+    from dither.capacity.fit import fit as fit
+    from dither.capacity.result import Fit as Fit
+    from dither.codecs import codec as codec
+    from dither.containers.mix import Mix as Mix
+    from dither.containers.mix import Mix as Plan  # noqa: F401
+    from dither.containers.presets import preset_names as preset_names
+    from dither.formats.evidence import EvidenceStore as EvidenceStore
+    from dither.loading.load import load as load
+    from dither.measuring.calibrate import Calibration as Calibration
+    from dither.measuring.calibrate import calibrate as calibrate
+    from dither.measuring.measure import measure as measure
+    from dither.measuring.schema import Measurement as Measurement
+    from dither.models.source import open_model as open_model
+    from dither.planning.budget import ladder as ladder
+    from dither.planning.budget import quantize_within as quantize_within
+    from dither.planning.plan import Budget as Budget
+    from dither.planning.plan import Planned as Planned
+    from dither.planning.plan import budget as budget
+    from dither.planning.plan import plan as plan
+    from dither.quantizing.convert import Converted as Converted
+    from dither.quantizing.convert import convert as convert
+    from dither.quantizing.quantize import Result as Result
+    from dither.quantizing.quantize import preview as preview
+    from dither.quantizing.quantize import quantize as quantize
+    from dither.reporting.answers import answers as answers
+    from dither.reporting.inspect import Inspection as Inspection
+    from dither.reporting.inspect import inspect as inspect
+    from dither.reporting.notebook import Runs as Runs
+    from dither.reporting.report import Report as Report
+    from dither.reporting.report import report as report
+    from dither.reporting.report import runs as runs
+    from dither.running.bench import bench as bench
+    from dither.running.benchmark import Benchmark as Benchmark
+    from dither.running.export import Exported as Exported
+    from dither.running.export import export as export
+    from dither.running.tasks import Scores as Scores
+    from dither.running.tasks import tasks as tasks
+    from dither.serving.server import Server as Server
+    from dither.serving.server import serve as serve
 
-_HOMES = {
-    "Benchmark": "dither.running.benchmark",
-    "Budget": "dither._plan",
-    "Calibration": "dither._calibrate",
-    "Converted": "dither._convert",
-    "EvidenceStore": "dither.formats.evidence",
-    "Exported": "dither._export",
-    "Fit": "dither.fitting.result",
-    "Inspection": "dither._inspect",
-    "Measurement": "dither.measuring.schema",
-    "Plan": "dither.containers.recipe",
-    "Planned": "dither._plan",
-    "Report": "dither._report",
-    "Result": "dither._quantize",
-    "Runs": "dither.showing.notebook",
-    "Scores": "dither._tasks",
-    "Server": "dither.serving.server",
-    "answers": "dither._answers",
-    "bench": "dither._bench",
-    "budget": "dither._plan",
-    "calibrate": "dither._calibrate",
-    "codec": "dither.codecs",
-    "convert": "dither._convert",
-    "export": "dither._export",
-    "fit": "dither._fit",
-    "inspect": "dither._inspect",
-    "ladder": "dither._within",
-    "load": "dither._load",
-    "measure": "dither._measure",
-    "open_model": "dither.models.source",
-    "plan": "dither._plan",
-    "preset_names": "dither.containers.presets",
-    "preview": "dither._quantize",
-    "quantize": "dither._quantize",
-    "quantize_within": "dither._within",
-    "report": "dither._report",
-    "runs": "dither._report",
-    "serve": "dither.serving.server",
-    "tasks": "dither._tasks",
+_MODULES = {  # the same for Python, which imports each on first use
+    "capacity.fit": "fit",
+    "capacity.result": "Fit",
+    "codecs": "codec",
+    "containers.mix": "Mix",
+    "containers.presets": "preset_names",
+    "formats.evidence": "EvidenceStore",
+    "loading.load": "load",
+    "measuring.calibrate": "Calibration calibrate",
+    "measuring.measure": "measure",
+    "measuring.schema": "Measurement",
+    "models.source": "open_model",
+    "planning.budget": "ladder quantize_within",
+    "planning.plan": "Budget Planned budget plan",
+    "quantizing.convert": "Converted convert",
+    "quantizing.quantize": "Result preview quantize",
+    "reporting.answers": "answers",
+    "reporting.inspect": "Inspection inspect",
+    "reporting.notebook": "Runs",
+    "reporting.report": "Report report runs",
+    "running.bench": "bench",
+    "running.benchmark": "Benchmark",
+    "running.export": "Exported export",
+    "running.tasks": "Scores tasks",
+    "serving.server": "Server serve",
 }
-
-__all__ = [
-    "Benchmark",
-    "Budget",
-    "Calibration",
-    "Converted",
-    "DitherError",
-    "EvidenceStore",
-    "Exported",
-    "Fit",
-    "Inspection",
-    "Measurement",
-    "Plan",
-    "Planned",
-    "Report",
-    "Result",
-    "Runs",
-    "Scores",
-    "Server",
-    "__version__",
-    "answers",
-    "bench",
-    "budget",
-    "calibrate",
-    "codec",
-    "convert",
-    "export",
-    "fit",
-    "inspect",
-    "ladder",
-    "load",
-    "measure",
-    "open_model",
-    "plan",
-    "preset_names",
-    "preview",
-    "quantize",
-    "quantize_within",
-    "report",
-    "runs",
-    "serve",
-    "tasks",
-]
+_HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names.split()}
+_HOMES["Plan"] = ("containers.mix", "Mix")  # its name in earlier versions
+__all__ = sorted(["DitherError", "__version__", *_HOMES])
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dither' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(f"dither.{module}"), attribute)
     globals()[name] = value
     return value
 

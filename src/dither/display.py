@@ -23,15 +23,11 @@ def escape(value: object) -> str:
 
 def pairs(title: object, rows: Iterable[tuple[str, object]], notes: Iterable[object] = ()) -> str:
     """A table of names and values under a title, and sentences below it."""
-    body = "".join(
-        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in rows
-    )
+    body = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in rows)
     return _table(title, "", body) + _notes(notes)
 
 
-def table(
-    title: object, heads: Sequence[str], rows: Iterable[Sequence[object]], notes: Iterable[object] = ()
-) -> str:
+def table(title: object, heads: Sequence[str], rows: Iterable[Sequence[object]], notes: Iterable[object] = ()) -> str:
     """A table with named columns under a title, and sentences below it."""
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

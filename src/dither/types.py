@@ -192,9 +192,7 @@ class Transform(Protocol):
     name: str
     needs: frozenset[str]
 
-    def __call__(
-        self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]
-    ) -> Transformed:
+    def __call__(self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]) -> Transformed:
         """`codec_of` names the codec each tensor will be stored in, floats included; None where unknown."""
         ...
 

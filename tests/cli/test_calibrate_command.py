@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dither._calibrate import DEFAULT_TOKENS
 from dither.cli.calibrate import calibrate, copyable_command
+from dither.measuring.calibrate import DEFAULT_TOKENS
 from models.families_util import TEXT
 
 pytestmark = pytest.mark.slow  # real engines: `make test` runs it, `make check` does not
@@ -35,9 +35,7 @@ def text(tmp_path: Path) -> Path:
 
 def test_one_json_document(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "e"
-    code, stdout, _ = run(
-        checkpoint, "--data", text, "--tokens", 320, "-c", 32, "--threads", 1, "-o", out, "--json"
-    )
+    code, stdout, _ = run(checkpoint, "--data", text, "--tokens", 320, "-c", 32, "--threads", 1, "-o", out, "--json")
     document = json.loads(stdout)
     assert code == 0
     assert (document["tokens"], document["sequences"], document["context"]) == (320, 10, 32)
@@ -50,9 +48,7 @@ def test_one_json_document(checkpoint: Path, text: Path, tmp_path: Path) -> None
     )
 
 
-def test_people_read_what_was_learnt_and_what_comes_next(
-    checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_people_read_what_was_learnt_and_what_comes_next(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "my evidence"
     code, stdout, _ = run(
         checkpoint, "--data", text, "--tokens", 320, "-c", 32, "--threads", 1, "-o", out, "--no-hessians"
@@ -80,9 +76,7 @@ def test_gradients_are_told_of(checkpoint: Path, text: Path, tmp_path: Path) -> 
     assert code == 0
     told = " ".join(stdout.split())
     assert "mean squares, Hessians and output Hessians of the inputs of 15 matrices in 2 blocks" in told
-    code, stdout, _ = run(
-        checkpoint, *common, "-o", tmp_path / "no", "--gradients", "--no-hessians", "--json"
-    )
+    code, stdout, _ = run(checkpoint, *common, "-o", tmp_path / "no", "--gradients", "--no-hessians", "--json")
     assert code == 2
     assert json.loads(stdout)["error"]["thing"] == "--gradients"
     assert not (tmp_path / "no").exists()

@@ -137,9 +137,7 @@ class Terminal:
     def __init__(self, *arguments: object) -> None:
         ours, theirs = pty.openpty()
         # the child takes the terminal itself, so that Ctrl-C reaches it as a signal
-        code = (
-            "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\nfrom dither.cli import main; main()"
-        )
+        code = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\nfrom dither.cli import main; main()"
         command = [sys.executable, "-c", code, "chat", *map(str, arguments)]
         environment = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
         self.process = subprocess.Popen(
@@ -214,9 +212,7 @@ def test_a_conversation_on_a_terminal(folder: Path, terminal: Callable[..., Term
     assert screen.process.wait(20) == 0
 
 
-def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(
-    folder: Path, terminal: Callable[..., Terminal]
-) -> None:
+def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(folder: Path, terminal: Callable[..., Terminal]) -> None:
     screen = terminal(folder / "endless.gguf", "-c", 60000, "-n", 50000, "-t", 0, "--threads", 1)
     screen.expect("> ")
     screen.type("hello\r")
@@ -229,13 +225,7 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(
 
 
 def test_ctrl_c_ends_a_single_answer(folder: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from dither.cli import main; main()",
-        "chat",
-        str(folder / "endless.gguf"),
-    ]
+    command = [sys.executable, "-c", "from dither.cli import main; main()", "chat", str(folder / "endless.gguf")]
     options = ["-p", "hello", "-c", "60000", "-n", "50000", "-t", "0", "--threads", "1"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -325,8 +315,11 @@ def test_commands_switch_the_model_and_keep_the_conversation(
     kept = json.loads((tmp_path / "kept.json").read_text())
     assert kept["model"] == "m-Q4_0.gguf"
     assert [(m["role"], m["content"]) for m in kept["messages"]] == [
-        ("user", "hello"), ("assistant", "ok"), ("user", "and you?"), ("assistant", "ok")
-    ]  # fmt: skip
+        ("user", "hello"),
+        ("assistant", "ok"),
+        ("user", "and you?"),
+        ("assistant", "ok"),
+    ]
     assert "**assistant:** ok" in (tmp_path / "kept.md").read_text()
 
 

@@ -18,9 +18,13 @@ pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it,
 def dither(*arguments: object, cwd: Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dither", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, check=False, timeout=120,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
         env={**os.environ, "COLUMNS": str(columns), "TERM": "dumb"},
-    )  # fmt: skip
+    )
 
 
 def test_quantize_then_inspect(checkpoint: Path, tmp_path: Path) -> None:
@@ -87,9 +91,7 @@ def test_an_error_is_one_json_document_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_so_and_continues(
-    checkpoint: Path, tmp_path: Path, number: int, code: int
-) -> None:
+def test_an_interrupted_run_says_so_and_continues(checkpoint: Path, tmp_path: Path, number: int, code: int) -> None:
     script = (
         "import os, sys\n"
         "from dither.cli import main, screen\n"
@@ -121,8 +123,12 @@ def test_a_full_disk_behind_stdout_is_an_error_of_one_line(
     with open("/dev/full", "w") as full:  # noqa: PTH123
         failed = subprocess.run(
             [sys.executable, "-m", "dither", *words],
-            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert failed.returncode == 1
     assert failed.stderr == "error: standard output: No space left on device.\n"
 
@@ -133,8 +139,12 @@ def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path) -> None:
         os.close(read)
         left = subprocess.run(
             [sys.executable, "-m", "dither", *arguments],
-            cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         os.close(write)
         assert (left.returncode, left.stderr) == (1, "")
 

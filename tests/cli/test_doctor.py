@@ -52,9 +52,7 @@ def test_llama_cpp_is_really_loaded(findings: dict[str, dict[str, Any]]) -> None
     assert "CPU" in findings["llama.cpp"]["data"]["devices"]
 
 
-def test_the_kernel_cache_is_a_folder_numba_writes(
-    findings: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_kernel_cache_is_a_folder_numba_writes(findings: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     assert os.access(findings["kernel cache"]["data"]["path"], os.W_OK)
 
 

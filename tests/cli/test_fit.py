@@ -15,9 +15,9 @@ from fitting_util import llama_31_8b
 from typer.testing import CliRunner, Result
 
 import dither
+from dither.capacity.machine import Device, Machine
 from dither.cli.fit import fit as command
 from dither.errors import UsageError
-from dither.fitting.machine import Device, Machine
 
 app = typer.Typer(rich_markup_mode=None)
 app.command()(command)
@@ -60,8 +60,11 @@ def by_type(found: dither.Fit) -> dict[str, str]:
 def test_verdicts_follow_the_machine() -> None:
     words = by_type(dither.fit(llama_31_8b(), machine=laptop(ram=8, gpu=6)))
     assert (words["F32"], words["Q8_0"], words["Q4_K_S"], words["IQ3_XXS"]) == (
-        "from disk", "part in RAM", "part in RAM", "GPU",
-    )  # fmt: skip
+        "from disk",
+        "part in RAM",
+        "part in RAM",
+        "GPU",
+    )
     partly = next(c for c in dither.fit(llama_31_8b(), machine=laptop(8, 6)).candidates if c.type == "Q8_0")
     assert 0 < (partly.verdict.gpu_layers or 0) < 32
     without = dither.fit(llama_31_8b(), machine=laptop(ram=8))
@@ -101,17 +104,37 @@ def test_a_measurement_beside_the_model_wins(checkpoint: Path, tmp_path: Path) -
     intervals = {
         name + end: 0.02
         for name in (
-            "kl_mean", "kl_median", "kl_p90", "kl_p99", "kl_p999", "kl_max", "same_top", "delta_p_mean",
-            "delta_p_rms", "ppl", "ppl_reference", "ppl_ratio",
+            "kl_mean",
+            "kl_median",
+            "kl_p90",
+            "kl_p99",
+            "kl_p999",
+            "kl_max",
+            "same_top",
+            "delta_p_mean",
+            "delta_p_rms",
+            "ppl",
+            "ppl_reference",
+            "ppl_ratio",
         )
         for end in ("", "_low", "_high")
-    }  # fmt: skip
+    }
     parameters = dither.inspect(tmp_path / "tiny-Q4_0.gguf").parameters
     stored = int(parameters * made.bits_per_weight / 8)
     measurement = schema.Measurement(
-        tool="test", file="tiny-Q4_0.gguf", type="Q4_0", bytes=stored, bpw=made.bits_per_weight,
-        reference="tiny", data="a tale", data_sha256="0", context=64, sequences=1, tokens=8, **intervals,
-    )  # fmt: skip
+        tool="test",
+        file="tiny-Q4_0.gguf",
+        type="Q4_0",
+        bytes=stored,
+        bpw=made.bits_per_weight,
+        reference="tiny",
+        data="a tale",
+        data_sha256="0",
+        context=64,
+        sequences=1,
+        tokens=8,
+        **intervals,
+    )
     schema.save(measurement, schema.path_for(tmp_path / "tiny-Q4_0.gguf"))
     rows = {c.type: c.quality for c in dither.fit(folder, machine=laptop()).candidates}
     assert rows["Q4_0"] and (rows["Q4_0"].tag, rows["Q4_0"].kl) == ("measured", 0.02)
@@ -171,11 +194,19 @@ def test_exit_3_when_nothing_fits() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--memory", "-3GiB"), ("--memory", "0"), ("--memory", "inf"), ("--memory", "nan"),
-        ("--memory", "9" * 400), ("--memory", ""), ("--vram", "-1"), ("-c", "0"), ("-c", "-5"),
-        ("--kv", "q5_9"), ("--slots", "0"),
+        ("--memory", "-3GiB"),
+        ("--memory", "0"),
+        ("--memory", "inf"),
+        ("--memory", "nan"),
+        ("--memory", "9" * 400),
+        ("--memory", ""),
+        ("--vram", "-1"),
+        ("-c", "0"),
+        ("-c", "-5"),
+        ("--kv", "q5_9"),
+        ("--slots", "0"),
     ],
-)  # fmt: skip
+)
 def test_nonsense_is_named_with_the_way_out(arguments: tuple[str, str]) -> None:
     made = run(DEMO, *arguments)
     assert made.exit_code == 2, made.output
@@ -186,9 +217,13 @@ def test_a_cache_type_that_heads_do_not_fit_is_refused() -> None:
     from fitting_util import outlined
 
     model = outlined(
-        "llama", {"token_embd.weight": (100, 80)}, block_count=1, embedding_length=80,
-        feed_forward_length=160, attention__head_count=2,
-    )  # fmt: skip
+        "llama",
+        {"token_embd.weight": (100, 80)},
+        block_count=1,
+        embedding_length=80,
+        feed_forward_length=160,
+        attention__head_count=2,
+    )
     with pytest.raises(UsageError, match="heads of 40 numbers"):
         dither.fit(model, kv="q8_0", machine=laptop())
 
@@ -209,11 +244,7 @@ def deepseek(folder: Path) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    shapes = {
-        "model.embed_tokens.weight": (256, 256),
-        "lm_head.weight": (256, 256),
-        "model.norm.weight": (256,),
-    }
+    shapes = {"model.embed_tokens.weight": (256, 256), "lm_head.weight": (256, 256), "model.norm.weight": (256,)}
     for i in range(4):
         block = f"model.layers.{i}."
         shapes |= {
@@ -227,22 +258,33 @@ def deepseek(folder: Path) -> Path:
         experts = ["mlp."] if i == 0 else [f"mlp.experts.{e}." for e in range(4)] + ["mlp.shared_experts."]
         for expert in experts:
             shapes |= {
-                f"{block}{expert}gate_proj.weight": (128, 256), f"{block}{expert}up_proj.weight": (128, 256),
+                f"{block}{expert}gate_proj.weight": (128, 256),
+                f"{block}{expert}up_proj.weight": (128, 256),
                 f"{block}{expert}down_proj.weight": (256, 128),
-            }  # fmt: skip
+            }
         if i:
             shapes[block + "mlp.gate.weight"] = (4, 256)
-    save_file(
-        {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, folder / "model.safetensors"
-    )
+    save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, folder / "model.safetensors")
     config: dict[str, Any] = {
-        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 256,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 32,
-        "q_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
-        "intermediate_size": 128, "moe_intermediate_size": 128, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "first_k_dense_replace": 1, "max_position_embeddings": 163840,
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "hidden_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 32,
+        "q_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 128,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+        "max_position_embeddings": 163840,
         "num_nextn_predict_layers": 1,
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -65,9 +65,7 @@ def test_people_read_a_table_of_eighty_columns(checkpoint: Path, place: Path) ->
     assert float(eight[4]) < float(four[4])
     assert "KL, in nats per token, says how far" in made.stdout
     assert not list(place.glob("*.json"))
-    documents = json.loads(
-        run("measure", *files, "--against", checkpoint, *small(place), "--no-save", "--json").stdout
-    )
+    documents = json.loads(run("measure", *files, "--against", checkpoint, *small(place), "--no-save", "--json").stdout)
     assert [short(document["kl_mean"]) for document in documents] == [eight[4], four[4]]
 
 
@@ -109,9 +107,7 @@ def test_two_files_side_by_side(checkpoint: Path, place: Path) -> None:
         (["compare", "{place}/Q8_0.gguf", "{place}/Q4_0.gguf", "--max-kld", "inf"], 2, "a limit of inf"),
     ],
 )
-def test_errors_name_the_thing(
-    checkpoint: Path, place: Path, arguments: list[str], code: int, said: str
-) -> None:
+def test_errors_name_the_thing(checkpoint: Path, place: Path, arguments: list[str], code: int, said: str) -> None:
     failed = run(*(text.format(place=place, checkpoint=checkpoint) for text in arguments))
     assert failed.exit_code == code, failed.output
     assert said in " ".join(failed.stderr.split())

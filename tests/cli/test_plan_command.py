@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 import dither
 from conftest import BUNDLED, FEW_TYPES
 from dither.cli import app
-from dither.planning.planfile import read_plan
+from dither.containers.plan_file import read_plan
 
 pytestmark = pytest.mark.slow  # models run
 
@@ -44,9 +44,7 @@ def test_a_plan_is_printed_kept_and_followed(known: list[object], learnt: Path, 
     assert followed.exit_code == 0, followed.output
     assert json.loads(followed.stdout)["bytes"] == (tmp_path / "m.gguf").stat().st_size <= SIZE
     shown = run("inspect", "m.gguf")
-    assert any(
-        line.startswith("size") and line.rstrip().endswith("plan") for line in shown.stdout.splitlines()
-    )
+    assert any(line.startswith("size") and line.rstrip().endswith("plan") for line in shown.stdout.splitlines())
 
 
 def test_the_document_of_a_plan(known: list[object], tmp_path: Path) -> None:
@@ -60,8 +58,8 @@ def test_the_document_of_a_plan(known: list[object], tmp_path: Path) -> None:
 
 
 def test_memory_is_what_the_model_may_take_running(known: list[object]) -> None:
-    from dither.fitting.memory import weights_budget
-    from dither.fitting.shape import shape_of
+    from dither.capacity.memory import weights_budget
+    from dither.capacity.shape import shape_of
 
     room = {}
     for context in (256, 512):
@@ -136,9 +134,8 @@ def test_a_ladder_is_a_table_or_a_document(known: list[object], tmp_path: Path) 
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_any_work(
-    own_evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int,
-    said: str,
-) -> None:  # fmt: skip
+    own_evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in own_evidence.iterdir())
     words = [word.format(m=BUNDLED, e=own_evidence) for word in arguments]

@@ -23,15 +23,29 @@ ROWS, COLUMNS = 6, 512
 LISTED = all_codecs()
 # Names of families, and the bits per weight of what files store of them.
 PARSED = {
-    "int2-g64": 2 + 16 / 64, "int3-g32": 3 + 16 / 32, "int4-g128": 4 + 16 / 128,
-    "int4-g32-bf16": 4 + 16 / 32, "int4-channel": 4 + 16 / 512, "int8-channel-f32": 8 + 32 / 512,
-    "int8-g128-bf16": 8 + 16 / 128, "uint2-g32": 2 + 18 / 32, "uint3-g128-f32": 3 + 35 / 128,
-    "uint4-g128": 4 + 20 / 128, "uint4-channel-bf16": 4 + 20 / 512, "uint8-g64": 8 + 24 / 64,
-    "nf4-g64": 4 + 32 / 64, "fp4-g128": 4 + 32 / 128,
-    "nf4-g64-dq": 4 + 8 / 64 + 32 / 256 / 64, "fp4-g32-dq": 4 + 8 / 32 + 32 / 256 / 32,
-    "fp8-channel": 8 + 32 / 512, "fp8-channel-bf16": 8 + 16 / 512, "fp8-e7": 8, "fp8-e-3": 8,
-    "nvfp4-e8": 4.5, "nvfp4-e-2": 4.5,
-}  # fmt: skip
+    "int2-g64": 2 + 16 / 64,
+    "int3-g32": 3 + 16 / 32,
+    "int4-g128": 4 + 16 / 128,
+    "int4-g32-bf16": 4 + 16 / 32,
+    "int4-channel": 4 + 16 / 512,
+    "int8-channel-f32": 8 + 32 / 512,
+    "int8-g128-bf16": 8 + 16 / 128,
+    "uint2-g32": 2 + 18 / 32,
+    "uint3-g128-f32": 3 + 35 / 128,
+    "uint4-g128": 4 + 20 / 128,
+    "uint4-channel-bf16": 4 + 20 / 512,
+    "uint8-g64": 8 + 24 / 64,
+    "nf4-g64": 4 + 32 / 64,
+    "fp4-g128": 4 + 32 / 128,
+    "nf4-g64-dq": 4 + 8 / 64 + 32 / 256 / 64,
+    "fp4-g32-dq": 4 + 8 / 32 + 32 / 256 / 32,
+    "fp8-channel": 8 + 32 / 512,
+    "fp8-channel-bf16": 8 + 16 / 512,
+    "fp8-e7": 8,
+    "fp8-e-3": 8,
+    "nvfp4-e8": 4.5,
+    "nvfp4-e-2": 4.5,
+}
 CODECS = {**LISTED, **{name: codec(name, COLUMNS) for name in PARSED}}
 BUILDS_TABLES = {"IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}  # ggml takes seconds over them, once
 every_codec = pytest.mark.parametrize(
@@ -92,9 +106,7 @@ def test_names_of_families_are_canonical(name: str) -> None:
             codec(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["int5-g128", "int4", "int4-g128-f16", "int4-g0128", "int4-g128 ", "fp8", "fp8-e", ""]
-)
+@pytest.mark.parametrize("name", ["int5-g128", "int4", "int4-g128-f16", "int4-g0128", "int4-g128 ", "fp8", "fp8-e", ""])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"is not known.*Q4_K.*int4-g128"):
         codec(name, COLUMNS)

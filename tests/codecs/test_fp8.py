@@ -66,9 +66,7 @@ def test_rows_are_no_worse_than_with_the_largest_weight_at_448(name: str) -> Non
         plain = plain.bfloat16().float()
         np.testing.assert_array_equal(torch.from_numpy(scale_RG).bfloat16().float().numpy(), scale_RG)
     plain_RC = NUMBERS[cast(w_RC / plain.numpy())] * plain.numpy()
-    found_R, plain_R = (
-        np.square(w_RC.astype(np.float64) - v).sum(axis=1) for v in (c.decode(raw_RN), plain_RC)
-    )
+    found_R, plain_R = (np.square(w_RC.astype(np.float64) - v).sum(axis=1) for v in (c.decode(raw_RN), plain_RC))
     assert (found_R <= plain_R * (1 + 1e-5)).all()
     assert found_R.sum() < 0.99 * plain_R.sum()
 

@@ -15,9 +15,7 @@ from dither.errors import UsageError
 
 ROWS, COLUMNS = 16, 1024
 TYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
-SYMMETRIC = [
-    "int2-g64", "int3-g128", "int4-g32", "int4-g128", "int4-channel-bf16", "int8-channel-f32", "int8-g128",
-]  # fmt: skip
+SYMMETRIC = ["int2-g64", "int3-g128", "int4-g32", "int4-g128", "int4-channel-bf16", "int8-channel-f32", "int8-g128"]
 AFFINE = ["uint2-g64", "uint3-g32", "uint4-g128", "uint4-channel", "uint8-g64-bf16", "uint8-channel"]
 
 
@@ -69,9 +67,7 @@ def plain(w_NB: np.ndarray, bits: int, affine: bool, kind: str) -> list[np.ndarr
 @pytest.mark.parametrize("spread", [0.0, 1.5])
 @pytest.mark.parametrize("size", [3e-6, 1.0, 1e4])
 @pytest.mark.parametrize("name", [*SYMMETRIC, *AFFINE])
-def test_no_block_is_worse_than_under_a_plain_formula(
-    name: str, kind: str, spread: float, size: float
-) -> None:
+def test_no_block_is_worse_than_under_a_plain_formula(name: str, kind: str, spread: float, size: float) -> None:
     c, bits, affine, kind_of_scale = parts(name)
     w_RC = weights(kind) * np.float32(size)
     found_RC = c.decode(c.encode(w_RC, importance(spread)))

@@ -25,9 +25,7 @@ def weights(kind: str, rows: int = 24) -> np.ndarray:
         w_RC = random.standard_t(3, w_RC.shape)
     if kind == "trained":  # low rank plus noise, rows and columns of unequal size, a few outliers
         w_RC += random.standard_normal((rows, 5)) @ random.standard_normal((5, COLUMNS))
-        w_RC *= np.exp(0.4 * random.standard_normal(COLUMNS)) * np.exp(
-            0.4 * random.standard_normal((rows, 1))
-        )
+        w_RC *= np.exp(0.4 * random.standard_normal(COLUMNS)) * np.exp(0.4 * random.standard_normal((rows, 1)))
         w_RC[random.random(w_RC.shape) < 2e-3] *= 6
     return (0.02 * w_RC).astype(np.float32)
 

@@ -168,8 +168,7 @@ def test_encode_is_fit_snap_pack_whatever_the_batch(codec, weighted):
 @every_type
 def test_one_importance_for_all_rows_is_that_importance_in_each(codec):
     w_RB, importance_B = weights("gaussian", 5).reshape(-1, 256), importance()[:256]
-    for one, each in zip(codec.fit(w_RB, importance_B), codec.fit(w_RB, np.tile(importance_B, (20, 1))),
-                         strict=True):  # fmt: skip
+    for one, each in zip(codec.fit(w_RB, importance_B), codec.fit(w_RB, np.tile(importance_B, (20, 1))), strict=True):
         np.testing.assert_array_equal(one, each)
 
 
@@ -188,9 +187,9 @@ def test_snap_takes_the_nearest_of_all_values_in_any_columns(codec):
     codes_RB, grid = codec.unpack(raw_RN)
     w_RB = (np.random.default_rng(8).standard_normal(codes_RB.shape) * 3).astype(np.float32)
     low, high = codes_RB.min(), codes_RB.max()
-    options = np.stack([
-        codec.value(np.full_like(codes_RB, code), grid, WHOLE) for code in range(low, high + 1)
-    ]).astype(np.float64)  # fmt: skip
+    options = np.stack(
+        [codec.value(np.full_like(codes_RB, code), grid, WHOLE) for code in range(low, high + 1)]
+    ).astype(np.float64)
     least_RB = np.abs(options - w_RB).min(0)
     for at in (WHOLE, slice(0, 1), slice(37, 38), slice(5, 99), slice(64, 128), slice(250, 256)):
         codes_RK = codec.snap(w_RB[:, at], grid, at)
@@ -201,10 +200,7 @@ def test_snap_takes_the_nearest_of_all_values_in_any_columns(codec):
 
 @every_type
 def test_values_snap_to_themselves(codec):
-    for raw_RN in (
-        any_bytes(codec, 64),
-        codec.encode(weights("student_t3", 8)).reshape(-1, codec.block_bytes),
-    ):
+    for raw_RN in (any_bytes(codec, 64), codec.encode(weights("student_t3", 8)).reshape(-1, codec.block_bytes)):
         codes_RB, grid = codec.unpack(raw_RN)
         value_RB = codec.value(codes_RB, grid, WHOLE)
         again = codec.value(codec.snap(value_RB, grid, WHOLE), grid, WHOLE)

@@ -37,10 +37,16 @@ def test_float32_rounds_to_float16_as_numpy_does():
     halves = np.sort(PATTERNS.view(np.float16)[np.isfinite(PATTERNS.view(np.float16))].astype(np.float32))
     ties = ((halves[1:].astype(np.float64) + halves[:-1]) / 2).astype(np.float32)
     bits = np.random.default_rng(0).integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
-    x = np.concatenate([
-        halves, ties, np.nextafter(ties, np.float32(9e9)), np.nextafter(ties, np.float32(-9e9)),
-        bits[np.isfinite(bits)], np.float32([65504, 65519.996, 65520, 1e30, -1e30, 0.0, -0.0]),
-    ])  # fmt: skip
+    x = np.concatenate(
+        [
+            halves,
+            ties,
+            np.nextafter(ties, np.float32(9e9)),
+            np.nextafter(ties, np.float32(-9e9)),
+            bits[np.isfinite(bits)],
+            np.float32([65504, 65519.996, 65520, 1e30, -1e30, 0.0, -0.0]),
+        ]
+    )
     exact, finite = np.empty(x.size, np.uint16), np.empty(x.size, np.uint16)
     _to_f16(x, exact, finite)
     with np.errstate(over="ignore"):
@@ -72,8 +78,16 @@ def test_lanes_compute_as_numpy_does():
         a, b = (scale * random.standard_normal((2, 16))).astype(np.float32)
         out = np.empty(176, np.float32)
         _lanes(a, b, out)
-        exact = [a + b, a - b, a * b, a / b, np.minimum(a, b), np.maximum(a, b),
-                 np.where(a < b, a, np.float32(7)), np.abs(a)]  # fmt: skip
+        exact = [
+            a + b,
+            a - b,
+            a * b,
+            a / b,
+            np.minimum(a, b),
+            np.maximum(a, b),
+            np.where(a < b, a, np.float32(7)),
+            np.abs(a),
+        ]
         np.testing.assert_array_equal(out[:128].reshape(8, 16), exact)
         np.testing.assert_allclose(out[128:144], a * b + a, rtol=1e-5, atol=1e-6 * scale**2)
         half = np.clip(a, -65504, 65504).astype(np.float16).astype(np.float32)

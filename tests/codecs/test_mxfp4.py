@@ -18,9 +18,7 @@ CODES = np.array(MXFP4.kvalues, np.float64)
 
 def weights(kind: str, size: float = 0.02) -> np.ndarray:
     random = np.random.default_rng(3)
-    w_RC = (
-        random.standard_normal((32, COLUMNS)) if kind == "gaussian" else random.standard_t(3, (32, COLUMNS))
-    )
+    w_RC = random.standard_normal((32, COLUMNS)) if kind == "gaussian" else random.standard_t(3, (32, COLUMNS))
     return (size * w_RC).astype(np.float32)
 
 
@@ -63,9 +61,7 @@ def test_hardly_any_scale_would_have_been_better(name: str, spread: float) -> No
         scales = 2.0 ** (np.arange(60, 200) - 128.0)
     else:
         scales = np.array([m * 2.0**-10 for m in range(1, 8)])
-        scales = np.append(
-            scales, [(1 + m / 8) * 2.0 ** (e - 8) for e in range(1, 16) for m in range(8)][:-1]
-        )
+        scales = np.append(scales, [(1 + m / 8) * 2.0 ** (e - 8) for e in range(1, 16) for m in range(8)][:-1])
     w_G = w_RC.astype(np.float64).reshape(-1, group)
     weight_RC = np.broadcast_to(np.ones(COLUMNS) if importance_C is None else importance_C, w_RC.shape)
     least = np.full(len(w_G), np.inf)
@@ -99,9 +95,7 @@ def test_codes_are_nearest(name: str) -> None:
     grid = c.fit(w_RB, None)
     whole = slice(0, c.block)
     chosen = c.value(c.snap(w_RB, grid, whole), grid, whole)
-    scale_RB = c.value(np.full(w_RB.shape, 1, np.uint8), grid, whole).astype(
-        np.float64
-    )  # code 1 is 1 × scale
+    scale_RB = c.value(np.full(w_RB.shape, 1, np.uint8), grid, whole).astype(np.float64)  # code 1 is 1 × scale
     least = abs(w_RB[:, :, None] - scale_RB[:, :, None] * CODES).min(axis=2)
     assert (abs(w_RB - chosen) <= least + 1e-6 * scale_RB).all()
 

@@ -50,9 +50,7 @@ def test_codes_and_scales_are_bitsandbytes(kind: str, group: int) -> None:
     packed_N = packed.numpy().reshape(-1)
     raw_RN = c.encode(w_RC)
     codes_RC, absmax_RG = c.split(raw_RN)
-    np.testing.assert_array_equal(
-        codes_RC.reshape(-1), np.stack([packed_N >> 4, packed_N & 15], 1).reshape(-1)
-    )
+    np.testing.assert_array_equal(codes_RC.reshape(-1), np.stack([packed_N >> 4, packed_N & 15], 1).reshape(-1))
     np.testing.assert_array_equal(absmax_RG.reshape(-1), state.absmax.numpy())
     np.testing.assert_array_equal(c.table, state.code.numpy())
     decoded = functional.dequantize_4bit(packed, state).numpy()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dither.codecs import codec
-from dither.containers.recipe import Plan, PlannedTensor
+from dither.containers.mix import Mix, MixTensor
 from dither.progress import Silent
 from dither.quantizing.run import Run, no_evidence
 from dither.solvers.nearest import Nearest
@@ -37,11 +37,11 @@ def test_chunks_are_whole_tiles(columns: int) -> None:
     w_ERC = (0.02 * np.random.default_rng(0).standard_t(5, (2, 300, columns))).astype(np.float32)
     w_RC = w_ERC.reshape(600, columns)
     tensor = Tensor("blk.0.w", w_ERC.shape, "F32", w_RC.nbytes, lambda start, stop: w_RC[start:stop])
-    planned = PlannedTensor("blk.0.w", w_ERC.shape, "F32", w_RC.nbytes, "fp8-128x128", 0, "fp8-128x128", "")
+    planned = MixTensor("blk.0.w", w_ERC.shape, "F32", w_RC.nbytes, "fp8-128x128", 0, "fp8-128x128", "")
     model = Model("m", "llama", {}, (tensor,), "", "safetensors", (), "")
     c = codec("fp8-128x128", columns)
     output = Kept(600, columns // c.block * c.block_bytes)
-    plan = Plan("fp8-128x128", 0, (planned,))
+    plan = Mix("fp8-128x128", 0, (planned,))
     Run(model, plan, no_evidence, output, Nearest(), Silent(), threads=1).all()  # type: ignore[arg-type]
     assert output.starts == [0, 128, 256, 300, 428, 556]
     np.testing.assert_array_equal(output.raw_RN, np.concatenate([c.encode(w_RC) for w_RC in w_ERC]))

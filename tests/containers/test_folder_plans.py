@@ -21,8 +21,8 @@ from safetensors import safe_open
 
 import dither
 from conftest import BUNDLED
+from dither.containers.plan_file import read_plan
 from dither.errors import OutputError, UsageError
-from dither.planning.planfile import read_plan
 
 pytestmark = pytest.mark.slow  # models run
 
@@ -32,12 +32,8 @@ def weights(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(("to", "size"), [("gptq", 3_700_000), ("w4a16", 4_000_000), ("w4a16", 6_500_000)])
-def test_a_planned_folder_is_no_larger_than_promised(
-    to: str, size: int, learnt: Path, tmp_path: Path
-) -> None:
-    planned = dither.plan(
-        BUNDLED, size=size, to=to, evidence=learnt, solver="nearest", out=tmp_path / "p.toml"
-    )
+def test_a_planned_folder_is_no_larger_than_promised(to: str, size: int, learnt: Path, tmp_path: Path) -> None:
+    planned = dither.plan(BUNDLED, size=size, to=to, evidence=learnt, solver="nearest", out=tmp_path / "p.toml")
     dither.quantize(BUNDLED, plan=tmp_path / "p.toml", evidence=learnt, out=tmp_path / "q")
     assert 0.995 * size <= weights(tmp_path / "q") <= size
     written = {t.name: t.stored for t in dither.open_model(tmp_path / "q").tensors}
@@ -86,9 +82,13 @@ def test_nvfp4_and_numbers_are_mixed_to_a_size(learnt: Path, tmp_path: Path) -> 
 
 def test_a_plan_beats_one_type_and_says_so(learnt: Path, tmp_path: Path) -> None:
     found = dither.quantize_within(
-        BUNDLED, dither.budget(bpw=6.2, parameters=dither.open_model(BUNDLED).parameters), tmp_path / "q",
-        to="gptq", evidence=learnt, solver="nearest",
-    )  # fmt: skip
+        BUNDLED,
+        dither.budget(bpw=6.2, parameters=dither.open_model(BUNDLED).parameters),
+        tmp_path / "q",
+        to="gptq",
+        evidence=learnt,
+        solver="nearest",
+    )
     names = [rival.name for rival in found.rivals]
     assert names == ["plan", "int3-g128 throughout", "random allocation"]
     assert found.winner == min(found.rivals, key=lambda rival: rival.kl).name == "plan"
@@ -113,9 +113,7 @@ def test_a_killed_folder_continues_with_the_same_bytes(tmp_path: Path) -> None:
         "FolderOutput.finish = slow\n"
         f"dither.quantize({str(BUNDLED)!r}, 'w4a16', sys.argv[1])\n"
     )
-    run = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "q")], stdout=subprocess.PIPE, text=True
-    )
+    run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "q")], stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     for _ in range(9):
         run.stdout.readline()
@@ -148,9 +146,7 @@ def test_what_coincides_with_a_type_of_gguf_is_carried_over(
     assert (found.exact, found.rounded) == (29, 0)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     originals = {tensor.name: tensor for tensor in dither.open_model(tmp_path / "q").tensors}
-    matrices = [
-        tensor for tensor in reader.tensors if tensor.name.startswith("blk") and len(tensor.shape) > 1
-    ]
+    matrices = [tensor for tensor in reader.tensors if tensor.name.startswith("blk") and len(tensor.shape) > 1]
     assert len(matrices) == 28
     for tensor in matrices:
         assert tensor.tensor_type.name == kind
@@ -165,9 +161,7 @@ def test_what_does_not_coincide_is_counted(tmp_path: Path) -> None:
     exact = dither.convert(tmp_path / "q", tmp_path / "exact.gguf", dtype="f32")
     assert (exact.exact, exact.rounded) == (29, 0)
     forced = dither.convert(tmp_path / "q", tmp_path / "forced.gguf", "Q8_0")
-    assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "forced.gguf").tensors} == {
-        "Q8_0", "BF16", "F32"
-    }  # fmt: skip
+    assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "forced.gguf").tensors} == {"Q8_0", "BF16", "F32"}
     assert forced.rounded == 28
 
 
@@ -231,9 +225,7 @@ def test_only_gptq_has_groups_by_what_columns_matter(learnt: Path, tmp_path: Pat
 def test_a_rewritten_model_keeps_its_dtype(learnt: Path, tmp_path: Path) -> None:
     """Whatever a transform makes of tensors on the way."""
     plain = dither.quantize(BUNDLED, "awq", tmp_path / "plain", evidence=learnt, solver="nearest")
-    scaled = dither.quantize(
-        BUNDLED, "awq", tmp_path / "scaled", evidence=learnt, solver="nearest", transforms=["awq"]
-    )
+    scaled = dither.quantize(BUNDLED, "awq", tmp_path / "scaled", evidence=learnt, solver="nearest", transforms=["awq"])
     assert weights(tmp_path / "plain") == weights(tmp_path / "scaled")
     assert {t.type for t in scaled.plan.tensors} == {t.type for t in plain.plan.tensors}
     found = dither.measure([tmp_path / "plain", tmp_path / "scaled"], BUNDLED, tokens=2048, save=False)

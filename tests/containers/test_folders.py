@@ -32,7 +32,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
-)  # fmt: skip
+)
 
 import dither
 from dither.errors import OutputError, UsageError
@@ -61,10 +61,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gemma 3": Gemma3TextConfig(**SMALL, head_dim=64, sliding_window=16, query_pre_attn_scalar=64),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
     "qwen3 moe": Qwen3MoeConfig(
-        **SMALL, head_dim=64, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128,
-        norm_topk_prob=True,
+        **SMALL, head_dim=64, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, norm_topk_prob=True
     ),
-}  # fmt: skip
+}
 DENSE = [name for name in CONFIGS if name not in ("mixtral", "qwen3 moe")]
 BACKENDS = {
     "gptq": "gptqmodel", "awq": "gptqmodel", "w4a16": "compressed_tensors", "w8a16": "compressed_tensors",
@@ -75,9 +74,11 @@ BACKENDS = {
 OPTIONS: dict[str, dict[str, Any]] = {"gptq": {"group": 32}, "awq": {"group": 32}, "w4a16": {"group": 32}}
 # Of the logits' own spread: what float16 scales under float32 sums, and rounded activations, may do.
 CLOSE = {
-    "w8a8": 0.06, "fp8": 0.12, "int8": 0.06,
+    "w8a8": 0.06,
+    "fp8": 0.12,
+    "int8": 0.06,
     **dict.fromkeys(("gptq", "awq", "fp8-block", "mxfp4", "nvfp4"), 0.02),  # bfloat16 kernels
-}  # fmt: skip
+}
 BRAIN = {"fp8-block", "mxfp4", "nvfp4"}  # de-quantized to bfloat16 by their loaders, whatever is asked for
 TOKENS = torch.tensor([[(37 * i) % 290 + 2 for i in range(48)]])
 
@@ -115,9 +116,7 @@ def test_numbers_come_back_as_they_were(name: str, checkpoints: dict[str, Path],
         assert torch.equal(ours[parameter].float(), values.bfloat16().float()), parameter
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if name != "gemma 3"]
-)  # whose tokenizer is another
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gemma 3"])  # whose tokenizer is another
 def test_a_gguf_becomes_a_checkpoint(name: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     dither.quantize(checkpoints[name], "F32", tmp_path / "model.gguf")
     dither.convert(tmp_path / "model.gguf", tmp_path / "back", dtype="f32")
@@ -147,17 +146,13 @@ def test_the_real_loader_computes_what_we_decode(
     spread = float(expected.std())
     assert float((found - expected).abs().mean()) < CLOSE.get(to, 0.004) * spread
     if to != "safetensors":
-        assert float((expected - logits(checkpoints[name])).abs().mean()) > 1e-3 * spread, (
-            "nothing was rounded"
-        )
+        assert float((expected - logits(checkpoints[name])).abs().mean()) > 1e-3 * spread, "nothing was rounded"
         assert result.bits_per_weight < 24
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3 moe"])
 @pytest.mark.parametrize("to", ["w4a16", "gptq", "awq"])
-def test_experts_are_written_one_by_one(
-    name: str, to: str, checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_experts_are_written_one_by_one(name: str, to: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Each under its own module, as vLLM reads them; routers stay numbers."""
     dither.quantize(checkpoints[name], to, tmp_path / "q", group=32)
     packed = "weight_packed" if to == "w4a16" else "qweight"
@@ -171,9 +166,7 @@ def test_experts_are_written_one_by_one(
         assert np.array_equal(one.read(0, one.rows), other.read(0, other.rows)), one.name
 
 
-def test_shards_have_an_index(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_have_an_index(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dither.containers.folders.output.SHARD", 200_000)
     dither.convert(checkpoints["llama"], tmp_path / "out", dtype="f32")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -196,8 +189,10 @@ def test_names_and_shapes_are_those_of_the_checkpoint(checkpoints: dict[str, Pat
 def test_a_group_that_does_not_fit_is_smaller_or_said(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     result = dither.quantize(
         save_model(random_model(LlamaConfig(**SMALL | {"intermediate_size": 192})), tmp_path / "odd"),
-        "gptq", tmp_path / "q", group=128,
-    )  # fmt: skip
+        "gptq",
+        tmp_path / "q",
+        group=128,
+    )
     kinds = {tensor.name: tensor.type for tensor in result.plan.tensors}
     assert kinds["blk.0.ffn_down.weight"] == "int4-g64" and kinds["blk.0.ffn_up.weight"] == "int4-g128"
     assert any("192 columns" in note for note in result.notes)
@@ -234,8 +229,7 @@ def test_matrices_that_are_computed_as_one_share_nvfp4s_scale(tmp_path: Path) ->
         model.model.layers[0].self_attn.v_proj.weight *= 16
     model = model.to(torch.bfloat16)  # type: ignore[assignment]
     dither.quantize(save_model(model, tmp_path / "m"), "nvfp4", tmp_path / "q")
-    stored = {name: value for file in (tmp_path / "q").glob("*.safetensors")
-              for name, value in load_file(file).items()}  # fmt: skip
+    stored = {name: value for file in (tmp_path / "q").glob("*.safetensors") for name, value in load_file(file).items()}
     scales = {name: float(value) for name, value in stored.items() if name.endswith("weight_global_scale")}
     for stack in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
         assert len({s for name, s in scales.items() if ".0." in name and any(p in name for p in stack)}) == 1

@@ -14,14 +14,7 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from dither.containers.presets import (
-    assign,
-    canonical,
-    describe,
-    file_type,
-    preset_names,
-    quantized_types,
-)
+from dither.containers.presets import assign, canonical, describe, file_type, preset_names, quantized_types
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES, Field, ValueType, array, u32
 
@@ -154,9 +147,13 @@ def test_stacked_experts_are_quantized_like_one_matrix() -> None:
 def test_overrides_win_over_the_mix_and_the_first_match_decides() -> None:
     tensors: Tensors = [(f"blk.{i}.attn_v.weight", (256, 256)) for i in range(3)]
     given = assign(
-        tensors, preset="Q4_K_M", arch="llama", metadata={}, has_imatrix=False,
+        tensors,
+        preset="Q4_K_M",
+        arch="llama",
+        metadata={},
+        has_imatrix=False,
         overrides=[(r"blk\.0\.", "q8_0"), ("attn_v", "F16")],
-    )  # fmt: skip
+    )
     assert [each.type for each in given] == ["Q8_0", "F16", "F16"]
     assert {each.reason for each in given} == {"override"}
 
@@ -170,9 +167,13 @@ def test_overrides_apply_to_an_unquantized_preset_too() -> None:
 
 def test_an_override_that_does_not_fit_falls_back_and_says_so() -> None:
     (given,) = assign(
-        [("blk.0.attn_k.weight", (64, 320))], preset="Q8_0", arch="llama", metadata={}, has_imatrix=False,
+        [("blk.0.attn_k.weight", (64, 320))],
+        preset="Q8_0",
+        arch="llama",
+        metadata={},
+        has_imatrix=False,
         overrides=[("attn_k", "Q6_K")],
-    )  # fmt: skip
+    )
     assert (given.wanted, given.type) == ("Q6_K", "Q8_0") and "320 columns" in given.reason
 
 

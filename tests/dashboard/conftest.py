@@ -82,11 +82,27 @@ class Served:
 def start_server(runs: Path, state: Path, *options: str) -> Served:
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "dither", "dashboard", str(runs), "--against", str(BUNDLED), "--no-open",
-            "--json", "--port", "0", "--state", str(state), *options,
+            sys.executable,
+            "-m",
+            "dither",
+            "dashboard",
+            str(runs),
+            "--against",
+            str(BUNDLED),
+            "--no-open",
+            "--json",
+            "--port",
+            "0",
+            "--state",
+            str(state),
+            *options,
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs, start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=runs,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:  # one JSON document, over several lines
@@ -151,8 +167,8 @@ def served(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.fixture(scope="session")
 def report(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported page of the same files."""
-    from dither._report import document
-    from dither.showing.export import assemble
+    from dither.reporting.report import document
+    from dither.reporting.single_file import assemble
 
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(assemble(document([made], against=BUNDLED).exported().to_json()), "utf-8")
@@ -167,13 +183,13 @@ class Browser:
     faults: list[str] = field(default_factory=list)
     contexts: list[Any] = field(default_factory=list)
 
-    def open(
-        self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, **options: Any
-    ) -> Any:
+    def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, **options: Any) -> Any:
         context = self.chromium.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
-            accept_downloads=True, **options,
-        )  # fmt: skip
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            accept_downloads=True,
+            **options,
+        )
         self.contexts.append(context)
         page = context.new_page()
         own = url.split("#")[0].split("?")[0]

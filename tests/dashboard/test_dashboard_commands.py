@@ -38,9 +38,16 @@ def test_the_choices_are_all_there_are() -> None:
 
 def test_a_filled_form_is_understood_as_it_was_meant() -> None:
     fields = {
-        "model": "my models/it's $HOME.gguf", "size": "4.2 GiB", "evidence": "-evidence", "solver": "gptq",
-        "transform": "awq", "types": "Q4_K, Q6_K", "threads": 3, "force": True, "measure": False,
-    }  # fmt: skip
+        "model": "my models/it's $HOME.gguf",
+        "size": "4.2 GiB",
+        "evidence": "-evidence",
+        "solver": "gptq",
+        "transform": "awq",
+        "types": "Q4_K, Q6_K",
+        "threads": 3,
+        "force": True,
+        "measure": False,
+    }
     command = build("quantize", fields)
     assert command.problems == ()
     found = parsed(command.words)

@@ -49,9 +49,13 @@ def until(jobs: Jobs, job_id: str, reached: Callable[[dict[str, Any]], bool], se
 def sleeper() -> subprocess.Popen[str]:
     """A process that does nothing for a minute; asked to end it waits until its stdin is closed."""
     child = subprocess.Popen(
-        [sys.executable, "-c", SLEEP], start_new_session=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", SLEEP],
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert child.stdin is not None and child.stdout is not None
     with child.stdout as said:
         assert said.readline() == "ready\n"
@@ -65,10 +69,18 @@ def ended(job: dict[str, Any]) -> bool:
 def stored(jobs: Jobs, job_id: str, **changes: object) -> None:
     """A job on disk as another server would have left it."""
     record = {
-        "id": job_id, "kind": "plan", "words": ["plan", "m", "--bpw", "4"], "folder": "/", "created": 1.0,
-        "server": {"pid": os.getpid(), "since": "long ago"}, "process": None, "cancelled": None,
-        "ended": None, "code": None, **changes,
-    }  # fmt: skip
+        "id": job_id,
+        "kind": "plan",
+        "words": ["plan", "m", "--bpw", "4"],
+        "folder": "/",
+        "created": 1.0,
+        "server": {"pid": os.getpid(), "since": "long ago"},
+        "process": None,
+        "cancelled": None,
+        "ended": None,
+        "code": None,
+        **changes,
+    }
     (jobs.folder / job_id).mkdir(parents=True)
     (jobs.folder / job_id / "job.json").write_text(json.dumps(record))
 
@@ -131,17 +143,15 @@ def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Pa
 
 def test_a_killed_job_says_so(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    stored(
-        jobs, "20260101-000000-00000000000a", process={"pid": 2**22, "since": "1", "started": 1.0}, code=-9
-    )
-    (tmp_path / "20260101-000000-00000000000a" / "log.txt").write_bytes(
-        b"\x1b[31mnote:\x1b[0m block 3\r\n\x00\n"
-    )
+    stored(jobs, "20260101-000000-00000000000a", process={"pid": 2**22, "since": "1", "started": 1.0}, code=-9)
+    (tmp_path / "20260101-000000-00000000000a" / "log.txt").write_bytes(b"\x1b[31mnote:\x1b[0m block 3\r\n\x00\n")
     job = until(jobs, "20260101-000000-00000000000a", ended)[-1]
     assert job["state"] == "failed" and job["lines"] == ["note: block 3"]
     assert job["error"] == {
-        "thing": "the job", "reason": "was ended by SIGKILL", "way_out": "Its last words: note: block 3",
-    }  # fmt: skip
+        "thing": "the job",
+        "reason": "was ended by SIGKILL",
+        "way_out": "Its last words: note: block 3",
+    }
 
 
 def test_a_process_of_the_same_number_is_not_the_same(tmp_path: Path) -> None:
@@ -188,11 +198,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_full_queue_refuses(tmp_path: P
 
 def test_strange_files_in_the_folder_are_no_jobs(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    for name, text in (
-        ("20260101-000000-00000000000e", "{"),
-        ("20260101-000000-00000000000f", "[]"),
-        ("x", "{}"),
-    ):
+    for name, text in (("20260101-000000-00000000000e", "{"), ("20260101-000000-00000000000f", "[]"), ("x", "{}")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text(text)
     jobs.tick()

@@ -89,9 +89,7 @@ def test_the_exported_page_is_the_same_and_asks_for_nothing(
     photograph(page, "report")
 
 
-def test_on_a_telephone(
-    served: Served, report: Path, browser: Browser, photograph: Callable[[Any, str], None]
-) -> None:
+def test_on_a_telephone(served: Served, report: Path, browser: Browser, photograph: Callable[[Any, str], None]) -> None:
     for name, url in (("dashboard", served.url), ("report", report.as_uri())):
         page = browser.open(url, width=390, height=844, has_touch=True)
         assert overflow(page) == 0, name
@@ -134,10 +132,7 @@ def test_by_keyboard_alone(served: Served, browser: Browser) -> None:
 SETTINGS = {
     "budget": ("#which input[type=range]", "#which .control output"),
     "context": ("#fits input[type=range]", "#fits .control:has(input[type=range]) output"),
-    "row": (
-        "#pictures .control:has-text('From row') input",
-        "#pictures .control:has-text('From row') output",
-    ),
+    "row": ("#pictures .control:has-text('From row') input", "#pictures .control:has-text('From row') output"),
 }
 
 
@@ -146,15 +141,11 @@ def settings(page: Any) -> dict[str, str]:
     found["prompt"] = page.locator("#answers textarea").first.input_value()
     found["file"] = page.locator("#inside select").first.evaluate("node => node.selectedOptions[0].text")
     found["axis"] = page.locator("#which input[type=radio]:checked").get_attribute("value")
-    found["guide"] = str(
-        page.locator("#guide input:checked").evaluate_all("nodes => nodes.map(n => n.value)")
-    )
+    found["guide"] = str(page.locator("#guide input:checked").evaluate_all("nodes => nodes.map(n => n.value)"))
     return found
 
 
-def test_a_new_file_appears_by_itself_and_what_was_set_stays(
-    served: Served, made: Path, browser: Browser
-) -> None:
+def test_a_new_file_appears_by_itself_and_what_was_set_stays(served: Served, made: Path, browser: Browser) -> None:
     page = browser.open(served.url)
     before = len(served.get("/api/document")["runs"])
     untouched = settings(page)

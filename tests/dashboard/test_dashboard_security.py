@@ -18,8 +18,15 @@ pytestmark = pytest.mark.slow
 def test_only_its_own_names_are_answered(served: Served) -> None:
     for host in (f"127.0.0.1:{served.port}", f"localhost:{served.port}", f"LOCALHOST:{served.port}"):
         assert served.ask("GET", "/api/jobs", host=host)[0] == 200
-    for host in ("evil.example", f"evil.example:{served.port}", "127.0.0.1", f"127.0.0.1:{served.port + 1}",
-                 f"127.0.0.1.evil.example:{served.port}", f"192.168.0.1:{served.port}", ""):  # fmt: skip
+    for host in (
+        "evil.example",
+        f"evil.example:{served.port}",
+        "127.0.0.1",
+        f"127.0.0.1:{served.port + 1}",
+        f"127.0.0.1.evil.example:{served.port}",
+        f"192.168.0.1:{served.port}",
+        "",
+    ):
         status, answer, _ = served.ask("GET", "/api/jobs", host=host)
         assert status in (400, 421), host
         assert b"dither.results" not in json.dumps(answer, default=str).encode()
@@ -35,8 +42,12 @@ def test_two_hosts_are_none(served: Served) -> None:
 def test_other_pages_may_not_ask(served: Served) -> None:
     body = {"kind": "quantize", "fields": {}}
     for origin in ("http://evil.example", "null", f"https://127.0.0.1:{served.port}", "http://127.0.0.1:1"):
-        for method, path in (("POST", "/api/command"), ("POST", "/api/jobs"), ("GET", "/api/events"),
-                             ("GET", "/api/document")):  # fmt: skip
+        for method, path in (
+            ("POST", "/api/command"),
+            ("POST", "/api/jobs"),
+            ("GET", "/api/events"),
+            ("GET", "/api/document"),
+        ):
             assert served.ask(method, path, body, origin=origin)[0] == 403, (origin, path)
     assert served.ask("POST", "/api/command", body, origin="")[0] == 403  # who changes things must say
     assert served.ask("POST", "/api/command", body)[0] == 200
@@ -59,8 +70,12 @@ def test_bodies_end_at_a_limit(served: Served) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     connection.putrequest("POST", "/api/command", skip_host=True)
     own = f"127.0.0.1:{served.port}"
-    for name, value in (("Host", own), ("Origin", f"http://{own}"), ("Content-Type", "application/json"),
-                        ("Transfer-Encoding", "chunked")):  # fmt: skip
+    for name, value in (
+        ("Host", own),
+        ("Origin", f"http://{own}"),
+        ("Content-Type", "application/json"),
+        ("Transfer-Encoding", "chunked"),
+    ):
         connection.putheader(name, value)
     connection.endheaders()
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
@@ -89,9 +104,11 @@ def test_malformed_requests_are_answered_in_words(served: Served) -> None:
 
 def test_every_answer_carries_the_policy(served: Served) -> None:
     for method, path, options in (
-        ("GET", "/", {}), ("GET", "/api/document", {}), ("GET", "/nowhere", {}),
+        ("GET", "/", {}),
+        ("GET", "/api/document", {}),
+        ("GET", "/nowhere", {}),
         ("GET", "/", {"host": "evil.example"}),
-    ):  # fmt: skip
+    ):
         headers = served.ask(method, path, **options)[2]
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy

@@ -17,12 +17,10 @@ from dashboard.conftest import BUNDLED
 from dither.dashboard import serve
 from dither.dashboard.watch import Watch
 from dither.errors import OutputError, UsageError
-from dither.showing import export
+from dither.reporting import single_file
 
 
-def test_a_port_that_was_named_must_be_free_and_the_default_one_moves_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_port_that_was_named_must_be_free_and_the_default_one_moves_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(serve.bind("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=r"in use.*--port"):
@@ -92,14 +90,14 @@ def test_a_file_is_watched_with_what_stands_beside_it(tmp_path: Path) -> None:
 
 def test_what_stands_in_the_document_cannot_leave_its_element() -> None:
     hostile = "</script><script>alert(1)</script><!--<script></SCRIPT >"
-    found = export.escaped(json.dumps({"name": hostile}))
+    found = single_file.escaped(json.dumps({"name": hostile}))
     assert not re.search(r"<(/?script|!--)", found, re.IGNORECASE)
     assert json.loads(found) == {"name": hostile}
 
 
 def test_numbers_that_json_has_not_are_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        export.assemble({"value": float("nan")})
+        single_file.assemble({"value": float("nan")})
 
 
 def test_modules_become_one_script_that_does_the_same(tmp_path: Path) -> None:
@@ -111,16 +109,11 @@ def test_modules_become_one_script_that_does_the_same(tmp_path: Path) -> None:
         "views/b.js": "export async function mount() { throw new Error(); }\nexport const unused = 1;\n",
         "c.js": "export const names = {two: 2};\n",
     }
-    script = export.bundle(sources)
+    script = single_file.bundle(sources)
     assert 'const {twice: double} = dither("views/a.js");' in script
     assert 'const {names} = dither("c.js");' in script
     assert not re.search(r"^\s*(import|export)\b", script, re.MULTILINE)
     assert "return {mount, unused};" in script
-    for line in (
-        "export default 1;",
-        'import x from "./c.js";',
-        "export {x};",
-        'import * as all from "./c.js";',
-    ):
+    for line in ("export default 1;", 'import x from "./c.js";', "export {x};", 'import * as all from "./c.js";'):
         with pytest.raises(OutputError, match="cannot be bundled"):
-            export.bundle({"main.js": line})
+            single_file.bundle({"main.js": line})

@@ -21,13 +21,13 @@ from fitting_util import llama_31_8b
 import dither
 from dashboard.conftest import Browser
 from dashboard.test_dashboard_page import overflow, point_at, serious
-from dither._report import fit_input
-from dither.fitting.machine import Device, Machine
-from dither.fitting.words import LADDER
-from dither.showing.export import assemble
-from dither.showing.frontier import best_under, family_of, points
-from dither.showing.glossary import GLOSSARY
-from dither.showing.guide import GUIDE, QUESTIONS
+from dither.capacity.machine import Device, Machine
+from dither.capacity.words import LADDER
+from dither.reporting.frontier import best_under, family_of, points
+from dither.reporting.glossary import GLOSSARY
+from dither.reporting.guide import GUIDE, QUESTIONS
+from dither.reporting.report import fit_input
+from dither.reporting.single_file import assemble
 from dither.units import format_bytes
 
 pytestmark = pytest.mark.slow
@@ -43,9 +43,7 @@ KL = {
     "Q2_K": 0.445,
 }
 BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.85, "IQ4_XS": 4.3, "Q3_K_M": 3.9, "Q2_K": 3.0}
-HERE = Machine(
-    "a CPU", 8, Device("RAM", 32 * GIB, bandwidth=60e9), (Device("a card", 8 * GIB, bandwidth=288e9),)
-)
+HERE = Machine("a CPU", 8, Device("RAM", 32 * GIB, bandwidth=60e9), (Device("a card", 8 * GIB, bandwidth=288e9),))
 
 
 def metric(value: float, spread: float = 0.08) -> dict[str, Any]:
@@ -56,29 +54,59 @@ def run(kind: str, recipe: str = "nearest", loss: float = 1.0, index: int = 0) -
     size = int(BITS[kind] * (1 + 0.004 * index) * PARAMETERS / 8)
     kl = KL[kind] * loss
     return {
-        "id": f"{kind}-{index}".lower().replace("_", "-"), "file": f"model-{kind}-{index}.gguf", "path": None,
-        "type": kind, "container": "gguf", "recipe": recipe, "command": f"dither quantize MODEL --to {kind}",
-        "measure_command": None, "bytes": size, "parameters": PARAMETERS, "bpw": 8 * size / PARAMETERS,
-        "mixed": [[kind, 200, size]], "measured_on": None, "drift": [], "notes": [], "tensors": [],
+        "id": f"{kind}-{index}".lower().replace("_", "-"),
+        "file": f"model-{kind}-{index}.gguf",
+        "path": None,
+        "type": kind,
+        "container": "gguf",
+        "recipe": recipe,
+        "command": f"dither quantize MODEL --to {kind}",
+        "measure_command": None,
+        "bytes": size,
+        "parameters": PARAMETERS,
+        "bpw": 8 * size / PARAMETERS,
+        "mixed": [[kind, 200, size]],
+        "measured_on": None,
+        "drift": [],
+        "notes": [],
+        "tensors": [],
         "tiles": {},
-        "palettes": {}, "answers": [], "forced": [],
+        "palettes": {},
+        "answers": [],
+        "forced": [],
         "metrics": {
-            "kl_mean": metric(kl), "kl_p99": metric(14 * kl), "same_top": metric(1 - 0.3 * kl**0.5, 0.01),
+            "kl_mean": metric(kl),
+            "kl_p99": metric(14 * kl),
+            "same_top": metric(1 - 0.3 * kl**0.5, 0.01),
             "delta_ppl": metric(6 * kl),
         },
-    }  # fmt: skip
+    }
 
 
 def document(runs: list[dict[str, Any]], name: str = "Llama-3.1-8B", **parts: Any) -> dict[str, Any]:
     return {
-        "schema": "dither.results", "version": 1, "tool": "dither 0.1.0", "made": "2026-01-01T00:00:00Z",
-        "live": False, "title": name, "runs": runs, "fit": None, "speed": [], "guide": GUIDE,
+        "schema": "dither.results",
+        "version": 1,
+        "tool": "dither 0.1.0",
+        "made": "2026-01-01T00:00:00Z",
+        "live": False,
+        "title": name,
+        "runs": runs,
+        "fit": None,
+        "speed": [],
+        "guide": GUIDE,
         "glossary": GLOSSARY,
-        "problems": [], "reference": {
-            "name": name, "architecture": "llama", "parameters": PARAMETERS, "bytes": 2 * PARAMETERS,
-            "bits_per_weight": 16.0, "path": None,
-        }, **parts,
-    }  # fmt: skip
+        "problems": [],
+        "reference": {
+            "name": name,
+            "architecture": "llama",
+            "parameters": PARAMETERS,
+            "bytes": 2 * PARAMETERS,
+            "bits_per_weight": 16.0,
+            "path": None,
+        },
+        **parts,
+    }
 
 
 def fitted(**wish: Any) -> Any:
@@ -89,11 +117,15 @@ def speed(kind: str, tokens: float) -> dict[str, Any]:
     return {
         "run": f"{kind}-0".lower().replace("_", "-"),
         "command": f"dither bench model-{kind}-0.gguf --threads 8",
-        "threads": 8, "machine": "a CPU", "tag": "measured", "peak_memory_bytes": int(BITS[kind] * GIB),
+        "threads": 8,
+        "machine": "a CPU",
+        "tag": "measured",
+        "peak_memory_bytes": int(BITS[kind] * GIB),
         "prefill": {"value": 910, "low": 890, "high": 930},
-        "decode": {"value": tokens, "low": tokens - 2, "high": tokens + 1}, "joules_per_token": None,
+        "decode": {"value": tokens, "low": tokens - 2, "high": tokens + 1},
+        "joules_per_token": None,
         "joules_note": "not readable here: the counters need root",
-    }  # fmt: skip
+    }
 
 
 RUNS = [run(kind) for kind in BITS] + [run(kind, "gptq, calibrated", 0.4, 1) for kind in ("Q4_K_M", "Q3_K_M")]
@@ -125,8 +157,7 @@ def says(page: Any, view: str) -> str:
 def settled(page: Any) -> None:
     """Until what a control changed is drawn: a frame for the view's turn, and one for the chart's."""
     page.evaluate(
-        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
-        "() => setTimeout(done, 60))))"
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
     )
 
 
@@ -160,8 +191,7 @@ def test_the_budget_moves_the_sentence_and_the_ring(rich: str, browser: Browser)
             continue
         of = next(entry for entry in RUNS if entry["id"] == best["id"])
         assert said.startswith(
-            f"Best under {format_bytes(budget)}: {best['label']} "
-            f"({family_of(of)}, {format_bytes(best['bytes'])})"
+            f"Best under {format_bytes(budget)}: {best['label']} ({family_of(of)}, {format_bytes(best['bytes'])})"
         )
         assert f"it loses {best['value']:.3g}"[:16] in said and said.endswith("measured")
         seen.add(best["label"])
@@ -184,9 +214,7 @@ def test_every_axis_is_drawn_or_says_why_not(rich: str, browser: Browser) -> Non
     assert "J/token (dither bench measures it)" in page.locator("#which .hint").first.inner_text()
     page.locator("#which .segments input").nth(2).check()  # same top token: more is better
     settled(page)
-    assert re.search(
-        r"it picks the original's likeliest word \d\d\.\d % of the time, and loses", says(page, "which")
-    )
+    assert re.search(r"it picks the original's likeliest word \d\d\.\d % of the time, and loses", says(page, "which"))
     assert "e+" not in page.locator("#which .plot svg").text_content()
 
 
@@ -217,11 +245,13 @@ def test_two_files_are_compared_in_a_sentence(rich: str, browser: Browser) -> No
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_labels_of_sixty_files_do_not_overlap(
-    page_of: Callable[..., str], browser: Browser, width: int
-) -> None:
-    many = [run(kind, recipe, loss * (1 + i / 30), i) for i, (kind, (recipe, loss)) in enumerate(
-        product(BITS, [("nearest", 1), ("gptq, calibrated", 0.4), ("learned", 0.33)] * 3))][:60]  # fmt: skip
+def test_labels_of_sixty_files_do_not_overlap(page_of: Callable[..., str], browser: Browser, width: int) -> None:
+    many = [
+        run(kind, recipe, loss * (1 + i / 30), i)
+        for i, (kind, (recipe, loss)) in enumerate(
+            product(BITS, [("nearest", 1), ("gptq, calibrated", 0.4), ("learned", 0.33)] * 3)
+        )
+    ][:60]
     for i, entry in enumerate(many):
         entry["id"] = f"run-{i}"
     page = browser.open(page_of(document(many), f"many-{width}"), width=width)
@@ -240,10 +270,7 @@ def test_one_file_none_measured_and_no_file(page_of: Callable[..., str], browser
     assert "Q4_K_M" in says(page, "which") and page.locator("#which .which-compare").count() == 0
     assert "null" not in page.locator("#which").inner_text()
     page = browser.open(page_of(document([{**run("Q4_K_M"), "metrics": {}}]), "unmeasured"))
-    assert (
-        "dither measure model-Q4_K_M-0.gguf --against Llama-3.1-8B"
-        in page.locator("#which .empty").inner_text()
-    )
+    assert "dither measure model-Q4_K_M-0.gguf --against Llama-3.1-8B" in page.locator("#which .empty").inner_text()
     page = browser.open(page_of(document([]), "empty"))
     assert "dither quantize" in page.locator("#which .empty").inner_text()
     assert "dither fit" in page.locator("#fits .empty").inner_text()
@@ -295,8 +322,7 @@ def test_another_machine_gets_another_answer(rich: str, browser: Browser) -> Non
 def test_speed_has_its_spread_and_the_command_that_repeats_it(rich: str, browser: Browser) -> None:
     page = browser.open(rich)
     assert (
-        says(page, "speed")
-        == "Q4_K_M writes fastest: 60.0 (58.0–61.0) tokens per second on a CPU, 8 threads. measured"
+        says(page, "speed") == "Q4_K_M writes fastest: 60.0 (58.0–61.0) tokens per second on a CPU, 8 threads. measured"
     )
     assert "not readable here: the counters need root" in page.locator("#speed").inner_text()
     page.locator("#fits select").select_option("Q8_0")
@@ -331,10 +357,7 @@ def test_the_guide_has_no_dead_end_and_quotes_any_name(page_of: Callable[..., st
 
 def test_the_arithmetic_stands_beside_what_files_weigh(rich: str, browser: Browser) -> None:
     page = browser.open(rich)
-    assert (
-        "28 GB at 32 bits, 14 GB at 16 bits, 7 GB at 8 bits, 3.5 GB at 4 bits"
-        in page.locator("#guide").inner_text()
-    )
+    assert "28 GB at 32 bits, 14 GB at 16 bits, 7 GB at 8 bits, 3.5 GB at 4 bits" in page.locator("#guide").inner_text()
     rows = {row[0]: row[2] for row in opened(page, "guide")}
     assert rows["32 bits"] == "32.1 GB" and rows["4 bits"] == "4.02 GB"
     assert rows["Q4_K_M"] == "4.87 GB" or rows["Q4_K_M"] == "4.89 GB"
@@ -356,9 +379,7 @@ def test_words_lead_to_the_glossary_and_back_to_a_view(rich: str, browser: Brows
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_nothing_overflows_and_nobody_is_kept_out(
-    rich: str, browser: Browser, dark: bool, width: int
-) -> None:
+def test_nothing_overflows_and_nobody_is_kept_out(rich: str, browser: Browser, dark: bool, width: int) -> None:
     page = browser.open(rich, width=width, dark=dark)
     assert overflow(page) <= 0
     assert serious(page) == []

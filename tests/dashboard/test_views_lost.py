@@ -19,13 +19,13 @@ import pytest
 
 from dashboard.conftest import BUNDLED, Browser, Served
 from dashboard.test_dashboard_page import becomes, overflow, point_at, serious
-from dither import _answers
-from dither._report import document, report
 from dither.models.source import open_model
-from dither.showing.answers import load, path_for
-from dither.showing.export import assemble
-from dither.showing.palette import palette
-from dither.showing.tiles import tile
+from dither.reporting import answers as job
+from dither.reporting.answer_records import load, path_for
+from dither.reporting.palette import palette
+from dither.reporting.report import document, report
+from dither.reporting.single_file import assemble
+from dither.reporting.tiles import tile
 
 pytestmark = pytest.mark.slow
 
@@ -39,12 +39,8 @@ def told(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("told")
     for path in made.glob("demo-Q4_0.gguf*"):
         shutil.copy2(path, folder / path.name)
-    _answers.answers(
-        folder / "demo-Q4_0.gguf",
-        BUNDLED,
-        prompts=["The old man", "Once upon a time"],
-        text=TEXT,
-        max_tokens=24,
+    job.answers(
+        folder / "demo-Q4_0.gguf", BUNDLED, prompts=["The old man", "Once upon a time"], text=TEXT, max_tokens=24
     )
     report([folder], folder / "report.html", against=BUNDLED)
     return folder
@@ -66,21 +62,36 @@ def by_layers(layers: int) -> dict[str, Any]:
     kinds += ["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
     rows = [
         {
-            "name": f"blk.{layer}.{kind}.weight", "layer": layer, "kind": kind, "type": "Q4_K", "bpw": 4.5,
-            "bytes": 9, "shape": [32, 32], "relative_error": 0.05 + 0.001 * layer + 0.0001 * number,
-            "error_tag": "measured", "kl_alone": None,
+            "name": f"blk.{layer}.{kind}.weight",
+            "layer": layer,
+            "kind": kind,
+            "type": "Q4_K",
+            "bpw": 4.5,
+            "bytes": 9,
+            "shape": [32, 32],
+            "relative_error": 0.05 + 0.001 * layer + 0.0001 * number,
+            "error_tag": "measured",
+            "kl_alone": None,
         }
         for layer in range(layers)
         for number, kind in enumerate(kinds)
-    ]  # fmt: skip
+    ]
     rows += [
         {**rows[0], "name": f"{kind}.weight", "layer": None, "kind": kind, "relative_error": error}
         for kind, error in (("token_embd", 0.02), ("output", 0.3))
     ]
     run = {
-        "id": "deep", "file": "deep.gguf", "path": None, "type": "Q4_K_M", "container": "gguf", "bytes": 1,
-        "parameters": 1, "bpw": 4.5, "metrics": {}, "tensors": rows,
-    }  # fmt: skip
+        "id": "deep",
+        "file": "deep.gguf",
+        "path": None,
+        "type": "Q4_K_M",
+        "container": "gguf",
+        "bytes": 1,
+        "parameters": 1,
+        "bpw": 4.5,
+        "metrics": {},
+        "tensors": rows,
+    }
     return {"title": "deep", "tool": "dither", "made": "2026-01-01T00:00:00Z", "runs": [run], "problems": []}
 
 
@@ -120,10 +131,7 @@ def test_pixels_are_the_weights_and_the_slider_takes_bits_away(
     page.locator("#pictures").get_by_label("File").select_option(run["id"])
     page.locator("#pictures").get_by_label("Tensor", exact=True).select_option("blk.3.ffn_down.weight")
     becomes(page, "document.querySelector('#pictures .answer')?.innerText.includes('Q4_0')")
-    becomes(
-        page,
-        "document.querySelector('#pictures canvas').getAttribute('aria-label').includes('blk.3.ffn_down')",
-    )
+    becomes(page, "document.querySelector('#pictures canvas').getAttribute('aria-label').includes('blk.3.ffn_down')")
     expected = tile(open_model(BUNDLED), open_model(served.runs / "demo-Q4_0.gguf"), "blk.3.ffn_down.weight")
     errors = {}
     for kind, w in expected.quantized.items():
@@ -167,9 +175,7 @@ def test_the_palette_says_how_many_levels_are_used(
     view.get_by_label("Tensor", exact=True).select_option("blk.0.ffn_up.weight")
     view.get_by_label("Row", exact=True).fill("9")
     view.get_by_label("Block of the row").fill("3")
-    found = palette(
-        open_model(BUNDLED), open_model(served.runs / "demo-Q4_0.gguf"), "blk.0.ffn_up.weight", 9, 3
-    )
+    found = palette(open_model(BUNDLED), open_model(served.runs / "demo-Q4_0.gguf"), "blk.0.ffn_up.weight", 9, 3)
     used = sum(count > 0 for count in found.used)
     said = f"{used} of 16 levels used by the 32 weights of this Q4_0 block."
     becomes(page, f"document.querySelector('#palette .answer').innerText.startsWith({json.dumps(said)})")
@@ -190,7 +196,7 @@ def test_both_models_are_asked_side_by_side(served: Served, browser: Browser) ->
     view.get_by_label("Ask both models").fill("The old man")
     view.get_by_role("button", name="Ask both").click()
     becomes(page, "document.querySelectorAll('#answers ins, #answers del').length > 0", 60)
-    (alone,) = _answers.answers(
+    (alone,) = job.answers(
         served.runs / "demo-Q4_0.gguf", BUNDLED, prompts=["The old man"], max_tokens=64, save=False
     ).answers
     assert alone.first_divergence is not None
@@ -236,9 +242,9 @@ def test_the_report_replays_what_was_recorded(
     first = page.locator("#answers .forced-text .token").first
     first.focus()
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')").endswith(
-        "likeliest"
-    ) or "KL" in (page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").endswith("likeliest") or "KL" in (
+        page.evaluate("document.activeElement.getAttribute('aria-label')")
+    )
     assert page.locator("#pictures canvas").count() == 5
     assert "levels" in sentence(page, "palette") and "away from the original" in sentence(page, "pictures")
     photograph(page, "answers")
@@ -274,16 +280,14 @@ def test_what_a_stranger_recorded_is_text(made: Path, browser: Browser, tmp_path
     shown = document([made], against=BUNDLED).exported().to_json()
     side = {"tokens": ["a", HOSTILE_TOKEN], "seconds": 1.0}
     token = {
-        "text": HOSTILE_TOKEN, "kl": 1.0, "top_original": [[HOSTILE_TOKEN, 0.5]], "top_quantized": [],
+        "text": HOSTILE_TOKEN,
+        "kl": 1.0,
+        "top_original": [[HOSTILE_TOKEN, 0.5]],
+        "top_quantized": [],
         "same_top": False,
-    }  # fmt: skip
+    }
     shown["runs"][0]["answers"] = [
-        {
-            "prompt": HOSTILE_TOKEN,
-            "original": side,
-            "quantized": {**side, "tokens": ["a"]},
-            "first_divergence": 1,
-        }
+        {"prompt": HOSTILE_TOKEN, "original": side, "quantized": {**side, "tokens": ["a"]}, "first_divergence": 1}
     ]
     shown["runs"][0]["forced"] = [{"text": HOSTILE_TOKEN, "tokens": [token]}]
     place = tmp_path / "hostile.html"

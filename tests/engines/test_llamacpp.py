@@ -120,9 +120,7 @@ def test_a_character_cut_by_the_limit_is_not_half_written(parrot: LlamaCpp) -> N
 
 def test_the_seed_decides_the_sample(engine: LlamaCpp) -> None:
     def sample(seed: int) -> str:
-        return "".join(
-            engine.generate("the", max_tokens=12, temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed)
-        )
+        return "".join(engine.generate("the", max_tokens=12, temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed))
 
     assert sample(1) == sample(1)
     assert len({sample(seed) for seed in range(6)}) > 1
@@ -135,14 +133,7 @@ def test_samples_follow_the_probabilities(engine: LlamaCpp) -> None:
     drawn = np.zeros_like(expected)
     for seed in range(400):
         body = engine._completion(tokens, max_tokens=1, cache=True)
-        body |= {
-            "temperature": 1.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "min_p": 0.0,
-            "seed": seed,
-            "return_tokens": True,
-        }
+        body |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed, "return_tokens": True}
         drawn[engine._call("/completion", body)["tokens"][0]] += 1
     common = expected >= 5
     observed = np.append(drawn[common], drawn[~common].sum())
@@ -184,9 +175,7 @@ def test_a_truncated_file_is_refused_in_the_words_of_llama_cpp(
     whole = engine.path.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        EngineError, match=r"cut\.gguf: llama\.cpp cannot load it: tensor '.*' data is not within"
-    ):
+    with pytest.raises(EngineError, match=r"cut\.gguf: llama\.cpp cannot load it: tensor '.*' data is not within"):
         LlamaCpp(cut)
     with pytest.raises(EngineError):  # an error in an engine that is already running
         engine.next_token_probabilities([BOS] * 129)

@@ -57,9 +57,14 @@ def statistics() -> list[GroupStatistics]:
 
 def manifest(files: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": "tiny", "model_identity": "x", "weights_sample": "y", "data": {"sha256": "abc"},
-        "hessians": True, "files": files, "notes": ["a note"],
-    }  # fmt: skip
+        "model": "tiny",
+        "model_identity": "x",
+        "weights_sample": "y",
+        "data": {"sha256": "abc"},
+        "hessians": True,
+        "files": files,
+        "notes": ["a note"],
+    }
 
 
 def folder_of(path: Path, groups: list[GroupStatistics]) -> Path:
@@ -349,7 +354,11 @@ def test_written_matrix_is_what_llama_cpp_reads(tmp_path: Path) -> None:
 def test_matrix_with_a_wrong_number_of_counts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.weight"):
         write_imatrix(
-            tmp_path / "m.gguf", {"a.weight": np.ones((2, 4), np.float32)}, {"a.weight": np.array([1])},
-            datasets=[], chunks=1, context=1,
-        )  # fmt: skip
+            tmp_path / "m.gguf",
+            {"a.weight": np.ones((2, 4), np.float32)},
+            {"a.weight": np.array([1])},
+            datasets=[],
+            chunks=1,
+            context=1,
+        )
     assert list(tmp_path.iterdir()) == []

@@ -19,31 +19,33 @@ from dither.formats.ggml import array as array_field
 from dither.formats.gguf import lay_out, parse_header, read_header
 
 EXTREMES = {
-    ValueType.UINT8: 255, ValueType.INT8: -128, ValueType.UINT16: 65535, ValueType.INT16: -32768,
-    ValueType.UINT32: 2**32 - 1, ValueType.INT32: -(2**31), ValueType.UINT64: 2**64 - 1,
-    ValueType.INT64: -(2**63), ValueType.FLOAT32: -1.5, ValueType.FLOAT64: 0.1, ValueType.BOOL: True,
+    ValueType.UINT8: 255,
+    ValueType.INT8: -128,
+    ValueType.UINT16: 65535,
+    ValueType.INT16: -32768,
+    ValueType.UINT32: 2**32 - 1,
+    ValueType.INT32: -(2**31),
+    ValueType.UINT64: 2**64 - 1,
+    ValueType.INT64: -(2**63),
+    ValueType.FLOAT32: -1.5,
+    ValueType.FLOAT64: 0.1,
+    ValueType.BOOL: True,
     ValueType.STRING: "naïve 🌊",
-}  # fmt: skip
+}
 
 
 def test_types_are_those_of_the_reference() -> None:
-    assert {kind.name: int(kind) for kind in ValueType} == {
-        kind.name: int(kind) for kind in gguf.GGUFValueType
-    }
+    assert {kind.name: int(kind) for kind in ValueType} == {kind.name: int(kind) for kind in gguf.GGUFValueType}
     reference = {int(kind): (kind.name, block, size) for kind, (block, size) in gguf.GGML_QUANT_SIZES.items()}
     ours = {number: (kind.name, kind.block, kind.block_bytes) for number, kind in GGML_BY_ID.items()}
     assert ours.items() <= reference.items()
 
 
-def written_by_reference(
-    path: Path, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
-) -> Path:
+def written_by_reference(path: Path, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]) -> Path:
     writer = gguf.GGUFWriter(str(path), "llama")
     for kind, value in EXTREMES.items():
         writer.add_key_value(f"one.{kind.name}", value, gguf.GGUFValueType(kind))
-        writer.add_key_value(
-            f"many.{kind.name}", [value] * 3, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind)
-        )
+        writer.add_key_value(f"many.{kind.name}", [value] * 3, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind))
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -57,11 +59,7 @@ def some_tensors() -> dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]:
     rng = np.random.default_rng(0)
     w_RC = rng.standard_normal((3, 256)).astype(np.float32)
     found = {"odd": (w_RC[0, :7], gguf.GGMLQuantizationType.F32)}
-    for kind in (
-        gguf.GGMLQuantizationType.F16,
-        gguf.GGMLQuantizationType.Q8_0,
-        gguf.GGMLQuantizationType.Q5_1,
-    ):
+    for kind in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q5_1):
         found[kind.name] = (gguf.quants.quantize(w_RC, kind), kind)
     found["experts"] = (rng.standard_normal((2, 3, 5)).astype(np.float32), gguf.GGMLQuantizationType.F32)
     return found
@@ -231,9 +229,7 @@ BAD_FILES = {
     "w: has a dimension of 18446744073709551615": build(tensors=[(b"w", (2**64 - 1,), F32, 0)]),
     "w: has 1208925819614629174706176 elements": build(tensors=[(b"w", (2**40, 2**40), F32, 0)]),
     "w: has 5 dimensions": build(tensors=[(b"w", (1,) * 5, F32, 0)], data=bytes(32)),
-    "w: has 4294967295 dimensions": build(tensors=[(b"w", (), F32, 0)]).replace(
-        b"w" + bytes(4), b"w" + b"\xff" * 4
-    ),
+    "w: has 4294967295 dimensions": build(tensors=[(b"w", (), F32, 0)]).replace(b"w" + bytes(4), b"w" + b"\xff" * 4),
     "w: is stored as ggml type 4,": build(tensors=[(b"w", (32,), 4, 0)], data=bytes(128)),
     "w: has rows of 48, not a multiple of Q4_0's 32": build(tensors=[(b"w", (48,), Q4_0, 0)], data=bytes(64)),
 }
@@ -293,15 +289,12 @@ UNWRITABLE = [
     ({"k": Field(ValueType.ARRAY, [1])}, [], None, "type of its items"),
     ({"general.alignment": u32(64)}, [], 32, "general.alignment: says 64"),
     ({}, [], 48, "48, not a power of two"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("metadata, tensors, alignment, reason", UNWRITABLE)
 def test_nothing_unreadable_is_written(
-    metadata: dict[str, Field],
-    tensors: list[tuple[str, tuple[int, ...], str]],
-    alignment: int | None,
-    reason: str,
+    metadata: dict[str, Field], tensors: list[tuple[str, tuple[int, ...], str]], alignment: int | None, reason: str
 ) -> None:
     with pytest.raises(DitherError) as caught:
         lay_out(metadata, tensors, alignment)

@@ -25,24 +25,7 @@ from dither.formats import gguf
 from dither.formats import safetensors as ours
 
 FUZZ = settings(derandomize=True, deadline=None, max_examples=150, database=None)
-EDGES = [
-    0,
-    1,
-    7,
-    8,
-    31,
-    32,
-    255,
-    2**16,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**62,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-]
+EDGES = [0, 1, 7, 8, 31, 32, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 BYTES_PER_BYTE = 24  # Python's objects for the smallest of strings, fields and tensors
 
 Mutation = Callable[[bytes], bytes]
@@ -64,9 +47,7 @@ def mutations(longest: int) -> st.SearchStrategy[list[Mutation]]:
     one = st.one_of(
         st.builds(overwrite, at, st.binary(min_size=1, max_size=8)),
         st.builds(overwrite, at, st.sampled_from(EDGES).map(struct.Struct("<Q").pack)),
-        st.builds(
-            overwrite, at, st.sampled_from([e for e in EDGES if e < 2**32]).map(struct.Struct("<I").pack)
-        ),
+        st.builds(overwrite, at, st.sampled_from([e for e in EDGES if e < 2**32]).map(struct.Struct("<I").pack)),
         st.builds(cut, at, at),
         st.builds(cut, at, st.just(longest)),
         st.builds(repeat, at, at),
@@ -115,9 +96,7 @@ def check_gguf(data: bytes) -> None:
         return
     again = gguf.parse_header(layout.header + bytes(layout.total - len(layout.header)), "again")
     assert [(t.name, t.shape, t.kind.name) for t in again.tensors] == tensors
-    assert [(t.offset, t.nbytes) for t in again.tensors] == list(
-        zip(layout.offsets, layout.sizes, strict=True)
-    )
+    assert [(t.offset, t.nbytes) for t in again.tensors] == list(zip(layout.offsets, layout.sizes, strict=True))
     assert gguf.lay_out(again.metadata, tensors).header == layout.header
 
 

@@ -31,9 +31,7 @@ def write_gguf(path: Path, tensors: dict[str, tuple[np.ndarray, np.ndarray]]) ->
     return path
 
 
-def dat_bytes(
-    entries: dict[str, tuple[int, list[float]]], chunks: int = 3, dataset: str = "books.txt"
-) -> bytes:
+def dat_bytes(entries: dict[str, tuple[int, list[float]]], chunks: int = 3, dataset: str = "books.txt") -> bytes:
     data = struct.pack("<i", len(entries))
     for name, (calls, values) in entries.items():
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(values))

@@ -37,9 +37,15 @@ from dither.formats.layouts.recode import recode
 from dither.formats.layouts.words import pack_words, unpack_words, words
 
 SAFETENSORS = {
-    "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32, "I8": np.int8,
-    "U8": np.uint8, "F8_E4M3": np.uint8,
-}  # fmt: skip
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F8_E4M3": np.uint8,
+}
 
 
 def check_parts(parts: Mapping[str, tuple[str, tuple[int, ...]]], arrays: Mapping[str, np.ndarray]) -> None:
@@ -129,9 +135,7 @@ def gptq_dequantized(arrays: Mapping[str, np.ndarray], bits: int, group: int, v1
     from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 
     columns, rows = len(arrays["g_idx"]), arrays["scales"].shape[1]
-    module = TorchLinear(
-        bits=bits, group_size=group, sym=False, desc_act=True, in_features=columns, out_features=rows
-    )
+    module = TorchLinear(bits=bits, group_size=group, sym=False, desc_act=True, in_features=columns, out_features=rows)
     for suffix, array in arrays.items():
         assert getattr(module, suffix).shape == array.shape, suffix
         setattr(module, suffix, torch.from_numpy(array.copy()))
@@ -208,9 +212,7 @@ def test_awq_is_the_published_order() -> None:
     check_parts(awq.parts(16, 64, 32), arrays)
     for name, plain in (("qweight", weight.codes_OI.T), ("qzeros", weight.zero_OG.T)):
         word = int(arrays[name][1].view(np.uint32)[1])
-        assert [word >> (4 * i) & 15 for i in range(8)] == plain[
-            1, 8 + np.array([0, 2, 4, 6, 1, 3, 5, 7])
-        ].tolist()
+        assert [word >> (4 * i) & 15 for i in range(8)] == plain[1, 8 + np.array([0, 2, 4, 6, 1, 3, 5, 7])].tolist()
     for start, stop in ((0, 16), (3, 11), (8, 8), (9, 16)):
         same(awq.unpack(arrays, start, stop), weight, start, stop)
     with pytest.raises(UnsupportedError, match="12 × 64 as AWQ: packs 8 rows"):
@@ -231,9 +233,7 @@ def test_awq_is_what_gptqmodel_reads(gptqmodel: Any) -> None:
 # ---------------------------------------------------------------------------------------- compressed-tensors
 
 
-def as_torch(
-    arrays: Mapping[str, np.ndarray], parts: Mapping[str, tuple[str, Any]]
-) -> dict[str, torch.Tensor]:
+def as_torch(arrays: Mapping[str, np.ndarray], parts: Mapping[str, tuple[str, Any]]) -> dict[str, torch.Tensor]:
     views = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
     found = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     return {
@@ -303,9 +303,7 @@ def test_int_quantized_is_what_compressed_tensors_reads(symmetric: bool) -> None
     rng = np.random.default_rng(0)
     ours = scheme(num_bits=8, symmetric=symmetric, strategy="channel")
     zero = None if symmetric else rng.integers(-128, 128, (7, 1), dtype=np.int8)
-    weight = Int8(
-        rng.integers(-128, 128, (7, 33), dtype=np.int8), rng.uniform(0.1, 1, (7, 1)).astype(np.float32), zero
-    )
+    weight = Int8(rng.integers(-128, 128, (7, 33), dtype=np.int8), rng.uniform(0.1, 1, (7, 1)).astype(np.float32), zero)
     arrays = integers.pack(weight, "int-quantized", scale="F32")
     parts = integers.parts(7, 33, "int-quantized", symmetric=symmetric, scale="F32")
     check_parts(parts, arrays)
@@ -367,9 +365,7 @@ def test_experts_of_gpt_oss_are_what_transformers_reads() -> None:
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (3, 8, 2, 16), dtype=np.uint8)
     scales = rng.integers(110, 140, (3, 8, 2), dtype=np.uint8)
-    expected = mxfp4.convert_moe_packed_tensors(
-        torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32
-    )
+    expected = mxfp4.convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32)
     stacked = expected.transpose(1, 2).reshape(24, 64).numpy()  # it turns each expert's matrix over
     assert np.array_equal(micro.unpack_experts(blocks, scales, 0, 24).values(), stacked)
     assert np.array_equal(micro.unpack_experts(blocks, scales, 5, 19).values(), stacked[5:19])
@@ -417,9 +413,7 @@ def test_four_bits_as_bitsandbytes_writes_them(quant_type: str, nested: bool, sh
     """Also where blocks cross rows, and with an odd number of weights."""
     functional = pytest.importorskip("bitsandbytes.functional")
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    packed, state = functional.quantize_4bit(
-        w, quant_type=quant_type, compress_statistics=nested, blocksize=64
-    )
+    packed, state = functional.quantize_4bit(w, quant_type=quant_type, compress_statistics=nested, blocksize=64)
     arrays = {f"weight.{name}": tensor.numpy() for name, tensor in state.as_dict(packed=True).items()}
     arrays["weight"] = packed.numpy()
     expected = functional.dequantize_4bit(packed, state).numpy()

@@ -39,17 +39,7 @@ transformers.logging.disable_progress_bar()
 
 OURS = list(SCHEMES)
 EACH = [pytest.param(to, marks=pytest.mark.slow) if to == "hqq" else to for to in OURS]  # it takes seconds
-MATRICES = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "qkv_proj",
-    "gate_up_proj",
-)
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -126,9 +116,7 @@ def test_torchs_kernel_computes_what_is_decoded(to: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_is_put_together_as_transformers_does(
-    name: str, folder_of: Callable[[str], Path]
-) -> None:
+def test_every_family_is_put_together_as_transformers_does(name: str, folder_of: Callable[[str], Path]) -> None:
     """Permuted and fused rows, biases, experts, scaled embeddings, frequencies of the rotary embedding."""
     folder = folder_of(name)
     loaded = dither.load(folder, "int8", dtype="float32", backend="dither")
@@ -199,9 +187,7 @@ def test_bits_are_those_of_the_tensors(to: str) -> None:
     stored = sum(tensor.nbytes for layer in layers for tensor in layer.state_dict().values())
     weights = sum(layer.in_features * layer.out_features for layer in layers)
     assert loaded.dither["bits_per_weight"] == pytest.approx(8 * stored / weights)
-    declared = np.mean(
-        [codec(SCHEMES[to].codec_name(64), layer.in_features).bits_per_weight for layer in layers]
-    )
+    declared = np.mean([codec(SCHEMES[to].codec_name(64), layer.in_features).bits_per_weight for layer in layers])
     assert loaded.dither["bits_per_weight"] == pytest.approx(declared, abs=0.15)
 
 
@@ -222,8 +208,10 @@ class TestLayer:
     def test_packs_two_codes_per_byte(self, layer: QuantizedLinear) -> None:
         assert layer.weight.shape == (24, 32)
         assert layer.weight.dtype == torch.uint8
-        assert torch.equal(Grid("steps", 4, 4).packed(torch.tensor([[1, 2, 3, 15]], dtype=torch.uint8)),
-                           torch.tensor([[0x21, 0xF3]], dtype=torch.uint8))  # fmt: skip
+        assert torch.equal(
+            Grid("steps", 4, 4).packed(torch.tensor([[1, 2, 3, 15]], dtype=torch.uint8)),
+            torch.tensor([[0x21, 0xF3]], dtype=torch.uint8),
+        )
         torch.testing.assert_close(layer.dequantize().double(), layer.expected_RC, atol=1e-7, rtol=1e-6)
 
     def test_values_of_every_kind(self) -> None:
@@ -280,9 +268,7 @@ class TestInt4Kernel:
         scale_RG = (torch.rand(rows, columns // group, generator=random) / 8).bfloat16()
         zero_RG = torch.randint(0, 16, scale_RG.shape, generator=random, dtype=torch.uint8)
         grid, bias_R = Grid("steps", 4, columns), nn.Parameter(torch.randn(rows, generator=random))
-        return QuantizedLinear(
-            grid, grid.packed(codes_RC), scale_RG, zero_RG if zeros else zero_RG[:, :0], bias_R
-        )
+        return QuantizedLinear(grid, grid.packed(codes_RC), scale_RG, zero_RG if zeros else zero_RG[:, :0], bias_R)
 
     def test_the_order_is_a_permutation_of_codes(self, layer: QuantizedLinear) -> None:
         there = int4.ordered(layer.weight.data)
@@ -366,8 +352,10 @@ def test_adapters_train_on_top(backend: str) -> None:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
-    after = {name.replace("base_model.model.", "").replace("base_layer.", ""): parameter
-             for name, parameter in tuned.named_parameters()}  # fmt: skip
+    after = {
+        name.replace("base_model.model.", "").replace("base_layer.", ""): parameter
+        for name, parameter in tuned.named_parameters()
+    }
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -406,8 +394,7 @@ class TestBitsAndBytes:
     def test_ours_agrees(self, to: str) -> None:
         """The same table and scales; what remains is how products are rounded, and 8-bit inputs."""
         theirs, ours = (
-            dither.load(BUNDLED, to, dtype="float32", backend=backend)
-            for backend in ("bitsandbytes", "dither")
+            dither.load(BUNDLED, to, dtype="float32", backend=backend) for backend in ("bitsandbytes", "dither")
         )
         found, expected = logits(ours, tokens()), logits(theirs, tokens())
         assert float((found - expected).std() / expected.std()) < 0.05
@@ -464,10 +451,10 @@ def test_requests_that_make_no_sense(arguments: dict[str, Any], said: str) -> No
 
 @pytest.mark.parametrize("missing", ["torch", "transformers", "bitsandbytes"])
 def test_what_is_missing_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dither import _load
+    from dither.loading import load as job
 
-    find = _load.find_spec
-    monkeypatch.setattr(_load, "find_spec", lambda name: None if name == missing else find(name))
+    find = job.find_spec
+    monkeypatch.setattr(job, "find_spec", lambda name: None if name == missing else find(name))
     with pytest.raises(UsageError, match=rf"{missing}.*pip install 'dither\[bnb\]'"):
         dither.load(BUNDLED, "nf4", backend="bitsandbytes")
 

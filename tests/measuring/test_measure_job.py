@@ -14,11 +14,11 @@ import pytest
 
 import dither
 from conftest import SENTENCES, write_checkpoint
-from dither._measure import compare, measure
 from dither.errors import FormatError, OutputError, SourceError, UsageError
 from dither.formats.ggml import f32
 from dither.measuring import schema
-from dither.measuring.account import content_sha256
+from dither.measuring.build import content_sha256
+from dither.measuring.measure import compare, measure
 from dither.models.source import open_model
 
 pytestmark = pytest.mark.slow  # starts llama.cpp, which tokenizes
@@ -70,9 +70,7 @@ def test_measurements_say_what_was_measured(checkpoint: Path, copies: dict[str, 
         assert str(path.parent) not in schema.path_for(path).read_text()  # nothing of the machine
 
 
-def test_compare_uses_what_is_kept_and_the_limit_holds(
-    checkpoint: Path, copies: dict[str, Path], text: Path
-) -> None:
+def test_compare_uses_what_is_kept_and_the_limit_holds(checkpoint: Path, copies: dict[str, Path], text: Path) -> None:
     options = {"tokens": TOKENS, "context": CONTEXT}
     a, b = copies["Q8_0"], copies["Q4_K_M"]
     first = compare(checkpoint, b, data=text, max_kld=1e-6, **options)

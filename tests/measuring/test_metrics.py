@@ -90,8 +90,14 @@ def test_llama_perplexity_scores_the_second_half() -> None:
 def test_padding_and_last_positions_are_never_scored() -> None:
     sequence_N, position_N = scored_positions([4, 1, 2, 7], 1)
     assert list(zip(sequence_N.tolist(), position_N.tolist(), strict=True)) == [
-        (0, 1), (0, 2), (3, 1), (3, 2), (3, 3), (3, 4), (3, 5),
-    ]  # fmt: skip
+        (0, 1),
+        (0, 2),
+        (3, 1),
+        (3, 2),
+        (3, 3),
+        (3, 4),
+        (3, 5),
+    ]
     assert len(scored_positions([], None)[0]) == 0
 
 

@@ -135,9 +135,7 @@ def test_outputs_told_apart_keep_the_diagonal_alone() -> None:
     assert whole.outputs is not None and apart.outputs is not None
     for name, rows in ROWS.items():
         assert apart.outputs[name].shape == (1, rows, 1, 1)
-        np.testing.assert_allclose(
-            apart.outputs[name][0, :, 0, 0], np.diagonal(whole.outputs[name][0, 0]), rtol=1e-5
-        )
+        np.testing.assert_allclose(apart.outputs[name][0, :, 0, 0], np.diagonal(whole.outputs[name][0, 0]), rtol=1e-5)
 
 
 def test_wide_matrices_keep_diagonal_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,9 +189,7 @@ def test_experts_with_few_tokens_are_filled_up_from_the_pool() -> None:
         assert group.hessian_ECC is not None and group.outputs is not None
         np.testing.assert_allclose(group.hessian_ECC[expert], filled_CC, rtol=1e-4, atol=1e-5)
         expected_RR = filled_RR / np.trace(filled_CC)
-        np.testing.assert_allclose(
-            group.outputs["e"][expert, 0], expected_RR, rtol=1e-4, atol=1e-5 * expected_RR.max()
-        )
+        np.testing.assert_allclose(group.outputs["e"][expert, 0], expected_RR, rtol=1e-4, atol=1e-5 * expected_RR.max())
 
 
 def test_outputs_at_which_nothing_pulls() -> None:
@@ -216,9 +212,7 @@ def test_without_pulls_nothing_is_weighed() -> None:
     [group], _ = collector.finish()
     fitted_NC = x_STC[spans()[0]].astype(np.float64)
     assert group.outputs is None and group.hessian_ECC is not None
-    np.testing.assert_allclose(
-        group.hessian_ECC[0], fitted_NC.T @ fitted_NC / len(fitted_NC), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(group.hessian_ECC[0], fitted_NC.T @ fitted_NC / len(fitted_NC), rtol=1e-5, atol=1e-6)
 
 
 def test_behind_quantized_layers_outputs_are_still_the_originals(checkpoint: Path) -> None:

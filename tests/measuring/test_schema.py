@@ -21,12 +21,26 @@ STATISTICS = (
 def fields(**changes: Any) -> dict[str, Any]:
     numbers = {f"{name}{end}": 0.1 for name in STATISTICS for end in ("", "_low", "_high")}
     about = {
-        "tool": "dither 0.1.0", "file": "a.gguf", "file_sha256": "ab" * 32, "type": "Q4_K_M", "bytes": 1000,
-        "bpw": 4.5, "reference": "model", "reference_sha256": "cd" * 32, "data": "text.txt",
-        "data_sha256": "ef" * 32, "context": 512, "sequences": 2, "tokens": 510, "skipped": "half",
-        "drift": (0.1, 0.2), "sequence_kl": (0.1, 0.2), "sequence_tokens": (255, 255), "seconds": 1.5,
+        "tool": "dither 0.1.0",
+        "file": "a.gguf",
+        "file_sha256": "ab" * 32,
+        "type": "Q4_K_M",
+        "bytes": 1000,
+        "bpw": 4.5,
+        "reference": "model",
+        "reference_sha256": "cd" * 32,
+        "data": "text.txt",
+        "data_sha256": "ef" * 32,
+        "context": 512,
+        "sequences": 2,
+        "tokens": 510,
+        "skipped": "half",
+        "drift": (0.1, 0.2),
+        "sequence_kl": (0.1, 0.2),
+        "sequence_tokens": (255, 255),
+        "seconds": 1.5,
         "notes": ("one",),
-    }  # fmt: skip
+    }
     return {**about, **numbers, **changes}
 
 

@@ -67,9 +67,7 @@ def whole(model: Any, row_T: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
 def test_stream_equals_whole_models(checkpoint: Path, q4_0: Path, skip: int | None) -> None:
     found = run(checkpoint, q4_0, skip=skip)
     reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    quantized = AutoModelForCausalLM.from_pretrained(
-        q4_0.parent, gguf_file=q4_0.name, dtype=torch.float32
-    ).eval()
+    quantized = AutoModelForCausalLM.from_pretrained(q4_0.parent, gguf_file=q4_0.name, dtype=torch.float32).eval()
     kl, same, delta, nll_p, nll_q, sequence = [], [], [], [], [], []
     away: list[list[float]] = [[], []]
     for s, (row_T, length) in enumerate(zip(tokens(), LENGTHS, strict=True)):
@@ -105,9 +103,7 @@ def test_the_reference_itself_costs_exactly_nothing(checkpoint: Path, tmp_path: 
         assert found.drift == (0.0, 0.0)
 
 
-def test_padding_and_neighbors_never_count(
-    checkpoint: Path, q4_0: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_and_neighbors_never_count(checkpoint: Path, q4_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other padding, other company in the batch, other chunks: the same numbers to float32's rounding."""
     expected = run(checkpoint, q4_0)
     other = run(checkpoint, q4_0, tokens_ST=tokens(padding=299))

@@ -33,9 +33,15 @@ CHATML = (
 
 def tiny(folder: Path, tokenizer: Tokenizer) -> Model:
     config = LlamaConfig(
-        vocab_size=500, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=500,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     return open_model(save_model(random_model(config), folder, tokenizer))
 
 
@@ -61,9 +67,7 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def test_plain_text_is_cut_into_consecutive_chunks(
-    plain: Model, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_plain_text_is_cut_into_consecutive_chunks(plain: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     found = sequences(plain, written(tmp_path / "book.txt", BOOK), tokens=1000, context=48)
     ids = tokenizer.encode(BOOK, add_special_tokens=False).ids
     assert found.tokens_ST.shape == (20, 48)
@@ -106,9 +110,7 @@ def test_hash_covers_the_ids_that_are_used(plain: Model, tmp_path: Path) -> None
 def test_fewer_tokens_than_asked_for_are_a_note(plain: Model, tmp_path: Path) -> None:
     found = sequences(plain, written(tmp_path / "book.txt", TEXT), tokens=100_000, context=32)
     assert 3 < len(found.tokens_ST) < 100
-    assert found.notes == (
-        f"book.txt fills {len(found.tokens_ST)} sequences of 32 tokens, not the 3125 asked for.",
-    )
+    assert found.notes == (f"book.txt fills {len(found.tokens_ST)} sequences of 32 tokens, not the 3125 asked for.",)
 
 
 def test_each_record_is_a_sequence_of_its_own(begun: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -129,9 +131,7 @@ def test_each_record_is_a_sequence_of_its_own(begun: Model, tokenizer: Tokenizer
     expected = [[0, *ids("Two boats.")], *cut, talk]
     rows = [row[:length].tolist() for row, length in zip(found.tokens_ST, found.lengths_S, strict=True)]
     assert rows == expected
-    assert all(
-        (row[length:] == 0).all() for row, length in zip(found.tokens_ST, found.lengths_S, strict=True)
-    )
+    assert all((row[length:] == 0).all() for row, length in zip(found.tokens_ST, found.lengths_S, strict=True))
 
 
 def test_prompt_and_response_equal_messages(begun: Model, tmp_path: Path) -> None:

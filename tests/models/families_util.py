@@ -70,9 +70,11 @@ def byte_level_tokenizer(
     tokenizer.pre_tokenizer = pre if pre and learned_under_it else unsplit
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<s>", "</s>"], show_progress=False,
+        vocab_size=size,
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([*NASTY, *TEXT.split("\n")] * 3, trainer)
     tokenizer.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
@@ -81,9 +83,7 @@ def byte_level_tokenizer(
 def split_chain(*regexes: str) -> pre_tokenizers.PreTokenizer:
     """The pre-tokenizer most checkpoints have: isolating splits, then bytes."""
     splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in regexes]
-    return pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def with_bos(tokenizer: Tokenizer, bos: str = "<s>") -> Tokenizer:
@@ -114,9 +114,7 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
                 weight.copy_(0.5 * noise)
             elif "embed" in name:
                 # as the output matrix too, the embedding must not make one token certain
-                weight.copy_(
-                    noise * (1.5 / np.sqrt(config.hidden_size) if config.tie_word_embeddings else 0.8)
-                )
+                weight.copy_(noise * (1.5 / np.sqrt(config.hidden_size) if config.tie_word_embeddings else 0.8))
             else:
                 weight.copy_(noise * 1.6 / np.sqrt(weight.shape[-1]))
     return model

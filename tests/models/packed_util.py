@@ -27,9 +27,13 @@ def as_tensors(parts: Parts, floats: Mapping[str, torch.dtype] | None = None) ->
 
 
 def quantized_folder(
-    dense: Path, folder: Path, pack: Pack, config: Mapping[str, Any] | None,
-    floats: Mapping[str, torch.dtype] | None = None, beside: str = "",
-) -> Path:  # fmt: skip
+    dense: Path,
+    folder: Path,
+    pack: Pack,
+    config: Mapping[str, Any] | None,
+    floats: Mapping[str, torch.dtype] | None = None,
+    beside: str = "",
+) -> Path:
     """Two folders: every projection of `dense` packed in `folder`, de-quantized in `folder`-twin."""
     twin = folder.with_name(f"{folder.name}-twin")
     for target in (folder, twin):

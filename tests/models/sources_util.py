@@ -89,9 +89,7 @@ class LocalHub(ThreadingHTTPServer):
     def fetched(self) -> set[str]:
         """Files of the repository whose content was downloaded."""
         marker = f"/{self.repo}/resolve/"
-        return {
-            path.split("/", 5)[-1] for method, path, _ in self.requests if method == "GET" and marker in path
-        }
+        return {path.split("/", 5)[-1] for method, path, _ in self.requests if method == "GET" and marker in path}
 
 
 Hub = TypeVar("Hub", bound=LocalHub)

@@ -116,9 +116,8 @@ def test_logits_are_those_of_transformers(name: str, saved: Save, tmp_path: Path
 def test_longrope_has_factors_for_short_and_for_long_sequences(length: int, tmp_path: Path) -> None:
     factors = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
     config = Phi3Config(
-        **SMALL | {"max_position_embeddings": 1024}, original_max_position_embeddings=256,
-        **rope("longrope", **factors),
-    )  # fmt: skip
+        **SMALL | {"max_position_embeddings": 1024}, original_max_position_embeddings=256, **rope("longrope", **factors)
+    )
     folder = save_model(random_model(config), tmp_path)
     tokens_ST = some_tokens(1, length)
     actual = logits_of(open_blocks(open_model(folder)), tokens_ST)
@@ -304,9 +303,7 @@ def test_gradients_reach_replaced_weights(saved: Save) -> None:
     leaves = [name.split(".")[2] for name in block.names]
     weights = {name: block.weight(name).requires_grad_() for name in block.names}
     block(hidden_STH, weights).backward(probe_STH)
-    expected = reference_gradients(
-        model, [f"{MODULES[leaf]}.weight" for leaf in leaves], tokens_ST, probe_STH
-    )
+    expected = reference_gradients(model, [f"{MODULES[leaf]}.weight" for leaf in leaves], tokens_ST, probe_STH)
     for name, leaf, gradient in zip(block.names, leaves, expected, strict=True):
         found = weights[name].grad
         assert found is not None
@@ -401,19 +398,15 @@ def test_the_embedding_reads_only_the_rows_of_its_tokens(checkpoint: Path) -> No
     np.testing.assert_array_equal(hidden_STH.numpy(), w_VH[tokens_ST.numpy()])
 
 
-def changed(
-    model: Model, *, without: str = "", added: Tensor | None = None, **metadata: Field | None
-) -> Model:
+def changed(model: Model, *, without: str = "", added: Tensor | None = None, **metadata: Field | None) -> Model:
     """A model with a tensor left out or added, and metadata (dots written __) changed or left out."""
     tensors = [tensor for tensor in model.tensors if tensor.name != without]
-    fields = {
-        **model.metadata,
-        **{f"llama.{key.replace('__', '.')}": field for key, field in metadata.items()},
-    }
+    fields = {**model.metadata, **{f"llama.{key.replace('__', '.')}": field for key, field in metadata.items()}}
     return dataclasses.replace(
-        model, tensors=(*tensors, *([added] if added else [])),
+        model,
+        tensors=(*tensors, *([added] if added else [])),
         metadata={key: field for key, field in fields.items() if field is not None},
-    )  # fmt: skip
+    )
 
 
 def a_tensor(name: str, *shape: int) -> Tensor:
@@ -457,9 +450,13 @@ def test_metadata_that_makes_no_network_is_an_error(
 
 
 JUNK = st.one_of(
-    st.integers(-(2**63), 2**64), st.integers(0, 600), st.floats(), st.booleans(), st.text(max_size=8),
+    st.integers(-(2**63), 2**64),
+    st.integers(0, 600),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=8),
     st.lists(st.integers(0, 300), max_size=3),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=100)
@@ -468,9 +465,7 @@ def test_junk_in_the_metadata_is_an_error_of_ours(data: st.DataObject, checkpoin
     model = open_model(checkpoint)
     more = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length")
     keys = [key for key in model.metadata if key.startswith("llama.")] + [f"llama.{key}" for key in more]
-    junk = {
-        key: Field(ValueType.UINT32, data.draw(JUNK)) for key in data.draw(st.sets(st.sampled_from(keys)))
-    }
+    junk = {key: Field(ValueType.UINT32, data.draw(JUNK)) for key in data.draw(st.sets(st.sampled_from(keys)))}
     try:
         open_blocks(dataclasses.replace(model, metadata={**model.metadata, **junk}))
     except DitherError as error:

@@ -64,23 +64,11 @@ def check_reads(checkpoint: Checkpoint, expected: Mapping[str, torch.Tensor]) ->
 def test_every_dtype_reads_as_torch_reads_it(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(6, 3, 37, generator=generator) * 100
-    kinds = (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.float8_e4m3fn,
-        torch.float8_e5m2,
-    )
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
     tensors = {str(kind): w.to(kind) for kind in kinds}
     whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     tensors |= {str(kind): w.clamp(0, 100).to(kind) for kind in whole}
-    tensors |= {
-        "bool": w > 0,
-        "scalar": torch.tensor(-2.5),
-        "vector": w[0, 0].clone(),
-        "empty": torch.zeros(0, 4),
-    }
+    tensors |= {"bool": w > 0, "scalar": torch.tensor(-2.5), "vector": w[0, 0].clone(), "empty": torch.zeros(0, 4)}
     check_reads(open_checkpoint(save(tmp_path, tensors)), tensors)
 
 
@@ -92,9 +80,7 @@ def test_all_256_codes_of_an_8_bit_type(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_all_65536_codes_of_a_16_bit_type(tmp_path: Path, dtype: str) -> None:
-    codes = (
-        torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(getattr(torch, dtype)).reshape(256, 256)
-    )
+    codes = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(getattr(torch, dtype)).reshape(256, 256)
     check_reads(open_checkpoint(save(tmp_path, {"w": codes})), {"w": codes})
 
 
@@ -178,9 +164,13 @@ def test_other_scales(tmp_path: Path, kind: str, config: dict[str, Any]) -> None
     stored, spread = SCALES[kind]
     weight, scale = fp8(40, 24), (torch.rand(stored) + 0.5).bfloat16()
     tensors = {
-        "a.q_proj.weight": weight, "a.q_proj.weight_scale": scale, "a.q_proj.input_scale": torch.ones(1),
-        "a.k_scale": torch.ones(1), "a.o_proj.weight": torch.ones(2, 2), "a.input_scale_norm": torch.ones(2),
-    }  # fmt: skip
+        "a.q_proj.weight": weight,
+        "a.q_proj.weight_scale": scale,
+        "a.q_proj.input_scale": torch.ones(1),
+        "a.k_scale": torch.ones(1),
+        "a.o_proj.weight": torch.ones(2, 2),
+        "a.input_scale_norm": torch.ones(2),
+    }
     checkpoint = open_checkpoint(save(tmp_path, tensors, {"quantization_config": config}))
     expected = {name: tensors[name] for name in ("a.o_proj.weight", "a.input_scale_norm")}
     check_reads(checkpoint, expected | {"a.q_proj.weight": weight.float() * scale.float().reshape(spread)})
@@ -335,8 +325,7 @@ def test_inconsistent_shards(sharded: tuple[Path, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "shard",
-    ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors", "model.bin", "..", 5, ""],
+    "shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors", "model.bin", "..", 5, ""]
 )
 def test_an_index_cannot_leave_its_folder(sharded: tuple[Path, Any], tmp_path: Path, shard: Any) -> None:
     folder = copied(sharded[0], tmp_path / "inner")
@@ -428,9 +417,7 @@ def test_any_json_gives_a_checkpoint_or_an_error_of_ours(
 @pytest.mark.skipif(sys.platform != "linux", reason="tells own memory from mapped memory by Linux's counters")
 def test_reading_costs_no_memory_of_our_own(tmp_path: Path) -> None:
     rows, columns = 16384, 2048  # 64 MiB of bf16
-    header = json.dumps(
-        {"w": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}}
-    )
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}})
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + 2 * rows * columns)

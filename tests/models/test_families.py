@@ -35,7 +35,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
-)  # fmt: skip
+)
 
 from dither.errors import DitherError, SourceError, UnsupportedError
 from dither.formats.ggml import u32
@@ -66,12 +66,7 @@ def rope(kind: str, **numbers: Any) -> dict[str, Any]:
 
 
 YARN = {"factor": 16.0, "original_max_position_embeddings": 32}
-LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 LOCAL_AND_GLOBAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
@@ -91,21 +86,27 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2 yarn with attention factor": Qwen2Config(**SMALL, **rope("yarn", **YARN, attention_factor=1.2)),
     "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
     "qwen3 moe": Qwen3MoeConfig(
-        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
-        norm_topk_prob=True,
+        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True
     ),
     "gemma 2": Gemma2Config(
-        **SMALL | {"num_hidden_layers": 4}, head_dim=32, sliding_window=16, query_pre_attn_scalar=32,
-        attn_logit_softcapping=5.0, final_logit_softcapping=7.0,
+        **SMALL | {"num_hidden_layers": 4},
+        head_dim=32,
+        sliding_window=16,
+        query_pre_attn_scalar=32,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=7.0,
     ),
     "gemma 3": Gemma3TextConfig(
-        **SMALL | {"num_hidden_layers": 6}, head_dim=32, sliding_window=16, query_pre_attn_scalar=32,
+        **SMALL | {"num_hidden_layers": 6},
+        head_dim=32,
+        sliding_window=16,
+        query_pre_attn_scalar=32,
         rope_parameters=LOCAL_AND_GLOBAL,
     ),
     "phi-3": Phi3Config(**SMALL),
     "phi-4-mini": Phi3Config(**SMALL, **rope("default", partial_rotary_factor=0.5), tie_word_embeddings=True),
     "smollm3": SmolLM3Config(**SMALL | {"num_hidden_layers": 4}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +126,7 @@ def copied(folder: Path, target: Path, **config: Any) -> Path:
     return target
 
 
-def divergences(
-    path: Path, model: transformers.PreTrainedModel, prompts: Any = PROMPTS, **engine: Any
-) -> list[float]:
+def divergences(path: Path, model: transformers.PreTrainedModel, prompts: Any = PROMPTS, **engine: Any) -> list[float]:
     """Kullback-Leibler divergence of llama.cpp's distribution from transformers', per prompt."""
     found = []
     with opened(path, **engine) as llama:
@@ -162,9 +161,7 @@ def test_the_comparison_notices_a_change_left_out(
     model = random_model(CONFIGS[name])
     folder = save_model(model, tmp_path)
     family = family_of(json.loads((folder / "config.json").read_text()))
-    plain = tuple(
-        dataclasses.replace(rule, change="") if rule.change == change else rule for rule in family.rules
-    )
+    plain = tuple(dataclasses.replace(rule, change="") if rule.change == change else rule for rule in family.rules)
     without = dataclasses.replace(family, rules=plain)
     monkeypatch.setattr("dither.models.arch.family_of", lambda _: without)
     assert max(divergences(converted(folder), model)) > 1e-2
@@ -182,9 +179,7 @@ def test_the_comparison_notices_rope_left_out(name: str, tmp_path: Path) -> None
 def test_longrope_uses_short_factors_in_a_short_context_and_long_ones_in_a_long(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
     config = Phi3Config(
-        **SMALL | {"max_position_embeddings": 1024},
-        original_max_position_embeddings=256,
-        **rope("longrope", **factors),
+        **SMALL | {"max_position_embeddings": 1024}, original_max_position_embeddings=256, **rope("longrope", **factors)
     )
     model = random_model(config)
     path = converted(save_model(model, tmp_path))
@@ -198,9 +193,7 @@ def test_fused_experts_give_the_same_rows_as_separate_ones(name: str, tmp_path: 
     model = random_model(CONFIGS[name])
     separate = save_model(model, tmp_path / "separate")
     fused = copied(separate, tmp_path / "fused")
-    save_file(
-        {key: value.contiguous() for key, value in model.state_dict().items()}, fused / "model.safetensors"
-    )
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, fused / "model.safetensors")
     names = {source for source in load_file(fused / "model.safetensors") if "gate_up_proj" in source}
     assert names, "transformers no longer fuses experts in memory: write the fused form by hand"
     assert not any("gate_up_proj" in source for source in load_file(separate / "model.safetensors"))
@@ -238,9 +231,13 @@ def test_permuted_rows_match_the_formula(tmp_path: Path) -> None:
 def test_a_multimodal_gemma_3_gives_up_its_text_model(tmp_path: Path) -> None:
     text = CONFIGS["gemma 3"].to_dict() | {"vocab_size": 310}
     vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
-        "image_size": 16, "patch_size": 8,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 16,
+        "patch_size": 8,
+    }
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
     torch.manual_seed(0)
     model = Gemma3ForConditionalGeneration(config).eval()
@@ -264,15 +261,9 @@ def test_the_older_spelling_of_rope_gives_the_same_metadata(tmp_path: Path) -> N
         stored = json.loads((folder / "config.json").read_text())
         new = stored.pop("rope_parameters")
         if "full_attention" in new:
-            old = {
-                "rope_theta": 1e6,
-                "rope_local_base_freq": 5000.0,
-                "rope_scaling": {"type": "linear", "factor": 8.0},
-            }
+            old = {"rope_theta": 1e6, "rope_local_base_freq": 5000.0, "rope_scaling": {"type": "linear", "factor": 8.0}}
         else:
-            scaling = {
-                key: value for key, value in new.items() if key not in ("rope_theta", "partial_rotary_factor")
-            }
+            scaling = {key: value for key, value in new.items() if key not in ("rope_theta", "partial_rotary_factor")}
             old = {"rope_theta": new["rope_theta"], "rope_scaling": scaling}
             old |= {"partial_rotary_factor": new.get("partial_rotary_factor", 1.0)}
         before = convert(open_checkpoint(folder))
@@ -326,10 +317,17 @@ def test_feeds_of_an_unknown_architecture_are_an_error() -> None:
 
 
 CONFIG_CLASSES = {
-    "Llama": LlamaConfig, "Mistral": MistralConfig, "Mixtral": MixtralConfig, "Qwen2": Qwen2Config,
-    "Qwen3": Qwen3Config, "Qwen3-MoE": Qwen3MoeConfig, "Gemma 2": Gemma2Config, "Gemma 3": Gemma3TextConfig,
-    "Phi-3": Phi3Config, "SmolLM3": SmolLM3Config,
-}  # fmt: skip
+    "Llama": LlamaConfig,
+    "Mistral": MistralConfig,
+    "Mixtral": MixtralConfig,
+    "Qwen2": Qwen2Config,
+    "Qwen3": Qwen3Config,
+    "Qwen3-MoE": Qwen3MoeConfig,
+    "Gemma 2": Gemma2Config,
+    "Gemma 3": Gemma3TextConfig,
+    "Phi-3": Phi3Config,
+    "SmolLM3": SmolLM3Config,
+}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in family_cases()])
@@ -350,16 +348,26 @@ def test_metadata_says_what_the_config_says(tmp_path: Path) -> None:
     model = convert(open_checkpoint(folder))
     values = {key: field.value for key, field in model.metadata.items() if not key.startswith("tokenizer")}
     expected = {
-        "general.architecture": "qwen3moe", "general.type": "model", "general.name": "Tiny-Qwen",
-        "general.size_label": "4x141K", "qwen3moe.block_count": 3, "qwen3moe.context_length": 512,
-        "qwen3moe.embedding_length": 64, "qwen3moe.feed_forward_length": 96,
+        "general.architecture": "qwen3moe",
+        "general.type": "model",
+        "general.name": "Tiny-Qwen",
+        "general.size_label": "4x141K",
+        "qwen3moe.block_count": 3,
+        "qwen3moe.context_length": 512,
+        "qwen3moe.embedding_length": 64,
+        "qwen3moe.feed_forward_length": 96,
         "qwen3moe.attention.head_count": 4,
-        "qwen3moe.attention.head_count_kv": 2, "qwen3moe.expert_count": 4, "qwen3moe.expert_used_count": 2,
-        "qwen3moe.expert_feed_forward_length": 48, "qwen3moe.attention.key_length": 32,
-        "qwen3moe.attention.value_length": 32, "qwen3moe.rope.dimension_count": 32,
+        "qwen3moe.attention.head_count_kv": 2,
+        "qwen3moe.expert_count": 4,
+        "qwen3moe.expert_used_count": 2,
+        "qwen3moe.expert_feed_forward_length": 48,
+        "qwen3moe.attention.key_length": 32,
+        "qwen3moe.attention.value_length": 32,
+        "qwen3moe.rope.dimension_count": 32,
         "qwen3moe.rope.freq_base": 10000.0,
-        "qwen3moe.vocab_size": 300, "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
-    }  # fmt: skip
+        "qwen3moe.vocab_size": 300,
+        "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
+    }
     assert values == expected
     assert (model.kind, model.arch, model.origin) == ("safetensors", "qwen3moe", str(folder))
 
@@ -368,15 +376,7 @@ def test_names_and_sizes() -> None:
     cache = Path("/cache/models--org--Some-Model/snapshots/" + "0" * 40)
     assert plain_name(cache, "") == "Some-Model"
     assert plain_name(Path("/x") / ("a" * 40), "org/Other-Model") == "Other-Model"
-    counts = {
-        135e6: "135M",
-        1.24e9: "1.2B",
-        7.2e9: "7.2B",
-        9.97e9: "10B",
-        70.6e9: "71B",
-        5e3: "5.0K",
-        999: "1.0K",
-    }
+    counts = {135e6: "135M", 1.24e9: "1.2B", 7.2e9: "7.2B", 9.97e9: "10B", 70.6e9: "71B", 5e3: "5.0K", 999: "1.0K"}
     assert {count: rounded_count(int(count)) for count in counts} == counts
 
 
@@ -479,9 +479,7 @@ def test_a_tie_is_true_or_false(small_llama: Path, tmp_path: Path) -> None:
 
 def test_a_type_that_is_no_weight_is_refused_at_once(small_llama: Path, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
-    folder = damaged_tensors(
-        small_llama, tmp_path / "copy", added={name: torch.zeros(96, 64, dtype=torch.complex64)}
-    )
+    folder = damaged_tensors(small_llama, tmp_path / "copy", added={name: torch.zeros(96, 64, dtype=torch.complex64)})
     with pytest.raises(UnsupportedError, match=r"up_proj\.weight: is stored as C64"):
         convert(open_checkpoint(folder))
 
@@ -503,14 +501,8 @@ def test_missing_experts_and_layers_are_named(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act: is 'gelu'"),
         ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1.0}}, "RoPE scaling 'mrope'"),
-        (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 8}},
-            "beta_fast",
-        ),
-        (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-            "partial",
-        ),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 8}}, "beta_fast"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -532,18 +524,21 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         ("qwen2", rope("llama3", **LLAMA3), "RoPE scaling 'llama3'"),
     ],
 )
-def test_what_a_family_has_built_in_is_checked(
-    name: str, change: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_what_a_family_has_built_in_is_checked(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = save_model(random_model(CONFIGS[name]), tmp_path / "plain")
     with pytest.raises(UnsupportedError, match=message):
         convert(open_checkpoint(copied(folder, tmp_path / "copy", **change)))
 
 
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3),
-    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -556,9 +551,7 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_junk_in_any_json_file_is_an_error_of_ours(
-    data: st.DataObject, small_llama: Path, tmp_path: Path
-) -> None:
+def test_junk_in_any_json_file_is_an_error_of_ours(data: st.DataObject, small_llama: Path, tmp_path: Path) -> None:
     folder = copied(small_llama, tmp_path / "copy", **rope("llama3", **LLAMA3))
     name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
     document = json.loads((folder / name).read_text())

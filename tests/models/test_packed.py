@@ -151,9 +151,11 @@ def pack_modelopt(module: str, w: np.ndarray) -> tuple[Parts, np.ndarray]:
     parts, _ = pack_micro("NVFP4")(module, w)
     twice = np.array(0.0123, np.float32)
     renamed = {
-        "weight": parts["weight_packed"], "weight_scale": parts["weight_scale"], "weight_scale_2": twice,
+        "weight": parts["weight_packed"],
+        "weight_scale": parts["weight_scale"],
+        "weight_scale_2": twice,
         "input_scale": np.array(0.5, np.float32),
-    }  # fmt: skip
+    }
     scale = torch.from_numpy(parts["weight_scale"]).view(torch.float8_e4m3fn).float() * 0.0123
     codes = np.stack([parts["weight_packed"] & 15, parts["weight_packed"] >> 4], axis=2).reshape(w.shape)
     grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -178,9 +180,12 @@ def groups(**weights: Any) -> dict[str, Any]:
 
 def compressed_config(format: str, **weights: Any) -> dict[str, Any]:
     return {
-        "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",
-        "ignore": ["lm_head"], "config_groups": groups(**weights),
-    }  # fmt: skip
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": groups(**weights),
+    }
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
@@ -191,101 +196,151 @@ INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "g
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, torch.dtype], str, str]] = {
     "gptq": (pack_gptq(4, True, True), GPTQ, {}, "int4-g32", ""),
     "gptq asymmetric": (
-        pack_gptq(4, False, False), GPTQ | {"sym": False, "checkpoint_format": "gptq_v2"}, {}, "uint4-g32", ""
+        pack_gptq(4, False, False),
+        GPTQ | {"sym": False, "checkpoint_format": "gptq_v2"},
+        {},
+        "uint4-g32",
+        "",
     ),
     "gptq 3 bits, reordered": (
         pack_gptq(3, False, False, reorder=True),
-        GPTQ | {"bits": 3, "sym": False, "desc_act": True, "checkpoint_format": "gptq_v2"}, {}, "uint3-g32",
+        GPTQ | {"bits": 3, "sym": False, "desc_act": True, "checkpoint_format": "gptq_v2"},
+        {},
+        "uint3-g32",
         "",
     ),
     "gptq 8 bits, v1": (pack_gptq(8, True, False), GPTQ | {"bits": 8, "sym": False}, {}, "uint8-g32", ""),
     "gptq 2 bits": (pack_gptq(2, True, True), GPTQ | {"bits": 2}, {}, "int2-g32", ""),
     "autogptq": (
-        pack_gptq(4, True, True), {"bits": 4, "group_size": GROUP, "sym": True}, {}, "int4-g32",
+        pack_gptq(4, True, True),
+        {"bits": 4, "group_size": GROUP, "sym": True},
+        {},
+        "int4-g32",
         "quantize_config.json",
     ),
     "auto-round as gptq": (
         pack_gptq(4, True, True),
-        GPTQ | {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, {}, "int4-g32", "",
+        GPTQ | {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"},
+        {},
+        "int4-g32",
+        "",
     ),
     "auto-round": (
         pack_gptq(4, False, False),
         GPTQ | {"quant_method": "intel/auto-round", "backend": "auto_round:exllamav2", "sym": False},
-        {}, "uint4-g32", "",
+        {},
+        "uint4-g32",
+        "",
     ),
     "auto-round as awq": (
-        pack_awq, {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4},
-        {}, "uint4-g32", "",
+        pack_awq,
+        {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4},
+        {},
+        "uint4-g32",
+        "",
     ),
     "awq": (
         pack_awq,
-        {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}, {},
-        "uint4-g32", "",
+        {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
+        {},
+        "uint4-g32",
+        "",
     ),
     "autoawq": (
-        pack_awq, {"w_bit": 4, "q_group_size": GROUP, "zero_point": True, "version": "GEMM"}, {}, "uint4-g32",
+        pack_awq,
+        {"w_bit": 4, "q_group_size": GROUP, "zero_point": True, "version": "GEMM"},
+        {},
+        "uint4-g32",
         "quant_config.json",
     ),
-    "pack-quantized": (
-        pack_compressed(4, True), compressed_config("pack-quantized", **INT4), {}, "int4-g32", ""
-    ),
+    "pack-quantized": (pack_compressed(4, True), compressed_config("pack-quantized", **INT4), {}, "int4-g32", ""),
     "pack-quantized asymmetric": (
-        pack_compressed(4, False), compressed_config("pack-quantized", **INT4 | {"symmetric": False}), {},
-        "uint4-g32", "",
+        pack_compressed(4, False),
+        compressed_config("pack-quantized", **INT4 | {"symmetric": False}),
+        {},
+        "uint4-g32",
+        "",
     ),
     "pack-quantized 8 bits": (
         pack_compressed(8, True, 1 << 20),
-        compressed_config("pack-quantized", num_bits=8, symmetric=True, strategy="channel"), {},
-        "int8-channel", "",
+        compressed_config("pack-quantized", num_bits=8, symmetric=True, strategy="channel"),
+        {},
+        "int8-channel",
+        "",
     ),
     "int-quantized": (
-        pack_int8, compressed_config("int-quantized", num_bits=8, strategy="channel"), {}, "int8-channel", ""
+        pack_int8,
+        compressed_config("int-quantized", num_bits=8, strategy="channel"),
+        {},
+        "int8-channel",
+        "",
     ),
     "float-quantized": (
-        pack_float8("channel"), compressed_config("float-quantized", num_bits=8, type="float"), F8, "F8_E4M3",
+        pack_float8("channel"),
+        compressed_config("float-quantized", num_bits=8, type="float"),
+        F8,
+        "F8_E4M3",
         "",
     ),
     "fp8": (pack_float8("block"), {"quant_method": "fp8"}, F8, "F8_E4M3", ""),
     "mxfp4": (
         pack_micro("MXFP4"),
-        compressed_config("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32), {}, "MXFP4", "",
+        compressed_config("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
+        {},
+        "MXFP4",
+        "",
     ),
     "nvfp4": (
         pack_micro("NVFP4"),
         compressed_config("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16),
-        {"weight_scale": torch.float8_e4m3fn}, "NVFP4", "",
+        {"weight_scale": torch.float8_e4m3fn},
+        "NVFP4",
+        "",
     ),
     "mxfp6": (
-        pack_mxfp6, compressed_config("mxfp6-pack-quantized", num_bits=6, type="float", group_size=32), {},
-        "MXFP6", "",
+        pack_mxfp6,
+        compressed_config("mxfp6-pack-quantized", num_bits=6, type="float", group_size=32),
+        {},
+        "MXFP6",
+        "",
     ),
     "mxfp8": (
-        pack_mxfp8, compressed_config("mxfp8-quantized", num_bits=8, type="float", group_size=32), F8,
-        "F8_E4M3", "",
+        pack_mxfp8,
+        compressed_config("mxfp8-quantized", num_bits=8, type="float", group_size=32),
+        F8,
+        "F8_E4M3",
+        "",
     ),
     "modelopt": (
-        pack_modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
-        {"weight_scale": torch.float8_e4m3fn}, "NVFP4", "",
+        pack_modelopt,
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+        {"weight_scale": torch.float8_e4m3fn},
+        "NVFP4",
+        "",
     ),
     "modelopt, beside": (
-        pack_modelopt, {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}},
-        {"weight_scale": torch.float8_e4m3fn}, "NVFP4", "hf_quant_config.json",
+        pack_modelopt,
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}},
+        {"weight_scale": torch.float8_e4m3fn},
+        "NVFP4",
+        "hf_quant_config.json",
     ),
     "modelopt, mixed": (
         pack_mxfp8,
         {
-            "quant_method": "modelopt", "quant_algo": "MIXED_PRECISION",
+            "quant_method": "modelopt",
+            "quant_algo": "MIXED_PRECISION",
             "quantized_layers": {"model.layers.0.mlp.up_proj": {"quant_algo": "MXFP8"}},
         },
-        F8, "F8_E4M3", "",
+        F8,
+        "F8_E4M3",
+        "",
     ),
     "nf4": (pack_bnb("nf4", False), NF4, {}, "nf4-g64", ""),
     "nf4 twice": (pack_bnb("nf4", True), NF4, {}, "nf4-g64-dq", ""),
     "fp4": (pack_bnb("fp4", False), NF4, {}, "fp4-g64", ""),
-    "llm.int8": (
-        pack_llm_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, {}, "int8-channel", ""
-    ),
-}  # fmt: skip
+    "llm.int8": (pack_llm_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, {}, "int8-channel", ""),
+}
 
 
 @pytest.fixture(scope="module")
@@ -324,8 +379,7 @@ def test_a_quantized_folder_opens_as_the_model_it_stands_for(dense: Path, tmp_pa
 def test_it_quantizes_to_gguf_and_says_what_it_was_made_from(dense: Path, tmp_path: Path) -> None:
     folder = quantized_folder(dense, tmp_path / "tiny", pack_compressed(4, True), CASES["pack-quantized"][1])
     results = [
-        dither.quantize(source, "Q8_0", tmp_path / f"{source.name}.gguf")
-        for source in (folder, tmp_path / "tiny-twin")
+        dither.quantize(source, "Q8_0", tmp_path / f"{source.name}.gguf") for source in (folder, tmp_path / "tiny-twin")
     ]
     assert any("quantized already (int4-g32)" in note for note in results[0].notes)
     assert not any("quantized already" in note for note in results[1].notes)
@@ -361,10 +415,7 @@ def test_settings_of_single_layers(dense: Path, tmp_path: Path) -> None:
     rules = {r"+:.*\.down_proj": {"bits": 8}, "-:lm_head": {}, r".*up_proj$": {"bits": 2, "sym": False}}
     extra = {"model.layers.0.mlp.up_proj": {"bits": 2, "sym": False}}
     for at, config in enumerate(
-        (
-            GPTQ | {"dynamic": rules},
-            GPTQ | {"quant_method": "auto-round", "extra_config": extra, "backend": "gptq"},
-        )
+        (GPTQ | {"dynamic": rules}, GPTQ | {"quant_method": "auto-round", "extra_config": extra, "backend": "gptq"})
     ):
         folder = quantized_folder(dense, tmp_path / f"tiny{at}", pack, config)
         tensors = open_checkpoint(folder).tensors
@@ -392,11 +443,8 @@ def test_groups_of_layers_in_one_file(dense: Path, tmp_path: Path) -> None:
     config["config_groups"] |= {
         "b": {"targets": [r"re:.*\.mlp\..*"], "weights": INT4 | {"num_bits": 3}, "format": "pack-quantized"},
         "c": {"targets": ["model.layers.0.mlp.up_proj"], "weights": INT4 | {"num_bits": 8}},
-        "d": {
-            "targets": [r"re:.*v_proj"], "weights": {"num_bits": 8, "type": "float"},
-            "format": "float-quantized",
-        },
-    }  # fmt: skip
+        "d": {"targets": [r"re:.*v_proj"], "weights": {"num_bits": 8, "type": "float"}, "format": "float-quantized"},
+    }
     folder = quantized_folder(dense, tmp_path / "tiny", pack, config, F8)
     tensors, twin = (open_checkpoint(path).tensors for path in (folder, tmp_path / "tiny-twin"))
     assert {tensor.dtype for tensor in tensors.values()} >= {"int3-g32", "int8-g32", "int4-g32", "F8_E4M3"}
@@ -413,13 +461,17 @@ def packed(folder: Path) -> PackedTensor:
 @pytest.mark.parametrize(
     ("case", "kinds"),
     [
-        ("gptq", ("Q4_0", "Q4_1")), ("pack-quantized", ("Q4_0", "Q4_1")), ("gptq 2 bits", ("Q4_0", "Q4_1")),
-        ("gptq 3 bits, reordered", ()), ("gptq 8 bits, v1", ()), ("nf4", ()), ("llm.int8", ()), ("mxfp4", ()),
+        ("gptq", ("Q4_0", "Q4_1")),
+        ("pack-quantized", ("Q4_0", "Q4_1")),
+        ("gptq 2 bits", ("Q4_0", "Q4_1")),
+        ("gptq 3 bits, reordered", ()),
+        ("gptq 8 bits, v1", ()),
+        ("nf4", ()),
+        ("llm.int8", ()),
+        ("mxfp4", ()),
     ],
-)  # fmt: skip
-def test_what_is_a_ggml_grid_is_recoded_to_it(
-    dense: Path, tmp_path: Path, case: str, kinds: tuple[str, ...]
-) -> None:
+)
+def test_what_is_a_ggml_grid_is_recoded_to_it(dense: Path, tmp_path: Path, case: str, kinds: tuple[str, ...]) -> None:
     gguf = pytest.importorskip("gguf")
     pack, config, floats, _, _ = CASES[case]
     tensor = packed(quantized_folder(dense, tmp_path / "tiny", pack, config, floats))
@@ -437,9 +489,16 @@ def test_what_is_a_ggml_grid_is_recoded_to_it(
 def folders(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("folders")
     wanted = (
-        "gptq", "awq", "pack-quantized asymmetric", "int-quantized", "nvfp4", "mxfp6", "modelopt",
-        "nf4 twice", "llm.int8",
-    )  # fmt: skip
+        "gptq",
+        "awq",
+        "pack-quantized asymmetric",
+        "int-quantized",
+        "nvfp4",
+        "mxfp6",
+        "modelopt",
+        "nf4 twice",
+        "llm.int8",
+    )
     return {case: quantized_folder(dense, root / str(at), *CASES[case][:3]) for at, case in enumerate(wanted)}
 
 
@@ -468,8 +527,12 @@ LIES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("gptq", {"qzeros": torch.zeros(2, 23, dtype=I32)}, {}, "fit none of"),
     ("gptq", {"qweight": torch.zeros(7, 192, dtype=I32)}, {}, "with 64 columns"),
     ("gptq", {"g_idx": torch.zeros(50, dtype=I32)}, {}, "with 50 columns"),
-    ("gptq", {"g_idx": None, "scales": torch.ones(3, 192).half(), "qzeros": torch.zeros(3, 24, dtype=I32)},
-     {}, "64 columns in 3 groups"),
+    (
+        "gptq",
+        {"g_idx": None, "scales": torch.ones(3, 192).half(), "qzeros": torch.zeros(3, 24, dtype=I32)},
+        {},
+        "64 columns in 3 groups",
+    ),
     ("gptq", {"qweight": torch.zeros(8, 192)}, {}, "is F32 of shape"),
     ("gptq", {}, {"bits": "4"}, "bits is '4'"),
     ("gptq", {}, {"bits": 10**300}, "bits is 1000"),
@@ -509,7 +572,7 @@ LIES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("nf4 twice", {"weight.nested_quant_map": torch.zeros(16)}, {}, "256"),
     ("nf4 twice", {"weight": torch.zeros(6143, 1, dtype=torch.uint8)}, {}, "6143 bytes of codes"),
     ("llm.int8", {"SCB": torch.ones(191)}, {}, "is due"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("lie", range(len(LIES)))
@@ -546,10 +609,26 @@ ODD = st.sampled_from(
     [None, True, 0, -1, 5, 2**70, 1.5, "", "gptq", "re:.*", [], {}, [{}], {"g": {}}, {"g": {"targets": [3]}}]
 )
 KEYS = st.sampled_from(
-    ["bits", "w_bit", "group_size", "sym", "dynamic", "checkpoint_format", "version", "format",
-     "config_groups", "sparsity_config", "extra_config", "quant_method", "packing_format", "data_type",
-     "transform_config", "quant_algo", "quantized_layers"]
-)  # fmt: skip
+    [
+        "bits",
+        "w_bit",
+        "group_size",
+        "sym",
+        "dynamic",
+        "checkpoint_format",
+        "version",
+        "format",
+        "config_groups",
+        "sparsity_config",
+        "extra_config",
+        "quant_method",
+        "packing_format",
+        "data_type",
+        "transform_config",
+        "quant_algo",
+        "quantized_layers",
+    ]
+)
 
 
 @pytest.mark.parametrize(
@@ -570,8 +649,7 @@ def test_what_modelopt_rewrote_otherwise_is_refused(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from(["gptq", "awq", "pack-quantized asymmetric", "modelopt", "nf4 twice"]),
-    st.dictionaries(KEYS, ODD),
+    st.sampled_from(["gptq", "awq", "pack-quantized asymmetric", "modelopt", "nf4 twice"]), st.dictionaries(KEYS, ODD)
 )
 def test_any_settings_are_read_or_refused(
     folders: dict[str, Path], tmp_path: Path, case: str, config: dict[str, Any]
@@ -590,9 +668,7 @@ KINDS = st.sampled_from([I32, F16, torch.uint8, torch.int8, torch.float32, torch
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_parts_of_any_shape_are_read_or_refused(
-    folders: dict[str, Path], tmp_path: Path, data: st.DataObject
-) -> None:
+def test_parts_of_any_shape_are_read_or_refused(folders: dict[str, Path], tmp_path: Path, data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(sorted(folders)))
     names = load_file(folders[case] / "model.safetensors")
     suffixes = sorted(name[len(UP) + 1 :] for name in names if name.startswith(UP))

@@ -72,10 +72,17 @@ def test_what_bitsandbytes_saves(dense: Path, tmp_path: Path, options: dict[str,
 @pytest.mark.parametrize(
     "case",
     [
-        "pack-quantized", "pack-quantized asymmetric", "pack-quantized 8 bits", "int-quantized",
-        "float-quantized", "mxfp4", "nvfp4", "mxfp6", "mxfp8",
+        "pack-quantized",
+        "pack-quantized asymmetric",
+        "pack-quantized 8 bits",
+        "int-quantized",
+        "float-quantized",
+        "mxfp4",
+        "nvfp4",
+        "mxfp6",
+        "mxfp8",
     ],
-)  # fmt: skip
+)
 def test_what_compressed_tensors_loads(dense: Path, tmp_path: Path, case: str) -> None:
     pytest.importorskip("compressed_tensors")
     from transformers import CompressedTensorsConfig
@@ -95,12 +102,8 @@ def test_what_transformers_loads_of_fp8(dense: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # compiles kernels
-@pytest.mark.parametrize(
-    "case", ["gptq", "gptq asymmetric", "gptq 3 bits, reordered", "gptq 8 bits, v1", "awq"]
-)
-def test_what_gptqmodel_loads(
-    dense: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("case", ["gptq", "gptq asymmetric", "gptq 3 bits, reordered", "gptq 8 bits, v1", "awq"])
+def test_what_gptqmodel_loads(dense: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")
     pytest.importorskip("gptqmodel")
     pytest.importorskip("optimum")

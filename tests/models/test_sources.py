@@ -204,10 +204,15 @@ print([name for name in ("huggingface_hub", "torch", "transformers", "socket") i
         ("org/name@v1.0", HubId("org/name", "v1.0")),
         ("org/name@refs/pr/1:sub/m.gguf", HubId("org/name", "refs/pr/1", "sub/m.gguf")),
         ("Qwen/Qwen2.5-0.5B:m.gguf", HubId("Qwen/Qwen2.5-0.5B", None, "m.gguf")),
-        ("name", None), ("a/b/c", None), ("/a/b", None), ("../b", None), ("./b", None), ("a/..", None),
+        ("name", None),
+        ("a/b/c", None),
+        ("/a/b", None),
+        ("../b", None),
+        ("./b", None),
+        ("a/..", None),
         ("C:\\b", None),
     ],
-)  # fmt: skip
+)
 def test_names_of_the_hub(text: str, expected: HubId | None) -> None:
     assert parse_id(text) == expected
 
@@ -217,18 +222,38 @@ REPO = HubId("org/name")
 
 def test_only_what_a_model_needs_is_fetched() -> None:
     listed = [
-        "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "README.md",
-        "model.safetensors.index.json", "consolidated.safetensors", "pytorch_model.bin", "modeling.py",
-        "tokenizer.model", "tokenizer.json", "merges.txt", "chat_template.jinja", "onnx/model.safetensors",
-        "additional_chat_templates/tool.jinja", "original/params.json", "../x.json", "a.gguf", "x.pt",
-    ]  # fmt: skip
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "README.md",
+        "model.safetensors.index.json",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "modeling.py",
+        "tokenizer.model",
+        "tokenizer.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "onnx/model.safetensors",
+        "additional_chat_templates/tool.jinja",
+        "original/params.json",
+        "../x.json",
+        "a.gguf",
+        "x.pt",
+    ]
     wanted, chosen = choose(listed, REPO)
     assert chosen == ""
     assert set(wanted) == {
-        "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-        "model.safetensors.index.json", "tokenizer.model", "tokenizer.json", "merges.txt",
-        "chat_template.jinja", "additional_chat_templates/tool.jinja",
-    }  # fmt: skip
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+        "tokenizer.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "additional_chat_templates/tool.jinja",
+    }
     assert choose(listed, HubId("org/name", None, "a.gguf")) == (["a.gguf"], "a.gguf")
     parts = ["q/m-00001-of-00002.gguf", "q/m-00002-of-00002.gguf"]
     assert choose(["README.md", *parts], REPO) == (parts, parts[0])
@@ -289,18 +314,14 @@ def test_what_the_hub_cannot_give(tmp_path: Path) -> None:
         assert absent.startswith("SourceError|org/absent: is not on the hub") and "HF_TOKEN" in absent
     offline = {"HF_HUB_OFFLINE": "1", **home}
     missing = run_python(OPEN.format(source="org/never"), **offline)
-    assert (
-        missing.startswith("SourceError|org/never: is not in the cache") and "Unset HF_HUB_OFFLINE" in missing
-    )
+    assert missing.startswith("SourceError|org/never: is not in the cache") and "Unset HF_HUB_OFFLINE" in missing
     partial = run_python(OPEN.format(source="org/ggufs@v2:b.gguf"), **offline)
     assert "in the cache holds no GGUF called b.gguf" in partial and "HF_HUB_OFFLINE" in partial
     snapshot = tmp_path / "home" / "hub" / "models--org--ggufs" / "snapshots" / COMMIT
     assert [path.name for path in snapshot.iterdir()] == ["a.gguf"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "inner"), [(0o000, "m"), (0o444, "m"), (0o111, "m"), (0o000, "m/sub/x.gguf")]
-)
+@pytest.mark.parametrize(("mode", "inner"), [(0o000, "m"), (0o444, "m"), (0o111, "m"), (0o000, "m/sub/x.gguf")])
 def test_a_folder_that_may_not_be_read_says_so(mode: int, inner: str) -> None:
     """Not that it is empty, nor that it does not exist."""
     with tempfile.TemporaryDirectory() as made:

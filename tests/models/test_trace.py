@@ -10,21 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_blocks import (
-    CONFIGS,
-    FUSED,
-    MODULES,
-    Save,
-    assert_close,
-    hidden_after,
-    saved,
-    some_tokens,
-    stored,
-    watched,
-)
+from test_blocks import CONFIGS, FUSED, MODULES, Save, assert_close, hidden_after, saved, some_tokens, stored, watched
 from transformers import PreTrainedModel
 
-from dither.measuring.traced import first_of_turn, kept_per_token
+from dither.measuring.backward import first_of_turn, kept_per_token
 from dither.models.blocks import Block, Blocks, open_blocks
 from dither.models.blocks import block as block_module
 from dither.models.source import open_model
@@ -67,9 +56,7 @@ def through_transformers(
     return found, dict(zip(names, gradients, strict=True))
 
 
-def expected_gradient(
-    model: PreTrainedModel, gradients: Mapping[str, torch.Tensor], leaf: str
-) -> torch.Tensor:
+def expected_gradient(model: PreTrainedModel, gradients: Mapping[str, torch.Tensor], leaf: str) -> torch.Tensor:
     """A matrix's gradient, looked up among transformers' own and brought into GGUF's order of rows."""
     kind = model.config.model_type
     if leaf in EXPERTS:

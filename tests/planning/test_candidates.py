@@ -10,7 +10,7 @@ import pytest
 from conftest import write_checkpoint
 from dither.codecs import codec
 from dither.containers.gguf_target import ANY_GGUF
-from dither.containers.recipe import Options, make_plan
+from dither.containers.mix import Options, make_mix
 from dither.errors import UsageError
 from dither.models.source import open_model
 from dither.planning.candidates import candidates
@@ -48,7 +48,7 @@ def test_every_tensor_is_decided_or_fixed(model: Model) -> None:
     assert found.keys() | kept.keys() == {tensor.name for tensor in model.tensors}
     assert {"token_embd.weight", "output.weight", "blk.1.ffn_down.weight"} <= found.keys()
     assert {"output_norm.weight", "blk.0.attn_norm.weight"} <= kept.keys()
-    for tensor in make_plan(model, Options("Q2_K")).tensors:  # another preset leaves the same ones alone
+    for tensor in make_mix(model, Options("Q2_K")).tensors:  # another preset leaves the same ones alone
         if tensor.name in kept:
             assert tensor == kept[tensor.name] and tensor.type == "F32"
 
@@ -70,7 +70,7 @@ def test_bytes_are_those_that_are_written(name: str, request: pytest.FixtureRequ
     for matrix in ("token_embd.weight", "output.weight", "blk.0.attn_k.weight", "blk.1.ffn_down.weight"):
         tensor, types = tensors[matrix], found[matrix]
         for kind in types:
-            chosen = make_plan(model, Options("Q4_K_M", ((rf"\A{matrix}\Z", kind),)), everything)
+            chosen = make_mix(model, Options("Q4_K_M", ((rf"\A{matrix}\Z", kind),)), everything)
             planned = next(each for each in chosen.tensors if each.name == matrix)
             assert (planned.type, planned.bytes) == (kind, ANY_GGUF.bytes_of(kind, tensor.shape))
         row = np.ones((1, tensor.columns), np.float32)
@@ -81,8 +81,17 @@ def test_bytes_are_those_that_are_written(name: str, request: pytest.FixtureRequ
 def test_rows_of_320_take_only_types_of_short_blocks(odd: Model) -> None:
     found = candidates(odd, importance=())
     assert set(found["blk.0.attn_q.weight"]) == {
-        "BF16", "F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL", "NVFP4", "Q4_0", "MXFP4",
-    }  # fmt: skip
+        "BF16",
+        "F16",
+        "Q8_0",
+        "Q5_1",
+        "Q5_0",
+        "Q4_1",
+        "IQ4_NL",
+        "NVFP4",
+        "Q4_0",
+        "MXFP4",
+    }
     assert "Q4_K" in found["blk.0.ffn_down.weight"]
     with pytest.raises(UsageError, match=r"token_embd.weight: can become none .*320 columns; Q4_K needs"):
         candidates(odd, importance=(), types=["Q4_K"])

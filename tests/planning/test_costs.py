@@ -38,7 +38,15 @@ def test_every_finding_is_on_the_disk_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spoilt",
     [
-        "", "{", "[]", "null", "7", '"text"', "[" * 100_000, "{}", "\x00\x01",
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"text"',
+        "[" * 100_000,
+        "{}",
+        "\x00\x01",
         '{"version": 2, "probe": {}, "divergence": {}, "ratios": {}}',
         '{"version": 1, "probe": {}, "divergence": {"a": NaN}, "ratios": {}}',
         '{"version": 1, "probe": {}, "divergence": {"a": -1e-9}, "ratios": {}}',
@@ -50,7 +58,7 @@ def test_every_finding_is_on_the_disk_at_once(tmp_path: Path) -> None:
         '{"version": 1, "probe": {}, "divergence": {}}',
         '{"version": 1, "probe": {}, "divergence": {"a": ' + "9" * 1000 + '}, "ratios": {}}',
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_understood_counts_as_none(tmp_path: Path, spoilt: str) -> None:
     path = tmp_path / "s.json"
     path.write_text(spoilt)

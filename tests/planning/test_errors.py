@@ -13,7 +13,7 @@ from conftest import BUNDLED
 from dither.codecs import codec
 from dither.formats.evidence import EvidenceStore
 from dither.models.source import open_model
-from dither.planning.errors import EXPERTS, FEW_ROWS, ROWS, error_ratios
+from dither.planning.error_ratios import EXPERTS, FEW_ROWS, ROWS, error_ratios
 from dither.solvers.gptq import Gptq
 from dither.solvers.nearest import Nearest
 from dither.types import Evidence, EvidenceSource, Floats, Tensor
@@ -159,9 +159,7 @@ def test_small_matrices_are_taken_whole(rows: int) -> None:
 def test_a_matrix_of_zeros_costs_nothing_in_any_type() -> None:
     zeros = tensor(32, COLUMNS, scale=0)
     for known in (nothing, mean_squares, hessian):
-        assert set(
-            error_ratios(zeros, ["F16", "Q8_0", "Q2_K"], "Q3_K", known, Gptq(threads=1), 2).values()
-        ) == {0.0}
+        assert set(error_ratios(zeros, ["F16", "Q8_0", "Q2_K"], "Q3_K", known, Gptq(threads=1), 2).values()) == {0.0}
 
 
 @pytest.mark.slow

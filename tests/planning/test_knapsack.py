@@ -223,9 +223,8 @@ def test_thinned_searches_admit_their_gap(monkeypatch: pytest.MonkeyPatch) -> No
     """All choices nearly on one line, a limit between their sums: too many states for a small memory."""
     rng = np.random.default_rng(5)
     items = make_items(
-        *([(0, float(size) * (1 + 1e-3 * rng.random())), (int(size), 0.0)]
-          for size in 1000 + rng.integers(0, 10, 40))
-    )  # fmt: skip
+        *([(0, float(size) * (1 + 1e-3 * rng.random())), (int(size), 0.0)] for size in 1000 + rng.integers(0, 10, 40))
+    )
     budget = 20_500
     best = integer_program(items, budget)
     monkeypatch.setattr(minimal_core, "_MADE", 80)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dither.containers.plan_file import PlanEntry, PlanFile, plan_sha256, read_plan, write_plan
 from dither.containers.presets import quantized_types
 from dither.errors import OutputError, UsageError
-from dither.planning.planfile import PlanFile, PlannedType, plan_sha256, read_plan, write_plan
 
 try:
     import tomllib
@@ -21,24 +21,39 @@ except ImportError:
     import tomli as tomllib
 
 PLAN = PlanFile(
-    model="tiny", model_identity="ab12", evidence="", solver="gptq", transforms=("awq", "rotate"),
-    budget=100_000, bytes=98_304, kl=0.0123,
+    model="tiny",
+    model_identity="ab12",
+    evidence="",
+    solver="gptq",
+    transforms=("awq", "rotate"),
+    budget=100_000,
+    bytes=98_304,
+    kl=0.0123,
     tensors={
-        "token_embd.weight": PlannedType("Q6_K", 61_440, 2.5e-5),
-        "blk.0.attn_q.weight": PlannedType("Q4_K", 36_864, 1.2e-4),
-        "blk.10.attn_q.weight": PlannedType("IQ4_XS", 0, None),
+        "token_embd.weight": PlanEntry("Q6_K", 61_440, 2.5e-5),
+        "blk.0.attn_q.weight": PlanEntry("Q4_K", 36_864, 1.2e-4),
+        "blk.10.attn_q.weight": PlanEntry("IQ4_XS", 0, None),
     },
     notes=("a note", 'and "another"\nin two lines'),
-)  # fmt: skip
+)
 
 SIZES = st.integers(0, 2**63 - 1)
 KLS = st.none() | st.floats(0, 1e6)
-TYPES = st.builds(PlannedType, st.sampled_from(quantized_types()), SIZES, KLS)
+TYPES = st.builds(PlanEntry, st.sampled_from(quantized_types()), SIZES, KLS)
 TEXT = st.text() | st.text("\\\"'\n\r\t\x00\x1b\x7f\x85=#[]{}.\u2028é😀", max_size=12)
 PLANS = st.builds(
-    PlanFile, TEXT, TEXT, TEXT, TEXT, st.lists(TEXT, max_size=3).map(tuple), st.none() | SIZES, SIZES, KLS,
-    st.dictionaries(TEXT, TYPES, max_size=6), st.lists(TEXT, max_size=3).map(tuple),
-)  # fmt: skip
+    PlanFile,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.lists(TEXT, max_size=3).map(tuple),
+    st.none() | SIZES,
+    SIZES,
+    KLS,
+    st.dictionaries(TEXT, TYPES, max_size=6),
+    st.lists(TEXT, max_size=3).map(tuple),
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +98,19 @@ def test_overrides_are_exact() -> None:
 
 def test_the_hash_covers_what_decides_the_file() -> None:
     kept = dataclasses.replace(
-        PLAN, tensors={name: PlannedType(old.type, 1, 9.0) for name, old in reversed(PLAN.tensors.items())},
-        notes=(), kl=None, budget=None, bytes=0, model="other",
-    )  # fmt: skip
+        PLAN,
+        tensors={name: PlanEntry(old.type, 1, 9.0) for name, old in reversed(PLAN.tensors.items())},
+        notes=(),
+        kl=None,
+        budget=None,
+        bytes=0,
+        model="other",
+    )
     assert plan_sha256(kept) == plan_sha256(PLAN)
     for change in (
         {"solver": "nearest"},
         {"transforms": ("rotate", "awq")},
-        {"tensors": PLAN.tensors | {"token_embd.weight": PlannedType("Q5_K", 61_440, 2.5e-5)}},
+        {"tensors": PLAN.tensors | {"token_embd.weight": PlanEntry("Q5_K", 61_440, 2.5e-5)}},
         {"tensors": {name: PLAN.tensors[name] for name in list(PLAN.tensors)[1:]}},
     ):
         assert plan_sha256(dataclasses.replace(PLAN, **change)) != plan_sha256(PLAN)
@@ -107,7 +127,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
 
 def test_an_edited_type_is_taken_and_nothing_recomputed(tmp_path: Path) -> None:
     plan = read_plan(edited(tmp_path, '"Q4_K",  ', '"q8_0",'))
-    assert plan.tensors["blk.0.attn_q.weight"] == PlannedType("Q8_0", 36_864, 1.2e-4)
+    assert plan.tensors["blk.0.attn_q.weight"] == PlanEntry("Q8_0", 36_864, 1.2e-4)
     assert plan.bytes == PLAN.bytes and plan_sha256(plan) != plan_sha256(PLAN)
 
 
@@ -135,11 +155,7 @@ def test_comments_and_order_change_nothing(tmp_path: Path) -> None:
         ("0.00012", "-1e-9", "`kl` must be a finite number"),
         ("0.00012", "1979-05-27", "`kl` must be a number"),
         ("0.00012", "0.00012, size = 3", 'line .*has a key "size" that no plan has'),
-        (
-            '{ type = "Q4_K",   bytes = 36864, kl = 0.00012 }',
-            "3",
-            'line .*"blk.0.attn_q.weight": is no table',
-        ),
+        ('{ type = "Q4_K",   bytes = 36864, kl = 0.00012 }', "3", 'line .*"blk.0.attn_q.weight": is no table'),
         ("bytes = 36864, ", "", "has no `bytes`"),
         ("blk.0.attn_q", "token_embd", "is no plan"),  # the same key twice
         ("solver =", "sólver =", "is no plan"),
@@ -168,13 +184,26 @@ def test_the_line_is_the_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"\xff\xfe", b"\x00" * 100, b"[" * 100_000, b"a = " + b"[" * 100_000, b"a" * 5 * 2**20,
-        b"#" * (4 * 2**20 + 1), b"format = 1\n" * 2, b"a = " + b"{b = " * 20_000, b"import os",
-        b"GGUF\x03\0\0\0", b"a." * 2**20 + b"a=1", b"[" + b"a." * 2**20 + b"a]", b'x = """"a "b""", "c"\n',
-        b"x = { y = 'a\"', " + b"a." * 2**20 + b"a = 1 }", b'"' + b'\\"' * 2**20, b"x = " + b"{ a = " * 2**18,
+        b"",
+        b"\xff\xfe",
+        b"\x00" * 100,
+        b"[" * 100_000,
+        b"a = " + b"[" * 100_000,
+        b"a" * 5 * 2**20,
+        b"#" * (4 * 2**20 + 1),
+        b"format = 1\n" * 2,
+        b"a = " + b"{b = " * 20_000,
+        b"import os",
+        b"GGUF\x03\0\0\0",
+        b"a." * 2**20 + b"a=1",
+        b"[" + b"a." * 2**20 + b"a]",
+        b'x = """"a "b""", "c"\n',
+        b"x = { y = 'a\"', " + b"a." * 2**20 + b"a = 1 }",
+        b'"' + b'\\"' * 2**20,
+        b"x = " + b"{ a = " * 2**18,
     ],
     ids=lambda value: repr(value)[:40],
-)  # fmt: skip
+)
 def test_hostile_bytes_are_refused(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "plan.toml"
     path.write_bytes(raw)
@@ -220,11 +249,15 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": "\ud800"}, {"kl": float("nan")}, {"bytes": -1}, {"budget": 2**63},
-        {"tensors": {"t": PlannedType("Q9", 1, None)}}, {"notes": ("x" * 5 * 2**20,)},
+        {"model": "\ud800"},
+        {"kl": float("nan")},
+        {"bytes": -1},
+        {"budget": 2**63},
+        {"tensors": {"t": PlanEntry("Q9", 1, None)}},
+        {"notes": ("x" * 5 * 2**20,)},
     ],
     ids=lambda value: repr(value)[:40],
-)  # fmt: skip
+)
 def test_a_plan_that_could_not_be_read_is_not_written(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         write_plan(tmp_path / "plan.toml", dataclasses.replace(PLAN, **change))

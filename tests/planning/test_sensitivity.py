@@ -97,9 +97,8 @@ def measured(folder: Path, probe: Path, names: list[str], text: Sequences) -> li
 NAMES = {
     "tied": ["token_embd.weight", "blk.0.attn_q.weight", "blk.3.attn_k.weight", "blk.3.ffn_down.weight"],
     "untied": ["token_embd.weight", "output.weight", "blk.0.ffn_gate.weight", "blk.1.attn_output.weight"],
-    "experts": ["output.weight", "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight",
-                "blk.1.ffn_down_exps.weight"],
-}  # fmt: skip
+    "experts": ["output.weight", "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight", "blk.1.ffn_down_exps.weight"],
+}
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -129,8 +128,10 @@ def test_a_tensor_that_is_the_same_costs_nothing(tmp_path: Path) -> None:
 def test_groups_are_those_outside_blocks_then_blocks_by_number() -> None:
     names = ["blk.10.a", "token_embd.weight", "blk.2.b", "output.weight", "blk.2.a"]
     assert list(by_block(names).items()) == [
-        (None, ("token_embd.weight", "output.weight")), (2, ("blk.2.b", "blk.2.a")), (10, ("blk.10.a",)),
-    ]  # fmt: skip
+        (None, ("token_embd.weight", "output.weight")),
+        (2, ("blk.2.b", "blk.2.a")),
+        (10, ("blk.10.a",)),
+    ]
 
 
 @pytest.mark.parametrize(("tensors", "kept"), [(1, 5), (100, 5), (3277, 1), (10**6, 1), (1100, 2)])

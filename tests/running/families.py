@@ -52,15 +52,25 @@ PHI4 = (
     "{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
 )
 KNOWN = {
-    "chatml": CHATML, "qwen": QWEN, "llama2": LLAMA2, "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA,
-    "gemma3": GEMMA3, "phi3": PHI3, "phi4": PHI4,
-}  # fmt: skip
+    "chatml": CHATML,
+    "qwen": QWEN,
+    "llama2": LLAMA2,
+    "llama3": LLAMA3,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "gemma3": GEMMA3,
+    "phi3": PHI3,
+    "phi4": PHI4,
+}
 COUNTING = "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}> "  # no pieces make this
 STOPS = {  # of markers that are tokens of the tests' vocabulary, or look like nothing else
-    "chatml": {"<|im_start|>", "<|im_end|>"}, "qwen": {"<|im_start|>", "<|im_end|>"},
+    "chatml": {"<|im_start|>", "<|im_end|>"},
+    "qwen": {"<|im_start|>", "<|im_end|>"},
     "llama2": {"[INST]", "[/INST]", "</s>", "<s>"},
     "llama3": {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-    "mistral": {"[INST]", "[/INST]", "</s>"}, "gemma": set(), "gemma3": set(),
+    "mistral": {"[INST]", "[/INST]", "</s>"},
+    "gemma": set(),
+    "gemma3": set(),
     "phi3": {"<|user|>", "<|end|>", "<|assistant|>"},
     "phi4": {"<|im_start|>", "<|im_sep|>", "<|im_end|>"},
-}  # fmt: skip
+}

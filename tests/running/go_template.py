@@ -59,8 +59,12 @@ def render(folder: Path, jobs: Sequence[tuple[str, list[dict[str, str]]]]) -> li
     ]
     done = subprocess.run(
         ["go", "run", str(folder / "main.go")],
-        input=json.dumps(documents), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        input=json.dumps(documents),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     texts: list[str] = json.loads(done.stdout)
     return texts

@@ -10,9 +10,17 @@ stands between triple quotes.  PARAMETER takes one of the documented names and a
 from __future__ import annotations
 
 KINDS = {
-    "num_ctx": int, "repeat_last_n": int, "seed": int, "num_predict": int, "top_k": int,
-    "repeat_penalty": float, "temperature": float, "top_p": float, "min_p": float, "stop": str,
-}  # fmt: skip
+    "num_ctx": int,
+    "repeat_last_n": int,
+    "seed": int,
+    "num_predict": int,
+    "top_k": int,
+    "repeat_penalty": float,
+    "temperature": float,
+    "top_p": float,
+    "min_p": float,
+    "stop": str,
+}
 PLAIN = ("FROM", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE")
 QUOTES = '"""'
 

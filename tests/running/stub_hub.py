@@ -60,9 +60,13 @@ class StubHub:
                 elif self.path.endswith("/preupload/main"):
                     files = json.loads(body)["files"]
                     large = [
-                        {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".gguf") else "regular",
-                         "shouldIgnore": False} for f in files
-                    ]  # fmt: skip
+                        {
+                            "path": f["path"],
+                            "uploadMode": "lfs" if f["path"].endswith(".gguf") else "regular",
+                            "shouldIgnore": False,
+                        }
+                        for f in files
+                    ]
                     self._answer({"files": large, "commitOid": "0" * 40})
                 elif self.path.endswith("/objects/batch"):
                     asked = json.loads(body)["objects"]

@@ -60,9 +60,7 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
 
 
 @pytest.mark.slow
-def test_figures_are_the_median_the_least_and_the_most_of_the_rounds(
-    found: tuple[list[Benchmark], list[str]],
-) -> None:
+def test_figures_are_the_median_the_least_and_the_most_of_the_rounds(found: tuple[list[Benchmark], list[str]]) -> None:
     a, b = found[0]
     for name, samples in (("decode", a.decode_samples), ("prefill", a.prefill_samples)):
         assert len(samples) == a.repeats == 3 and min(samples) > 0
@@ -109,10 +107,11 @@ def test_results_are_kept_beside_the_files(
     ("program", "reason"),
     [
         ("import sys; sys.exit('no such model')", "failed with code 1 (no such model)"),
-        ("print('tokens: many')", "something else"), ("print('[{}]')", "something else"),
+        ("print('tokens: many')", "something else"),
+        ("print('[{}]')", "something else"),
         ("""print('[{"n_prompt": 4, "n_gen": 0, "avg_ts": "fast"}]')""", "something else"),
     ],
-)  # fmt: skip
+)
 def test_a_llama_bench_that_fails_is_a_note_and_no_error(tmp_path: Path, program: str, reason: str) -> None:
     from dither.running import llama_bench
 
@@ -127,7 +126,7 @@ def test_a_llama_bench_that_fails_is_a_note_and_no_error(tmp_path: Path, program
 def test_models_that_do_not_fit_together_are_loaded_for_their_turns(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dither import _bench
+    from dither.running import bench as job
     from dither.running.worker import Worker
 
     alive, most = [0], [0]
@@ -143,11 +142,9 @@ def test_models_that_do_not_fit_together_are_loaded_for_their_turns(
                 alive[0] -= 1
             super().close()
 
-    monkeypatch.setattr(_bench, "Worker", Counted)
-    monkeypatch.setattr(_bench, "system_memory", lambda: (2**20, 2**10))
-    found = dither.bench(
-        [folder / "a.gguf", folder / "b.gguf"], threads=1, prompt=8, generate=2, repeats=1, save=False
-    )
+    monkeypatch.setattr(job, "Worker", Counted)
+    monkeypatch.setattr(job, "system_memory", lambda: (2**20, 2**10))
+    found = dither.bench([folder / "a.gguf", folder / "b.gguf"], threads=1, prompt=8, generate=2, repeats=1, save=False)
     assert (alive[0], most[0]) == (0, 1) and len(found) == 2
 
 
@@ -188,11 +185,14 @@ def test_what_llama_cpp_refuses_is_told_in_its_words(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("nonsense", "no JSON"), ("[" * 100_000, "no JSON"), ("{}", "no schema_version"),
-        ('{"schema_version": 1}', "tool"), ('{"schema_version": 99}', "newer"),
+        ("nonsense", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("{}", "no schema_version"),
+        ('{"schema_version": 1}', "tool"),
+        ('{"schema_version": 99}', "newer"),
         (" " * (2**20 + 1), "too large"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_benchmark_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "x.bench.json"
     path.write_text(text)
@@ -243,9 +243,12 @@ def test_cards_that_count_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return counted[card]
 
     nvml = types.SimpleNamespace(
-        NVMLError=Refused, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 3,
-        nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetTotalEnergyConsumption=energy_of,
-    )  # fmt: skip
+        NVMLError=Refused,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetTotalEnergyConsumption=energy_of,
+    )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     meter = energy.Meter(tmp_path)
     before = meter.read()

@@ -87,15 +87,11 @@ def test_parts_are_not_split_again(model: Path, tmp_path: Path) -> None:
 
 def test_lm_studio_finds_publisher_model_file(model: Path, tmp_path: Path) -> None:
     done = dither.export(model, "lmstudio", tmp_path, publisher="Jane Doe/x")
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.gguf")] == [
-        "Jane-Doe-x/tiny-GGUF/tiny.gguf"
-    ]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.gguf")] == ["Jane-Doe-x/tiny-GGUF/tiny.gguf"]
     assert done.how == "linked" and (Path(done.place) / "tiny.gguf").samefile(model)
 
 
-def test_a_copy_is_made_where_no_link_can_be(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_is_made_where_no_link_can_be(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
@@ -119,18 +115,19 @@ def test_a_folder_and_an_unknown_place_are_refused(checkpoint: Path, model: Path
         dither.export(model, "hf", "../../etc")
 
 
-def hub_command(
-    model: Path, hub: StubHub, *options: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def hub_command(model: Path, hub: StubHub, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {
-        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(model.parent / "home"),
-    }  # fmt: skip
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HOME": str(model.parent / "home"),
+    }
     command = [sys.executable, "-m", "dither", "export", str(model), "--hf", "me/model", "--shard", "1MiB"]
     return subprocess.run(
-        [*command, *options, "--json"], env=env | environment, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+        [*command, *options, "--json"], env=env | environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import modelfile
 import pytest
 from llama_util import TinyLlama
 
-from dither import _export
 from dither.engines.vocabulary import Vocabulary
 from dither.errors import UnsupportedError
 from dither.models.source import open_model
+from dither.running import export as job
 from dither.running.ollama import Message, describe, pieces_of
 from dither.running.ollama import go_template as written
 from dither.types import Model
@@ -85,7 +85,7 @@ def test_a_system_text_that_a_template_refuses_goes_into_the_first_question(
 
 
 def test_a_template_that_no_pieces_make_is_left_to_ollama(models: dict[str, Model], tmp_path: Path) -> None:
-    done = _export.export(models["counting"].origin, "ollama", tmp_path)
+    done = job.export(models["counting"].origin, "ollama", tmp_path)
     assert "of no known kind" in done.notes[0]
     told = dict(modelfile.read((tmp_path / "Modelfile").read_text()))
     assert "TEMPLATE" not in told and told["FROM"] == "./counting.gguf"
@@ -93,7 +93,7 @@ def test_a_template_that_no_pieces_make_is_left_to_ollama(models: dict[str, Mode
 
 @pytest.mark.parametrize("name", [*families.KNOWN, "base"])
 def test_the_modelfile_keeps_to_the_grammar(models: dict[str, Model], name: str, tmp_path: Path) -> None:
-    done = _export.export(models[name].origin, "ollama", tmp_path)
+    done = job.export(models[name].origin, "ollama", tmp_path)
     found = modelfile.read((tmp_path / "Modelfile").read_text())
     told = dict(found)
     assert (
@@ -112,17 +112,17 @@ def test_the_modelfile_keeps_to_the_grammar(models: dict[str, Model], name: str,
 def test_what_stands_there_is_kept_or_refused(models: dict[str, Model], tmp_path: Path) -> None:
     from dither.errors import OutputError
 
-    again = [_export.export(models["base"].origin, "ollama", tmp_path, context=99).how for _ in range(2)]
+    again = [job.export(models["base"].origin, "ollama", tmp_path, context=99).how for _ in range(2)]
     assert again == ["linked", "kept"]
     edited = (tmp_path / "Modelfile").read_text() + "PARAMETER temperature 0.3\n"  # by its owner
     (tmp_path / "Modelfile").write_text(edited)
     with pytest.raises(OutputError, match="says something else"):
-        _export.export(models["base"].origin, "ollama", tmp_path, context=99)
+        job.export(models["base"].origin, "ollama", tmp_path, context=99)
     assert (tmp_path / "Modelfile").read_text() == edited
     (tmp_path / "base.gguf").unlink()
     (tmp_path / "base.gguf").write_text("other")
     with pytest.raises(OutputError, match="another file"):
-        _export.export(models["base"].origin, "ollama", tmp_path)
+        job.export(models["base"].origin, "ollama", tmp_path)
 
 
 def test_the_temperature_is_the_one_the_file_names() -> None:

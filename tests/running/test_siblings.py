@@ -23,9 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = (folder / "small.gguf").read_bytes()
     key = b"general.architecture"
     field = len(b"general.file_type").to_bytes(8, "little") + b"general.file_type"
-    field += int(gguf.GGUFValueType.UINT32).to_bytes(4, "little") + (15).to_bytes(
-        4, "little"
-    )  # MOSTLY_Q4_K_M
+    field += int(gguf.GGUFValueType.UINT32).to_bytes(4, "little") + (15).to_bytes(4, "little")  # MOSTLY_Q4_K_M
     at = raw.index(key) - 8
     count = int.from_bytes(raw[16:24], "little") + 1
     head, tail = raw[:16] + count.to_bytes(8, "little") + raw[24:at] + field, raw[at:]
@@ -45,10 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        ("Q4_K_M", "small"), ("q8_0", "large-Q8_0"), ("Q4_K_S", "x-Q4_K_S"),
-        ("large-Q8_0.gguf", "large-Q8_0"), ("large", "large-Q8_0"),
+        ("Q4_K_M", "small"),
+        ("q8_0", "large-Q8_0"),
+        ("Q4_K_S", "x-Q4_K_S"),
+        ("large-Q8_0.gguf", "large-Q8_0"),
+        ("large", "large-Q8_0"),
     ],
-)  # fmt: skip
+)
 def test_a_type_or_a_name_is_found(folder: Path, wanted: str, found: str) -> None:
     current = folder / ("x-Q4_K_S.gguf" if found != "x-Q4_K_S" else "small.gguf")
     assert find(current, wanted).name == f"{found}.gguf"
@@ -57,10 +58,13 @@ def test_a_type_or_a_name_is_found(folder: Path, wanted: str, found: str) -> Non
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
-        ("Q6_K", "neither"), ("Q5_0", "neither"), ("Q4_K", "neither"), ("other-Q6_K.gguf", "another model"),
+        ("Q6_K", "neither"),
+        ("Q5_0", "neither"),
+        ("Q4_K", "neither"),
+        ("other-Q6_K.gguf", "another model"),
         ("gguf", "several"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_told_with_what_is(folder: Path, wanted: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as error:
         find(folder / "x-Q4_K_S.gguf", wanted)

@@ -75,9 +75,7 @@ def test_answers_are_as_likely_as_transformers_finds_them(
         monkeypatch.setattr(likelihood, "BATCH", batch)
         monkeypatch.setattr(likelihood, "WAVE", wave)  # few at a time: several walks, several batches
         found = Likelihood(model, keep=keep).score([*pairs, pairs[0]])  # one of them twice
-        assert [log for log, _ in found] == pytest.approx(
-            [*(e[0] for e in expected), expected[0][0]], abs=2e-4
-        )
+        assert [log for log, _ in found] == pytest.approx([*(e[0] for e in expected), expected[0][0]], abs=2e-4)
         assert [hit for _, hit in found[:-1]] == [e[1] for e in expected]
 
 
@@ -90,9 +88,7 @@ def test_an_empty_answer_is_refused() -> None:
 def harness() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the harness's own imports
-        yield pytest.importorskip(
-            "lm_eval", reason="needs lm-evaluation-harness: pip install 'dither[tasks]'"
-        )
+        yield pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'dither[tasks]'")
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +124,7 @@ pytest_ignore = pytest.mark.filterwarnings("ignore")
 
 @pytest.mark.slow
 @pytest_ignore
-def test_a_task_of_ones_own_scores_as_the_definition_has_it(
-    harness: Any, folder: Path, reference: Reference
-) -> None:
+def test_a_task_of_ones_own_scores_as_the_definition_has_it(harness: Any, folder: Path, reference: Reference) -> None:
     here = Path.cwd()
     found = dither.tasks(folder / "F32.gguf", ["own_choice"], data=folder, against=BUNDLED)
     assert Path.cwd() == here
@@ -150,9 +144,7 @@ def test_a_task_of_ones_own_scores_as_the_definition_has_it(
 
 @pytest.mark.slow
 @pytest_ignore
-def test_the_adapter_rolls_and_writes_as_transformers_does(
-    harness: Any, folder: Path, reference: Reference
-) -> None:
+def test_the_adapter_rolls_and_writes_as_transformers_does(harness: Any, folder: Path, reference: Reference) -> None:
     from lm_eval import utils
 
     from dither.running.harness import Answers, adapter
@@ -195,8 +187,9 @@ def test_the_command_tells_the_difference_and_refuses_what_it_cannot(
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert {(s["task"], s["metric"], s["questions"]) for s in document["scores"]} == {
-        ("own_choice", "acc", 2), ("own_write", "exact_match", 2)
-    }  # fmt: skip
+        ("own_choice", "acc", 2),
+        ("own_write", "exact_match", 2),
+    }
     assert all(s["difference"] == s["value"] - s["against"] for s in document["scores"])
     with pytest.raises(UnsupportedError, match="dither quantize MODEL --to BF16"):
         dither.tasks(BUNDLED, ["own_write"], data=folder, limit=1)

@@ -8,7 +8,6 @@ import pytest
 from llama_util import TinyLlama
 from typer.testing import CliRunner
 
-from dither._tasks import Score, Scores
 from dither.cli import app
 from dither.cli.bench import show as show_benchmarks
 from dither.cli.tasks import show as show_scores
@@ -18,21 +17,34 @@ from dither.running import hub_upload
 from dither.running.benchmark import Benchmark, spread
 from dither.running.ollama import describe, pieces_of
 from dither.running.paired import Difference
+from dither.running.tasks import Score, Scores
 
 
 def benchmark(**fields: object) -> Benchmark:
     known: dict[str, object] = {
-        "tool": "dither", "engine": "llama.cpp", "command": "dither bench", "file": "a[bold].gguf",
-        "file_bytes": 1, "file_modified_ns": 1, "cpu": "some CPU", "cores": 2, "threads": 2, "context": 512,
-        "prompt_tokens": 64, "generated_tokens": 8, "repeats": 3, "load_seconds": 0.25,
-        "peak_memory_bytes": 3 * 2**20, "memory_before_load_bytes": 2**20,
+        "tool": "dither",
+        "engine": "llama.cpp",
+        "command": "dither bench",
+        "file": "a[bold].gguf",
+        "file_bytes": 1,
+        "file_modified_ns": 1,
+        "cpu": "some CPU",
+        "cores": 2,
+        "threads": 2,
+        "context": 512,
+        "prompt_tokens": 64,
+        "generated_tokens": 8,
+        "repeats": 3,
+        "load_seconds": 0.25,
+        "peak_memory_bytes": 3 * 2**20,
+        "memory_before_load_bytes": 2**20,
         "energy_note": "not readable here: no counter",
         "llama_bench_note": "no llama-bench on the PATH",
         **spread("prefill_tokens_per_second", [90.0, 100.0, 110.0]),
         **spread("decode_tokens_per_second", [19.0, 19.8, 20.0]),
         **spread("engine_decode_tokens_per_second", [20.0, 20.0, 20.0]),
         **spread("time_to_first_token_seconds", [0.5, 0.5, 0.5]),
-    }  # fmt: skip
+    }
     return Benchmark.model_validate(known | fields)
 
 
@@ -56,10 +68,12 @@ def test_one_of_a_thing_is_not_several(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_ratio_and_a_second_opinion_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     fields = {
-        "against": "b.gguf", **spread("prefill_ratio", [1.5, 2.0, 2.5]),
-        **spread("decode_ratio", [0.9, 1.1, 1.2]), **spread("llama_bench_decode_tokens_per_second", [22.0]),
+        "against": "b.gguf",
+        **spread("prefill_ratio", [1.5, 2.0, 2.5]),
+        **spread("decode_ratio", [0.9, 1.1, 1.2]),
+        **spread("llama_bench_decode_tokens_per_second", [22.0]),
         "joules_per_token": 1.234,
-    }  # fmt: skip
+    }
     show_benchmarks([benchmark(**fields)])
     told = printed(capsys)
     assert "reads ×2.00 (1.50–2.50) and writes ×1.10 (0.90–1.20) as fast as b.gguf." in told

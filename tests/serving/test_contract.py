@@ -37,17 +37,23 @@ THOUGHT = "<think>\nHm, greetings.\n</think>\n\nGood day!"
 def bionic(model: str, **more: Any) -> dict[str, Any]:
     """A request as BionicGPT's client makes it."""
     return {
-        "model": model, "messages": [SYSTEM, HELLO], "stream": True,
+        "model": model,
+        "messages": [SYSTEM, HELLO],
+        "stream": True,
         "stream_options": {"include_usage": True},
-    } | more  # fmt: skip
+    } | more
 
 
 def test_a_chat_streams_in_the_form_it_reads(url: str) -> None:
     answer = speak(
         url,
-        http(url, "/v1/chat/completions", bionic("thinker", temperature=0.7, max_tokens=300,
-                                                grammar=says("Good day!")), BEARER),
-    )  # fmt: skip
+        http(
+            url,
+            "/v1/chat/completions",
+            bionic("thinker", temperature=0.7, max_tokens=300, grammar=says("Good day!")),
+            BEARER,
+        ),
+    )
     assert answer.status == 200 and answer.headers["content-type"].startswith("text/event-stream")
     events = answer.events()
     assert all(isinstance(event["choices"], list) for event in events)
@@ -81,11 +87,7 @@ def test_tool_calls_stream_with_index_id_and_function(url: str) -> None:
 
 def test_a_whole_conversation_with_a_tool_goes_in_again(url: str) -> None:
     """Assistant content null, tool_calls, role tool, reasoning_content: all as the client echoes them."""
-    call = {
-        "id": "call_1",
-        "type": "function",
-        "function": {"name": "weather", "arguments": '{"city": "Oslo"}'},
-    }
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     messages = [
         SYSTEM,
         HELLO,
@@ -163,9 +165,12 @@ def test_every_path_works_without_v1(url: str) -> None:
 
 def test_openai_s_client_streams(client: Any) -> None:
     stream = client.chat.completions.create(
-        model="Thinker", messages=[HELLO], stream=True, extra_body={"grammar": says(THOUGHT)},
+        model="Thinker",
+        messages=[HELLO],
+        stream=True,
+        extra_body={"grammar": says(THOUGHT)},
         stream_options={"include_usage": True},
-    )  # fmt: skip
+    )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == "Good day!" and chunks[-1].usage.total_tokens > 0
@@ -193,9 +198,12 @@ def test_openai_s_client_gets_its_schema(client: Any) -> None:
         "additionalProperties": False,
     }
     made = client.chat.completions.create(
-        model="caller", messages=[HELLO], seed=7, temperature=0,
+        model="caller",
+        messages=[HELLO],
+        seed=7,
+        temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": schema}},
-    )  # fmt: skip
+    )
     found = json.loads(made.choices[0].message.content)
     assert found["city"] == "Oslo" and isinstance(found["rain"], bool) and len(found) == 2
 
@@ -225,9 +233,7 @@ def test_openai_s_client_reads_log_probabilities_of_completions(client: Any, ser
 
 def test_openai_s_client_embeds_as_floats_and_as_base64(client: Any) -> None:
     plain = client.embeddings.create(model="caller", input="the sea", encoding_format="float")
-    packed = client.embeddings.with_raw_response.create(
-        model="caller", input="the sea", encoding_format="base64"
-    )
+    packed = client.embeddings.with_raw_response.create(model="caller", input="the sea", encoding_format="base64")
     raw = json.loads(packed.content)["data"][0]["embedding"]
     decoded = np.frombuffer(base64.b64decode(raw), "<f4")
     np.testing.assert_allclose(decoded, plain.data[0].embedding, atol=1e-6)

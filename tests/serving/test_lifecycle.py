@@ -101,9 +101,7 @@ def test_beyond_the_queue_there_is_429_and_a_time_to_return(endless: dither.Serv
     eventually(lambda: not endless.app.active and busy_slots(endless) == 0)  # type: ignore[union-attr]
 
 
-def test_a_client_that_takes_nothing_holds_no_slot(
-    endless: dither.Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_takes_nothing_holds_no_slot(endless: dither.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told nothing more once it stalls, and what was made for it is dropped."""
     from dither.serving import relay
 
@@ -131,9 +129,7 @@ def test_models_take_turns_where_memory_is_for_one(models: Path) -> None:
     probe = dither.serve(files, context=512, slots=1, threads=1, grammars=True)
     need = max(model.need for model in probe.models)
     probe.close()
-    with dither.serve(
-        files, context=512, slots=1, threads=1, memory=int(1.5 * need), grammars=True
-    ) as server:
+    with dither.serve(files, context=512, slots=1, threads=1, memory=int(1.5 * need), grammars=True) as server:
         assert server.app is not None
         for model in ("thinker", "caller", "Thinker"):
             body = {"model": model, "messages": ENDLESS["messages"], "grammar": says("here")}
@@ -146,10 +142,17 @@ def test_models_take_turns_where_memory_is_for_one(models: Path) -> None:
 def test_what_cannot_be_served_is_refused_at_once(models: Path, tmp_path: Path) -> None:
     caller = models / "caller.gguf"
     for options in (
-        {"host": "0.0.0.0"}, {"kv": "q9"}, {"context": 0}, {"slots": 0}, {"queue": -1}, {"port": 99999},
-        {"engine": "magic"}, {"memory": "1MB"}, {"engine": "transformers"},
+        {"host": "0.0.0.0"},
+        {"kv": "q9"},
+        {"context": 0},
+        {"slots": 0},
+        {"queue": -1},
+        {"port": 99999},
+        {"engine": "magic"},
+        {"memory": "1MB"},
+        {"engine": "transformers"},
         {"api_keys": [""]},
-    ):  # fmt: skip
+    ):
         with pytest.raises(UsageError):
             dither.serve(caller, **options)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="no such file"):
@@ -247,9 +250,7 @@ def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def test_sigterm_lets_answers_finish_and_refuses_new_ones(models: Path) -> None:
     """The command itself, as a service manager ends it: exit code 0, nothing cut off."""
-    with served(
-        models / "endless.gguf", "--port", 0, "-c", 2048, "--slots", 1, "--threads", 1, "--json"
-    ) as process:
+    with served(models / "endless.gguf", "--port", 0, "-c", 2048, "--slots", 1, "--threads", 1, "--json") as process:
         document = announced(process)
         url = document["url"]
         assert document["models"][0]["memory_bytes"] > 0
@@ -295,13 +296,14 @@ def test_without_a_network_everything_works(models: Path, tmp_path: Path) -> Non
     )
     done = subprocess.run(
         [*alone, sys.executable, "-c", script, str(models / "endless.gguf"), str(tmp_path)],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert json.loads(done.stdout) == ["abca", "abca", True, ["endless.gguf"]]
 
 
 def test_the_command_explains_a_refusal(models: Path) -> None:
-    result = CliRunner().invoke(
-        command, ["serve", str(models / "caller.gguf"), "--host", "0.0.0.0", "--json"]
-    )
+    result = CliRunner().invoke(command, ["serve", str(models / "caller.gguf"), "--host", "0.0.0.0", "--json"])
     assert result.exit_code == 2 and "--insecure" in json.loads(result.stdout)["error"]["way_out"]

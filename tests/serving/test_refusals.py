@@ -50,24 +50,49 @@ def test_what_is_no_json_object(url: str, body: bytes) -> None:
 
 
 WRONG: list[tuple[str, Any]] = [
-    ("messages", None), ("messages", []), ("messages", "hello"), ("messages[0]", ["hello"]),
+    ("messages", None),
+    ("messages", []),
+    ("messages", "hello"),
+    ("messages[0]", ["hello"]),
     ("messages[0].role", [{"role": "wizard", "content": "x"}]),
-    ("messages[0].content", [{"role": "user"}]), ("messages[0].content", [{"role": "user", "content": 5}]),
+    ("messages[0].content", [{"role": "user"}]),
+    ("messages[0].content", [{"role": "user", "content": 5}]),
     ("messages[0].content[0]", [{"role": "user", "content": ["x"]}]),
     ("messages[0].content[0].type", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
     ("messages[0].content[0].text", [{"role": "user", "content": [{"type": "text", "text": 1}]}]),
     ("messages[0].tool_call_id", [{"role": "tool", "content": "x"}]),
     ("messages[0].tool_calls[0]", [{"role": "assistant", "content": None, "tool_calls": [1]}]),
-    ("stream", "yes"), ("stream_options", True), ("temperature", "hot"), ("temperature", 3),
-    ("temperature", True), ("top_p", -1), ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", -1),
-    ("max_completion_tokens", "many"), ("stop", [""]), ("stop", ["x"] * 17), ("stop", 4), ("seed", "x"),
-    ("presence_penalty", 9), ("logit_bias", {"x": 1}), ("logit_bias", [1]), ("top_logprobs", 21),
-    ("n", 2), ("functions", [{"name": "f"}]), ("modalities", ["audio"]), ("audio", {"voice": "x"}),
-    ("tools", {}), ("tools[0].type", [{"type": "browser"}]), ("tools[0].function", [{"type": "function"}]),
-    ("response_format", {"type": "yaml"}), ("response_format", "json"),
+    ("stream", "yes"),
+    ("stream_options", True),
+    ("temperature", "hot"),
+    ("temperature", 3),
+    ("temperature", True),
+    ("top_p", -1),
+    ("max_tokens", 0),
+    ("max_tokens", 1.5),
+    ("max_tokens", -1),
+    ("max_completion_tokens", "many"),
+    ("stop", [""]),
+    ("stop", ["x"] * 17),
+    ("stop", 4),
+    ("seed", "x"),
+    ("presence_penalty", 9),
+    ("logit_bias", {"x": 1}),
+    ("logit_bias", [1]),
+    ("top_logprobs", 21),
+    ("n", 2),
+    ("functions", [{"name": "f"}]),
+    ("modalities", ["audio"]),
+    ("audio", {"voice": "x"}),
+    ("tools", {}),
+    ("tools[0].type", [{"type": "browser"}]),
+    ("tools[0].function", [{"type": "function"}]),
+    ("response_format", {"type": "yaml"}),
+    ("response_format", "json"),
     ("response_format.json_schema", {"type": "json_schema"}),
-    ("chat_template_kwargs", {"messages": []}), ("chat_template_kwargs", {"chat_template": "{{ 1 }}"}),
-]  # fmt: skip
+    ("chat_template_kwargs", {"messages": []}),
+    ("chat_template_kwargs", {"chat_template": "{{ 1 }}"}),
+]
 
 
 @pytest.mark.parametrize(("param", "value"), WRONG, ids=[f"{i}-{p}" for i, (p, _) in enumerate(WRONG)])
@@ -118,14 +143,7 @@ def test_a_context_that_overflows(url: str) -> None:
 
 
 def test_other_bodies(url: str) -> None:
-    for body in (
-        {},
-        {"prompt": ""},
-        {"prompt": 5},
-        {"prompt": [1.5]},
-        {"prompt": ["a", "b"]},
-        {"prompt": [-1]},
-    ):
+    for body in ({}, {"prompt": ""}, {"prompt": 5}, {"prompt": [1.5]}, {"prompt": ["a", "b"]}, {"prompt": [-1]}):
         refused(ask(url, "/v1/completions", {"model": "thinker", **body}), 400, param="prompt")
     for body in ({}, {"input": []}, {"input": [""]}, {"input": 1}, {"input": ["a"] * 2049}, {"input": [[]]}):
         refused(ask(url, "/v1/embeddings", {"model": "caller", **body}), 400, param="input")
@@ -204,9 +222,7 @@ def test_no_answer_allows_other_origins(url: str) -> None:
 
 
 def test_a_server_without_grammars(models: Any) -> None:
-    with dither.serve(
-        models / "thinker.gguf", api_keys=["one", "two"], threads=1, slots=1, context=256
-    ) as server:
+    with dither.serve(models / "thinker.gguf", api_keys=["one", "two"], threads=1, slots=1, context=256) as server:
         body = {"messages": HELLO, "max_tokens": 1}
         for header in ("", "Authorization: Bearer \r\n", "Authorization: Basic one\r\n"):
             refused(ask(server.url, CHAT, body, header), 401, "invalid_api_key")

@@ -24,9 +24,7 @@ PROMPT = "The old man looked at the sea and"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(
-        shutil.copytree(str(files("dither") / "demo_model"), tmp_path_factory.mktemp("folder") / "demo")
-    )
+    return Path(shutil.copytree(str(files("dither") / "demo_model"), tmp_path_factory.mktemp("folder") / "demo"))
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +62,16 @@ def test_a_completion_is_generate_s(served: dither.Server, reference: Any) -> No
 
 
 def test_a_chat_streams_with_usage(served: dither.Server) -> None:
-    body = {"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-                         {"role": "user", "content": "Hello"}],
-            "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True},
-            "seed": 3}  # fmt: skip
+    body = {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": "Hello"},
+        ],
+        "max_tokens": 8,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "seed": 3,
+    }
     first, second = (ask(served.url, "/v1/chat/completions", body).events() for _ in range(2))
 
     def text(events: list[Any]) -> str:
@@ -95,9 +99,12 @@ def test_what_it_cannot_do_is_said(served: dither.Server) -> None:
         answer = ask(served.url, "/v1/chat/completions", hello | more)
         assert answer.status == 400 and answer.json()["error"]["param"] == param
     for name, value, nothing in (
-        ("presence_penalty", 1, 0), ("frequency_penalty", 0.5, 0.0), ("logit_bias", {"5": 9}, {}),
-        ("typical_p", 0.5, 1), ("logprobs", True, False),
-    ):  # fmt: skip
+        ("presence_penalty", 1, 0),
+        ("frequency_penalty", 0.5, 0.0),
+        ("logit_bias", {"5": 9}, {}),
+        ("typical_p", 0.5, 1),
+        ("logprobs", True, False),
+    ):
         answer = ask(served.url, "/v1/chat/completions", hello | {name: value})
         assert answer.status == 400 and name in answer.json()["error"]["message"]
         assert ask(served.url, "/v1/chat/completions", hello | {name: nothing, "max_tokens": 1}).status == 200
@@ -117,9 +124,7 @@ def test_extremes_of_sampling_are_answered(served: dither.Server, reference: Any
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_whatever_a_kernel_raises_is_told_and_the_model_loaded_anew(
-    served: dither.Server, reference: Any
-) -> None:
+def test_whatever_a_kernel_raises_is_told_and_the_model_loaded_anew(served: dither.Server, reference: Any) -> None:
     """A kernel's own assertion, say; a request that never hears of it would wait forever."""
     assert served.app is not None
 
@@ -151,8 +156,6 @@ def test_a_quantized_folder_is_served(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors", reason="transformers reads this format with compressed-tensors")
     dither.quantize(folder, "w8a16", tmp_path / "w8")
     with dither.serve(tmp_path / "w8", context=256, threads=1) as server:
-        made = ask(
-            server.url, "/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
-        ).json()
+        made = ask(server.url, "/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}).json()
         assert made["usage"]["completion_tokens"] == 12
         assert json.dumps(made["choices"][0]["text"])

@@ -45,16 +45,45 @@ def test_the_command_says_everything_that_was_asked(on_path: Path, tmp_path: Pat
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     launch = vllm.plan(
-        folder, host="0.0.0.0", port=9000, api_keys=["secret"], context=4096, slots=16, kv="q8_0",
-        loras=[adapter], gpus=4, machines=2,
-    )  # fmt: skip
+        folder,
+        host="0.0.0.0",
+        port=9000,
+        api_keys=["secret"],
+        context=4096,
+        slots=16,
+        kv="q8_0",
+        loras=[adapter],
+        gpus=4,
+        machines=2,
+    )
     assert launch.command == (
-        str(on_path), "serve", str(folder), "--served-model-name", "model", "--host", "0.0.0.0",
-        "--port", "9000",
-        "--quantization", "bitsandbytes", "--max-model-len", "4096", "--max-num-seqs", "16",
-        "--kv-cache-dtype", "fp8", "--tensor-parallel-size", "4", "--pipeline-parallel-size", "2",
-        "--distributed-executor-backend", "ray", "--enable-lora", "--lora-modules", f"tuned={adapter}",
-    )  # fmt: skip
+        str(on_path),
+        "serve",
+        str(folder),
+        "--served-model-name",
+        "model",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "9000",
+        "--quantization",
+        "bitsandbytes",
+        "--max-model-len",
+        "4096",
+        "--max-num-seqs",
+        "16",
+        "--kv-cache-dtype",
+        "fp8",
+        "--tensor-parallel-size",
+        "4",
+        "--pipeline-parallel-size",
+        "2",
+        "--distributed-executor-backend",
+        "ray",
+        "--enable-lora",
+        "--lora-modules",
+        f"tuned={adapter}",
+    )
     assert launch.environment["VLLM_API_KEY"] == "secret"
     assert "secret" not in launch.shown() + json.dumps(launch.to_json())
     assert any("Ray" in note for note in launch.notes)
@@ -68,23 +97,31 @@ def test_heads_decide_how_many_gpus(on_path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "quantization",
-    [None, {"quant_method": "gptq", "bits": 4}, {"quant_method": "awq", "bits": 4}, {"quant_method": "fp8"},
-     {"quant_method": "compressed-tensors", "format": "pack-quantized"}],
+    [
+        None,
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "fp8"},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    ],
     ids=["plain", "gptq", "awq", "fp8", "compressed-tensors"],
-)  # fmt: skip
+)
 def test_vllm_finds_these_by_itself(on_path: Path, tmp_path: Path, quantization: Any) -> None:
     assert "--quantization" not in vllm.plan(folder_of(tmp_path, quantization)).command
 
 
 @pytest.mark.parametrize(
     ("quantization", "reason"),
-    [({"quant_method": "awq", "bits": 3}, "3 bits"), ({"quant_method": "gptq", "bits": 5}, "5 bits"),
-     ({"quant_method": "hqq"}, "hqq"), ({}, ""), ([1], "no object")],
+    [
+        ({"quant_method": "awq", "bits": 3}, "3 bits"),
+        ({"quant_method": "gptq", "bits": 5}, "5 bits"),
+        ({"quant_method": "hqq"}, "hqq"),
+        ({}, ""),
+        ([1], "no object"),
+    ],
     ids=["awq 3", "gptq 5", "hqq", "none", "a list"],
-)  # fmt: skip
-def test_what_vllm_does_not_take_is_said(
-    on_path: Path, tmp_path: Path, quantization: Any, reason: str
-) -> None:
+)
+def test_what_vllm_does_not_take_is_said(on_path: Path, tmp_path: Path, quantization: Any, reason: str) -> None:
     folder = folder_of(tmp_path, quantization)
     if not reason:
         vllm.plan(folder)

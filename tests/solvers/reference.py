@@ -70,9 +70,12 @@ def slow_gptq(
 
 
 def slow_in_turn(
-    w_RC: np.ndarray, output_RR: np.ndarray, damping: float, together: int,
+    w_RC: np.ndarray,
+    output_RR: np.ndarray,
+    damping: float,
+    together: int,
     round_rows: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The decoded numbers of rows rounded in the order of G's diagonal, `together` at a time.
 
     tr(G E H Eᵀ) with errors E_D of the rows done is least, whatever H, where the free rows have the errors
@@ -97,9 +100,7 @@ def objectives(w_RC: np.ndarray, value_RC: np.ndarray, hessian_CC: np.ndarray) -
     return losses
 
 
-def joint_objective(
-    w_RC: np.ndarray, value_RC: np.ndarray, hessian_CC: np.ndarray, output_KOO: np.ndarray
-) -> float:
+def joint_objective(w_RC: np.ndarray, value_RC: np.ndarray, hessian_CC: np.ndarray, output_KOO: np.ndarray) -> float:
     """tr(G E H Eᵀ) in float64, G put together from its diagonal blocks."""
     error_RC = w_RC.astype(np.float64) - value_RC
     output_RR = np.zeros((len(w_RC), len(w_RC)))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from dither.codecs import codec
 from dither.errors import DitherError, UsageError
-from dither.solvers import blocks
-from dither.solvers.feedback import round_rows
+from dither.solvers.feedback import blocks
+from dither.solvers.feedback.column_blocks import column_blocks
+from dither.solvers.feedback.column_feedback import round_rows
+from dither.solvers.feedback.hessian import column_order, factor
+from dither.solvers.feedback.refit import refit_rows
 from dither.solvers.gptq import Gptq
-from dither.solvers.linalg import column_order, factor
-from dither.solvers.places import places
-from dither.solvers.refit import refit_rows
 from dither.types import Codec, Evidence, Solved
 from solvers.reference import objectives, slow_gptq
 
@@ -71,9 +71,7 @@ def test_equals_optimal_brain_surgeon(name: str, act_order: bool, monkeypatch: p
     equal_R = np.isclose(decoded(name, solved), slow_RC, rtol=1e-5, atol=0).mean(axis=1)
     # A tie that float32 breaks the other way changes what follows in its row, so one row may differ.
     assert np.sort(equal_R)[1:].mean() >= 0.999
-    found, slow = (
-        objectives(w_RC, v_RC, known.hessian_CC).sum() for v_RC in (decoded(name, solved), slow_RC)
-    )
+    found, slow = (objectives(w_RC, v_RC, known.hessian_CC).sum() for v_RC in (decoded(name, solved), slow_RC))
     assert found == pytest.approx(slow, rel=2e-3)
 
 
@@ -167,7 +165,7 @@ def test_refitting_keeps_count_of_the_loss(columns: int) -> None:
     c, w_RC, known = codec("Q3_K"), weights(columns=columns), evidence(inputs(columns=columns))
     assert known.hessian_CC is not None
     factored, order_C = factor(known.hessian_CC, 0.05), np.arange(columns)
-    here = places(factored, order_C, 256, 16)
+    here = column_blocks(factored, order_C, 256, 16)
     rounded = round_rows(w_RC, c, here, factored.upper_CC.astype(np.float32), 1, 0)
     loss_R = refit_rows(w_RC, rounded, here, factored.damped_CC, 4)
     value_RC = c.decode(np.concatenate([block.pack() for block in rounded], axis=1))
@@ -243,9 +241,7 @@ def test_dead_columns_are_rounded_to_nearest(name: str) -> None:
     x_TC[:, dead] = 0
     value_RC = decoded(name, solved := Gptq()(w_RC, c, evidence(x_TC)))
     _, grid = c.unpack(solved.raw_RN.reshape(-1, c.block_bytes))
-    nearest_RB = c.value(
-        codes := c.snap(w_RC.reshape(-1, c.block), grid, slice(0, c.block)), grid, slice(0, c.block)
-    )
+    nearest_RB = c.value(codes := c.snap(w_RC.reshape(-1, c.block), grid, slice(0, c.block)), grid, slice(0, c.block))
     assert codes.shape == nearest_RB.shape
     np.testing.assert_array_equal(value_RC[:, dead], nearest_RB.reshape(w_RC.shape)[:, dead])
     assert (value_RC != nearest_RB.reshape(w_RC.shape)).any()

@@ -115,9 +115,7 @@ def test_equals_the_papers_iteration(known: Evidence | None) -> None:
     weight_C = np.ones(COLUMNS) if known is None else known.mean_square_C
     slow_RC = np.array(
         [
-            np.concatenate(
-                [slow_block(*block) for block in zip(np.split(w_C, 8), np.split(weight_C, 8), strict=True)]
-            )
+            np.concatenate([slow_block(*block) for block in zip(np.split(w_C, 8), np.split(weight_C, 8), strict=True)])
             for w_C in w_RC
         ]
     )

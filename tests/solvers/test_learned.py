@@ -151,9 +151,14 @@ def toy(name: str = "Q3_K", types: dict[str, str] | None = None, seed: int = 0) 
     start = {key: Nearest()(w.reshape(-1, 256), codecs[key], None) for key, w in originals.items()}
     train, held = slice(0, 16), slice(16, 24)
     return BlockTask(
-        mixture, hidden_STH[train].split(8), targets_STH[train].split(8),
-        (hidden_STH[held].split(8), targets_STH[held].split(8)), originals, codecs, start,
-    )  # fmt: skip
+        mixture,
+        hidden_STH[train].split(8),
+        targets_STH[train].split(8),
+        (hidden_STH[held].split(8), targets_STH[held].split(8)),
+        originals,
+        codecs,
+        start,
+    )
 
 
 def toy_loss(task: BlockTask, solved: dict[str, Solved]) -> float:
@@ -211,9 +216,7 @@ class TestRefine:
         tensors = {key: torch.from_numpy(w) for key, w in exact.items()}
         held = (task.held[0], [mixture(x, tensors) for x in task.held[0]])
         targets = [mixture(x, tensors) for x in task.inputs]
-        start = {
-            key: Solved(s.raw_RN, "gptq", {"damping": 0.1}, ("a note",)) for key, s in task.start.items()
-        }
+        start = {key: Solved(s.raw_RN, "gptq", {"damping": 0.1}, ("a note",)) for key, s in task.start.items()}
         exact_task = replace(task, weights=exact, targets=targets, held=held, start=start)
         solved = Learned(steps=5, threads=1).refine(exact_task)
         for key, answer in solved.items():
@@ -313,9 +316,7 @@ class TestBundledModel:
         ("name", "steps", "matrices", "most"),
         [("Q2_K", 20, 7, 0.95), ("Q3_K", 20, 7, 0.98), ("IQ4_XS", 30, 7, 0.995), ("IQ3_S", 5, 1, 0.995)],
     )
-    def test_block_on_held_text(
-        self, bundled: Bundled, name: str, steps: int, matrices: int, most: float
-    ) -> None:
+    def test_block_on_held_text(self, bundled: Bundled, name: str, steps: int, matrices: int, most: float) -> None:
         train, held = slice(0, 24), slice(24, 36)
         names = bundled.block.names[:matrices]
         inputs, targets = bundled.around()
@@ -324,11 +325,15 @@ class TestBundledModel:
         quick = Gptq(fits=1, scale_rounds=0, refit_rounds=1, threads=1)
         start = {key: quick(weights[key], codec(name), known[key]) for key in names}
         task = BlockTask(
-            bundled.block, inputs[train].split(8), targets[train].split(8),
-            (inputs[held].split(8), targets[held].split(8)), weights,
-            dict.fromkeys(names, codec(name)), start,
+            bundled.block,
+            inputs[train].split(8),
+            targets[train].split(8),
+            (inputs[held].split(8), targets[held].split(8)),
+            weights,
+            dict.fromkeys(names, codec(name)),
+            start,
             {key: evidence.mean_square_C for key, evidence in known.items()},
-        )  # fmt: skip
+        )
         solved = Learned(steps=steps, batch=4, threads=1).refine(task)
         losses = [bundled.loss(task, answer, held) for answer in (start, solved)]
         record = solved[names[0]].record

@@ -14,10 +14,10 @@ from test_gptq import evidence as evidence_of
 
 from dither.codecs import codec
 from dither.errors import DitherError
-from dither.solvers import outputs
+from dither.solvers.feedback import row_feedback
+from dither.solvers.feedback.hessian import column_order
+from dither.solvers.feedback.row_feedback import portion_rows, solve_in_turn
 from dither.solvers.gptq import Gptq
-from dither.solvers.linalg import column_order
-from dither.solvers.outputs import portion_rows, solve_in_turn
 from dither.types import Bytes, Evidence, Floats
 from solvers.reference import joint_objective, slow_gptq, slow_in_turn
 
@@ -40,7 +40,7 @@ def known() -> Evidence:
     return evidence_of(inputs(columns=COLUMNS))
 
 
-def nearest(name: str) -> outputs.SolveRows:
+def nearest(name: str) -> row_feedback.SolveRows:
     c = codec(name)
 
     def solve(w_PC: Floats) -> tuple[Bytes, Floats]:
@@ -55,13 +55,13 @@ def nearest(name: str) -> outputs.SolveRows:
 def test_each_row_is_moved_to_where_the_rest_leaves_least(
     name: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "FEWEST", together)
-    monkeypatch.setattr(outputs, "MOST", together)
+    monkeypatch.setattr(row_feedback, "FEWEST", together)
+    monkeypatch.setattr(row_feedback, "MOST", together)
     w_RC, output_KOO = weights(40, COLUMNS), correlated(40)
     assert portion_rows(40) == together
     assert (np.argsort(-np.diagonal(output_KOO[0])) != np.arange(40)).any()
     found_RC = codec(name).decode(solve_in_turn(w_RC, output_KOO, nearest(name)))
-    slow_RC = slow_in_turn(w_RC, output_KOO[0], outputs.DAMPING, together, lambda w: nearest(name)(w)[1])
+    slow_RC = slow_in_turn(w_RC, output_KOO[0], row_feedback.DAMPING, together, lambda w: nearest(name)(w)[1])
     # A tie that float32 breaks the other way changes a little of all rows after it.
     assert (found_RC == slow_RC).mean() > 0.98
     np.testing.assert_allclose(found_RC, slow_RC, atol=0.02 * np.abs(w_RC).max())
@@ -76,22 +76,20 @@ def test_each_row_is_moved_to_where_the_rest_leaves_least(
 def test_with_feedback_along_columns_it_equals_both_written_out(
     name: str, known: Evidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "FEWEST", 1)
-    monkeypatch.setattr(outputs, "MOST", 1)
+    monkeypatch.setattr(row_feedback, "FEWEST", 1)
+    monkeypatch.setattr(row_feedback, "MOST", 1)
     c, w_RC, output_KOO, hessian_CC = codec(name), weights(12, COLUMNS), correlated(12), known.hessian_CC
     assert hessian_CC is not None
     order_C = column_order(hessian_CC, c.block, within=True)
     solved = Gptq(damping=0.01, **PLAIN)(w_RC, c, replace(known, output_KOO=output_KOO))
     slow_RC = slow_in_turn(
-        w_RC, output_KOO[0], outputs.DAMPING, 1, lambda w: slow_gptq(w, c, hessian_CC, 0.01, order_C)
+        w_RC, output_KOO[0], row_feedback.DAMPING, 1, lambda w: slow_gptq(w, c, hessian_CC, 0.01, order_C)
     )
     assert solved.solver == "gptq"
     # A tie broken the other way in one row changes a little of all rows after it: what counts is the loss.
     assert (decoded(name, solved) == slow_RC).mean() > 0.6
     slow = joint_objective(w_RC, slow_RC, hessian_CC, output_KOO)
-    assert joint_objective(w_RC, decoded(name, solved), hessian_CC, output_KOO) == pytest.approx(
-        slow, rel=0.01
-    )
+    assert joint_objective(w_RC, decoded(name, solved), hessian_CC, output_KOO) == pytest.approx(slow, rel=0.01)
     alone = Gptq(damping=0.01, **PLAIN)(w_RC, c, known)
     assert joint_objective(w_RC, decoded(name, alone), hessian_CC, output_KOO) > 1.2 * slow
 
@@ -104,8 +102,7 @@ def test_errors_that_cancel_cost_less(name: str, known: Evidence) -> None:
     both = replace(known, output_KOO=output_KOO, held_HC=held_HC)
     alone, together = (Gptq(**FAST)(w_RC, codec(name), e) for e in (known, both))
     without, found = (
-        joint_objective(w_RC, decoded(name, solved), known.hessian_CC, output_KOO)
-        for solved in (alone, together)
+        joint_objective(w_RC, decoded(name, solved), known.hessian_CC, output_KOO) for solved in (alone, together)
     )
     assert found < 0.75 * without
     nearest_RC = codec(name).decode(codec(name).encode(w_RC, known.mean_square_C))
@@ -135,13 +132,9 @@ def diagonal(rows: int, equal: bool) -> np.ndarray:
     ids=["identity", "small identity", "diagonal", "zero", "apart"],
 )
 @pytest.mark.parametrize("name", ["Q4_K", "IQ4_XS"])
-def test_outputs_that_nothing_connects_are_rounded_alone(
-    name: str, output_KOO: np.ndarray, known: Evidence
-) -> None:
+def test_outputs_that_nothing_connects_are_rounded_alone(name: str, output_KOO: np.ndarray, known: Evidence) -> None:
     w_RC = weights(ROWS, COLUMNS, seed=5)
-    alone, found = (
-        Gptq(**FAST)(w_RC, codec(name), e).raw_RN for e in (known, replace(known, output_KOO=output_KOO))
-    )
+    alone, found = (Gptq(**FAST)(w_RC, codec(name), e).raw_RN for e in (known, replace(known, output_KOO=output_KOO)))
     assert share_of_equal_rows(alone, found) > 0.95
 
 
@@ -175,9 +168,7 @@ def test_an_output_hessian_of_low_rank(known: Evidence) -> None:
     alone = Gptq(**FAST)(w_RC, codec("Q4_K"), known)
     solved = Gptq(**FAST)(w_RC, codec("Q4_K"), replace(known, output_KOO=output_KOO))
     assert known.hessian_CC is not None
-    found, without = (
-        joint_objective(w_RC, decoded("Q4_K", s), known.hessian_CC, output_KOO) for s in (solved, alone)
-    )
+    found, without = (joint_objective(w_RC, decoded("Q4_K", s), known.hessian_CC, output_KOO) for s in (solved, alone))
     assert found < 0.35 * without
     assert np.abs(w_RC - decoded("Q4_K", solved)).max() < np.abs(w_RC).max()
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dither.codecs import codec
-from dither.solvers import prepared
-from dither.solvers.cholesky import PANEL, upper_factor
+from dither.solvers.feedback import factor_cache
+from dither.solvers.feedback.cholesky import PANEL, upper_factor
 from dither.solvers.gptq import Gptq
 from dither.types import Evidence
 
@@ -48,7 +48,7 @@ class Counted:
     """How often a Hessian was factored."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.times, whole = 0, prepared.factor
+        self.times, whole = 0, factor_cache.factor
         lock = threading.Lock()
 
         def factor(*args: object) -> object:
@@ -56,7 +56,7 @@ class Counted:
                 self.times += 1
             return whole(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(prepared, "factor", factor)
+        monkeypatch.setattr(factor_cache, "factor", factor)
 
 
 def layer(hessian_CC: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, Evidence]:
@@ -87,7 +87,7 @@ def test_an_array_that_was_changed_is_prepared_anew(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_kept_beyond_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, solver = Counted(monkeypatch), Gptq(threads=1)
-    monkeypatch.setattr(prepared, "KEPT_BYTES", 0)
+    monkeypatch.setattr(factor_cache, "KEPT_BYTES", 0)
     first, second = hessian(256), hessian(256, seed=3)
     for hessian_CC, times in ((first, 1), (first, 1), (second, 2), (first, 3), (second, 4)):
         w_RC, known = layer(hessian_CC, 16, 1)

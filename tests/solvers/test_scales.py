@@ -49,11 +49,11 @@ def slow_search(w_C: np.ndarray, known: Evidence, sweeps: int) -> np.ndarray:
         value_C[at] = affine(w_C[at], *chosen[at.start])
         error_C[at] = w_C[at] - value_C[at]
 
-    places = [slice(at, at + BLOCK) for at in range(0, len(w_C), BLOCK)]
-    for at in places:
+    spans = [slice(at, at + BLOCK) for at in range(0, len(w_C), BLOCK)]
+    for at in spans:
         fits = [c.fit(w_C[None, at], v_B) for v_B in (known.mean_square_C[at], None)]
         take_best(at, [each for fit in fits for each in near(fit.scale_R[0], int(fit.zero_R[0]), WIDER)])
-    for _, at in product(range(sweeps), places):
+    for _, at in product(range(sweeps), spans):
         take_best(at, near(*chosen[at.start], CLOSER))
     return value_C
 

@@ -11,15 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from llama_util import TinyLlama
-from transforms_util import (
-    TOKENS,
-    everything_as,
-    evidence_of,
-    made_up_evidence,
-    outlier_inputs,
-    reference,
-    tiny_model,
-)
+from transforms_util import TOKENS, everything_as, evidence_of, made_up_evidence, outlier_inputs, reference, tiny_model
 
 from dither.codecs import codec
 from dither.errors import UsageError
@@ -197,8 +189,7 @@ def test_a_layer_with_a_tensor_nobody_knows_is_left_alone_and_named(model: Model
     assert any(name.startswith("blk.1.") for name in done.record["groups"])
     assert any("ffn_gate_shexp" in note for note in done.notes)
     np.testing.assert_array_equal(
-        tensors(done.model)["blk.0.ffn_norm.weight"].read(0, 1),
-        tensors(model)["blk.0.ffn_norm.weight"].read(0, 1),
+        tensors(done.model)["blk.0.ffn_norm.weight"].read(0, 1), tensors(model)["blk.0.ffn_norm.weight"].read(0, 1)
     )
 
 

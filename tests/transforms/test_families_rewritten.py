@@ -22,7 +22,7 @@ from transformers import (
     Qwen2Config,
     Qwen3MoeConfig,
     SmolLM3Config,
-)  # fmt: skip
+)
 from transforms_util import everything_as, made_up_evidence
 
 from dither.errors import UnsupportedError
@@ -50,19 +50,21 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SMALL),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
     "qwen3 moe": Qwen3MoeConfig(
-        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64,
-        norm_topk_prob=True,
+        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True
     ),
     "phi-3": Phi3Config(**SMALL),
     "smollm3": SmolLM3Config(**SMALL | {"num_hidden_layers": 4}),
     "gemma 3": Gemma3TextConfig(
-        **SMALL | {"num_hidden_layers": 6}, head_dim=32, sliding_window=16, query_pre_attn_scalar=32,
+        **SMALL | {"num_hidden_layers": 6},
+        head_dim=32,
+        sliding_window=16,
+        query_pre_attn_scalar=32,
         rope_parameters={
             "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
             "full_attention": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
-}  # fmt: skip
+}
 PROMPT = [(37 * i) % 300 for i in range(60)]
 # llama.cpp keeps keys and values as float16: the unchanged models come within 3e-5 of transformers.
 DIVERGENCE = 2e-4
@@ -70,9 +72,7 @@ DIVERGENCE = 2e-4
 
 def scaled(model: Model) -> Model:
     done = Awq(feeds(model.arch))(model, made_up_evidence(model), everything_as("Q4_0"))
-    kinds = {
-        name.split(".")[-2].removesuffix("_exps") for name, g in done.record["groups"].items() if g["alpha"]
-    }
+    kinds = {name.split(".")[-2].removesuffix("_exps") for name, g in done.record["groups"].items() if g["alpha"]}
     value = "attn_qkv" if model.arch == "phi3" else "attn_v"
     assert {"attn_norm", "ffn_norm", value, "ffn_up"} <= kinds, "what is not scaled is not tested"
     assert not any("left as it was" in note for note in done.notes)

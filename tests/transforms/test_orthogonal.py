@@ -59,9 +59,7 @@ def test_multiplying_is_the_kronecker_product_written_out(width: int) -> None:
 
 
 def test_sylvester_is_his_recursion() -> None:
-    np.testing.assert_array_equal(
-        sylvester(4), [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
-    )
+    np.testing.assert_array_equal(sylvester(4), [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
 
 
 @pytest.mark.parametrize("order", [4, 8, 12, 20, 24, 28, 36, 44, 60, 76, 108, 124])

@@ -39,10 +39,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "phi-3": Phi3Config(**SMALL),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
     "qwen3 moe": Qwen3MoeConfig(
-        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64,
-        norm_topk_prob=True,
+        **SMALL, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True
     ),
-}  # fmt: skip
+}
 pytestmark = pytest.mark.usefixtures("one_thread")
 Outputs = dict[tuple[str, int], np.ndarray]  # (matrix, expert) → Σ c g gᵀ (R, R), float64
 Open = Callable[[str], Model]
@@ -121,15 +120,10 @@ def test_scaled_outputs_are_pulled_at_as_in_the_scaled_model(name: str, parts: i
         seen = done.evidence(tensor, expert)
         assert seen is not None
         assert_same(seen.output_KOO, blocks_of(sums_RR, parts), (tensor, expert))
-        if (
-            np.abs(sums_RR / np.abs(sums_RR).max() - (b := before[tensor, expert]) / np.abs(b).max()).max()
-            > 0.01
-        ):
+        if np.abs(sums_RR / np.abs(sums_RR).max() - (b := before[tensor, expert]) / np.abs(b).max()).max() > 0.01:
             changed.add(tensor.split(".")[2])
     values = {"attn_qkv"} if name == "phi-3" else {"attn_v"}
-    assert changed == values | {
-        "ffn_up_exps" if "ffn_up_exps" in {t.split(".")[2] for t, _ in after} else "ffn_up"
-    }
+    assert changed == values | {"ffn_up_exps" if "ffn_up_exps" in {t.split(".")[2] for t, _ in after} else "ffn_up"}
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -150,10 +144,7 @@ def test_turned_outputs_are_pulled_at_as_in_the_turned_model(name: str, parts: i
         expected_KOO = blocks_of(sums_RR, parts)
         if "attn_output" in tensor or "ffn_down" in tensor:
             writers += 1
-            assert (
-                np.abs(expected_KOO - blocks_of(before[tensor, expert], parts)).max()
-                > 0.05 * expected_KOO.max()
-            )
+            assert np.abs(expected_KOO - blocks_of(before[tensor, expert], parts)).max() > 0.05 * expected_KOO.max()
             if parts > 1:
                 known_RR = np.zeros_like(sums_RR)
                 for k in range(parts):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dither import __version__
+from dither._version import __version__
 from dither.cli.answers import answers
 from dither.cli.bench import bench
 from dither.cli.calibrate import calibrate

@@ -10,7 +10,7 @@ import typer
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
 
 if TYPE_CHECKING:
-    from dither.showing.answers import Answer, Forced, Recorded
+    from dither.reporting.answer_records import Answer, Forced, Recorded
 
 
 def answers(
@@ -32,14 +32,20 @@ def answers(
 ) -> None:
     """Record what a quantized file and its original answer, side by side."""
     with stop_on_error(as_json):
-        from dither import _answers
+        from dither.reporting import answers as job
 
         with Meter() as meter:
-            found = _answers.answers(
-                file, against, prompts=prompt or _answers.PROMPTS,
-                text=None if text is None else _read(text), max_tokens=tokens, threads=threads, device=device,
-                save=not no_save, progress=meter,
-            )  # fmt: skip
+            found = job.answers(
+                file,
+                against,
+                prompts=prompt or job.PROMPTS,
+                text=None if text is None else _read(text),
+                max_tokens=tokens,
+                threads=threads,
+                device=device,
+                save=not no_save,
+                progress=meter,
+            )
         if as_json:
             print_json(found.to_json())
             return
@@ -52,7 +58,7 @@ def answers(
 def _read(path: Path) -> str:
     """The file's beginning: no more than is taken.  Raises SourceError where it cannot be read as text."""
     from dither.errors import SourceError
-    from dither.showing.answers import LONGEST_TEXT
+    from dither.reporting.answer_records import LONGEST_TEXT
 
     try:
         with path.open(encoding="utf-8") as file:

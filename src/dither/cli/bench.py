@@ -21,9 +21,7 @@ def bench(
         str | None, typer.Option("--against", metavar="FILE", help="Another GGUF: speeds as ratios to its.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
-    context: Annotated[
-        int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")
-    ] = 0,
+    context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")] = 0,
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, help="Tokens to read.")] = 512,
     generate: Annotated[int, typer.Option("-n", "--generate", min=2, help="Tokens to write.")] = 64,
     repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1000, help="Rounds counted.")] = 5,
@@ -32,13 +30,20 @@ def bench(
 ) -> None:
     """Measure speed, time to first token, memory and energy of GGUFs on this machine."""
     with stop_on_error(as_json):
-        from dither import _bench
+        from dither.running import bench as job
 
         with Meter(quiet=as_json) as meter:
-            found = _bench.bench(
-                files, against=against, threads=threads, context=context, prompt=prompt, generate=generate,
-                repeats=repeats, save=not no_save, progress=meter,
-            )  # fmt: skip
+            found = job.bench(
+                files,
+                against=against,
+                threads=threads,
+                context=context,
+                prompt=prompt,
+                generate=generate,
+                repeats=repeats,
+                save=not no_save,
+                progress=meter,
+            )
         if as_json:
             documents = [result.model_dump(mode="json") for result in found]
             print_json(documents[0] if len(documents) == 1 else documents)

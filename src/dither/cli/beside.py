@@ -94,9 +94,7 @@ def _said(words: Sequence[str]) -> str:
 
 
 @contextmanager
-def growing(
-    titles: Sequence[str], console: Console = out
-) -> Iterator[Callable[[Sequence[str | Text]], None]]:
+def growing(titles: Sequence[str], console: Console = out) -> Iterator[Callable[[Sequence[str | Text]], None]]:
     """A place on the terminal that is written anew whenever the answers have grown."""
     from rich.live import Live
 

@@ -11,17 +11,15 @@ from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_e
 from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from dither._calibrate import Calibration
+    from dither.measuring.calibrate import Calibration
 
 
 def calibrate(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name)."),
+        str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
     ],
     data: Annotated[
-        str,
-        typer.Option(metavar="TEXT", help="A text file, JSON lines, hf:DATASET, or self: the model writes."),
+        str, typer.Option(metavar="TEXT", help="A text file, JSON lines, hf:DATASET, or self: the model writes.")
     ] = "self",
     tokens: Annotated[int, typer.Option(min=2, help="How many tokens to run.")] = 2**15,
     context: Annotated[
@@ -36,21 +34,31 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="For the text that the model writes.")] = 0,
     device: Annotated[str, typer.Option(help="Where the blocks run: cpu, cuda, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the evidence goes.")
-    ] = Path("evidence"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the evidence goes.")] = Path(
+        "evidence"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace existing evidence.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Learn from text which weights matter."""
     with stop_on_error(as_json, resumable=True):
-        from dither import _calibrate
+        from dither.measuring import calibrate as job
 
         with Meter() as meter:
-            result = _calibrate.calibrate(
-                model, data, tokens=tokens, context=context, hessians=hessians, gradients=gradients,
-                out=output, seed=seed, device=device, threads=threads, force=force, progress=meter,
-            )  # fmt: skip
+            result = job.calibrate(
+                model,
+                data,
+                tokens=tokens,
+                context=context,
+                hessians=hessians,
+                gradients=gradients,
+                out=output,
+                seed=seed,
+                device=device,
+                threads=threads,
+                force=force,
+                progress=meter,
+            )
         print_json(result.to_json()) if as_json else print_result(result, model)
 
 
@@ -67,9 +75,7 @@ def print_result(result: Calibration, model: str) -> None:
     )
     if result.few:
         experts = sum(map(len, result.few.values()))
-        out.print(
-            f"{experts} experts in {len(result.few)} layers saw few tokens; more text would reach them."
-        )
+        out.print(f"{experts} experts in {len(result.few)} layers saw few tokens; more text would reach them.")
     words = ["dither", "quantize", model, "--to", "Q4_K_M", "--evidence", result.path]
     out.print(f"Use it:  {copyable_command(words)}", soft_wrap=True)
 

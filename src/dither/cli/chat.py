@@ -31,22 +31,15 @@ if TYPE_CHECKING:
 def chat(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF to talk to.", show_default=False)],
     against: Annotated[
-        Path | None,
-        typer.Option("--against", metavar="FILE", help="A second one: both answers, side by side."),
+        Path | None, typer.Option("--against", metavar="FILE", help="A second one: both answers, side by side.")
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and leave.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and leave.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system text: who the model is.")] = None,
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")
-    ] = 512,
+    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[
         float | None, typer.Option("-t", "--temperature", min=0.0, help="0 takes the likeliest token; 0.8.")
     ] = None,
-    context: Annotated[
-        int, typer.Option("-c", "--context", min=0, help="Tokens remembered; 0 is up to 4096.")
-    ] = 0,
+    context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens remembered; 0 is up to 4096.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the answer repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document; needs a prompt.")] = False,
@@ -207,11 +200,7 @@ def _document(talks: Sequence[Conversation], line: str) -> dict[str, Any]:
         text = "".join(other)
         found = diverge(said, text)
         document["against"] = {"model": str(talks[1].engine.path), "answer": text, **_figures(other)}
-        document["divergence"] = {
-            "character": found.character,
-            "words": found.words,
-            "shared": round(found.shared, 4),
-        }
+        document["divergence"] = {"character": found.character, "words": found.words, "shared": round(found.shared, 4)}
     return document
 
 

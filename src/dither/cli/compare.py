@@ -16,9 +16,7 @@ LIMIT_BROKEN = 3  # the exit code
 
 
 def compare(
-    a: Annotated[
-        str, typer.Argument(metavar="A", help="A measured file, its .measure.json, or the original of B.")
-    ],
+    a: Annotated[str, typer.Argument(metavar="A", help="A measured file, its .measure.json, or the original of B.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The file in question, or its .measure.json.")],
     max_kld: Annotated[
         float | None, typer.Option(min=0.0, help="Exit with 3 where B's mean KL divergence is above.")
@@ -35,13 +33,21 @@ def compare(
 ) -> None:
     """Compare two files, or a file with its original; exit 3 where a limit is broken."""
     with stop_on_error(as_json):
-        from dither import _measure
+        from dither.measuring import measure as job
 
         with Meter() as meter:
-            found = _measure.compare(
-                a, b, against=against, max_kld=max_kld, data=data, tokens=tokens, context=context,
-                device=device, save=not no_save, progress=meter,
-            )  # fmt: skip
+            found = job.compare(
+                a,
+                b,
+                against=against,
+                max_kld=max_kld,
+                data=data,
+                tokens=tokens,
+                context=context,
+                device=device,
+                save=not no_save,
+                progress=meter,
+            )
         print_json(found.to_json()) if as_json else show(found)
         if not found.passed:
             raise typer.Exit(LIMIT_BROKEN)
@@ -58,9 +64,7 @@ def show(found: Comparison) -> None:
         out.print(_verdict(found))
     if found.max_kld is not None:
         is_above = "is within" if found.passed else "[bold red]is above[/]"
-        out.print(
-            f"B's mean KL divergence, {short(found.b.kl_mean)}, {is_above} the limit of {found.max_kld:g}."
-        )
+        out.print(f"B's mean KL divergence, {short(found.b.kl_mean)}, {is_above} the limit of {found.max_kld:g}.")
 
 
 def _verdict(found: Comparison) -> str:

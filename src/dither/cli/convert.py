@@ -19,8 +19,7 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to",
-            help="One type for all quantized matrices (Q4_0, …), or a folder's format. Default: exact.",
+            "--to", help="One type for all quantized matrices (Q4_0, …), or a folder's format. Default: exact."
         ),
     ] = None,
     dtype: Annotated[
@@ -33,12 +32,10 @@ def convert(
 ) -> None:
     """Write a model in another format: safetensors or GGUF, exactly where that can be."""
     with stop_on_error(as_json, resumable=True):
-        from dither import _convert
+        from dither.quantizing import convert as job
 
         with Meter() as meter:
-            found = _convert.convert(
-                model, output, to, dtype=dtype, pre=pre, threads=threads, force=force, progress=meter
-            )
+            found = job.convert(model, output, to, dtype=dtype, pre=pre, threads=threads, force=force, progress=meter)
         if as_json:
             print_json(found.to_json())
             return

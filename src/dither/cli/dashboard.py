@@ -13,23 +13,17 @@ from dither.cli.screen import err, out, plain, print_json, stop_on_error
 def dashboard(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="RUNS", help="Files, or folders of them; default: this folder.", show_default=False
-        ),
+        typer.Argument(metavar="RUNS", help="Files, or folders of them; default: this folder.", show_default=False),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            "--against", metavar="MODEL", help="The original, where it does not lie beside the files."
-        ),
+        typer.Option("--against", metavar="MODEL", help="The original, where it does not lie beside the files."),
     ] = None,
     host: Annotated[
-        str,
-        typer.Option("--host", help="The address to listen at; beyond this machine a token is asked for."),
+        str, typer.Option("--host", help="The address to listen at; beyond this machine a token is asked for.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None,
-        typer.Option("--port", min=0, max=65535, help="Default: 8765, or the next that is free. 0: any."),
+        int | None, typer.Option("--port", min=0, max=65535, help="Default: 8765, or the next that is free. 0: any.")
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
     state: Annotated[

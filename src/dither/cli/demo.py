@@ -28,9 +28,7 @@ READING = (
     "fewer bits per weight make a smaller file, and weights further from the original's. The error is "
     "measured on the files just written."
 )
-MEASURING = (
-    "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
-)
+MEASURING = "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
 UNMEASURED = (
     "How much of the model's skill is left, no table of weights can say: `dither measure` can, with "
     "`pip install 'dither\\[calibrate]'`."
@@ -38,9 +36,7 @@ UNMEASURED = (
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write into.")] = Path(
-        "demo-out"
-    ),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write into.")] = Path("demo-out"),
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="What each file continues.")] = PROMPT,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -74,8 +70,8 @@ def make_folder(folder: Path) -> None:
 
 def prepare_encoders(model: Path) -> None:
     """Compiles what the ladder needs, so that the times in the table are those of every later run."""
-    from dither._quantize import prepare, preview
     from dither.models.source import open_model
+    from dither.quantizing.quantize import prepare, preview
 
     opened = open_model(model)
     with Meter() as meter:
@@ -84,8 +80,8 @@ def prepare_encoders(model: Path) -> None:
 
 def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None) -> dict[str, Any]:
     """Writes one file, lets llama.cpp continue the prompt with it, and gives the table's row."""
-    from dither._quantize import quantize
     from dither.engines.llamacpp import LlamaCpp
+    from dither.quantizing.quantize import quantize
 
     err.print(f"quantizing to {to} …")
     with Meter() as meter:
@@ -110,7 +106,7 @@ def measure_all(rows: list[dict[str, Any]], model: Path) -> bool:
     """Adds `kl`, nats per token, to the rows of quantized files, where what that takes is installed."""
     if find_spec("torch") is None or find_spec("transformers") is None:
         return False
-    from dither._measure import measure
+    from dither.measuring.measure import measure
 
     err.print("measuring what was lost …")
     files = [row for row in rows if row["type"] != "F16"]
@@ -123,7 +119,7 @@ def measure_all(rows: list[dict[str, Any]], model: Path) -> bool:
 
 def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
     """The page of these files; returns where it is."""
-    from dither._report import report
+    from dither.reporting.report import report
 
     paths = [row["path"] for row in rows]
     return report(paths, folder / "report.html", against=model, title="dither-demo", force=True).path
@@ -137,15 +133,15 @@ def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> d
     path = next(row["path"] for row in rows if row["type"] == SERVED)
     with serve([path], context=256, slots=1, threads=threads) as server:
         body = {"model": server.models[0].name, "prompt": prompt, "max_tokens": 24, "temperature": 0}
-        request = Request(
-            f"{server.url}/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
+        request = Request(f"{server.url}/completions", json.dumps(body).encode(), {"content-type": "application/json"})
         with urlopen(request, timeout=60) as answer:
             found = json.load(answer)
         return {
-            "url": server.url, "model": body["model"], "usage": found["usage"],
+            "url": server.url,
+            "model": body["model"],
+            "usage": found["usage"],
             "text": " ".join(found["choices"][0]["text"].split()),
-        }  # fmt: skip
+        }
 
 
 def show_served(served: dict[str, Any]) -> None:
@@ -178,9 +174,7 @@ def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
             f"{100 * row['relative_error']:.2f} %",
             *([f"{row['kl']:.4f}" if "kl" in row else ""] if measured else []),
         )
-    out.print(
-        f"\n[bold]The bundled model, {format_count(rows[0]['parameters'])} parameters, made smaller[/]\n"
-    )
+    out.print(f"\n[bold]The bundled model, {format_count(rows[0]['parameters'])} parameters, made smaller[/]\n")
     out.print(table)
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dither import __version__
+from dither._version import __version__
 from dither.cli.screen import out, plain, print_json, stop_on_error
 from dither.units import format_bytes
 
@@ -111,16 +111,16 @@ def _cpu() -> Finding:
     logical, cores, quota = os.cpu_count() or 1, usable_cores(), _cpu_quota()
     limit = f", limited to {quota:g} by a quota" if quota and quota < logical else ""
     return Finding(
-        "CPU", OK, f"{model}, {cores} cores, {logical} threads{limit}",
+        "CPU",
+        OK,
+        f"{model}, {cores} cores, {logical} threads{limit}",
         ", ".join(vectors) or "vector extensions unknown",
         {"model": model, "logical": logical, "cores": cores, "quota": quota, "vectors": vectors},
-    )  # fmt: skip
+    )
 
 
 def _memory() -> Finding:
-    fields = {
-        key: 1024 * int(kib) for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.M)
-    }
+    fields = {key: 1024 * int(kib) for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.M)}
     total = fields.get("MemTotal") or int(_sysctl("hw.memsize") or 0)
     available = fields.get("MemAvailable", 0)
     limit = _read("/sys/fs/cgroup/memory.max").strip()
@@ -130,10 +130,12 @@ def _memory() -> Finding:
         return Finding("memory", NOTE, "unknown")
     free = f", {format_bytes(available)} free" if available else ""
     return Finding(
-        "memory", OK, f"{format_bytes(total)}{free}",
+        "memory",
+        OK,
+        f"{format_bytes(total)}{free}",
         "A model runs where its file and about 1 GiB more fit; quantizing needs a fraction.",
         {"total": total, "available": available or None},
-    )  # fmt: skip
+    )
 
 
 def _disk() -> Finding:
@@ -149,9 +151,7 @@ def _nvidia() -> Iterator[Finding]:
     query = ["--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"]
     answer = _run(program, *query)
     if answer is None:
-        yield Finding(
-            "NVIDIA", MISSING, "nvidia-smi does not answer", "Reinstall or reload the NVIDIA driver."
-        )
+        yield Finding("NVIDIA", MISSING, "nvidia-smi does not answer", "Reinstall or reload the NVIDIA driver.")
         return
     for row in filter(None, answer.splitlines()):
         name, memory, driver, capability = ([cell.strip() for cell in row.split(",")] + [""] * 4)[:4]
@@ -193,9 +193,12 @@ def _kernel_cache() -> Finding:
         if _writable(folder):
             return Finding("kernel cache", OK, "writable", str(folder), {"path": str(folder)})
     return Finding(
-        "kernel cache", MISSING, "no folder can be written",
-        "Kernels are compiled anew in every run; set NUMBA_CACHE_DIR to a folder of yours.", {"path": None},
-    )  # fmt: skip
+        "kernel cache",
+        MISSING,
+        "no folder can be written",
+        "Kernels are compiled anew in every run; set NUMBA_CACHE_DIR to a folder of yours.",
+        {"path": None},
+    )
 
 
 def _llama_cpp(accelerated: bool) -> Finding:
@@ -220,9 +223,7 @@ def _hub() -> Finding:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     token = bool(os.environ.get("HF_TOKEN")) or (home / "token").is_file()
     found = f"{'offline' if offline else 'online'}, {'a' if token else 'no'} token"
-    return Finding(
-        "hub", NOTE, found, f"cache in {home}", {"home": str(home), "offline": offline, "token": token}
-    )
+    return Finding("hub", NOTE, found, f"cache in {home}", {"home": str(home), "offline": offline, "token": token})
 
 
 def _version(package: str) -> str | None:

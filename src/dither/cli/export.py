@@ -12,33 +12,22 @@ from dither.errors import UsageError
 from dither.units import format_bytes
 
 if TYPE_CHECKING:
-    from dither._export import Exported
+    from dither.running.export import Exported
 
 
 def export(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A GGUF, or its first part.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF, or its first part.", show_default=False)],
     ollama: Annotated[
-        Path | None,
-        typer.Option("--ollama", metavar="DIR", help="Write a Modelfile here, the file beside it."),
+        Path | None, typer.Option("--ollama", metavar="DIR", help="Write a Modelfile here, the file beside it.")
     ] = None,
     lmstudio: Annotated[
         Path | None, typer.Option("--lmstudio", metavar="DIR", help="Put it into LM Studio's models folder.")
     ] = None,
-    hf: Annotated[
-        str | None, typer.Option("--hf", metavar="OWNER/NAME", help="Show what would go to the hub.")
-    ] = None,
+    hf: Annotated[str | None, typer.Option("--hf", metavar="OWNER/NAME", help="Show what would go to the hub.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="With --hf: send it.")] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="With --hf: make a new repository private.")
-    ] = False,
-    shard: Annotated[
-        str, typer.Option("--shard", metavar="SIZE", help="With --hf: no larger parts.")
-    ] = "48GB",
-    publisher: Annotated[
-        str, typer.Option("--publisher", help="With --lmstudio: the folder above.")
-    ] = "dither",
+    private: Annotated[bool, typer.Option("--private", help="With --hf: make a new repository private.")] = False,
+    shard: Annotated[str, typer.Option("--shard", metavar="SIZE", help="With --hf: no larger parts.")] = "48GB",
+    publisher: Annotated[str, typer.Option("--publisher", help="With --lmstudio: the folder above.")] = "dither",
     context: Annotated[
         int | None, typer.Option("-c", "--context", min=1, help="With --ollama: tokens; default up to 8192.")
     ] = None,
@@ -46,7 +35,7 @@ def export(
 ) -> None:
     """Hand a file over to Ollama, LM Studio or the Hugging Face hub."""
     with stop_on_error(as_json):
-        from dither import _export
+        from dither.running import export as job
 
         wanted = {"ollama": ollama, "lmstudio": lmstudio, "hf": hf}
         named = [(to, place) for to, place in wanted.items() if place is not None]
@@ -56,10 +45,17 @@ def export(
             raise UsageError("--yes", "goes with --hf alone", "Leave it out.")
         ((to, place),) = named
         with Meter(quiet=as_json) as meter:
-            done = _export.export(
-                file, to, place, publisher=publisher, context=context, upload=yes, private=private,
-                shard=shard, progress=meter,
-            )  # fmt: skip
+            done = job.export(
+                file,
+                to,
+                place,
+                publisher=publisher,
+                context=context,
+                upload=yes,
+                private=private,
+                shard=shard,
+                progress=meter,
+            )
         print_json(done.to_json()) if as_json else show(done)
 
 

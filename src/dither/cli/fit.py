@@ -12,7 +12,7 @@ from dither.cli.screen import out, plain, print_json, stop_on_error
 from dither.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from dither.fitting.result import Candidate, Fit
+    from dither.capacity.result import Candidate, Fit
 
 NOTHING_FITS = 3
 _COLORS = {"GPU": "green", "RAM": "green", "part in RAM": "yellow", "from disk": "yellow", "no": "red"}
@@ -24,8 +24,7 @@ def fit(
         str, typer.Argument(metavar="MODEL|FILE", help="A checkpoint, a .gguf file, or a hub id (org/name).")
     ],
     memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="Judge by this RAM: 16GiB; default: this machine's."),
+        str | None, typer.Option("--memory", metavar="SIZE", help="Judge by this RAM: 16GiB; default: this machine's.")
     ] = None,
     vram: Annotated[
         str | None, typer.Option("--vram", metavar="SIZE", help="Judge by this GPU memory: 8GiB; 0: no GPU.")
@@ -33,9 +32,7 @@ def fit(
     context: Annotated[
         int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
     ] = None,
-    kv: Annotated[
-        str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")
-    ] = "f16",
+    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16",
     slots: Annotated[int, typer.Option("--slots", help="Conversations at once.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -44,7 +41,7 @@ def fit(
     Reads headers alone, also of a hub id.  Exits with 3 when nothing fits.
     """
     with stop_on_error(as_json):
-        from dither._fit import fit as judge
+        from dither.capacity.fit import fit as judge
 
         found = judge(model, memory=memory, vram=vram, context=context, kv=kv, slots=slots)
         if as_json:
@@ -98,7 +95,7 @@ def _wish(found: Fit) -> str:
 
 def shown_candidates(found: Fit) -> list[Candidate]:
     """The ladder a person chooses on, and whatever else matters here; --json has all."""
-    from dither.fitting.words import LADDER
+    from dither.capacity.words import LADDER
 
     top = ("BF16", "F16")
     return [c for c in found.candidates if c.file or c.type in LADDER or c.type in top]
@@ -179,9 +176,7 @@ def legend(found: Fit) -> str:
     unknown = {c.verdict.why_no_speed for c in shown_candidates(found) if c.fits and not c.verdict.speed}
     lines += [f"No tokens/s: {reason}." for reason in sorted(unknown)]
     if any(c.notes and "cannot be" in c.notes[0] for c in shown_candidates(found)):
-        lines.append(
-            "Some types fall back where rows do not fit; --json and `dither quantize --dry-run` tell."
-        )
+        lines.append("Some types fall back where rows do not fit; --json and `dither quantize --dry-run` tell.")
     if found.bytes_read is not None:
         lines.append(f"Read from the network: {format_bytes(found.bytes_read)} of headers.")
     return " ".join(lines)

@@ -13,8 +13,7 @@ from dither.units import format_bytes, format_count
 
 def inspect(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A .gguf file, a checkpoint folder, or a hub id (org/name)."),
+        str, typer.Argument(metavar="MODEL", help="A .gguf file, a checkpoint folder, or a hub id (org/name).")
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
@@ -22,7 +21,7 @@ def inspect(
 ) -> None:
     """Say what a model or a file is, and how it was made."""
     with stop_on_error(as_json):
-        from dither._inspect import inspect as look
+        from dither.reporting.inspect import inspect as look
 
         found = look(model, pre=pre)
         if as_json:
@@ -49,10 +48,7 @@ def facts_table(found: Any) -> Table:
     facts = [
         ("model", f"{found.name} ({found.kind})"),
         ("architecture", _architecture(found)),
-        (
-            "parameters",
-            format_count(found.parameters) + (f", {found.experts} experts" if found.experts else ""),
-        ),
+        ("parameters", format_count(found.parameters) + (f", {found.experts} experts" if found.experts else "")),
         ("size", size + (f", {found.file_type}" if found.file_type else "")),
         ("context", f"{found.context} tokens" if found.context else "not said"),
         ("tokenizer", _tokenizer(found)),
@@ -127,11 +123,7 @@ def types_table(found: Any) -> Table:
     for kind, group in found.types.items():
         bits = 8 * group["bytes"] / max(1, group["parameters"])
         table.add_row(
-            kind,
-            str(group["tensors"]),
-            format_count(group["parameters"]),
-            format_bytes(group["bytes"]),
-            f"{bits:.2f}",
+            kind, str(group["tensors"]), format_count(group["parameters"]), format_bytes(group["bytes"]), f"{bits:.2f}"
         )
     return table
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from dither.measuring.schema import Measurement
 
 Data = Annotated[
-    str | None,
-    typer.Option(metavar="FILE|self", help="Text, .jsonl, hf:DATASET; self lets the reference write it."),
+    str | None, typer.Option(metavar="FILE|self", help="Text, .jsonl, hf:DATASET; self lets the reference write it.")
 ]
 Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of text to run; 8192.")]
 Context = Annotated[int | None, typer.Option("-c", "--context", min=2, help="Tokens per sequence; 512.")]
@@ -35,8 +34,7 @@ def measure(
     tokens: Tokens = None,
     context: Context = None,
     skip: Annotated[
-        int | None,
-        typer.Option(min=0, help="First positions of each sequence not scored; default: its first half."),
+        int | None, typer.Option(min=0, help="First positions of each sequence not scored; default: its first half.")
     ] = None,
     device: Device = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,
@@ -44,13 +42,20 @@ def measure(
 ) -> None:
     """Measure what quantization cost: KL divergence, perplexity, lost top tokens."""
     with stop_on_error(as_json):
-        from dither import _measure
+        from dither.measuring import measure as job
 
         with Meter() as meter:
-            found = _measure.measure(
-                files, against, data=data, tokens=tokens or _measure.TOKENS, context=context, skip=skip,
-                device=device, save=not no_save, progress=meter,
-            )  # fmt: skip
+            found = job.measure(
+                files,
+                against,
+                data=data,
+                tokens=tokens or job.TOKENS,
+                context=context,
+                skip=skip,
+                device=device,
+                save=not no_save,
+                progress=meter,
+            )
         if as_json:
             documents = [measurement.model_dump(mode="json") for measurement in found]
             print_json(documents[0] if len(documents) == 1 else documents)

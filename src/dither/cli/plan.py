@@ -15,31 +15,25 @@ from dither.errors import UsageError
 from dither.units import format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
-    from dither._plan import Budget, Planned
-    from dither._within import Rung, Within
+    from dither.planning.budget import Rung, Within
+    from dither.planning.plan import Budget, Planned
     from dither.types import Model
 
 Size = Annotated[str | None, typer.Option("--size", metavar="SIZE", help="Of the file: 4.2GiB, 900MB.")]
 Bpw = Annotated[float | None, typer.Option("--bpw", help="Bits per weight, scales included.")]
 Memory = Annotated[
-    str | None,
-    typer.Option("--memory", metavar="SIZE", help="What the running model may take, context included."),
+    str | None, typer.Option("--memory", metavar="SIZE", help="What the running model may take, context included.")
 ]
 Context = Annotated[int, typer.Option("-c", "--context", min=1, help="With --memory: tokens of context.")]
 Kv = Annotated[str, typer.Option("--kv", help="With --memory: type of the KV cache: f16, q8_0, q4_0.")]
 Slots = Annotated[int, typer.Option("--slots", min=1, help="With --memory: conversations at once.")]
-MaxKld = Annotated[
-    float | None, typer.Option("--max-kld", help="The smallest file of at most this KL divergence.")
-]
+MaxKld = Annotated[float | None, typer.Option("--max-kld", help="The smallest file of at most this KL divergence.")]
 Evidence = Annotated[
     Path | None,
-    typer.Option(
-        "--evidence", metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given."
-    ),
+    typer.Option("--evidence", metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given."),
 ]
 Solver = Annotated[
-    str | None,
-    typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where it can."),
+    str | None, typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where it can.")
 ]
 Transform = Annotated[list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate.")]
 Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]
@@ -76,9 +70,9 @@ def plan(
     to: Container = None,
     group: Group = None,
     sym: Sym = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the plan goes.")
-    ] = Path("plan.toml"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the plan goes.")] = Path(
+        "plan.toml"
+    ),
     threads: Threads = None,
     device: Device = "cpu",
     force: Force = False,
@@ -86,17 +80,28 @@ def plan(
 ) -> None:
     """Choose every tensor's type for a size, from measured sensitivities."""
     with stop_on_error(as_json, resumable=True):
-        from dither import _plan
         from dither.models.source import open_model
+        from dither.planning import plan as job
 
         opened = open_model(model)
         wanted = budget_of(opened, size, bpw, memory, context, kv, slots, max_kld)
         with Meter() as meter:
-            found = _plan.plan(
-                opened, wanted, evidence=evidence, solver=solver, transforms=transform or (),
-                types=split_types(types), to=to, group=group, sym=sym, out=output, threads=threads,
-                device=device, force=force, progress=meter,
-            )  # fmt: skip
+            found = job.plan(
+                opened,
+                wanted,
+                evidence=evidence,
+                solver=solver,
+                transforms=transform or (),
+                types=split_types(types),
+                to=to,
+                group=group,
+                sym=sym,
+                out=output,
+                threads=threads,
+                device=device,
+                force=force,
+                progress=meter,
+            )
         if as_json:
             print_json(found.to_json())
             return
@@ -117,9 +122,7 @@ def ladder(
     solver: Solver = None,
     transform: Transform = None,
     types: Types = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where files go.")
-    ] = Path(),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where files go.")] = Path(),
     threads: Threads = None,
     device: Device = "cpu",
     force: Force = False,
@@ -127,37 +130,49 @@ def ladder(
 ) -> None:
     """Make several sizes of a model on the same evidence, and show what each costs."""
     with stop_on_error(as_json, resumable=True):
-        from dither import _plan, _within
         from dither.models.source import open_model
+        from dither.planning import budget as budgets
+        from dither.planning import plan as job
 
         opened = open_model(model)
-        wanted: list[Any] = [
-            _plan.budget(size=size, parameters=opened.parameters) for size in split_types(sizes) or ()
-        ]
+        wanted: list[Any] = [job.budget(size=size, parameters=opened.parameters) for size in split_types(sizes) or ()]
         wanted += split_types(to) or ()
         if not wanted:
-            raise UsageError(
-                "the ladder", "has no rungs", "Name some: --sizes 3GiB,4GiB or --to Q4_K_M,Q5_K_M."
-            )
+            raise UsageError("the ladder", "has no rungs", "Name some: --sizes 3GiB,4GiB or --to Q4_K_M,Q5_K_M.")
         with Meter() as meter:
-            rungs = _within.ladder(
-                opened, wanted, output, evidence=evidence, solver=solver, transforms=transform or (),
-                types=split_types(types), threads=threads, device=device, force=force, progress=meter,
-            )  # fmt: skip
+            rungs = budgets.ladder(
+                opened,
+                wanted,
+                output,
+                evidence=evidence,
+                solver=solver,
+                transforms=transform or (),
+                types=split_types(types),
+                threads=threads,
+                device=device,
+                force=force,
+                progress=meter,
+            )
         print_json([rung.to_json() for rung in rungs]) if as_json else out.print(rungs_table(rungs))
 
 
 def budget_of(
-    model: Model, size: str | None, bpw: float | None, memory: str | None, context: int, kv: str, slots: int,
+    model: Model,
+    size: str | None,
+    bpw: float | None,
+    memory: str | None,
+    context: int,
+    kv: str,
+    slots: int,
     max_kld: float | None,
-) -> Budget:  # fmt: skip
+) -> Budget:
     """The one budget that was asked for.  Raises UsageError for none or several."""
-    from dither._plan import budget
+    from dither.planning.plan import budget
 
     weights = None
     if memory is not None:
-        from dither.fitting.memory import weights_budget
-        from dither.fitting.shape import shape_of
+        from dither.capacity.memory import weights_budget
+        from dither.capacity.shape import shape_of
 
         weights = weights_budget(parse_bytes(memory), shape_of(model)[0], context, kv, slots)
     return budget(size=size, bpw=bpw, weights=weights, max_kld=max_kld, parameters=model.parameters)
@@ -199,9 +214,7 @@ def print_validation(found: Within) -> None:
     if not found.rivals:
         return
     parts = [f"{plain(rival.name)} {short(rival.kl)}" for rival in found.rivals]
-    out.print(
-        f"On text kept for judging, KL divergence: {', '.join(parts)}. Kept: [bold]{plain(found.winner)}[/]."
-    )
+    out.print(f"On text kept for judging, KL divergence: {', '.join(parts)}. Kept: [bold]{plain(found.winner)}[/].")
     predicted, measured = found.planned.plan.kl, found.result.measurement
     if predicted is not None and measured is not None and found.winner == "plan":
         out.print(f"Predicted {short(predicted)}, measured {short(measured.kl_mean)}.")
@@ -214,7 +227,11 @@ def rungs_table(rungs: list[Rung]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for rung in rungs:
         table.add_row(
-            plain(Path(rung.path).name), format_bytes(rung.bytes), f"{rung.bits_per_weight:.2f}",
-            short(rung.kl), f"{short(rung.kl_low)}–{short(rung.kl_high)}", format_seconds(rung.seconds),
-        )  # fmt: skip
+            plain(Path(rung.path).name),
+            format_bytes(rung.bytes),
+            f"{rung.bits_per_weight:.2f}",
+            short(rung.kl),
+            f"{short(rung.kl_low)}–{short(rung.kl_high)}",
+            format_seconds(rung.seconds),
+        )
     return table

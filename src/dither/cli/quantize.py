@@ -22,7 +22,7 @@ from dither.cli.plan import (
     budget_of,
     print_validation,
     split_types,
-)  # fmt: skip
+)
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes, format_count, format_seconds
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 def quantize(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name)."),
+        str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
     ],
     to: Annotated[
         str | None,
@@ -49,8 +48,7 @@ def quantize(
     group: Group = None,
     sym: Sym = None,
     act_order: Annotated[
-        bool,
-        typer.Option("--act-order", help="GPTQ's groups by what columns matter; slower in some engines."),
+        bool, typer.Option("--act-order", help="GPTQ's groups by what columns matter; slower in some engines.")
     ] = False,
     size: Size = None,
     bpw: Bpw = None,
@@ -81,27 +79,21 @@ def quantize(
     ] = None,
     solver: Annotated[
         str | None,
-        typer.Option(
-            help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where there are Hessians."
-        ),
+        typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where there are Hessians."),
     ] = None,
     transform: Annotated[
         list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate; repeatable, in order.")
     ] = None,
     statistics: Annotated[
         str | None,
-        typer.Option(
-            help="Hessians of the original's inputs (parallel), or behind quantized layers (sequential)."
-        ),
+        typer.Option(help="Hessians of the original's inputs (parallel), or behind quantized layers (sequential)."),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the KL divergence and keep it in the file.")
     ] = False,
     measure_data: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Text to measure on (or self). Default: what calibration held back."
-        ),
+        typer.Option(metavar="FILE", help="Text to measure on (or self). Default: what calibration held back."),
     ] = None,
     tensor: Annotated[
         list[str] | None, typer.Option(metavar="REGEX=TYPE", help="A type for tensors by name; repeatable.")
@@ -118,10 +110,10 @@ def quantize(
 ) -> None:
     """Quantize a model, for llama.cpp or for GPUs: to a type, within a budget, or by a plan."""
     with stop_on_error(as_json, resumable=not dry_run):
-        from dither import _quantize
         from dither.containers.folders import find_scheme
         from dither.containers.provenance import source_notes
         from dither.models.source import open_model
+        from dither.quantizing import quantize as job
 
         budgets = (size, bpw, memory, max_kld)
         budgeted = sum(given is not None for given in budgets)
@@ -129,54 +121,66 @@ def quantize(
         mixes = budgeted == 1 and plan is None and to is not None and find_scheme(to) is not None
         if budgeted + named != 1 and not mixes:
             raise UsageError(
-                "the request", "wants one of --to, --plan, --size, --bpw, --memory and --max-kld",
+                "the request",
+                "wants one of --to, --plan, --size, --bpw, --memory and --max-kld",
                 "For example --to Q4_K_M, or --size 4.2GiB.",
-            )  # fmt: skip
-        if budgeted:
-            others = (
-                dry_run,
-                tensor,
-                output_type,
-                embedding_type,
-                pure,
-                statistics,
-                measure_data,
-                bits,
-                act_order,
             )
+        if budgeted:
+            others = (dry_run, tensor, output_type, embedding_type, pure, statistics, measure_data, bits, act_order)
             if any(others):
                 raise UsageError(
-                    "a budget", "leaves every choice of types to the plan, which is always measured",
+                    "a budget",
+                    "leaves every choice of types to the plan, which is always measured",
                     "Use `dither plan`, edit what it writes, and pass --plan.",
-                )  # fmt: skip
+                )
             _within_budget(
-                open_model(model, pre=pre), budgets, (context, kv, slots), as_json, output, evidence=evidence,
-                solver=solver, transforms=transform or (), types=split_types(types), to=to, group=group,
-                sym=sym, validate=not no_validate, threads=threads, device=device, force=force,
-            )  # fmt: skip
+                open_model(model, pre=pre),
+                budgets,
+                (context, kv, slots),
+                as_json,
+                output,
+                evidence=evidence,
+                solver=solver,
+                transforms=transform or (),
+                types=split_types(types),
+                to=to,
+                group=group,
+                sym=sym,
+                validate=not no_validate,
+                threads=threads,
+                device=device,
+                force=force,
+            )
             return
 
         if types is not None or no_validate:
             raise UsageError(
-                "--types" if types is not None else "--no-validate", "goes with a budget",
+                "--types" if types is not None else "--no-validate",
+                "goes with a budget",
                 "Add --size, --bpw, --memory or --max-kld, or leave it out.",
-            )  # fmt: skip
+            )
         overrides = [parse_override(text) for text in tensor or ()]
         common = {
-            "evidence": evidence, "tensors": overrides, "output_type": output_type,
-            "embedding_type": embedding_type, "pure": pure, "pre": pre, "bits": bits, "group": group,
+            "evidence": evidence,
+            "tensors": overrides,
+            "output_type": output_type,
+            "embedding_type": embedding_type,
+            "pure": pure,
+            "pre": pre,
+            "bits": bits,
+            "group": group,
             "sym": sym,
-        }  # fmt: skip
+        }
         if dry_run:
             if to is None:
                 raise UsageError("--dry-run", "prints a preset's plan", "A plan file can be read as it is.")
             opened = open_model(model, pre=pre)
-            mix = _quantize.preview(opened, to, **common)  # type: ignore[arg-type]
+            mix = job.preview(opened, to, **common)  # type: ignore[arg-type]
             notes = [*opened.notes, *source_notes(opened, mix), *mix.notes()]
             print_json({**mix.to_json(), "notes": notes}) if as_json else print_mix(mix, notes)
             return
         with Meter() as meter:
-            result = _quantize.quantize(
+            result = job.quantize(
                 model,
                 to,
                 output,
@@ -196,15 +200,19 @@ def quantize(
 
 
 def _within_budget(
-    model: Model, budgets: tuple[Any, ...], running: tuple[int, str, int], as_json: bool, output: str | None,
+    model: Model,
+    budgets: tuple[Any, ...],
+    running: tuple[int, str, int],
+    as_json: bool,
+    output: str | None,
     **options: Any,
-) -> None:  # fmt: skip
-    from dither import _within
+) -> None:
+    from dither.planning import budget as job
 
     size, bpw, memory, max_kld = budgets
     wanted = budget_of(model, size, bpw, memory, *running, max_kld)
     with Meter() as meter:
-        found = _within.quantize_within(model, wanted, output, progress=meter, **options)
+        found = job.quantize_within(model, wanted, output, progress=meter, **options)
     if as_json:
         print_json(found.to_json())
         return
@@ -221,9 +229,9 @@ def parse_override(text: str) -> tuple[str, str]:
 
 
 def print_mix(plan: object, notes: list[str]) -> None:
-    from dither.containers.recipe import Plan
+    from dither.containers.mix import Mix
 
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, Mix)
     out.print(types_table(plan))
     for note in notes:
         err.print(f"[yellow]note:[/] {plain(note)}")
@@ -251,7 +259,7 @@ def types_table(plan: object) -> Table:
 
 
 def print_result(result: object) -> None:
-    from dither._quantize import Result
+    from dither.quantizing.quantize import Result
 
     assert isinstance(result, Result)
     out.print(types_table(result.plan))

@@ -11,24 +11,21 @@ from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_e
 from dither.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    from dither._report import Report
+    from dither.reporting.report import Report
 
 
 def report(
     runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUNS", help="Quantized files, folders of them, measurements of them."),
+        list[str], typer.Argument(metavar="RUNS", help="Quantized files, folders of them, measurements of them.")
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the page goes.")
-    ] = Path("report.html"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the page goes.")] = Path(
+        "report.html"
+    ),
     card: Annotated[
-        Path | None,
-        typer.Option("--card", metavar="FILE", help="Also write a model card there: README.md."),
+        Path | None, typer.Option("--card", metavar="FILE", help="Also write a model card there: README.md.")
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="MODEL", help="The original; looked for beside the files."),
+        str | None, typer.Option("--against", metavar="MODEL", help="The original; looked for beside the files.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="What the page is called.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that Dither did not write.")] = False,
@@ -36,31 +33,28 @@ def report(
 ) -> None:
     """Write what is known of quantized files as one page that opens offline, and as a model card."""
     with stop_on_error(as_json):
-        from dither import _report
+        from dither.reporting import report as job
 
         with Meter() as meter:
-            found = _report.report(
-                runs, output, card=card, against=against, title=title, force=force, progress=meter
-            )
+            found = job.report(runs, output, card=card, against=against, title=title, force=force, progress=meter)
         print_json(found.to_json()) if as_json else show(found, runs)
 
 
 def show(found: Report, folders: list[str]) -> None:
-    from dither.showing.choice import listed, points, told_apart
-    from dither.showing.frontier import sentence
+    from dither.reporting.choice import listed, points, told_apart
+    from dither.reporting.frontier import sentence
 
     given, count = points(found.document.runs), len(found.document.runs)
     for point in (point for point in given if point["pareto"]):
         said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
     if not given:
-        out.print(
-            "Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL"
-        )
+        out.print("Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL")
     out.print(
         f"[bold]{plain(found.path)}[/]: {counted(count, 'file')}, {format_bytes(found.bytes)}; "
-        "opens in a browser, offline.", soft_wrap=True,
-    )  # fmt: skip
+        "opens in a browser, offline.",
+        soft_wrap=True,
+    )
     if found.card is not None:
         with_picture = f", with {plain(found.picture)}" if found.picture else ""
         out.print(f"[bold]{plain(found.card)}[/]: the model card{with_picture}.", soft_wrap=True)

@@ -151,9 +151,13 @@ class Meter:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-                console=err, transient=True,
-            )  # fmt: skip
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=err,
+                transient=True,
+            )
             self._task = self._bar.add_task("", total=total, completed=done)
             self._bar.start()
 

@@ -26,14 +26,12 @@ _SECOND_SIGNAL = 130
 
 def serve(
     files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE…", help="GGUFs, or folders of checkpoints.", show_default=False),
+        list[Path], typer.Argument(metavar="FILE…", help="GGUFs, or folders of checkpoints.", show_default=False)
     ],
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")] = 8080,
     api_key_file: Annotated[
-        Path | None,
-        typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line; requests need one."),
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line; requests need one.")
     ] = None,
     context: Annotated[
         int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
@@ -41,25 +39,16 @@ def serve(
     slots: Annotated[
         int | None, typer.Option("--slots", help="Conversations at once; default: up to 4, as memory allows.")
     ] = None,
-    kv: Annotated[
-        str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")
-    ] = "f16",
-    lora: Annotated[
-        list[Path] | None, typer.Option("--lora", metavar="FILE", help="A LoRA adapter as GGUF.")
-    ] = None,
+    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16",
+    lora: Annotated[list[Path] | None, typer.Option("--lora", metavar="FILE", help="A LoRA adapter as GGUF.")] = None,
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="auto, llamacpp, transformers or vllm.")
     ] = "auto",
     memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="What loaded models may take together: 16GiB."),
+        str | None, typer.Option("--memory", metavar="SIZE", help="What loaded models may take together: 16GiB.")
     ] = None,
-    queue: Annotated[
-        int, typer.Option("--queue", help="Requests that may wait before others get 429.")
-    ] = 128,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
-    ] = False,
+    queue: Annotated[int, typer.Option("--queue", help="Requests that may wait before others get 429.")] = 128,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
     gpu_layers: Annotated[
         int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1: as many as fit.")
@@ -67,26 +56,36 @@ def serve(
     grammars: Annotated[
         bool, typer.Option("--grammars", help="Take llama.cpp's grammars from people you trust.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Say where it listens as one JSON document.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON document.")] = False,
 ) -> None:
     """Serve models over HTTP, for every client that speaks OpenAI's API."""
     with stop_on_error(as_json):
         keys = _keys(api_key_file)
         options: dict[str, Any] = {
-            "host": host, "port": port, "api_keys": keys, "context": context, "slots": slots, "kv": kv,
-            "loras": lora or (), "insecure": insecure,
-        }  # fmt: skip
+            "host": host,
+            "port": port,
+            "api_keys": keys,
+            "context": context,
+            "slots": slots,
+            "kv": kv,
+            "loras": lora or (),
+            "insecure": insecure,
+        }
         if engine == "vllm":
             _become_vllm(files, options, as_json)
         from dither.serving.server import serve as start
 
         with err.status("loading"):
             server = start(
-                files, engine=engine, memory=memory, queue=queue, threads=threads, gpu_layers=gpu_layers,
-                grammars=grammars, **options,
-            )  # fmt: skip
+                files,
+                engine=engine,
+                memory=memory,
+                queue=queue,
+                threads=threads,
+                gpu_layers=gpu_layers,
+                grammars=grammars,
+                **options,
+            )
         _announce(server, as_json)
         _run(server)
 
@@ -104,8 +103,8 @@ def _keys(path: Path | None) -> list[str]:
 
 def _become_vllm(files: list[Path], options: dict[str, Any], as_json: bool) -> None:
     """Does not return: the process becomes vLLM's server."""
+    from dither.capacity.machine import graphics_cards
     from dither.engines.vllm import plan, replace_process
-    from dither.fitting.machine import graphics_cards
     from dither.serving.access import Access
 
     if len(files) != 1:
@@ -144,13 +143,18 @@ def document(server: Server) -> dict[str, Any]:
         "memory_budget_bytes": server.budget,
         "models": [
             {
-                "name": model.name, "path": str(model.path), "engine": model.engine,
-                "aliases": list(model.aliases), "context": model.context, "slots": model.slots,
-                "memory_bytes": model.need, "tags": {"memory_bytes": "estimated"},
+                "name": model.name,
+                "path": str(model.path),
+                "engine": model.engine,
+                "aliases": list(model.aliases),
+                "context": model.context,
+                "slots": model.slots,
+                "memory_bytes": model.need,
+                "tags": {"memory_bytes": "estimated"},
             }
             for model in server.models
         ],
-    }  # fmt: skip
+    }
 
 
 def _run(server: Server) -> None:

@@ -36,8 +36,7 @@ def converse(talks: Sequence[Conversation], seats: Sequence[Seat]) -> None:
     first = talks[0].engine
     beside = f" beside {plain(talks[1].engine.path.name)}" if len(talks) == 2 else ""
     err.print(
-        f"{plain(first.path.name)}{beside}, context of {first.context} tokens. "
-        "/help lists the commands, Ctrl-D leaves."
+        f"{plain(first.path.name)}{beside}, context of {first.context} tokens. /help lists the commands, Ctrl-D leaves."
     )
     while True:
         try:

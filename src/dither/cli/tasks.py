@@ -11,22 +11,18 @@ from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
 from dither.units import counted
 
 if TYPE_CHECKING:
-    from dither._tasks import Score, Scores
+    from dither.running.tasks import Score, Scores
 
 
 def tasks(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF, a checkpoint, a packed folder.")],
     names: Annotated[
-        str,
-        typer.Option("--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness: arc_easy,hellaswag."),
+        str, typer.Option("--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness: arc_easy,hellaswag.")
     ],
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="ORIGINAL", help="Ask it the same; tell the difference."),
+        str | None, typer.Option("--against", metavar="ORIGINAL", help="Ask it the same; tell the difference.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many questions of each task.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions of each task.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Task files of your own, their data beside them.")
     ] = None,
@@ -38,14 +34,22 @@ def tasks(
 ) -> None:
     """Score a model on lm-evaluation-harness's tasks, beside its original."""
     with stop_on_error(as_json):
-        from dither import _tasks
+        from dither.running import tasks as job
 
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         with Meter(quiet=as_json) as meter:
-            found = _tasks.tasks(
-                file, wanted, against=against, limit=limit, data=data, fewshot=fewshot, chat=chat,
-                context=context, device=device, progress=meter,
-            )  # fmt: skip
+            found = job.tasks(
+                file,
+                wanted,
+                against=against,
+                limit=limit,
+                data=data,
+                fewshot=fewshot,
+                chat=chat,
+                context=context,
+                device=device,
+                progress=meter,
+            )
         print_json(found.to_json()) if as_json else show(found)
 
 
@@ -68,9 +72,7 @@ def show(found: Scores) -> None:
     asked = counted(questions, "question")
     out.print(f"± is one standard error; {asked}{' of each task at most' if found.limit else ''}.")
     if found.against:
-        out.print(
-            "The difference is taken question by question; * more than chance makes one time in twenty."
-        )
+        out.print("The difference is taken question by question; * more than chance makes one time in twenty.")
 
 
 def _number(value: float | None) -> str:

@@ -57,9 +57,7 @@ class LevelCodec(Protocol):
 def plain_levels(numbers: npt.ArrayLike, codes: npt.ArrayLike, size: int, lower: bool = False) -> Levels:
     """Levels of a block that has one scale, and with `lower` one number subtracted."""
     one = np.ones(1, np.float32)
-    return Levels(
-        np.asarray(numbers, np.float32), np.asarray(codes), size, one, one if lower else one * 0, True
-    )
+    return Levels(np.asarray(numbers, np.float32), np.asarray(codes), size, one, one if lower else one * 0, True)
 
 
 def plain_scales(scale_R: Floats, minimum_R: Floats | None = None) -> Scales:
@@ -133,9 +131,10 @@ class BlockCodec(ABC):
         rows, columns = w_RC.shape
         if columns % self.block:
             raise UsageError(
-                f"{columns} columns", f"{self.name} needs a multiple of {self.block}",
+                f"{columns} columns",
+                f"{self.name} needs a multiple of {self.block}",
                 f"Choose a type with a smaller block, {self.smaller}.",
-            )  # fmt: skip
+            )
         return rows, columns
 
 

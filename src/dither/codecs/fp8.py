@@ -139,9 +139,7 @@ class FloatTensor(BlockCodec):
     def __init__(self, name: str, exponent: int, block: int) -> None:
         self.name, self.block, self.block_bytes = name, block, block
         self.scale = np.float32(2.0**-exponent)
-        self.levels = Levels(
-            NUMBERS[RISING], RISING, block, np.full(1, self.scale), np.zeros(1, np.float32), False
-        )
+        self.levels = Levels(NUMBERS[RISING], RISING, block, np.full(1, self.scale), np.zeros(1, np.float32), False)
 
     def to_scales(self, grid: Grid) -> Scales:
         return plain_scales(np.ones(grid.rows, np.float32))
@@ -208,9 +206,9 @@ class FloatTiles(BlockCodec):
         rows, tall = len(w_RB), -(-len(w_RB) // TILE)
         padded = np.zeros((tall * TILE, len(self.starts) * TILE), np.float32)
         padded[:rows, : self.block] = w_RB
-        return np.ascontiguousarray(
-            padded.reshape(tall, TILE, len(self.starts), TILE).swapaxes(1, 2)
-        ).reshape(-1, TILE * TILE)
+        return np.ascontiguousarray(padded.reshape(tall, TILE, len(self.starts), TILE).swapaxes(1, 2)).reshape(
+            -1, TILE * TILE
+        )
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """A scale for each 128 rows, the last of them fewer, and 128 columns, repeated for every row."""

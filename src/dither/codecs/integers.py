@@ -37,9 +37,11 @@ TYPES = {None: "float16", "bf16": "bfloat16", "f32": "float32"}
 # Inverse scales to try, relative to that of the plain formula: below 1 the range is wider than the weights,
 # beyond it the largest are cut off.  The fewer the codes, the more that is worth.
 FACTORS = {
-    2: np.geomspace(0.7, 5.0, 32), 3: np.geomspace(0.8, 3.6, 32), 4: np.geomspace(0.88, 3.2, 36),
+    2: np.geomspace(0.7, 5.0, 32),
+    3: np.geomspace(0.8, 3.6, 32),
+    4: np.geomspace(0.88, 3.2, 36),
     8: np.linspace(0.99, 1.01, 5),
-}  # fmt: skip
+}
 REACH = {2: 3, 3: 4, 4: 4, 8: 1}  # zero points tried on either side of the plain one, at most
 
 
@@ -49,9 +51,7 @@ def scale_values(raw_RN: Bytes, kind: str) -> Floats:
         return np.ascontiguousarray(raw_RN[:, :2]).view("<f2").astype(np.float32).reshape(-1)
     if kind == "float32":
         return np.ascontiguousarray(raw_RN[:, :4]).view("<f4").astype(np.float32).reshape(-1)
-    wide_R: Floats = (np.ascontiguousarray(raw_RN[:, :2]).view("<u2").astype(np.uint32) << 16).view(
-        np.float32
-    )
+    wide_R: Floats = (np.ascontiguousarray(raw_RN[:, :2]).view("<u2").astype(np.uint32) << 16).view(np.float32)
     return wide_R.reshape(-1)
 
 
@@ -97,9 +97,16 @@ class Integers(BlockCodec):
         numbers_K = codes_K.astype(np.float32) - np.float32(0 if self.affine else self.middle)
         lowers = np.arange(self.most + 1 if self.affine else 1, dtype=np.float32)
         return Levels(
-            numbers_K, codes_K, self.block, np.ones(1, np.float32), lowers, True, self.stored,
-            tied=self.affine, positive=self.affine or bool(self.lowest),
-        )  # fmt: skip
+            numbers_K,
+            codes_K,
+            self.block,
+            np.ones(1, np.float32),
+            lowers,
+            True,
+            self.stored,
+            tied=self.affine,
+            positive=self.affine or bool(self.lowest),
+        )
 
     @property
     def bits_per_weight(self) -> float:
@@ -128,19 +135,18 @@ class Integers(BlockCodec):
         grid = self._grid(np.empty(len(w_NB), np.float32))
         if self.affine:
             kernels.fit_affine_integers(
-                w_NB,
-                importance_PB,
-                self.candidates,
-                REACH[self.bits],
-                np.float32(self.most),
-                self.kind,
-                *grid,
+                w_NB, importance_PB, self.candidates, REACH[self.bits], np.float32(self.most), self.kind, *grid
             )
         else:
             kernels.fit_signed_integers(
-                w_NB, importance_PB, self.candidates, np.float32(self.middle), bool(self.lowest), self.kind,
+                w_NB,
+                importance_PB,
+                self.candidates,
+                np.float32(self.middle),
+                bool(self.lowest),
+                self.kind,
                 grid.scale_R,
-            )  # fmt: skip
+            )
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -185,14 +191,7 @@ class Integers(BlockCodec):
         grid = self.fit(w_NB, importance_C)
         raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
         kernels.pack_integers(
-            w_NB,
-            *grid,
-            np.float32(self.lowest),
-            np.float32(self.most),
-            self.affine,
-            self.kind,
-            self.bits,
-            raw_NN,
+            w_NB, *grid, np.float32(self.lowest), np.float32(self.most), self.affine, self.kind, self.bits, raw_NN
         )
         return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
 
@@ -240,7 +239,5 @@ def group_of(name: str, group: int) -> int:
 def row_of(name: str, columns: int) -> int:
     """The block of a type that has one scale per row."""
     if columns < 1:
-        raise UsageError(
-            f"type {name}", "has one scale per row, and how long rows are was not said", "Pass columns."
-        )
+        raise UsageError(f"type {name}", "has one scale per row, and how long rows are was not said", "Pass columns.")
     return columns

@@ -28,9 +28,9 @@ from dither.types import Bytes, Codes, Floats, Grid
 CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # Entry k is the code nearest to the numbers from (k − 512) / 2 up to the next half step.
 CENTER = np.float32(512)
-NEAREST = np.searchsorted(
-    (CODEBOOK[1:] + CODEBOOK[:-1]) / 2, (np.arange(1024) - 512) / 2, side="right"
-).astype(np.int32)
+NEAREST = np.searchsorted((CODEBOOK[1:] + CODEBOOK[:-1]) / 2, (np.arange(1024) - 512) / 2, side="right").astype(
+    np.int32
+)
 NEAREST_VALUE = CODEBOOK[NEAREST]
 # Codebook positions on which the largest weight is tried to land, on the long side and the short one.
 CANDIDATES = np.concatenate([-np.linspace(108, 150, 8), np.linspace(95, 140, 8)]).astype(np.float32)
@@ -121,9 +121,8 @@ class NonLinearSuper(BlockCodec):
     name, block = "IQ4_XS", 256
     block_bytes = GGML_TYPES["IQ4_XS"].block_bytes
     levels = Levels(
-        CODEBOOK, np.arange(16, dtype=np.uint8), 32, np.arange(-32, 32, dtype=np.float32),
-        np.zeros(1, np.float32), True,
-    )  # fmt: skip
+        CODEBOOK, np.arange(16, dtype=np.uint8), 32, np.arange(-32, 32, dtype=np.float32), np.zeros(1, np.float32), True
+    )
 
     def to_scales(self, grid: Grid) -> Scales:
         multiple_RS = grid.multiple_RS.astype(np.int16) + np.int16(32)
@@ -158,14 +157,8 @@ class NonLinearSuper(BlockCodec):
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         biased_RS = (grid.multiple_RS + np.int8(32)).astype(np.uint8)
         low = biased_RS & np.uint8(15)
-        upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(
-            axis=1, dtype="<u2"
-        )
-        parts = [
-            half_bytes(grid.scale_R),
-            upper.view(np.uint8).reshape(-1, 2),
-            low[:, ::2] | low[:, 1::2] << 4,
-        ]
+        upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype="<u2")
+        parts = [half_bytes(grid.scale_R), upper.view(np.uint8).reshape(-1, 2), low[:, ::2] | low[:, 1::2] << 4]
         return np.concatenate([*parts, nibbles(codes_RB)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:

@@ -119,24 +119,35 @@ class AffineK(_KQuant):
 
     def from_scales(self, scales: Scales) -> AffineGrid:
         return AffineGrid(
-            scales.unit_R.astype(np.float16), scales.below_R.astype(np.float16),
-            scales.multiple_RS.astype(np.uint8), scales.lower_RS.astype(np.uint8),
-        )  # fmt: skip
+            scales.unit_R.astype(np.float16),
+            scales.below_R.astype(np.float16),
+            scales.multiple_RS.astype(np.uint8),
+            scales.lower_RS.astype(np.uint8),
+        )
 
     def _empty(self, rows: int) -> AffineGrid:
         return AffineGrid(
-            np.empty(rows, np.float16), np.empty(rows, np.float16),
-            np.empty((rows, self.subs), np.uint8), np.empty((rows, self.subs), np.uint8),
-        )  # fmt: skip
+            np.empty(rows, np.float16),
+            np.empty(rows, np.float16),
+            np.empty((rows, self.subs), np.uint8),
+            np.empty((rows, self.subs), np.uint8),
+        )
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> AffineGrid:
         from dither.codecs.kernels.k_affine import fit_affine
 
         grid = self._empty(len(w_RB))
         fit_affine(
-            w_RB, importance_IB, self.size, self.top, self.most, self._starts, self._shares, self._rounds,
+            w_RB,
+            importance_IB,
+            self.size,
+            self.top,
+            self.most,
+            self._starts,
+            self._shares,
+            self._rounds,
             *_patterns(grid),
-        )  # fmt: skip
+        )
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -189,9 +200,8 @@ class SymmetricK(_KQuant):
 
         grid = SymmetricGrid(np.empty(len(w_RB), np.float16), np.empty((len(w_RB), 16), np.int8))
         fit_symmetric(
-            w_RB, importance_IB, self.half, self.reach, self._starts, self._shares, self._rounds,
-            *_patterns(grid),
-        )  # fmt: skip
+            w_RB, importance_IB, self.half, self.reach, self._starts, self._shares, self._rounds, *_patterns(grid)
+        )
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -248,9 +258,10 @@ def _importance_rows(importance: Floats | None, columns: int) -> Floats | None:
         return None
     if importance.shape[-1] != columns:
         raise UsageError(
-            f"importance of {importance.shape[-1]} columns", f"does not fit weights of {columns}",
+            f"importance of {importance.shape[-1]} columns",
+            f"does not fit weights of {columns}",
             "Use the importance matrix that was made from this very model.",
-        )  # fmt: skip
+        )
     return _floats(importance).reshape(-1, BLOCK)
 
 
@@ -258,7 +269,6 @@ CODECS = (
     AffineK("Q2_K", size=16, top=3, most=15, raised=0.12),
     AffineK("Q4_K", size=32, top=15, most=63, raised=0.6 / 15),
     AffineK("Q5_K", size=32, top=31, most=63, raised=0.6 / 31),
-    SymmetricK("Q3_K", half=4, reach=32, thorough=True,
-               starts=[-4.6, -4.1, -3.6, -3.1, 2.6, 3.1, 3.6, 4.1]),
+    SymmetricK("Q3_K", half=4, reach=32, thorough=True, starts=[-4.6, -4.1, -3.6, -3.1, 2.6, 3.1, 3.6, 4.1]),
     SymmetricK("Q6_K", half=32, reach=128, thorough=False, starts=[-float(k) for k in range(23, 34)]),
-)  # fmt: skip
+)

@@ -124,9 +124,10 @@ class LatticeCodec(BlockCodec):
     def _check_importance(self, importance: Floats | None) -> None:
         if self.needs_importance and importance is None:
             raise UsageError(
-                self.name, "needs an importance matrix, and none was given",
+                self.name,
+                "needs an importance matrix, and none was given",
                 "Calibrate first or pass --imatrix FILE; IQ3_XXS and IQ4_XS do without.",
-            )  # fmt: skip
+            )
 
     def _check_whole(self, at: slice) -> None:
         if at.indices(self.block) != (0, self.block, 1):
@@ -134,7 +135,7 @@ class LatticeCodec(BlockCodec):
                 f"columns {at.start} to {at.stop} of a block",
                 f"{self.name} rounds {self.block} weights together",
                 "Round whole blocks, or choose a type whose weights stand alone, such as IQ4_XS.",
-            )  # fmt: skip
+            )
 
     def _build_tables(self) -> None:
         """Encode one block under a lock before any thread encodes freely."""

@@ -170,9 +170,7 @@ class LowBits(BlockCodec):
         if affine:
             self.candidates = self.most + steps
         else:
-            self.candidates = np.concatenate(
-                [-(self.middle + steps), self.middle - 1 + steps + np.float32(0.5)]
-            )
+            self.candidates = np.concatenate([-(self.middle + steps), self.middle - 1 + steps + np.float32(0.5)])
 
         codes = np.arange(self.most + 1, dtype=np.uint8)
         self.levels = plain_levels(codes.astype(np.float32) - self.middle, codes, 32, lower=affine)
@@ -190,9 +188,7 @@ class LowBits(BlockCodec):
         w_NB = blocks(w_RB, self.block)
         grid = empty_grid(len(w_NB))
         if self.affine:
-            kernels.fit_affine(
-                w_NB, np.float32(self.most), grid.scale_R, grid.minimum_R, grid.inverse_R, grid.origin_R
-            )
+            kernels.fit_affine(w_NB, np.float32(self.most), grid.scale_R, grid.minimum_R, grid.inverse_R, grid.origin_R)
         else:
             kernels.fit_signed(w_NB, np.float32(self.middle), grid.scale_R, grid.inverse_R)
         if importance_B is not None:
@@ -204,14 +200,25 @@ class LowBits(BlockCodec):
 
         if self.affine:
             uniform.search_affine(
-                w_NB, importance_PB, self.candidates, np.float32(self.most), grid.scale_R, grid.minimum_R,
-                grid.inverse_R, grid.origin_R,
-            )  # fmt: skip
+                w_NB,
+                importance_PB,
+                self.candidates,
+                np.float32(self.most),
+                grid.scale_R,
+                grid.minimum_R,
+                grid.inverse_R,
+                grid.origin_R,
+            )
         else:
             uniform.search_signed(
-                w_NB, importance_PB, self.candidates, np.float32(-self.middle), np.float32(self.most),
-                grid.scale_R, grid.inverse_R,
-            )  # fmt: skip
+                w_NB,
+                importance_PB,
+                self.candidates,
+                np.float32(-self.middle),
+                np.float32(self.most),
+                grid.scale_R,
+                grid.inverse_R,
+            )
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         steps_RK, finite_R1 = steps_from(w_RK, grid, self.shift)
@@ -250,9 +257,16 @@ class LowBits(BlockCodec):
         grid = self.fit(w_NB, importance_C)
         raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
         kernels.pack_low_bits(
-            w_NB, grid.scale_R, grid.minimum_R, grid.inverse_R, grid.origin_R,
-            np.float32(self.shift), self.bits, self.affine, raw_NN,
-        )  # fmt: skip
+            w_NB,
+            grid.scale_R,
+            grid.minimum_R,
+            grid.inverse_R,
+            grid.origin_R,
+            np.float32(self.shift),
+            self.bits,
+            self.affine,
+            raw_NN,
+        )
         return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
 
     def decode(self, raw_RN: Bytes) -> Floats:

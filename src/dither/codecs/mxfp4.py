@@ -67,16 +67,12 @@ class Fp4Codec(BlockCodec):
         self.groups = self.block // group
         numbers, codes = np.unique(VALUES, return_index=True)
         multiples = scales[: last + 1]
-        self.levels = Levels(
-            numbers, codes.astype(np.uint8), group, multiples, np.zeros(1, np.float32), False
-        )
+        self.levels = Levels(numbers, codes.astype(np.uint8), group, multiples, np.zeros(1, np.float32), False)
 
     def to_scales(self, grid: Grid) -> Scales:
         multiple_RS = grid.index_RS.astype(np.int16)
         rows = len(multiple_RS)
-        return Scales(
-            np.ones(rows, np.float32), multiple_RS, np.zeros(rows, np.float32), np.zeros_like(multiple_RS)
-        )
+        return Scales(np.ones(rows, np.float32), multiple_RS, np.zeros(rows, np.float32), np.zeros_like(multiple_RS))
 
     def from_scales(self, scales: Scales) -> Fp4Grid:
         return Fp4Grid(scales.multiple_RS.astype(np.uint8))
@@ -88,9 +84,15 @@ class Fp4Codec(BlockCodec):
         w_NG = blocks(w_RB, self.group)
         index_N = np.empty(len(w_NG), np.uint8)
         fp4.fit_scales(
-            w_NG, importance_blocks(importance_B, self.group), self.scales, self.name == "MXFP4",
-            self.below, self.above, self.last, index_N,
-        )  # fmt: skip
+            w_NG,
+            importance_blocks(importance_B, self.group),
+            self.scales,
+            self.name == "MXFP4",
+            self.below,
+            self.above,
+            self.last,
+            index_N,
+        )
         return Fp4Grid(index_N.reshape(len(w_NG) // self.groups, self.groups))
 
     def scales_of(self, grid: Grid, at: slice) -> Floats:

@@ -57,9 +57,7 @@ class Numbers(BlockCodec):
         self.borders_K: Floats = (self.rising_K[:-1] + self.rising_K[1:]) / np.float32(2)
         numbers_K, first_K = np.unique(table, return_index=True)
         one = np.ones(1, np.float32)
-        self.levels = Levels(
-            numbers_K, first_K.astype(np.uint8), block, one, one * 0, True, "float32", positive=True
-        )
+        self.levels = Levels(numbers_K, first_K.astype(np.uint8), block, one, one * 0, True, "float32", positive=True)
 
     @property
     def bits_per_weight(self) -> float:
@@ -80,9 +78,13 @@ class Numbers(BlockCodec):
         tables.fit_largest(w_NB, grid.scale_R)
         if importance_B is not None:
             tables.search_scale(
-                w_NB, importance_blocks(importance_B, self.block), CANDIDATES, self.rising_K, self.borders_K,
+                w_NB,
+                importance_blocks(importance_B, self.block),
+                CANDIDATES,
+                self.rising_K,
+                self.borders_K,
                 grid.scale_R,
-            )  # fmt: skip
+            )
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:

@@ -65,9 +65,14 @@ class TernaryCodec(BlockCodec):
         legacy.fit_absmax(w_NB, np.float32(1), grid.scale_R, grid.inverse_R)
         if importance_B is not None:
             uniform.search_signed(
-                w_NB, importance_blocks(importance_B, self.block), CANDIDATES, np.float32(-1), np.float32(2),
-                grid.scale_R, grid.inverse_R,
-            )  # fmt: skip
+                w_NB,
+                importance_blocks(importance_B, self.block),
+                CANDIDATES,
+                np.float32(-1),
+                np.float32(2),
+                grid.scale_R,
+                grid.inverse_R,
+            )
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:

@@ -6,26 +6,30 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from dither import __version__
-from dither.containers.recipe import Options, Plan
+from dither._version import __version__
+from dither.containers.mix import Mix, Options
 from dither.types import Model
 from dither.units import format_bytes, format_count
 
 
-def card(model: Model, options: Options, plan: Plan, recipe: str, size: int, measured: Any = None) -> str:
+def card(model: Model, options: Options, plan: Mix, recipe: str, size: int, measured: Any = None) -> str:
     """README.md.  `measured` is the run's measurement, if there was one."""
     rows = [
-        ("made from", model.name), ("weights", format_count(plan.parameters)), ("size", format_bytes(size)),
+        ("made from", model.name),
+        ("weights", format_count(plan.parameters)),
+        ("size", format_bytes(size)),
         ("bits per weight", f"{plan.bits_per_weight:.2f}"),
         ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in plan.by_type().items())),
-    ]  # fmt: skip
+    ]
     if measured is not None:
         rows += [
-            ("KL divergence from the original", f"{measured.kl_mean:.4f} nats per token "
-             f"({measured.kl_mean_low:.4f} … {measured.kl_mean_high:.4f})"),
+            (
+                "KL divergence from the original",
+                f"{measured.kl_mean:.4f} nats per token ({measured.kl_mean_low:.4f} … {measured.kl_mean_high:.4f})",
+            ),
             ("same most likely token", f"{100 * measured.same_top:.1f} %"),
             ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),
-        ]  # fmt: skip
+        ]
     made = json.dumps(json.loads(recipe), indent=2)
     front = f"---\nbase_model: {json.dumps(model.name)}\ntags:\n- quantized\n- dither\n---\n"
     return (

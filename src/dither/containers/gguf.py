@@ -72,9 +72,7 @@ class GGUFOutput(PartOutput):
     Raises OutputError where the file cannot be written.
     """
 
-    def __init__(
-        self, path: Path, metadata: Mapping[str, Field], tensors: Sequence[Entry], identity: str
-    ) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, Field], tensors: Sequence[Entry], identity: str) -> None:
         self._layout = lay_out(metadata, tensors, alignment_of(metadata))
         self._metadata = metadata
         self._index = {name: i for i, (name, _, _) in enumerate(tensors)}

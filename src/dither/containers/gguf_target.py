@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither import __version__
+from dither._version import __version__
 from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved, reserved_numbers
+from dither.containers.mix import Mix, MixTensor, Options, make_mix
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
-from dither.containers.recipe import Options, Plan, PlannedTensor, make_plan
 from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
@@ -29,8 +29,8 @@ MEASUREMENT_ROOM = 8192  # bytes of metadata kept free for what is measured afte
 class GGUFTarget:
     options: Options
 
-    def plan(self, model: Model, known: Collection[str]) -> Plan:
-        return make_plan(model, self.options, known)
+    def plan(self, model: Model, known: Collection[str]) -> Mix:
+        return make_mix(model, self.options, known)
 
     def name(self, stem: str, label: str) -> str:
         return f"{stem}-{label}.gguf"
@@ -47,7 +47,7 @@ class GGUFTarget:
     ) -> int:
         """Types take as many bytes in a header whichever they are: those of any preset tell."""
         options = Options(_ANY_PRESET.to, plan="0" * 64)
-        plan = make_plan(model, options, store.tensors if store else ())
+        plan = make_mix(model, options, store.tensors if store else ())
         recipe = recipe_json(model, options, store, solver, transforms)
         metadata = self._metadata(model, plan, recipe, store, True)
         return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
@@ -57,9 +57,16 @@ class GGUFTarget:
         return [(name,) for name in names]
 
     def open(
-        self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
-        identity: str, measured: bool, order: OrderOf | None = None,
-    ) -> TargetOutput:  # fmt: skip
+        self,
+        path: Path,
+        model: Model,
+        plan: Mix,
+        recipe: str,
+        store: EvidenceStore | None,
+        identity: str,
+        measured: bool,
+        order: OrderOf | None = None,
+    ) -> TargetOutput:
         metadata = self._metadata(model, plan, recipe, store, measured)
         return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in plan.tensors], identity)
 
@@ -85,15 +92,13 @@ class GGUFTarget:
     def aligned(self, model: Model, size: int) -> int:
         return padded(size, alignment_of(model.metadata))
 
-    def fixed(self, model: Model) -> dict[str, PlannedTensor]:
-        plan = make_plan(model, _ANY_PRESET)
+    def fixed(self, model: Model) -> dict[str, MixTensor]:
+        plan = make_mix(model, _ANY_PRESET)
         # A reason without a fallback says why a tensor is left alone: 1-D, a bias, a router.
         return {t.name: t for t in plan.tensors if t.reason and not t.is_fallback}
 
     @staticmethod
-    def _metadata(
-        model: Model, plan: Plan, recipe: str, store: EvidenceStore | None, measured: bool
-    ) -> dict[str, Any]:
+    def _metadata(model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, measured: bool) -> dict[str, Any]:
         metadata = output_metadata(model, plan, recipe, store, __version__)
         metadata[ERRORS] = reserved_numbers(len(plan.tensors))
         if measured:

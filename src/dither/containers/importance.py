@@ -6,30 +6,30 @@ Legend: E experts (1 for an ordinary layer), C columns.
 from __future__ import annotations
 
 from dither.codecs import codec as find_codec
-from dither.containers.recipe import Plan, PlannedTensor
+from dither.containers.mix import Mix, MixTensor
 from dither.errors import UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
 
 
-def check_evidence(plan: Plan, store: EvidenceStore | None) -> None:
+def check_evidence(plan: Mix, store: EvidenceStore | None) -> None:
     """Raises UsageError where a type needs importance that is not there."""
     known = set(store.tensors) if store else set()
     for planned in plan.tensors:
         needs = _needs_importance(planned)
         if needs and planned.name not in known:
             raise UsageError(
-                planned.name, f"{planned.type} needs importance, and there is none for this tensor",
-                "Give evidence of `dither calibrate` or an importance matrix with --evidence, "
-                "or choose a larger type.",
-            )  # fmt: skip
+                planned.name,
+                f"{planned.type} needs importance, and there is none for this tensor",
+                "Give evidence of `dither calibrate` or an importance matrix with --evidence, or choose a larger type.",
+            )
 
 
-def _needs_importance(planned: PlannedTensor) -> bool:
+def _needs_importance(planned: MixTensor) -> bool:
     return planned.type not in FLOAT_TYPES and find_codec(planned.type, planned.shape[-1]).needs_importance
 
 
-def evidence_notes(plan: Plan, store: EvidenceStore | None) -> list[str]:
+def evidence_notes(plan: Mix, store: EvidenceStore | None) -> list[str]:
     """What the evidence does not cover."""
     if store is None:
         return []

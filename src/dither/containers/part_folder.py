@@ -16,9 +16,7 @@ from dither.containers.journal import PartFile
 from dither.errors import OutputError
 
 # What a model's folder holds: a folder with anything else in it is not replaced, whatever the flags.
-_MODEL_FILES = (
-    ".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".measure.json", ".gitattributes",
-)  # fmt: skip
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".measure.json", ".gitattributes")
 
 
 class PartFolder(PartFile):
@@ -109,6 +107,7 @@ def refuse_others(target: Path) -> None:
     for path in sorted(target.rglob("*")):
         if path.is_symlink() or not (path.is_dir() or path.name.endswith(_MODEL_FILES)):
             raise OutputError(
-                str(target), f"holds {path.relative_to(target)}, which is no part of a model: not replaced",
+                str(target),
+                f"holds {path.relative_to(target)}, which is no part of a model: not replaced",
                 "Choose another name with -o, or move that away.",
-            )  # fmt: skip
+            )

@@ -19,17 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dither.containers.preset_tables import (
-    ALIASES,
-    BARE,
-    CATEGORIES,
-    FALLBACKS,
-    KEPT,
-    KEPT_RWKV,
-    LARGE,
-    PRESETS,
-    RULES,
-)
+from dither.containers.preset_tables import ALIASES, BARE, CATEGORIES, FALLBACKS, KEPT, KEPT_RWKV, LARGE, PRESETS, RULES
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES, Field
 
@@ -190,10 +180,7 @@ def assign(
     unknown preset or type, a pattern that is no regular expression or matches nothing to quantize.
     """
     patterns = _patterns(overrides, tensors)
-    fixed = {
-        "output": output_type and _type(output_type),
-        "token_embd": embedding_type and _type(embedding_type),
-    }
+    fixed = {"output": output_type and _type(output_type), "token_embd": embedding_type and _type(embedding_type)}
     name = canonical(preset)
     model = _model(tensors, arch, metadata, has_imatrix)
     mix = _Mix(name, model, pure or name in BARE)
@@ -204,15 +191,11 @@ def assign(
             assigned[tensor] = Assignment(tensor, "F32", "F32", kept)
             continue
         category = _category(tensor)
-        explicit = fixed.get(category) or next(
-            (kind for found, kind in patterns if found.search(tensor)), None
-        )
+        explicit = fixed.get(category) or next((kind for found, kind in patterns if found.search(tensor)), None)
         if explicit is None and category == "token_embd" and model.tied:
             explicit = fixed["output"]
         wanted = explicit or mix.choose(tensor, shape, category)
-        assigned[tensor] = _fit(
-            tensor, shape, wanted, "override" if explicit else "", mix.misfit(category, wanted)
-        )
+        assigned[tensor] = _fit(tensor, shape, wanted, "override" if explicit else "", mix.misfit(category, wanted))
     return [assigned[tensor] for tensor, _ in tensors]
 
 
@@ -342,14 +325,16 @@ def _patterns(
             pattern = re.compile(expression)
         except re.error as error:
             raise UsageError(
-                f"--tensor {expression}={kind}", f"is no regular expression ({error})",
+                f"--tensor {expression}={kind}",
+                f"is no regular expression ({error})",
                 "Escape special signs with a backslash.",
-            ) from None  # fmt: skip
+            ) from None
         if not any(map(pattern.search, names)):
             raise UsageError(
-                f"--tensor {expression}={kind}", "matches no matrix that could be quantized",
+                f"--tensor {expression}={kind}",
+                "matches no matrix that could be quantized",
                 "`dither inspect --tensors` lists the names; vectors, norms and routers stay F32.",
-            )  # fmt: skip
+            )
         compiled.append((pattern, _type(kind)))
     return compiled
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.containers.gguf import recipe_metadata
-from dither.containers.recipe import Options, Plan
+from dither.containers.mix import Mix, Options
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import STORED_FLOATS, Field, array, string, u32
 from dither.formats.ggml import ValueType as V
@@ -17,7 +17,7 @@ MEASUREMENT = "dither.measure"  # metadata key: the measurement's JSON
 ERRORS = "dither.relative_errors"  # metadata key: √(Σ(w − ŵ)² / Σw²) of each tensor, in the file's order
 
 
-def source_notes(model: Model, plan: Plan) -> list[str]:
+def source_notes(model: Model, plan: Mix) -> list[str]:
     lossy = {t.source_type for t in plan.tensors if len(t.shape) > 1 and t.source_type not in STORED_FLOATS}
     lossy = {name for name in lossy if not name.startswith("F8")}
     if not lossy:
@@ -29,15 +29,15 @@ def source_notes(model: Model, plan: Plan) -> list[str]:
 
 
 def recipe_json(
-    model: Model, options: Options, store: EvidenceStore | None, solver: str,
-    transforms: Mapping[str, Any] | None = None, sequential: bool = False,
-) -> str:  # fmt: skip
+    model: Model,
+    options: Options,
+    store: EvidenceStore | None,
+    solver: str,
+    transforms: Mapping[str, Any] | None = None,
+    sequential: bool = False,
+) -> str:
     """The recipe as it is kept in the file: enough to make it again, nothing of the machine."""
-    recipe: dict[str, Any] = {
-        "to": options.label,
-        "solver": solver,
-        "source": {"name": model.name, "kind": model.kind},
-    }
+    recipe: dict[str, Any] = {"to": options.label, "solver": solver, "source": {"name": model.name, "kind": model.kind}}
     if options.plan:
         recipe["plan"] = options.plan
     elif options.tensors:
@@ -59,7 +59,7 @@ def recipe_json(
 
 
 def output_metadata(
-    model: Model, plan: Plan, recipe: str, store: EvidenceStore | None, version: str
+    model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, version: str
 ) -> dict[str, Field]:
     metadata = {key: value for key, value in model.metadata.items() if not key.startswith("quantize.")}
     metadata.update(recipe_metadata(plan.file_type, recipe, version))

@@ -93,9 +93,7 @@ def _metadata(header: Header, number: int, count: int) -> Mapping[str, Field]:
     return {**alignment, **own}
 
 
-def split(
-    path: str | Path, folder: str | Path, limit: int, *, progress: Progress | None = None
-) -> list[Path]:
+def split(path: str | Path, folder: str | Path, limit: int, *, progress: Progress | None = None) -> list[Path]:
     """Writes the parts of a GGUF into `folder`, each under a temporary name until it is whole.
 
     A part that an earlier run finished from the same file is kept.  Raises as `plan_parts`, and

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dither.containers.recipe import Options, Plan, PlannedTensor
+from dither.containers.mix import Mix, MixTensor, Options
 from dither.formats.evidence import EvidenceStore
 from dither.types import Bytes, Model, No, Tensor, Yes
 
@@ -52,7 +52,7 @@ class Target(Protocol):
     @property
     def options(self) -> Options: ...
 
-    def plan(self, model: Model, known: Collection[str]) -> Plan:
+    def plan(self, model: Model, known: Collection[str]) -> Mix:
         """`known` names the tensors that have importance."""
         ...
 
@@ -65,9 +65,16 @@ class Target(Protocol):
         ...
 
     def open(
-        self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
-        identity: str, measured: bool, order: OrderOf | None = None,
-    ) -> TargetOutput:  # fmt: skip
+        self,
+        path: Path,
+        model: Model,
+        plan: Mix,
+        recipe: str,
+        store: EvidenceStore | None,
+        identity: str,
+        measured: bool,
+        order: OrderOf | None = None,
+    ) -> TargetOutput:
         """`order` says of a tensor and an expert in which order its columns will come."""
         ...
 
@@ -100,6 +107,6 @@ class Target(Protocol):
         """Bytes that a tensor takes in the file, padding included."""
         ...
 
-    def fixed(self, model: Model) -> dict[str, PlannedTensor]:
+    def fixed(self, model: Model) -> dict[str, MixTensor]:
         """What no plan decides about: tensor → type, bytes and why, in the file's order."""
         ...

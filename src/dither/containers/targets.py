@@ -6,7 +6,7 @@ from dither.containers.folders import find_scheme
 from dither.containers.folders.plan import dtype_of
 from dither.containers.folders.target import FolderTarget
 from dither.containers.gguf_target import GGUFTarget
-from dither.containers.recipe import Options
+from dither.containers.mix import Options
 from dither.containers.target import Target
 from dither.errors import UsageError
 from dither.types import Model
@@ -19,15 +19,17 @@ def target_of(options: Options, model: Model) -> Target:
     scheme = find_scheme(options.to) if options.folder else None
     if options.act_order and not (scheme is not None and scheme.reorders):
         raise UsageError(
-            "--act-order", f"has no place in {options.label}: only GPTQ says which column is of which group",
+            "--act-order",
+            f"has no place in {options.label}: only GPTQ says which column is of which group",
             "Leave it out, or choose --to gptq.",
-        )  # fmt: skip
+        )
     if scheme is not None:
         return FolderTarget(options, scheme, options.dtype or dtype_of(model))
     for name in ("bits", "group", "sym", "dtype"):
         if getattr(options, name) is not None:
             raise UsageError(
-                f"--{name}", "is for the GPU formats: a GGUF type says it all",
+                f"--{name}",
+                "is for the GPU formats: a GGUF type says it all",
                 "Leave it out, or choose --to gptq, awq, w4a16, …",
-            )  # fmt: skip
+            )
     return GGUFTarget(options)

@@ -35,8 +35,8 @@ from dither.dashboard.jobs import Jobs, reason_of
 from dither.dashboard.results import Results
 from dither.dashboard.watch import Watch
 from dither.errors import DitherError, SourceError, UsageError
-from dither.executors import child
-from dither.showing.export import charts, library_path, vega
+from dither.reporting.single_file import charts, library_path, vega
+from dither.system import isolated
 
 LOOK, TICK = 1.0, 0.5  # seconds between two looks at the folders, at the jobs
 _NOT_KEPT = {"cache-control": "no-store"}
@@ -140,12 +140,12 @@ def _add_errors(app: FastAPI) -> None:
 def _make_library() -> None:
     """Seconds, the first time, in which the bundler lets no other thread run: so in its own process."""
     if not library_path().exists():
-        command = child.running("dither.showing.export", "vega")
+        command = isolated.command("dither.reporting.single_file", "vega")
         subprocess.run(command, check=False, capture_output=True)
 
 
 def _add_page(app: FastAPI, library: threading.Thread) -> None:
-    folder = Path(str(files("dither.showing") / "page"))
+    folder = Path(str(files("dither.reporting") / "page"))
 
     @app.get("/")
     def page() -> FileResponse:
@@ -154,9 +154,7 @@ def _add_page(app: FastAPI, library: threading.Thread) -> None:
     @app.get("/vega.js")
     def vega_library() -> Response:
         library.join()
-        return Response(
-            vega(), media_type="text/javascript", headers={"cache-control": "private, max-age=3600"}
-        )
+        return Response(vega(), media_type="text/javascript", headers={"cache-control": "private, max-age=3600"})
 
     @app.get("/charts/{name}.json")
     def chart(name: str) -> JSONResponse:
@@ -188,9 +186,8 @@ def _add_results(app: FastAPI, results: Results, hub: Hub) -> None:
 
     @app.get("/api/tile")
     def tile(
-        run: Name, tensor: Name, row: Place = 0, column: Place = 0,
-        size: Annotated[int, Query(ge=1, le=256)] = 64,
-    ) -> dict[str, Any]:  # fmt: skip
+        run: Name, tensor: Name, row: Place = 0, column: Place = 0, size: Annotated[int, Query(ge=1, le=256)] = 64
+    ) -> dict[str, Any]:
         return results.tile(run, tensor, row, column, size)
 
     @app.get("/api/palette")
@@ -203,9 +200,10 @@ def _add_results(app: FastAPI, results: Results, hub: Hub) -> None:
 
     @app.get("/api/fit")
     def fit(
-        context: Annotated[int, Query(ge=1, le=2**28)] = 8192, kv: Name = "f16",
+        context: Annotated[int, Query(ge=1, le=2**28)] = 8192,
+        kv: Name = "f16",
         slots: Annotated[int, Query(ge=1, le=4096)] = 1,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         return results.fit(context, kv, slots)
 
 

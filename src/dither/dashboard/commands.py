@@ -71,59 +71,86 @@ class Command:
 
 
 _MODEL = Field(
-    "model", "Model", "path", hint="A checkpoint's folder, a GGUF of full precision, or a hub's name.",
-    placeholder="path/to/model", required=True,
-)  # fmt: skip
+    "model",
+    "Model",
+    "path",
+    hint="A checkpoint's folder, a GGUF of full precision, or a hub's name.",
+    placeholder="path/to/model",
+    required=True,
+)
 _BUDGETS = (
     Field("size", "Size of the file", "size", "--size", placeholder="4.2GiB", one_of="target"),
     Field("bpw", "Bits per weight", "number", "--bpw", placeholder="4.5", one_of="target"),
     Field(
-        "memory", "Memory while it runs", "size", "--memory", placeholder="8GiB", one_of="target",
+        "memory",
+        "Memory while it runs",
+        "size",
+        "--memory",
+        placeholder="8GiB",
+        one_of="target",
         hint="Context included: 8192 tokens unless said otherwise.",
     ),
     Field(
-        "max_kld", "KL divergence at most", "number", "--max-kld", placeholder="0.02", one_of="target",
+        "max_kld",
+        "KL divergence at most",
+        "number",
+        "--max-kld",
+        placeholder="0.02",
+        one_of="target",
         hint="The smallest file that loses no more.",
     ),
-)  # fmt: skip
+)
 _EVIDENCE = Field(
-    "evidence", "Evidence", "path", "--evidence", placeholder="evidence",
+    "evidence",
+    "Evidence",
+    "path",
+    "--evidence",
+    placeholder="evidence",
     hint="The folder that “calibrate” wrote. Without it, a budget learns its own first.",
-)  # fmt: skip
+)
 _SOLVER = Field(
-    "solver",
-    "Solver",
-    "choice",
-    "--solver",
-    choices=SOLVERS,
-    hint="Left open: gptq where the evidence allows.",
+    "solver", "Solver", "choice", "--solver", choices=SOLVERS, hint="Left open: gptq where the evidence allows."
 )
-_TRANSFORM = Field(
-    "transform", "Rewrite the model first", "choice", "--transform", choices=TRANSFORMS, more=True
-)
+_TRANSFORM = Field("transform", "Rewrite the model first", "choice", "--transform", choices=TRANSFORMS, more=True)
 _THREADS = Field("threads", "Threads", "integer", "--threads", placeholder="all cores", more=True)
 _DEVICE = Field("device", "Device", "choice", "--device", choices=("cpu", "cuda"), more=True)
 _FORCE = Field("force", "Replace what is already there", "flag", "--force", more=True)
 _TYPES = Field(
-    "types", "Choose among", "names", "--types", placeholder="Q3_K,Q4_K,Q6_K", more=True,
+    "types",
+    "Choose among",
+    "names",
+    "--types",
+    placeholder="Q3_K,Q4_K,Q6_K",
+    more=True,
     hint="With a budget: types the plan may use.",
-)  # fmt: skip
+)
 _CONTEXT = Field(
-    "context", "Context", "integer", "--context", placeholder="8192", more=True,
+    "context",
+    "Context",
+    "integer",
+    "--context",
+    placeholder="8192",
+    more=True,
     hint="With a budget of memory: tokens of a conversation.",
-)  # fmt: skip
+)
 _SEQUENCE = Field("context", "Tokens of a sequence", "integer", "--context", placeholder="512", more=True)
 
 FORMS: Mapping[str, Form] = {
     form.kind: form
     for form in (
         Form(
-            "quantize", "Quantize",
+            "quantize",
+            "Quantize",
             "Write a smaller file: of a type, or of whatever types meet a budget best.",
             (
                 _MODEL,
                 Field(
-                    "to", "Type", "name", "--to", placeholder="Q4_K_M", one_of="target",
+                    "to",
+                    "Type",
+                    "name",
+                    "--to",
+                    placeholder="Q4_K_M",
+                    one_of="target",
                     hint="A GGUF type, or a format of GPUs: gptq, awq, nf4, fp8 …",
                 ),
                 *_BUDGETS,
@@ -131,65 +158,102 @@ FORMS: Mapping[str, Form] = {
                 _EVIDENCE,
                 _SOLVER,
                 Field(
-                    "measure", "Measure what it cost", "flag", "--measure",
+                    "measure",
+                    "Measure what it cost",
+                    "flag",
+                    "--measure",
                     hint="The KL divergence goes into the file and onto this page. A budget always measures.",
                 ),
                 Field(
-                    "output", "Write to", "path", "--output", placeholder="beside the others", more=True,
+                    "output",
+                    "Write to",
+                    "path",
+                    "--output",
+                    placeholder="beside the others",
+                    more=True,
                     hint="Left open: the model's name and the type's, in the folder this page began in.",
                 ),
-                _TRANSFORM, _TYPES, _CONTEXT, _THREADS, _DEVICE, _FORCE,
+                _TRANSFORM,
+                _TYPES,
+                _CONTEXT,
+                _THREADS,
+                _DEVICE,
+                _FORCE,
             ),
         ),
         Form(
-            "plan", "Plan",
+            "plan",
+            "Plan",
             "Choose every tensor's type for a budget, and write nothing but that choice.",
             (
-                _MODEL, *_BUDGETS, _EVIDENCE, _SOLVER,
+                _MODEL,
+                *_BUDGETS,
+                _EVIDENCE,
+                _SOLVER,
                 Field("output", "Write to", "path", "--output", placeholder="plan.toml"),
-                _TRANSFORM, _TYPES, _CONTEXT, _THREADS, _DEVICE, _FORCE,
+                _TRANSFORM,
+                _TYPES,
+                _CONTEXT,
+                _THREADS,
+                _DEVICE,
+                _FORCE,
             ),
         ),
         Form(
-            "measure", "Measure",
+            "measure",
+            "Measure",
             "Compare quantized files with their original: KL divergence, perplexity, top tokens.",
             (
+                Field("files", "Files", "paths", hint="One a line.", placeholder="model-Q4_K_M.gguf", required=True),
                 Field(
-                    "files", "Files", "paths", hint="One a line.", placeholder="model-Q4_K_M.gguf",
+                    "against",
+                    "Original",
+                    "path",
+                    "--against",
+                    placeholder="path/to/model",
                     required=True,
-                ),
-                Field(
-                    "against", "Original", "path", "--against", placeholder="path/to/model", required=True,
                     hint="The model the files were made of.",
                 ),
                 Field(
-                    "data", "Text", "path", "--data", placeholder="self",
+                    "data",
+                    "Text",
+                    "path",
+                    "--data",
+                    placeholder="self",
                     hint="A text file; left open, the model writes the text itself.",
                 ),
                 Field("tokens", "Tokens", "integer", "--tokens", placeholder="8192"),
-                _SEQUENCE, _DEVICE,
+                _SEQUENCE,
+                _DEVICE,
             ),
         ),
         Form(
-            "calibrate", "Calibrate",
+            "calibrate",
+            "Calibrate",
             "Run text through the model and keep which weights matter, for better files.",
             (
                 _MODEL,
                 Field(
-                    "data", "Text", "path", "--data", placeholder="self",
+                    "data",
+                    "Text",
+                    "path",
+                    "--data",
+                    placeholder="self",
                     hint="A text file like what the model will meet; left open, the model writes it.",
                 ),
                 Field("tokens", "Tokens", "integer", "--tokens", placeholder="32768"),
                 Field("output", "Write to", "path", "--output", placeholder="evidence"),
                 Field(
-                    "gradients", "Gradients too", "flag", "--gradients",
-                    hint="Better files for three times the time.",
+                    "gradients", "Gradients too", "flag", "--gradients", hint="Better files for three times the time."
                 ),
-                _SEQUENCE, _THREADS, _DEVICE, _FORCE,
+                _SEQUENCE,
+                _THREADS,
+                _DEVICE,
+                _FORCE,
             ),
         ),
     )
-}  # fmt: skip
+}
 
 
 def forms() -> list[dict[str, Any]]:
@@ -319,6 +383,4 @@ def _choice(field: Field, text: str) -> str:
     return text
 
 
-_CHECKS = {
-    "path": _path, "name": _name, "names": _several, "size": _size, "number": _number, "integer": _integer,
-}  # fmt: skip
+_CHECKS = {"path": _path, "name": _name, "names": _several, "size": _size, "number": _number, "integer": _integer}

@@ -33,7 +33,7 @@ from typing import Any
 
 from dither.dashboard import commands, processes
 from dither.errors import DitherError, OutputError, SourceError, UsageError
-from dither.executors import child
+from dither.system import isolated
 
 MOST_KEPT = 50  # jobs that have ended; older ones are forgotten, their files are not
 MOST_WAITING = 20
@@ -87,10 +87,17 @@ class Jobs:
                 raise UsageError("the queue", f"holds {MOST_WAITING} jobs", "Wait for one, or cancel one.")
             job_id = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}{secrets.token_hex(3)}"
             record = {
-                "id": job_id, "kind": kind, "words": list(command.words), "folder": str(self.work_in),
-                "created": time.time(), "server": self._me, "process": None, "cancelled": None, "ended": None,
+                "id": job_id,
+                "kind": kind,
+                "words": list(command.words),
+                "folder": str(self.work_in),
+                "created": time.time(),
+                "server": self._me,
+                "process": None,
+                "cancelled": None,
+                "ended": None,
                 "code": None,
-            }  # fmt: skip
+            }
             (self.folder / job_id).mkdir(mode=0o700)
             self._write(record)
             self.tick()
@@ -159,24 +166,25 @@ class Jobs:
 
     def _run(self, record: dict[str, Any]) -> None:
         place = self.folder / record["id"]
-        environment = {
-            **os.environ, "DITHER_PROGRESS": str(place / "progress.json"), "NO_COLOR": "1", "COLUMNS": "120",
-        }  # fmt: skip
+        environment = {**os.environ, "DITHER_PROGRESS": str(place / "progress.json"), "NO_COLOR": "1", "COLUMNS": "120"}
         try:
             with (place / "result.json").open("wb") as result, (place / "log.txt").open("wb") as log:
                 worker = subprocess.Popen(
-                    [*child.running("dither.cli"), *record["words"], "--json"], cwd=record["folder"],
-                    env=environment, stdin=subprocess.DEVNULL, stdout=result, stderr=log,
-                    start_new_session=True, close_fds=True,
-                )  # fmt: skip
+                    [*isolated.command("dither.cli"), *record["words"], "--json"],
+                    cwd=record["folder"],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=result,
+                    stderr=log,
+                    start_new_session=True,
+                    close_fds=True,
+                )
         except OSError as error:
             record.update(ended=time.time(), code=1, failed=f"could not be started ({error.strerror})")
             self._write(record)
             return
         self._children[record["id"]] = worker
-        record["process"] = {
-            "pid": worker.pid, "since": processes.started(worker.pid), "started": time.time(),
-        }  # fmt: skip
+        record["process"] = {"pid": worker.pid, "since": processes.started(worker.pid), "started": time.time()}
         self._write(record)
 
     def _has_ended(self, record: dict[str, Any]) -> bool:
@@ -217,18 +225,7 @@ class Jobs:
 
     def _record(self, job_id: str) -> dict[str, Any] | None:
         found = _read_json(self.folder / job_id / "job.json", 2**20)
-        wanted = {
-            "id",
-            "kind",
-            "words",
-            "folder",
-            "created",
-            "server",
-            "process",
-            "cancelled",
-            "ended",
-            "code",
-        }
+        wanted = {"id", "kind", "words", "folder", "created", "server", "process", "cancelled", "ended", "code"}
         return found if isinstance(found, dict) and wanted <= set(found) and found["id"] == job_id else None
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -249,14 +246,21 @@ class Jobs:
         progress, eta = _progress(place / "progress.json", state)
         process = record["process"]
         job = {
-            "id": job_id, "kind": record["kind"],
+            "id": job_id,
+            "kind": record["kind"],
             "command": commands.Command(tuple(record["words"]), ()).line,
-            "folder": record["folder"], "state": state,
+            "folder": record["folder"],
+            "state": state,
             "cancelling": state == "running" and record["cancelled"] is not None,
-            "progress": progress, "eta_seconds": eta, "created": record["created"],
-            "started": process["started"] if process else None, "ended": record["ended"], "error": error,
-            "lines": _lines(place / "log.txt"), "made": _made(place) if state == "done" else None,
-        }  # fmt: skip
+            "progress": progress,
+            "eta_seconds": eta,
+            "created": record["created"],
+            "started": process["started"] if process else None,
+            "ended": record["ended"],
+            "error": error,
+            "lines": _lines(place / "log.txt"),
+            "made": _made(place) if state == "done" else None,
+        }
         job["changed"] = self._since(job)
         if record["ended"] is not None:
             self._ended[job_id] = job
@@ -323,10 +327,7 @@ def _made(place: Path) -> str | None:
     """The file or folder a job made, where its result names one."""
     result = _read_json(place / "result.json", _LARGEST)
     found = result if isinstance(result, dict) else {}
-    for value in (
-        found.get("path"),
-        *(part.get("path") for part in found.values() if isinstance(part, dict)),
-    ):
+    for value in (found.get("path"), *(part.get("path") for part in found.values() if isinstance(part, dict))):
         if isinstance(value, str) and value:
             return value
     return None
@@ -337,9 +338,7 @@ def _lines(path: Path) -> list[str]:
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LINES * LONGEST_LINE))
         text = file.read(LINES * LONGEST_LINE).decode("utf-8", "replace")
-        lines = [
-            _clean(line.rstrip("\r").rpartition("\r")[2]).rstrip()[:LONGEST_LINE] for line in text.split("\n")
-        ]
+        lines = [_clean(line.rstrip("\r").rpartition("\r")[2]).rstrip()[:LONGEST_LINE] for line in text.split("\n")]
         return [line for line in lines if line][-LINES:]
     return []
 

@@ -28,9 +28,8 @@ def started(pid: int) -> str | None:
         return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
     try:
         said = subprocess.run(
-            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5,
-            check=False,
-        ).stdout.strip()  # fmt: skip
+            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5, check=False
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if not said or said.startswith("Z") else said.partition(" ")[2].strip()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dither.errors import SourceError
 
 if TYPE_CHECKING:
-    from dither._answers import Sides
+    from dither.reporting.answers import Sides
     from dither.types import Model
 
 _MOST_OPEN = 8
@@ -55,30 +55,30 @@ class Results:
         return self._document
 
     def _collect(self) -> dict[str, Any]:
-        from dither._report import document
+        from dither.reporting.report import document
 
         return document(self.paths, against=self.against, live=True).to_json()
 
     def tile(self, run: str, tensor: str, row: int, column: int, size: int) -> dict[str, Any]:
-        from dither.showing.tiles import tile
+        from dither.reporting.tiles import tile
 
         original, quantized = self._pair(run)
         return tile(original, quantized, tensor, row=row, column=column, size=size).to_json()
 
     def palette(self, run: str, tensor: str, row: int, block: int) -> dict[str, Any]:
-        from dither.showing.palette import palette
+        from dither.reporting.palette import palette
 
         original, quantized = self._pair(run)
         return palette(original, quantized, tensor, row=row, block=block).to_json()
 
     def picture(self, types: list[str]) -> dict[str, Any]:
-        from dither.showing.picture import picture
+        from dither.reporting.picture import picture
 
         return (picture(types) if types else picture()).to_json()
 
     def answer(self, run: str, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
-        """Pieces of both models' answers; both stay open for the next.  Raises as `dither._answers` does."""
-        from dither._answers import Sides
+        """Pieces of both models' answers; both stay open for the next.  Raises as `dither.reporting.answers` does."""
+        from dither.reporting.answers import Sides
 
         places = self.places(run)
         if self._sides is None or self._sides[0] != places:
@@ -87,7 +87,7 @@ class Results:
         yield from self._sides[1].stream(prompt, max_tokens)
 
     def forced(self, run: str, text: str) -> dict[str, Any]:
-        from dither._answers import forced
+        from dither.reporting.answers import forced
 
         return forced(*self.places(run), text).model_dump(mode="json")
 
@@ -98,7 +98,7 @@ class Results:
             self._sides = None
 
     def fit(self, context: int, kv: str, slots: int) -> dict[str, Any]:
-        from dither._fit import fit
+        from dither.capacity.fit import fit
 
         return fit(self._reference(), context=context, kv=kv, slots=slots).to_json()
 

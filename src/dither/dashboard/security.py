@@ -89,16 +89,9 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, names: Iterable[str], token: str | None = None, addresses: bool = False,
-        port: int = 0,
-    ) -> None:  # fmt: skip
-        self.app, self.names, self.token, self.addresses, self.port = (
-            app,
-            frozenset(names),
-            token,
-            addresses,
-            port,
-        )
+        self, app: App, names: Iterable[str], token: str | None = None, addresses: bool = False, port: int = 0
+    ) -> None:
+        self.app, self.names, self.token, self.addresses, self.port = (app, frozenset(names), token, addresses, port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -135,9 +128,7 @@ class Guard:
         host = found[0].lower() if len(found) == 1 else ""
         if host in self.names or (self.addresses and self._is_address(host)):
             return host
-        raise RefusedError(
-            421, "the request names another host", "Open the address that was printed at the start."
-        )
+        raise RefusedError(421, "the request names another host", "Open the address that was printed at the start.")
 
     def _is_address(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")
@@ -154,9 +145,7 @@ class Guard:
         if origins and origins != [f"http://{host}"]:
             raise RefusedError(403, "the request comes from another page")
         if changes and not origins and not (self.token and bearer):
-            raise RefusedError(
-                403, "the request does not say which page it comes from", "Send an Origin header."
-            )
+            raise RefusedError(403, "the request does not say which page it comes from", "Send an Origin header.")
         asks_data = scope["path"] != "/"
         if asks_data and sites and sites[0] not in ("same-origin", "none"):
             raise RefusedError(403, "the request comes from another page")
@@ -181,9 +170,7 @@ class Guard:
             given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20).get("token", [""])[0]
             if self._same(given):
                 return True
-        raise RefusedError(
-            401, "a token is needed", "Open the address with ?token=… that was printed at the start."
-        )
+        raise RefusedError(401, "a token is needed", "Open the address with ?token=… that was printed at the start.")
 
     def _same(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), (self.token or "").encode())
@@ -240,8 +227,10 @@ async def _refuse(refused: RefusedError, send: Send) -> None:
     said = {"error": {"thing": "the request", "reason": refused.reason, "way_out": refused.way_out}}
     body = json.dumps(said).encode()
     headers = [
-        *HEADERS, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+        *HEADERS,
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
-    ]  # fmt: skip
+    ]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

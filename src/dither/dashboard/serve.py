@@ -34,10 +34,14 @@ class Served:
 
 
 def serve(
-    runs: Iterable[str | Path], *, host: str = "127.0.0.1", port: int | None = None,
+    runs: Iterable[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
     against: str | None = None,
-    state: Path | None = None, ready: Callable[[str], None] = lambda _url: None,
-) -> Served:  # fmt: skip
+    state: Path | None = None,
+    ready: Callable[[str], None] = lambda _url: None,
+) -> Served:
     """Serves until Ctrl-C.  `ready` hears the address once it answers.
 
     `port` None takes the default one, or the next that is free; 0 takes any.  Raises UsageError where the
@@ -53,9 +57,16 @@ def serve(
     guard = Guard(app, bound_names(host, number), token, addresses=addresses, port=number)
     url = f"http://{_shown(host)}:{number}/" + (f"?token={token}" if token else "")
     config = uvicorn.Config(
-        guard, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
-        lifespan="on", timeout_graceful_shutdown=3, limit_concurrency=200,
-    )  # fmt: skip
+        guard,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=3,
+        limit_concurrency=200,
+    )
     server = _Server(config, app.state.hub.close, lambda: ready(url))
     with contextlib.closing(bound), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[bound]))
@@ -65,9 +76,7 @@ def serve(
 class _Server(uvicorn.Server):
     """Tells when it answers, and ends those who listen to events before it waits for them."""
 
-    def __init__(
-        self, config: uvicorn.Config, closing: Callable[[], None], ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, closing: Callable[[], None], ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._closing, self._ready = closing, ready
 

@@ -83,9 +83,7 @@ async def _read_body(
             await asyncio.shield(writer.wait_closed())
 
 
-async def _chunks(
-    reader: asyncio.StreamReader, transport: asyncio.BaseTransport
-) -> AsyncGenerator[bytes, None]:
+async def _chunks(reader: asyncio.StreamReader, transport: asyncio.BaseTransport) -> AsyncGenerator[bytes, None]:
     """Chunked transfer coding (RFC 9112, section 7.1); what arrived together is yielded together.
 
     A stream that is fast is left in the system's buffer for a moment, as waking up for each token would cost

@@ -128,7 +128,7 @@ class LlamaCpp:
                 f"context {context}, threads {threads}, slots {slots}",
                 "none may be negative; a thread and a slot are needed",
                 "Leave them out to get the defaults.",
-            )  # fmt: skip
+            )
         self.path = Path(path)
         self.seed = seed
         if self.path.is_dir():
@@ -227,9 +227,10 @@ class LlamaCpp:
         for entry in entries:
             if entry["logprob"] is None:
                 raise EngineError(
-                    str(self.path), "llama.cpp computed probabilities that are not numbers",
+                    str(self.path),
+                    "llama.cpp computed probabilities that are not numbers",
                     "The weights hold NaN or are too large for its arithmetic; quantize the model again.",
-                )  # fmt: skip
+                )
             log_V[entry["id"]] = entry["logprob"]
         exponential_V = np.exp(log_V)
         probability_V: Floats = (exponential_V / exponential_V.sum()).astype(np.float32)
@@ -276,9 +277,10 @@ class LlamaCpp:
         """The prompt that the file's chat template makes of `messages`, up to the answer's start."""
         if not self.has_chat_template:
             raise EngineError(
-                str(self.path), "the file carries no chat template",
+                str(self.path),
+                "the file carries no chat template",
                 "It is a base model: let it continue a text with `generate`.",
-            )  # fmt: skip
+            )
         return str(self._call("/apply-template", {"messages": list(map(dict, messages))})["prompt"])
 
     def close(self) -> None:
@@ -292,17 +294,16 @@ class LlamaCpp:
         self.close()
 
     def _completion(self, prompt: Sequence[int] | str, max_tokens: int | None, cache: bool) -> dict[str, Any]:
-        tokens = (
-            self.tokenize(prompt, add_special=True) if isinstance(prompt, str) else list(map(int, prompt))
-        )
+        tokens = self.tokenize(prompt, add_special=True) if isinstance(prompt, str) else list(map(int, prompt))
         if not tokens:
             raise UsageError("the prompt", "is empty", "Give the model at least one token to continue.")
         wrong = [token for token in tokens if not 0 <= token < self.vocabulary_size]
         if wrong:
             raise UsageError(
-                f"token {wrong[0]}", f"is outside the vocabulary of {self.vocabulary_size}",
+                f"token {wrong[0]}",
+                f"is outside the vocabulary of {self.vocabulary_size}",
                 "Tokenize with this very file.",
-            )  # fmt: skip
+            )
         limit = -1 if max_tokens is None else max_tokens
         return {"prompt": tokens, "n_predict": limit, "cache_prompt": cache}
 
@@ -339,9 +340,10 @@ class LlamaCpp:
                 response.close()
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(
-                str(self.path), f"llama.cpp's server broke off ({error or type(error).__name__})",
+                str(self.path),
+                f"llama.cpp's server broke off ({error or type(error).__name__})",
                 "Open the file again; a smaller context needs less memory.",
-            ) from error  # fmt: skip
+            ) from error
         finally:
             connection.close()
 
@@ -407,9 +409,10 @@ def _start(params: Any, path: str) -> Any:
                 xllamacpp.Server(params)
             _silence(params)
         raise EngineError(
-            path, f"llama.cpp cannot load it: {_reason(caught) or error}",
+            path,
+            f"llama.cpp cannot load it: {_reason(caught) or error}",
             "`dither inspect` tells whether the file is whole and which architecture it is.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _silence(params: Any) -> None:

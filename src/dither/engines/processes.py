@@ -16,7 +16,7 @@ from typing import Any
 from dither.engines import http_client
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import EngineGoneError, Reply
-from dither.executors import child
+from dither.system import isolated
 
 _DYING = 1.0  # seconds
 _LAST_WORDS = 5.0  # seconds a child has to end by itself
@@ -101,10 +101,12 @@ class LlamaProcess:
 async def start(settings: Settings) -> LlamaProcess:
     """Loads the file in a child.  Raises EngineError with llama.cpp's reason where it cannot."""
     process = await asyncio.create_subprocess_exec(
-        *child.running("dither.engines.worker"), limit=_MOST_LINE,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        *isolated.command("dither.engines.worker"),
+        limit=_MOST_LINE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the server, which lets answers finish
-    )  # fmt: skip
+    )
     assert process.stdin is not None and process.stdout is not None
     try:
         with contextlib.suppress(ConnectionError):

@@ -173,19 +173,18 @@ class TransformersEngine:
                 return torch.full((1,), over, dtype=torch.bool, device=ids.device)
 
             made = self._model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([ended]), **_sampling(body),
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([ended]),
+                **_sampling(body),
+            )
             answer.tokens = int(made.shape[1]) - len(tokens)
             ends = self._model.generation_config.eos_token_id
             ended_itself = int(made[0, -1]) in (ends if isinstance(ends, list) else [ends])
             answer.tell("end" if ended_itself or answer.stopped else "limit")
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-            MemoryError,
-        ) as error:  # torch's, out of memory above all
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:  # torch's, out of memory above all
             answer.tell("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
         finally:  # a kernel's own assertion, say: whoever waits must hear of it
             if not answer.ended:
@@ -220,9 +219,10 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
     except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedError(
-            path, f"transformers cannot load it: {first}",
+            path,
+            f"transformers cannot load it: {first}",
             "GPTQ and AWQ need dither[gptq], compressed-tensors dither[compressed], NF4 dither[bnb].",
-        ) from None  # fmt: skip
+        ) from None
     if torch.cuda.is_available() and model.device.type == "cpu":
         model = model.to("cuda")
     return model.eval(), tokenizer
@@ -286,9 +286,11 @@ class _Chunks:
         self._chat = path == CHAT
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()),
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
             "model": model,
-        }  # fmt: skip
+        }
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + json.dumps({**self._head, "choices": choices, **more}).encode() + b"\n\n"

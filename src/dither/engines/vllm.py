@@ -50,11 +50,7 @@ class Launch:
         return shlex.join(self.command)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "command": list(self.command),
-            "environment": sorted(self.environment),
-            "notes": list(self.notes),
-        }
+        return {"command": list(self.command), "environment": sorted(self.environment), "notes": list(self.notes)}
 
 
 def plan(
@@ -84,17 +80,7 @@ def plan(
     if cards < gpus:
         notes.append(f"{cards} of {gpus} GPUs are used: the model's heads cannot be divided among more")
     name = folder.resolve().name
-    command = [
-        program,
-        "serve",
-        str(folder),
-        "--served-model-name",
-        name,
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
+    command = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
     if quantization:
         command += ["--quantization", quantization]
     if context:
@@ -119,9 +105,10 @@ def find() -> str:
     found = shutil.which("vllm")
     if found is None:
         raise UnsupportedError(
-            "vLLM", "is not installed here: there is no `vllm` on PATH",
+            "vLLM",
+            "is not installed here: there is no `vllm` on PATH",
             "Install it in an environment of its own with: pip install vllm; or serve a GGUF with llama.cpp.",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -196,9 +183,7 @@ def _adapters(loras: Sequence[str | Path]) -> list[str]:
         return []
     for lora in loras:
         if not (Path(lora) / "adapter_config.json").is_file():
-            raise UsageError(
-                str(lora), "is no folder of an adapter, which is what vLLM takes", "Name PEFT's folder."
-            )
+            raise UsageError(str(lora), "is no folder of an adapter, which is what vLLM takes", "Name PEFT's folder.")
     return ["--enable-lora", "--lora-modules", *(f"{Path(lora).resolve().name}={lora}" for lora in loras)]
 
 

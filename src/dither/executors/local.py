@@ -22,9 +22,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Generator[Result, None, None]:
+def run(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
     """`function(item)` for every item, results as they finish, at most `threads` + 1 in flight.
 
     The first error stops the rest and is raised; closing the generator stops them too, and waits for

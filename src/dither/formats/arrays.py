@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import FormatError, SourceError
-from dither.formats.mapped import shown
+from dither.system.text import shown
 
 _LOCAL = struct.Struct("<4s22xHH")  # signature … lengths of the name and of the extra field
 _KINDS = "fiu"
@@ -70,8 +70,7 @@ def read_members(path: Path) -> dict[str, Member]:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             return {
-                info.filename.removesuffix(".npy"): _member(path, archive, info, file)
-                for info in archive.infolist()
+                info.filename.removesuffix(".npy"): _member(path, archive, info, file) for info in archive.infolist()
             }
     except FileNotFoundError:
         raise SourceError(str(path), "no such file", "Check the folder.") from None

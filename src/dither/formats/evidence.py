@@ -45,7 +45,7 @@ import numpy.typing as npt
 from dither.errors import FormatError, OutputError, SourceError, UsageError
 from dither.formats.arrays import Member, read_members
 from dither.formats.imatrix import ImportanceMatrix, read_imatrix
-from dither.formats.mapped import shown
+from dither.system.text import shown
 from dither.types import Evidence, Floats, Model, Tensor
 
 SCHEMA_VERSION = 1
@@ -264,9 +264,7 @@ class EvidenceStore:
         members = self._members_of(TOKENS)
         tokens_ST = _member(members, self.path / TOKENS, "tokens_ST", np.int32, 2).read()
         lengths_S = _member(members, self.path / TOKENS, "lengths_S", np.int32, 1).read()
-        if len(lengths_S) != len(tokens_ST) or not (
-            (lengths_S >= 0).all() and (lengths_S <= tokens_ST.shape[1]).all()
-        ):
+        if len(lengths_S) != len(tokens_ST) or not ((lengths_S >= 0).all() and (lengths_S <= tokens_ST.shape[1]).all()):
             raise FormatError(str(self.path / TOKENS), "has lengths that fit no sequences", _CALIBRATE_AGAIN)
         return tokens_ST, lengths_S
 
@@ -396,14 +394,10 @@ def _open_folder(cls: type[EvidenceStore], folder: Path) -> EvidenceStore:
         manifest = json.loads(raw)
         version = manifest["schema_version"]
         if version != SCHEMA_VERSION:
-            raise FormatError(
-                str(path), f"is of version {version!r}; {SCHEMA_VERSION} can be read", _CALIBRATE_AGAIN
-            )
+            raise FormatError(str(path), f"is of version {version!r}; {SCHEMA_VERSION} can be read", _CALIBRATE_AGAIN)
         str(manifest["data"]["sha256"])
         groups = [
-            _group(file, i, entry)
-            for file, entries in manifest["files"].items()
-            for i, entry in enumerate(entries)
+            _group(file, i, entry) for file, entries in manifest["files"].items() for i, entry in enumerate(entries)
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"is damaged ({type(error).__name__}: {shown(str(error))})"

@@ -30,7 +30,8 @@ import numpy as np
 
 from dither.errors import FormatError, OutputError
 from dither.formats.ggml import GGML_BY_ID, GGML_TYPES, Field, GgmlType, ValueType, u32
-from dither.formats.mapped import Buffer, MappedFile, shown
+from dither.formats.mapped import Buffer, MappedFile
+from dither.system.text import shown
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -43,10 +44,18 @@ MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, less the closing NUL
 MAX_NESTING = 8  # arrays of arrays occur in no known file; llama.cpp refuses them altogether
 
 _FORMATS = {
-    ValueType.UINT8: "B", ValueType.INT8: "b", ValueType.UINT16: "H", ValueType.INT16: "h",
-    ValueType.UINT32: "I", ValueType.INT32: "i", ValueType.UINT64: "Q", ValueType.INT64: "q",
-    ValueType.FLOAT32: "f", ValueType.FLOAT64: "d", ValueType.BOOL: "?",
-}  # fmt: skip
+    ValueType.UINT8: "B",
+    ValueType.INT8: "b",
+    ValueType.UINT16: "H",
+    ValueType.INT16: "h",
+    ValueType.UINT32: "I",
+    ValueType.INT32: "i",
+    ValueType.UINT64: "Q",
+    ValueType.INT64: "q",
+    ValueType.FLOAT32: "f",
+    ValueType.FLOAT64: "d",
+    ValueType.BOOL: "?",
+}
 _SCALARS = {kind: struct.Struct("<" + code) for kind, code in _FORMATS.items()}
 _DTYPES = {kind: np.dtype("<" + code) for kind, code in _FORMATS.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -286,9 +295,7 @@ def _shape_problem(shape: Sequence[int], kind: GgmlType) -> str:
     return ""
 
 
-def _check_tensors(
-    tensors: Sequence[TensorEntry], data_offset: int, alignment: int, size: int, file: str
-) -> None:
+def _check_tensors(tensors: Sequence[TensorEntry], data_offset: int, alignment: int, size: int, file: str) -> None:
     """Every tensor inside the file, aligned, of its own name and on bytes of its own."""
     names: set[str] = set()
     for tensor in tensors:
@@ -297,9 +304,7 @@ def _check_tensors(
             raise FormatError(thing, "occurs twice", "Write the file anew without it.")
         names.add(tensor.name)
         if (tensor.offset - data_offset) % alignment:
-            reason = (
-                f"starts at byte {tensor.offset - data_offset} of the data, not at a multiple of {alignment}"
-            )
+            reason = f"starts at byte {tensor.offset - data_offset} of the data, not at a multiple of {alignment}"
             raise FormatError(thing, reason, _FETCH_AGAIN)
         if tensor.offset + tensor.nbytes > size:
             reason = f"ends at byte {tensor.offset + tensor.nbytes}, but the file has {size}: it is truncated"
@@ -316,9 +321,7 @@ def padded(size: int, alignment: int) -> int:
 
 
 def lay_out(
-    metadata: Mapping[str, Field],
-    tensors: Sequence[tuple[str, tuple[int, ...], str]],
-    alignment: int | None = None,
+    metadata: Mapping[str, Field], tensors: Sequence[tuple[str, tuple[int, ...], str]], alignment: int | None = None
 ) -> Layout:
     """The header of a GGUF file, and where each tensor's bytes go.
 
@@ -337,9 +340,9 @@ def lay_out(
         if name in names:
             raise OutputError(f"tensor {shown(name)}", "occurs twice", "Give every tensor a name of its own.")
         names.add(name)
-        infos.append(_packed_text(name) + struct.pack(
-            f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind.id, offset
-        ))  # fmt: skip
+        infos.append(
+            _packed_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind.id, offset)
+        )
         starts.append(offset)
         sizes.append(prod(shape) // kind.block * kind.block_bytes)
         offset += padded(sizes[-1], alignment)
@@ -347,9 +350,7 @@ def lay_out(
     parts += [_packed_field(key, value) for key, value in metadata.items()]
     header = b"".join(parts + infos)
     header += bytes(-len(header) % alignment)
-    return Layout(
-        header, tuple(len(header) + start for start in starts), tuple(sizes), len(header) + offset
-    )  # fmt: skip
+    return Layout(header, tuple(len(header) + start for start in starts), tuple(sizes), len(header) + offset)
 
 
 def _with_alignment(metadata: Mapping[str, Field], wanted: int | None) -> tuple[Mapping[str, Field], int]:

@@ -98,9 +98,7 @@ def write_imatrix(
         "imatrix.chunk_size": u32(context),
     }
     layout = lay_out(metadata, [(name, values.shape, "F32") for name, values in arrays.items()])
-    _write_whole(
-        Path(path), layout.header, layout.total, list(zip(layout.offsets, arrays.values(), strict=True))
-    )
+    _write_whole(Path(path), layout.header, layout.total, list(zip(layout.offsets, arrays.values(), strict=True)))
 
 
 def _write_whole(path: Path, header: bytes, total: int, parts: Sequence[tuple[int, Floats]]) -> None:

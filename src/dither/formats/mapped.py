@@ -43,9 +43,7 @@ class MappedFile:
                 status = os.fstat(file.fileno())
                 self.size = status.st_size
                 self.modified_ns = status.st_mtime_ns
-                self.data: Buffer = (
-                    mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
-                )
+                self.data: Buffer = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
         except FileNotFoundError:
             raise SourceError(str(path), "no such file", "Check the path.") from None
         except (OSError, ValueError) as error:
@@ -78,13 +76,3 @@ def fingerprint(parts: Iterable[tuple[MappedFile, int]], others: Iterable[Path] 
         status = path.stat()
         digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
-
-
-def shown(name: str, limit: int = 120) -> str:
-    """A name from an untrusted file, safe to print: control characters escaped, length bounded.
-
-    >>> shown("blk.0.attn_q.weight"), shown("a\\x1b[2J")
-    ('blk.0.attn_q.weight', 'a\\\\x1b[2J')
-    """
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[: limit + 1])
-    return text if len(name) <= limit else text[:limit] + "…"

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from dither.errors import FormatError
-from dither.formats.mapped import Buffer, MappedFile, shown
+from dither.formats.mapped import Buffer, MappedFile
+from dither.system.text import shown
 
 MAX_HEADER = 100_000_000  # bytes, the reference reader's own limit
 MAX_DIMENSIONS = 32

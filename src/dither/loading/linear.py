@@ -144,9 +144,13 @@ class QuantizedLinear(_Packed, nn.Linear):
     """A frozen linear layer of packed codes (see the module)."""
 
     def __init__(
-        self, grid: Grid, packed_RN: torch.Tensor, scale_RG: torch.Tensor, zero_RG: torch.Tensor,
+        self,
+        grid: Grid,
+        packed_RN: torch.Tensor,
+        scale_RG: torch.Tensor,
+        zero_RG: torch.Tensor,
         bias_R: nn.Parameter | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.grid = grid.columns, len(packed_RN), grid
         self.weight = nn.Parameter(packed_RN, requires_grad=False)
@@ -173,9 +177,7 @@ class QuantizedStack(_Packed):
     """The same matrix of every expert, in the place of a stacked parameter: `stack[expert]` is what
     `torch.nn.functional.linear` takes for a weight."""
 
-    def __init__(
-        self, grid: Grid, packed_ERN: torch.Tensor, scale_ERG: torch.Tensor, zero_ERG: torch.Tensor
-    ) -> None:
+    def __init__(self, grid: Grid, packed_ERN: torch.Tensor, scale_ERG: torch.Tensor, zero_ERG: torch.Tensor) -> None:
         super().__init__()
         self.grid, self.shape = grid, torch.Size((*packed_ERN.shape[:2], grid.columns))
         self.weight = nn.Parameter(packed_ERN, requires_grad=False)
@@ -210,7 +212,8 @@ class Expert:
     ) -> torch.Tensor:
         if func is not functional.linear or kwargs or not isinstance(args[1], cls):
             raise UnsupportedError(
-                "a quantized expert", f"is used in {getattr(func, '__name__', func)}, not in a linear layer",
+                "a quantized expert",
+                f"is used in {getattr(func, '__name__', func)}, not in a linear layer",
                 "Install another release of transformers, 5.0 or later.",
-            )  # fmt: skip
+            )
         return product(args[0], args[1], args[2] if len(args) > 2 else None)

@@ -103,9 +103,14 @@ def _is_matrix(network: nn.Module, name: str, plan: Restored) -> bool:
 
 
 def _quantize(
-    network: nn.Module, name: str, plan: Restored, sources: list[Tensor], wanted: Wanted, account: Account,
+    network: nn.Module,
+    name: str,
+    plan: Restored,
+    sources: list[Tensor],
+    wanted: Wanted,
+    account: Account,
     report: Progress,
-) -> None:  # fmt: skip
+) -> None:
     sink, backend = _sink(plan, wanted)
     if sink is None:
         account.kept.append(name)
@@ -171,14 +176,13 @@ def _finite(tensor: Tensor, start: int, w_RC: Floats) -> Floats:
         return w_RC if w_RC.flags.writeable else w_RC.copy()  # torch warns of memory it must not write to
     row, column = np.argwhere(~np.isfinite(w_RC))[0]
     raise SourceError(
-        tensor.name, f"holds {w_RC[row, column]} at row {start + row}, column {column}",
+        tensor.name,
+        f"holds {w_RC[row, column]} at row {start + row}, column {column}",
         "The checkpoint is damaged: fetch or export it again.",
-    )  # fmt: skip
+    )
 
 
-def _dense(
-    shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor], wanted: Wanted
-) -> nn.Parameter:
+def _dense(shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor], wanted: Wanted) -> nn.Parameter:
     """A parameter in the type that is computed in."""
     parameter = torch.empty(shape, device=wanted.device, dtype=wanted.dtype)
     views, offset = (plan.views(parameter), plan.offset) if plan else ((parameter,), 0.0)
@@ -192,9 +196,7 @@ def _set(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(network.get_submodule(home), leaf, parameter)
 
 
-def _fill_head(
-    network: PreTrainedModel, tensors: dict[str, Tensor], wanted: Wanted, report: Progress
-) -> None:
+def _fill_head(network: PreTrainedModel, tensors: dict[str, Tensor], wanted: Wanted, report: Progress) -> None:
     """The output matrix, which is the embedding itself where the source has no other."""
     tied = "output.weight" not in tensors
     network.config.tie_word_embeddings = tied
@@ -221,9 +223,10 @@ def _fill_buffers(network: PreTrainedModel, model: Model, device: torch.device) 
         module: Any = network.get_submodule(home)
         if leaf != "embed_scale" or not hasattr(module, "scalar_embed_scale"):
             raise UnsupportedError(
-                f"buffer {name}", "of transformers' network is not known here",
+                f"buffer {name}",
+                "of transformers' network is not known here",
                 "Install another release of transformers, 5.0 or later.",
-            )  # fmt: skip
+            )
         module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
 
 
@@ -253,8 +256,9 @@ def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> Non
         )
     stacks = [name for name, module in network.named_modules() if isinstance(module, QuantizedStack)]
     if stacks and wanted.backend == "bitsandbytes":
-        account.notes.append(f"the experts run on dither's own kernels ({len(stacks)} stacks): "
-                             "bitsandbytes has none for them")  # fmt: skip
+        account.notes.append(
+            f"the experts run on dither's own kernels ({len(stacks)} stacks): bitsandbytes has none for them"
+        )
     network.dither = {
         "to": wanted.scheme.name,
         "backend": " and ".join(sorted(counts)) or "none",
@@ -268,9 +272,10 @@ def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> Non
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     raise UnsupportedError(
-        "a model quantized while loading", "is not saved: no other program could read its layers",
+        "a model quantized while loading",
+        "is not saved: no other program could read its layers",
         "Write a file with `dither quantize`; save adapters with peft's own save_pretrained.",
-    )  # fmt: skip
+    )
 
 
 def _token(model: Model, name: str) -> int | None:

@@ -73,12 +73,11 @@ def choose_backend(scheme: Scheme, backend: str, has_bnb: bool, no_kernel: str) 
     if backend == "torch" and no_kernel:
         raise UsageError("backend torch", no_kernel, "Leave the backend out, or name dither.")
     if backend == "bitsandbytes" and not scheme.bnb:
-        raise UsageError(
-            "backend bitsandbytes", f"has no {scheme.name}", "Leave the backend out, or name dither."
-        )
+        raise UsageError("backend bitsandbytes", f"has no {scheme.name}", "Leave the backend out, or name dither.")
     if backend == "bitsandbytes" and not has_bnb:
         raise UsageError(
-            f"loading as {scheme.name} with bitsandbytes", "needs bitsandbytes, which is not installed",
+            f"loading as {scheme.name} with bitsandbytes",
+            "needs bitsandbytes, which is not installed",
             "pip install 'dither[bnb]'",
-        )  # fmt: skip
+        )
     return backend

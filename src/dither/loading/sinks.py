@@ -41,9 +41,14 @@ class PackedRows:
     """Codes of ours."""
 
     def __init__(
-        self, scheme: Scheme, codec: Codec, solver: Solver, shape: tuple[int, ...], device: torch.device,
+        self,
+        scheme: Scheme,
+        codec: Codec,
+        solver: Solver,
+        shape: tuple[int, ...],
+        device: torch.device,
         kernel: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """With `kernel` the layer multiplies by torch's 4-bit kernel, where that can hold the matrix."""
         self.scheme, self.codec, self.solver, self.shape, self.device = scheme, codec, solver, shape, device
         self.kernel = kernel
@@ -99,13 +104,22 @@ class BnbLinear:
 
         rows, columns = self.w_RC.shape
         layer = Linear4bit(
-            columns, rows, bias=False, compute_dtype=self.dtype, compress_statistics=False,
-            quant_type=self.scheme.bnb, device="meta",
-        )  # fmt: skip
+            columns,
+            rows,
+            bias=False,
+            compute_dtype=self.dtype,
+            compress_statistics=False,
+            quant_type=self.scheme.bnb,
+            device="meta",
+        )
         weight = Params4bit(
-            self.w_RC, requires_grad=False, blocksize=self.group, compress_statistics=False,
-            quant_type=self.scheme.bnb, module=layer,
-        )  # fmt: skip
+            self.w_RC,
+            requires_grad=False,
+            blocksize=self.group,
+            compress_statistics=False,
+            quant_type=self.scheme.bnb,
+            module=layer,
+        )
         layer.weight = weight.to(self.device)  # which is when it is quantized
         return layer
 
@@ -113,9 +127,7 @@ class BnbLinear:
         from bitsandbytes.nn import Int8Params, Linear8bitLt
 
         rows, columns = self.w_RC.shape
-        layer = Linear8bitLt(
-            columns, rows, bias=False, has_fp16_weights=False, threshold=OUTLIERS, device="meta"
-        )
+        layer = Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=OUTLIERS, device="meta")
         layer.weight = Int8Params(self.w_RC, requires_grad=False, has_fp16_weights=False).to(self.device)
         return layer
 

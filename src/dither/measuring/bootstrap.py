@@ -78,9 +78,7 @@ def draw_sequences(sequences: int, draws: int, seed: int) -> npt.NDArray[np.int6
     return np.concatenate([np.ones((1, sequences), np.int64), drawn_DS])
 
 
-def difference(
-    a_S: Doubles, b_S: Doubles, tokens_S: Doubles, *, draws: int = DRAWS, seed: int = 0
-) -> Interval:
+def difference(a_S: Doubles, b_S: Doubles, tokens_S: Doubles, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Mean of b − a over the tokens of the same sequences, from each sequence's own means.
 
     Both files met the same text, so most of what makes a sequence hard cancels: this interval is

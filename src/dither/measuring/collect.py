@@ -130,9 +130,13 @@ class Collector:
         self._valid_N, self._held_N, self._batch_rank_N = flat
 
     def see(
-        self, names: tuple[str, ...], x_NC: torch.Tensor, position_N: torch.Tensor, expert: int | None,
+        self,
+        names: tuple[str, ...],
+        x_NC: torch.Tensor,
+        position_N: torch.Tensor,
+        expert: int | None,
         pull: Pull | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One input of this batch (`models.blocks.See`): rows x_NC at `position_N` of the flattened batch."""
         held_N, rank_N = self._held_N[position_N], self._batch_rank_N[position_N]
         if not self._all_valid:
@@ -204,14 +208,13 @@ class Collector:
         mean_EC = _means(np.stack([sums.squares_C.cpu().numpy() for sums in sums_E]), counts_E, FEW)
         if not np.isfinite(mean_EC).all():
             raise DitherError(
-                known.tensors[0], "its inputs became NaN or infinite",
+                known.tensors[0],
+                "its inputs became NaN or infinite",
                 "The weights are damaged, or too large for float32: `dither inspect` looks at them.",
-            )  # fmt: skip
+            )
         if not mean_EC.any(axis=-1).all():
             raise DitherError(
-                known.tensors[0],
-                "its inputs are zero throughout",
-                "The weights before it are damaged or zero.",
+                known.tensors[0], "its inputs are zero throughout", "The weights before it are damaged or zero."
             )
         held = [_held(sums) for sums in sums_E]
         empty_HC = np.zeros((0, known.columns), dtype=np.float32)
@@ -255,9 +258,7 @@ def diagonal_blocks(rows: int) -> int:
 
 def _pull_at(pull: Pull, valid_N: torch.Tensor) -> Pull:
     return replace(
-        pull,
-        weight_N=pull.weight_N[valid_N],
-        gradients={name: g_NR[valid_N] for name, g_NR in pull.gradients.items()},
+        pull, weight_N=pull.weight_N[valid_N], gradients={name: g_NR[valid_N] for name, g_NR in pull.gradients.items()}
     )
 
 

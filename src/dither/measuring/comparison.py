@@ -75,8 +75,11 @@ def contrast(
         return Comparison(None, b, None, max_kld, notes)
     terms = other_terms(a, b)
     if terms:
-        notes = (*notes, f"A and B were measured on other terms ({', '.join(terms)}): only their own "
-                         "intervals can be read, not their difference.")  # fmt: skip
+        notes = (
+            *notes,
+            f"A and B were measured on other terms ({', '.join(terms)}): only their own "
+            "intervals can be read, not their difference.",
+        )
         return Comparison(a, b, None, max_kld, notes)
     pairs = len(a.sequence_kl) == len(b.sequence_kl) > 0 and a.sequence_tokens == b.sequence_tokens
     found = None

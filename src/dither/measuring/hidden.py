@@ -32,9 +32,7 @@ SNAPSHOT_SECONDS = 20.0  # work that an interruption may cost
 class Hidden:
     """Float32 (S, T, H), read and written by rows of sequences; `finished` ends the embedding or a block."""
 
-    def __init__(
-        self, folder: Path, shape: tuple[int, int, int], *, name: str = "hidden", keep: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, int, int], *, name: str = "hidden", keep: int = 0) -> None:
         """`keep`: how many states there will be, if all of them are to stay on disk."""
         self._folder, self._shape, self._name, self._keep = folder, shape, name, keep
         self.bytes = 4 * int(np.prod(shape))

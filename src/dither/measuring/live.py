@@ -50,9 +50,7 @@ class Passage:
         """float32 (S, T, H) of what enters block `index`, changed by the next call with a larger one."""
         if self._hidden_STH is None:
             weights = self.weights() if self.weights else None
-            embedded = [
-                self.blocks.embed(self._tokens_ST[batch], weights).float() for batch in self.batches()
-            ]
+            embedded = [self.blocks.embed(self._tokens_ST[batch], weights).float() for batch in self.batches()]
             self._hidden_STH = torch.cat(embedded)
         while self._at < index:
             block = self.blocks.load(self._at, self.weights() if self.weights else None)
@@ -74,12 +72,7 @@ class LiveEvidence:
     """
 
     def __init__(
-        self,
-        passage: Passage,
-        base: EvidenceSource,
-        known: Collection[str],
-        written: Collection[str],
-        sha256: str,
+        self, passage: Passage, base: EvidenceSource, known: Collection[str], written: Collection[str], sha256: str
     ) -> None:
         self.passage, self.base, self.sha256 = passage, base, sha256
         self.known, self.written = known, written

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dither.errors import SourceError, UsageError
-from dither.formats.mapped import shown
+from dither.system.text import shown
 
 Conversation: TypeAlias = list[dict[str, str]]
 
@@ -91,17 +91,19 @@ def hub_records(wanted: str) -> Iterator[str | Conversation]:
         library = import_module("datasets")
     except ImportError:
         raise UsageError(
-            f"hf:{wanted}", "needs the `datasets` library, which is not installed",
+            f"hf:{wanted}",
+            "needs the `datasets` library, which is not installed",
             "pip install datasets, or give a text file with --data FILE.",
-        ) from None  # fmt: skip
+        ) from None
     try:
         rows = iter(library.load_dataset(name, split=split or "train", streaming=True))
         first = next(rows, None)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise SourceError(
-            f"data set {shown(name)}", f"cannot be read ({_first_line(error)})",
+            f"data set {shown(name)}",
+            f"cannot be read ({_first_line(error)})",
             "Check its name, split and configuration, and the network.",
-        ) from None  # fmt: skip
+        ) from None
     if first is None:
         raise SourceError(f"data set {shown(name)}", "is empty", "Name another split.")
     yield _row(first, column, wanted)

@@ -95,10 +95,7 @@ class Measurement(BaseModel):
         """In a notebook."""
         rows = [
             ("size", f"{format_bytes(self.bytes)}, {self.bpw:.2f} bits per weight"),
-            (
-                "KL divergence",
-                f"{interval(self.kl_mean, self.kl_mean_low, self.kl_mean_high)} nats per token",
-            ),
+            ("KL divergence", f"{interval(self.kl_mean, self.kl_mean_low, self.kl_mean_high)} nats per token"),
             ("99 % of tokens below", f"{interval(self.kl_p99, self.kl_p99_low, self.kl_p99_high)} nats"),
             ("same top token", interval(self.same_top, self.same_top_low, self.same_top_high, ".1%")),
             ("perplexity", f"× {interval(self.ppl_ratio, self.ppl_ratio_low, self.ppl_ratio_high, '.4g')}"),
@@ -107,8 +104,6 @@ class Measurement(BaseModel):
         return pairs(f"{self.file}, {self.type}, against {self.reference}", rows, self.notes)
 
 
-_KEPT = Sidecar(
-    Measurement, SUFFIX, SCHEMA_VERSION, "a measurement", "is no measurement", _LARGEST_FILE, _AGAIN
-)
+_KEPT = Sidecar(Measurement, SUFFIX, SCHEMA_VERSION, "a measurement", "is no measurement", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable

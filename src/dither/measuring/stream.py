@@ -174,9 +174,10 @@ class Lockstep:
             total += float((away_N / size_N.clamp_min(torch.finfo(torch.float32).tiny)).sum())
         if not np.isfinite(total):
             raise DitherError(
-                "the reference" if name is None else name, f"computes NaN or infinity in block {index}",
+                "the reference" if name is None else name,
+                f"computes NaN or infinity in block {index}",
                 "Its weights are damaged, or too large for float32: fetch or make it again.",
-            )  # fmt: skip
+            )
         if name is not _REFERENCE:
             self.drift[name].append(total / max(1, len(self.sequence_N)))
 
@@ -224,6 +225,7 @@ def _check_finite(name: str, found: PerToken) -> None:
     for values_N, whose in ((found.nll_reference_N, "the reference"), (found.kl_N, name)):
         if not np.isfinite(values_N).all():
             raise DitherError(
-                whose, "gives logits that are NaN or infinite",
+                whose,
+                "gives logits that are NaN or infinite",
                 "Its output matrix is damaged: fetch or make the file again.",
-            )  # fmt: skip
+            )

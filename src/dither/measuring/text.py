@@ -88,12 +88,11 @@ def sequences(
     """
     context = checked_context(model, tokens, context)
     if str(data) == SELF:
-        from dither.measuring.writing import write_text
+        from dither.measuring.self_text import write_text
 
         ids, name, notes = write_text(
-            model, tokens=tokens, context=context, seed=seed, scratch=scratch, threads=threads,
-            progress=progress,
-        )  # fmt: skip
+            model, tokens=tokens, context=context, seed=seed, scratch=scratch, threads=threads, progress=progress
+        )
         return pack(ids, name, seed, notes)
     with Vocabulary(model) as vocabulary:
         return _from_data(vocabulary, data, tokens, context, seed)
@@ -108,14 +107,14 @@ def checked_context(model: Model, tokens: int, context: int | None) -> int:
         raise UsageError(f"a context of {context}", "is too short", f"Give at least {_SHORTEST} tokens.")
     if trained and context > trained:
         raise UsageError(
-            f"a context of {context}", f"is longer than {model.name}'s {trained}",
-            f"Give at most {trained} with -c.",
-        )  # fmt: skip
+            f"a context of {context}", f"is longer than {model.name}'s {trained}", f"Give at most {trained} with -c."
+        )
     if tokens < context:
         raise UsageError(
-            f"{tokens} tokens", f"do not fill one sequence of {context}",
+            f"{tokens} tokens",
+            f"do not fill one sequence of {context}",
             "Ask for more with --tokens, or for a shorter context with -c.",
-        )  # fmt: skip
+        )
     return context
 
 
@@ -164,9 +163,7 @@ def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: i
         raise _too_short(path.name, len(vocabulary.tokenize(_prefix(path, None))), context)
     notes = []
     if len(found) < count:
-        notes.append(
-            f"{path.name} fills {len(found)} sequences of {context} tokens, not the {count} asked for."
-        )
+        notes.append(f"{path.name} fills {len(found)} sequences of {context} tokens, not the {count} asked for.")
     return pack(found, path.name, seed, notes)
 
 
@@ -175,9 +172,8 @@ def _check_file(path: Path) -> None:
         raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
     if not path.is_file():
         raise SourceError(
-            str(path), "no such file",
-            "Name a text file, hf:DATASET, or `self` to let the model write its own text.",
-        )  # fmt: skip
+            str(path), "no such file", "Name a text file, hf:DATASET, or `self` to let the model write its own text."
+        )
 
 
 def _too_short(name: str, found: int, needed: int) -> UsageError:
@@ -228,9 +224,8 @@ def _whole_characters(raw: bytes) -> bytes:
 
 
 def _from_records(
-    vocabulary: Vocabulary, records: Iterator[str | Conversation], tokens: int, context: int, seed: int,
-    name: str,
-) -> Sequences:  # fmt: skip
+    vocabulary: Vocabulary, records: Iterator[str | Conversation], tokens: int, context: int, seed: int, name: str
+) -> Sequences:
     found: list[list[int]] = []
     left, dropped, plain = tokens, 0, 0
     for record in records:

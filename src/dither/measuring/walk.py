@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from dither.formats.evidence import write_groups
+from dither.measuring.calibration_folder import Folder
 from dither.measuring.collect import Collector
-from dither.measuring.folder import Folder
 from dither.measuring.hidden import Hidden
 from dither.measuring.text import Sequences, batches
 from dither.models.blocks import Blocks
@@ -33,9 +33,15 @@ class Walk:
     gradients = False
 
     def __init__(
-        self, model: Model, blocks: Blocks, text: Sequences, folder: Folder, hessians: bool, batch: int,
+        self,
+        model: Model,
+        blocks: Blocks,
+        text: Sequences,
+        folder: Folder,
+        hessians: bool,
+        batch: int,
         report: Progress,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.network, self.text, self.folder = model, blocks, text, folder
         self.hessians, self.report = hessians, report
         sequences, context = text.tokens_ST.shape
@@ -45,9 +51,7 @@ class Walk:
         self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
         self.notes = [*model.notes, *blocks.notes, *text.notes]
         if hessians and not self.collector().held_S.any():
-            self.notes.append(
-                f"{sequences} sequences are too few to hold any back: nothing will judge a solution."
-            )
+            self.notes.append(f"{sequences} sequences are too few to hold any back: nothing will judge a solution.")
         folder.need(self._needs())
 
     def _states(self) -> Hidden:

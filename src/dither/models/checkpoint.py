@@ -18,10 +18,11 @@ from typing import Any
 
 from dither.errors import FormatError, SourceError
 from dither.formats import safetensors
-from dither.formats.mapped import MappedFile, fingerprint, shown
+from dither.formats.mapped import MappedFile, fingerprint
 from dither.models import packed
 from dither.models.packed.settings import read_quantization
 from dither.models.stored import PlainTensor, StoredTensor
+from dither.system.text import shown
 
 __all__ = ["Checkpoint", "PlainTensor", "StoredTensor", "open_checkpoint", "refuse_pickle"]
 
@@ -80,9 +81,13 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
         notes.append(f"{WHOLE} is read, the shards of {INDEX} are not")
     side_files = _side_files(folder)
     return Checkpoint(
-        folder, config, tensors, (*(shard.path for shard in shards), *side_files),
-        fingerprint(zip(shards, header_bytes, strict=True), side_files), tuple(notes),
-    )  # fmt: skip
+        folder,
+        config,
+        tensors,
+        (*(shard.path for shard in shards), *side_files),
+        fingerprint(zip(shards, header_bytes, strict=True), side_files),
+        tuple(notes),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -131,9 +136,7 @@ def _indexed(folder: Path, index: Mapping[str, Any]) -> tuple[list[str], dict[st
     for tensor, name in weight_map.items():
         # A name such as ../../etc/passwd, /dev/zero or model.bin must never be opened.
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
-            reason = (
-                f"says that {shown(tensor)} is in {shown(str(name))}, which is no safetensors of the folder"
-            )
+            reason = f"says that {shown(tensor)} is in {shown(str(name))}, which is no safetensors of the folder"
             raise FormatError(thing, reason, "Take the model from a source you trust.")
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).exists()]
@@ -161,15 +164,14 @@ def refuse_pickle(path: Path | str, names: Iterable[str]) -> SourceError:
     listed = shown(", ".join(names))
     reason = f"has its weights as pickle ({listed}), and loading a pickle can run any code hidden in it"
     return SourceError(
-        str(path), reason,
+        str(path),
+        reason,
         "Take a safetensors revision of the model, or convert it where you trust it: load it with "
         "transformers and call save_pretrained(folder, safe_serialization=True).",
-    )  # fmt: skip
+    )
 
 
-def _read_shards(
-    shards: list[MappedFile], index: Mapping[str, str]
-) -> tuple[dict[str, PlainTensor], list[int]]:
+def _read_shards(shards: list[MappedFile], index: Mapping[str, str]) -> tuple[dict[str, PlainTensor], list[int]]:
     """Every tensor of every shard, and how many bytes of each shard are header."""
     stored: dict[str, PlainTensor] = {}
     header_bytes = []
@@ -181,9 +183,7 @@ def _read_shards(
                 other = stored[entry.name]._file.path.name
                 reason = f"is in {shown(other)} and again in {shown(shard.path.name)}"
                 raise FormatError(f"tensor {shown(entry.name)}", reason, _FETCH_AGAIN)
-            stored[entry.name] = PlainTensor(
-                entry.name, entry.shape, entry.dtype, entry.nbytes, shard, entry.offset
-            )  # fmt: skip
+            stored[entry.name] = PlainTensor(entry.name, entry.shape, entry.dtype, entry.nbytes, shard, entry.offset)
     for name, shard_name in index.items():
         if name not in stored:
             reason = f"should be in {shown(shard_name)}, says the index, but no shard holds it"

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dither.errors import FormatError
-from dither.formats.mapped import shown
+from dither.system.text import shown
 from dither.types import Floats
 
 WEIGHT_SCALES = ("_scale_inv", "_scale")  # appended to a weight's name
@@ -97,9 +97,7 @@ def fit_scale(
     if experts and scale_shape in (experts, (*experts, 1), (*experts, 1, 1)):
         return Scale(read_flat, 1, 1, out, out, columns)
     reason = f"is FP8 of shape {list(shape)}, but its scale has shape {list(scale_shape)}"
-    raise FormatError(
-        f"tensor {shown(name)}", f"{reason} (blocks of {block[0]} × {block[1]})", _WAY_OUT
-    )  # fmt: skip
+    raise FormatError(f"tensor {shown(name)}", f"{reason} (blocks of {block[0]} × {block[1]})", _WAY_OUT)
 
 
 def block_of(config: Mapping[str, Any], thing: str) -> tuple[int, int]:

@@ -21,8 +21,9 @@ from dither.codecs import all_codecs
 from dither.errors import FormatError, SourceError, UnsupportedError, UsageError
 from dither.formats.ggml import Field, ValueType
 from dither.formats.gguf import Header, TensorEntry, parse_header
-from dither.formats.mapped import MappedFile, fingerprint, shown
+from dither.formats.mapped import MappedFile, fingerprint
 from dither.models import dtypes
+from dither.system.text import shown
 from dither.types import Bytes, Floats, Model, Tensor
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -58,7 +59,7 @@ class _StoredRows:
             way_out = "Take a GGUF of another type, F16 or BF16 if there is one."
             raise UnsupportedError(
                 f"tensor {shown(self.entry.name)}", f"is stored as {kind}, which cannot be decoded", way_out
-            )  # fmt: skip
+            )
         # A copy, because a kernel would be compiled a second time for read-only memory.
         return codec.decode(np.array(raw_RN))
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dither.errors import DitherError, SourceError, UsageError
-from dither.formats.mapped import shown
 from dither.models.checkpoint import INDEX, PICKLES, WHOLE, refuse_pickle
 from dither.models.gguf_source import PART
+from dither.system.text import shown
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"(?:hf://)?({_NAME}/{_NAME})(?:@([^:@\s]+))?(?::([^:\s][^:]*))?")
@@ -128,9 +128,7 @@ def _whole_models(names: Iterable[str]) -> list[list[str]]:
 def _needs_choice(hub_id: HubId, ggufs: Sequence[Sequence[str]], reason: str) -> UsageError:
     listed = ", ".join(shown(parts[0]) for parts in ggufs[:_SHOWN_FILES])
     more = f" and {len(ggufs) - _SHOWN_FILES} more" if len(ggufs) > _SHOWN_FILES else ""
-    way_out = (
-        f"Choose one as {hub_id.repo}:FILE of {listed}{more}." if ggufs else "Look at its list of files."
-    )
+    way_out = f"Choose one as {hub_id.repo}:FILE of {listed}{more}." if ggufs else "Look at its list of files."
     return UsageError(hub_id.repo, reason, way_out)
 
 

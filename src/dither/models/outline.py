@@ -153,15 +153,20 @@ def _recognized(checkpoint: Checkpoint, why: UnsupportedError) -> Model:
 
 
 def _model(
-    checkpoint: Checkpoint, arch: str, metadata: Mapping[str, Field], tensors: tuple[Tensor, ...],
-    notes: list[str],
-) -> Model:  # fmt: skip
+    checkpoint: Checkpoint, arch: str, metadata: Mapping[str, Field], tensors: tuple[Tensor, ...], notes: list[str]
+) -> Model:
     name = checkpoint.folder.resolve().name
     return Model(
-        name=name, arch=arch, metadata={"general.architecture": string(arch), **metadata},
-        tensors=tensors, origin=str(checkpoint.folder), kind="safetensors",
-        files=tuple(map(str, checkpoint.files)), fingerprint=checkpoint.fingerprint, notes=tuple(notes),
-    )  # fmt: skip
+        name=name,
+        arch=arch,
+        metadata={"general.architecture": string(arch), **metadata},
+        tensors=tensors,
+        origin=str(checkpoint.folder),
+        kind="safetensors",
+        files=tuple(map(str, checkpoint.files)),
+        fingerprint=checkpoint.fingerprint,
+        notes=tuple(notes),
+    )
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Field]:
@@ -196,9 +201,7 @@ def _whole(value: Any, name: str) -> Field:
     return u32(value)
 
 
-def _tensors(
-    checkpoint: Checkpoint, config: Mapping[str, Any]
-) -> tuple[tuple[Tensor, ...], list[str], int, int]:
+def _tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], list[str], int, int]:
     """What the file would hold, the names that no rule knows, and how many tensors are left out: of other
     senses than reading, and of layers past the last."""
     groups: dict[str, list[StoredTensor]] = defaultdict(list)

@@ -22,9 +22,10 @@ from typing import Any
 
 from dither.errors import FormatError, SourceError
 from dither.formats import gguf, safetensors
-from dither.formats.mapped import MappedFile, shown
+from dither.formats.mapped import MappedFile
 from dither.models import hub
 from dither.models.checkpoint import INDEX
+from dither.system.text import shown
 
 _FIRST = 8 * 2**10  # bytes asked for first of a safetensors: small headers are in them whole
 _PIECE = 256 * 2**10  # the same of a GGUF, whose header holds the vocabulary; doubled until it parses

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 from dither.errors import SourceError, UsageError
 from dither.formats.ggml import string
 from dither.formats.gguf import MAGIC
-from dither.formats.mapped import MappedFile, shown
+from dither.formats.mapped import MappedFile
 from dither.models.checkpoint import ABOUT, INDEX, PICKLES, Checkpoint, open_checkpoint, refuse_pickle
 from dither.models.gguf_source import PART, open_gguf
+from dither.system.text import shown
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -138,9 +139,7 @@ def _open_folder(folder: Path, pre: str | None) -> Model:
 
 def _is_first_part(path: Path) -> bool:
     match = PART.fullmatch(path.name)
-    return (
-        not match or int(match[2]) == 1 or not path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf").exists()
-    )
+    return not match or int(match[2]) == 1 or not path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf").exists()
 
 
 def _open_checkpoint(folder: Path, pre: str | None, weights: Path | None = None) -> Model:
@@ -150,9 +149,8 @@ def _open_checkpoint(folder: Path, pre: str | None, weights: Path | None = None)
     model = convert(checkpoint, pre=pre)
     about = {key: string(text) for key, text in _said_of_itself(checkpoint).items()}
     return replace(
-        model, metadata={**model.metadata, **about},
-        notes=tuple(dict.fromkeys((*checkpoint.notes, *model.notes))),
-    )  # fmt: skip
+        model, metadata={**model.metadata, **about}, notes=tuple(dict.fromkeys((*checkpoint.notes, *model.notes)))
+    )
 
 
 def _said_of_itself(checkpoint: Checkpoint) -> dict[str, str]:

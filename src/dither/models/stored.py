@@ -18,8 +18,9 @@ import numpy.typing as npt
 from dither.errors import UnsupportedError, UsageError
 from dither.formats import safetensors
 from dither.formats.layouts.numbers import ARRAYS
-from dither.formats.mapped import MappedFile, shown
+from dither.formats.mapped import MappedFile
 from dither.models import dtypes, fp8
+from dither.system.text import shown
 from dither.types import Bytes, Floats, Recode
 
 
@@ -103,7 +104,7 @@ class PlainTensor:
         if self.dtype not in dtypes.READABLE:
             raise UnsupportedError(
                 f"tensor {shown(self.name)}", f"is stored as {self.dtype}", "Take a bf16 checkpoint."
-            )  # fmt: skip
+            )
 
     def read_flat(self, start: int, stop: int) -> Floats:
         """Stored numbers `start` to `stop`, in order and unscaled, as a new float32 array."""

@@ -95,11 +95,17 @@ def read_tokenizer(checkpoint: Checkpoint, *, rows: int, pre: str | None, config
         special = _against_defaults(special)
     around, contradictions = _added_around(settings, tokenizer, special, ids)
     return Tokenizer(
-        vocabulary=vocabulary, tokens=ids, listed=tuple(listed),
-        used=1 + max((number for number in vocabulary.tokens if number < rows), default=0), special=special,
-        add_bos=around["bos"], add_eos=around["eos"], templates=read_templates(checkpoint.folder, settings),
-        swallows_space=any(token.rstrip for token in added.values()), notes=(*notes, *contradictions),
-    )  # fmt: skip
+        vocabulary=vocabulary,
+        tokens=ids,
+        listed=tuple(listed),
+        used=1 + max((number for number in vocabulary.tokens if number < rows), default=0),
+        special=special,
+        add_bos=around["bos"],
+        add_eos=around["eos"],
+        templates=read_templates(checkpoint.folder, settings),
+        swallows_space=any(token.rstrip for token in added.values()),
+        notes=(*notes, *contradictions),
+    )
 
 
 def _checked(tokenizer: Json | None) -> Json | None:
@@ -120,11 +126,7 @@ def _checked(tokenizer: Json | None) -> Json | None:
 
 
 def _read_vocabulary(
-    checkpoint: Checkpoint,
-    tokenizer: Json | None,
-    settings: Json,
-    added: Mapping[int, AddedToken],
-    pre: str | None,
+    checkpoint: Checkpoint, tokenizer: Json | None, settings: Json, added: Mapping[int, AddedToken], pre: str | None
 ) -> Vocabulary:
     if tokenizer and byte_level.is_byte_level(tokenizer):
         return byte_level.read(tokenizer, added, pre)
@@ -140,9 +142,7 @@ def _read_vocabulary(
     if tokenizer and sentencepiece.is_sentencepiece(tokenizer):
         found = sentencepiece.read_json(tokenizer, added, prefix)
         if path.is_file():
-            found.notes.append(
-                "tokenizer.model and tokenizer.json differ: the latter counts, as in transformers"
-            )
+            found.notes.append("tokenizer.model and tokenizer.json differ: the latter counts, as in transformers")
         return found
     if tokenizer is None:
         raise SourceError(str(checkpoint.folder), "has neither tokenizer.json nor tokenizer.model", FETCH)
@@ -150,7 +150,7 @@ def _read_vocabulary(
         "tokenizer.json",
         f"holds a {tokenizer['model'].get('type')} model, not BPE of bytes or of sentencepiece",
         "llama.cpp has no tokenizer of this kind for these families.",
-    )  # fmt: skip
+    )
 
 
 def _same_tokens(tokenizer: Json, found: Vocabulary) -> bool:
@@ -158,16 +158,13 @@ def _same_tokens(tokenizer: Json, found: Vocabulary) -> bool:
     if not isinstance(vocab, dict):
         return False
     return all(number in found.tokens for number in vocab.values()) and all(
-        text.replace("▁", " ") == found.tokens[number].text.replace("▁", " ")
-        for text, number in vocab.items()
+        text.replace("▁", " ") == found.tokens[number].text.replace("▁", " ") for text, number in vocab.items()
     )
 
 
 def _special_sources(checkpoint: Checkpoint, settings: Json, config: Json) -> list[Json]:
     """Places that name special tokens, in transformers' order."""
-    files = (
-        checkpoint.read_json(name) or {} for name in ("special_tokens_map.json", "generation_config.json")
-    )
+    files = (checkpoint.read_json(name) or {} for name in ("special_tokens_map.json", "generation_config.json"))
     by_text, generation = files
     return [settings, by_text, config, generation]
 
@@ -220,9 +217,7 @@ def _added_around(
     for name, text in zip(("bos", "eos"), _template(tokenizer), strict=True):
         found[name] = text is not None and ids.get(text) == special.get(name)
         if text is not None and not found[name]:
-            notes.append(
-                f"tokenizer.json puts {text!r} around texts, which is not its {name} token: left out"
-            )
+            notes.append(f"tokenizer.json puts {text!r} around texts, which is not its {name} token: left out")
         if isinstance(flags[name], bool) and flags[name] != found[name]:
             notes.append(
                 f"add_{name}_token is {str(flags[name]).lower()} in tokenizer_config.json and tokenizer.json "

@@ -21,11 +21,7 @@ from dither.types import Model, No, Tensor
 
 
 def candidates(
-    model: Model,
-    *,
-    importance: Collection[str],
-    types: Sequence[str] | None = None,
-    target: Target = ANY_GGUF,
+    model: Model, *, importance: Collection[str], types: Sequence[str] | None = None, target: Target = ANY_GGUF
 ) -> dict[str, tuple[str, ...]]:
     """The types each matrix that is to be quantized may take, the largest first; in the file's order.
 

@@ -47,9 +47,7 @@ class Costs:
     def save(self) -> None:
         """Raises OutputError where the disk refuses."""
         part = self.path.with_name(self.path.name + ".part")
-        document = {
-            "version": _VERSION, "probe": self.probe, "divergence": self.divergence, "ratios": self.ratios,
-        }  # fmt: skip
+        document = {"version": _VERSION, "probe": self.probe, "divergence": self.divergence, "ratios": self.ratios}
         try:
             with part.open("w", encoding="utf-8") as file:
                 json.dump(document, file, allow_nan=False)

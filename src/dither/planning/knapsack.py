@@ -118,14 +118,13 @@ def random_allocation(items: Sequence[Item], budget: int, seed: int) -> Allocati
     total = _step_down(bytes_, at, total, budget, rng)
     _fill_up(bytes_, at, total, budget, rng)
     found = _allocation(items, at)
-    pairs = [(sizes[kept], kl[kept]) for sizes, kl in zip(bytes_, kls, strict=True)
-             for kept in [undominated(sizes, kl)]]  # fmt: skip
+    pairs = [
+        (sizes[kept], kl[kept]) for sizes, kl in zip(bytes_, kls, strict=True) for kept in [undominated(sizes, kl)]
+    ]
     return _bounded(found, min(relax(pairs, float(budget)).bound, found.kl))
 
 
-def _step_down(
-    bytes_: list[Numbers], at: list[int], total: int, budget: int, rng: np.random.Generator
-) -> int:
+def _step_down(bytes_: list[Numbers], at: list[int], total: int, budget: int, rng: np.random.Generator) -> int:
     while total > budget:
         for i in rng.permutation(len(bytes_)):
             smaller = np.flatnonzero(bytes_[i] < bytes_[i][at[i]])
@@ -160,13 +159,12 @@ def _arrays(items: Sequence[Item]) -> tuple[list[Numbers], list[Numbers]]:
         for choice in item.choices:
             if choice.bytes < 0 or not (math.isfinite(choice.kl) and choice.kl >= 0):
                 raise UsageError(
-                    name, f"{choice.type} has {choice.bytes} bytes and a predicted KL of {choice.kl}",
+                    name,
+                    f"{choice.type} has {choice.bytes} bytes and a predicted KL of {choice.kl}",
                     "Both must be finite and at least 0: measure the sensitivity again.",
-                )  # fmt: skip
+                )
     bytes_ = [np.array([choice.bytes for choice in item.choices], np.float64) for item in items]
-    kls = [
-        np.array([choice.kl if choice.kl > _NOTHING else 0.0 for choice in item.choices]) for item in items
-    ]
+    kls = [np.array([choice.kl if choice.kl > _NOTHING else 0.0 for choice in item.choices]) for item in items]
     return bytes_, kls
 
 

@@ -117,11 +117,7 @@ def _hull(weight: list[float], cost: list[float]) -> list[tuple[float, int]]:
 
 
 def solve(
-    items: Sequence[tuple[Numbers, Numbers]],
-    limit: float,
-    *,
-    weight_grain: float = 0.0,
-    cost_grain: float = 0.0,
+    items: Sequence[tuple[Numbers, Numbers]], limit: float, *, weight_grain: float = 0.0, cost_grain: float = 0.0
 ) -> Solution:
     """The place of one choice per item with the least Σ cost such that Σ weight ≤ limit.
 
@@ -158,8 +154,10 @@ class _Search:
         gains = [_gains(item, j) for item, j in zip(self.items, self.relaxed.base_n, strict=True)]
         slope = self.relaxed.slope
         order = sorted(range(len(gains)), key=lambda i: min(slope - gains[i][0], gains[i][1] - slope))
-        base = [(self.items[i].weight_J[j], self.items[i].cost_J[j]) for i, j in
-                ((i, self.relaxed.base_n[i]) for i in order)]  # fmt: skip
+        base = [
+            (self.items[i].weight_J[j], self.items[i].cost_J[j])
+            for i, j in ((i, self.relaxed.base_n[i]) for i in order)
+        ]
         rest = np.cumsum([(0.0, 0.0), *reversed(base)], axis=0)[::-1]
         up = np.maximum.accumulate([0.0, *(gains[i][0] for i in reversed(order))])[::-1]
         down = np.minimum.accumulate([np.inf, *(gains[i][1] for i in reversed(order))])[::-1]
@@ -194,9 +192,8 @@ class _Search:
         return np.flatnonzero(hope_J)
 
     def _join(
-        self, i: int, choices: Indices, weight_S: Numbers, cost_S: Numbers, others: Numbers,
-        up: float, down: float,
-    ) -> tuple[Numbers, Numbers]:  # fmt: skip
+        self, i: int, choices: Indices, weight_S: Numbers, cost_S: Numbers, others: Numbers, up: float, down: float
+    ) -> tuple[Numbers, Numbers]:
         """All states with every choice of item i, those that have hope and are undominated, by weight."""
         item = self.items[i]
         made = []

@@ -66,8 +66,7 @@ class ActOrder:
             w_RC = tensor.read(start, stop)
             expert_R = np.arange(start, stop) // rows_per_expert
             parts = [
-                w_RC[expert_R == expert][:, self.order(tensor.name, int(expert))]
-                for expert in np.unique(expert_R)
+                w_RC[expert_R == expert][:, self.order(tensor.name, int(expert))] for expert in np.unique(expert_R)
             ]
             return np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
 

@@ -25,12 +25,7 @@ def file_stem(model: Model) -> str:
 
 
 def output_path(
-    model: Model,
-    target: Target,
-    out: str | Path | None,
-    force: bool,
-    inputs: Sequence[Path] = (),
-    label: str = "",
+    model: Model, target: Target, out: str | Path | None, force: bool, inputs: Sequence[Path] = (), label: str = ""
 ) -> Path:
     """Where the result goes; `label` stands for the target's own in a name that nobody chose.
 
@@ -53,9 +48,7 @@ def _refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:
     """Neither the result nor what it grows in may be a file that is read."""
     for place in (path, *unfinished(path)):
         if any(place.exists() and file.exists() and _is_or_holds(place, file) for file in inputs):
-            raise OutputError(
-                str(place), "is the model itself or read with it", "Choose another name with -o."
-            )
+            raise OutputError(str(place), "is the model itself or read with it", "Choose another name with -o.")
 
 
 def _is_or_holds(place: Path, file: Path) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dither.containers.recipe import Plan
+from dither.containers.mix import Mix
 from dither.display import interval, pairs
 from dither.units import format_bytes, format_seconds
 
@@ -29,7 +29,7 @@ class Result:
     """
 
     path: str
-    plan: Plan
+    plan: Mix
     bytes: int  # of the file
     seconds: float
     relative_error: float
@@ -55,8 +55,9 @@ class Result:
             ("size", f"{format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"),
             ("smaller than the source", f"{self.compression:.2f} ×"),
             ("relative weight error", f"{100 * self.relative_error:.2f} %"),
-            ("solver", self.solver), ("time", format_seconds(self.seconds)),
-        ]  # fmt: skip
+            ("solver", self.solver),
+            ("time", format_seconds(self.seconds)),
+        ]
         if self.measurement is not None:
             found = self.measurement
             rows.append(("KL divergence", interval(found.kl_mean, found.kl_mean_low, found.kl_mean_high)))
@@ -86,7 +87,7 @@ class Result:
         }
 
 
-def tensor_notes(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def tensor_notes(plan: Mix, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Tensors of which next to nothing is left, and what solvers had to say."""
     notes = [
         f"{tensor.name}: relative weight error {records[tensor.name]['relative_error']:.0%}, "
@@ -112,7 +113,7 @@ def solver_counts(records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     return dict(kept.most_common())
 
 
-def total_error(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> float:
+def total_error(plan: Mix, records: Mapping[str, Mapping[str, Any]]) -> float:
     quantized = [records[tensor.name] for tensor in plan.tensors if len(tensor.shape) > 1]
     norm = math.fsum(record["squared_norm"] for record in quantized)
     error = math.fsum(record["squared_error"] for record in quantized)

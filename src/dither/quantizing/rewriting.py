@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from dither.codecs import codec as find_codec
-from dither.containers.recipe import Plan
+from dither.containers.mix import Mix
 from dither.errors import UsageError
 from dither.models.arch import feeds
 from dither.transforms.awq import Awq
@@ -28,15 +28,20 @@ class Rewritten:
 
     model: Model
     evidence: EvidenceSource
-    plan: Plan
+    plan: Mix
     record: dict[str, Any] = field(default_factory=dict)  # transform → what it chose
     notes: tuple[str, ...] = ()
 
 
 def rewrite(
-    model: Model, evidence: EvidenceSource, known: Collection[str], transforms: Sequence[str], plan: Plan,
-    plan_of: Callable[[Model, Collection[str]], Plan], threads: int,
-) -> Rewritten:  # fmt: skip
+    model: Model,
+    evidence: EvidenceSource,
+    known: Collection[str],
+    transforms: Sequence[str],
+    plan: Mix,
+    plan_of: Callable[[Model, Collection[str]], Mix],
+    threads: int,
+) -> Rewritten:
     """`model`, of which `plan` says what its tensors become, through `transforms` in order.  `known` names
     the tensors that have importance; `plan_of` plans what a transform has made.
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dither.codecs import codec as find_codec
-from dither.containers.recipe import Plan, PlannedTensor
+from dither.containers.mix import Mix, MixTensor
 from dither.errors import DitherError, SourceError
 from dither.executors import local
 from dither.formats.ggml import FLOAT_TYPES
@@ -67,7 +67,7 @@ def prepare(types: Iterable[str], with_importance: bool = False, progress: Progr
 class _Piece:
     """Rows of one tensor that are solved together."""
 
-    tensor: PlannedTensor
+    tensor: MixTensor
     expert: int
     start: int
     stop: int
@@ -95,9 +95,17 @@ class Run:
     """
 
     def __init__(
-        self, model: Model, plan: Plan, evidence: EvidenceSource, output: Output, solver: Solver,
-        report: Progress, threads: int, hessians: Collection[str] = (), refine: Refine | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        plan: Mix,
+        evidence: EvidenceSource,
+        output: Output,
+        solver: Solver,
+        report: Progress,
+        threads: int,
+        hessians: Collection[str] = (),
+        refine: Refine | None = None,
+    ) -> None:
         self.hessians, self.refine = hessians, refine
         self.written: set[str] = set(output.finished)
         self.sources = {tensor.name: tensor for tensor in model.tensors}
@@ -117,10 +125,10 @@ class Run:
         for block in blocks:
             self._in_wholes(block)
 
-    def _unfinished(self, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
+    def _unfinished(self, tensors: list[MixTensor]) -> list[MixTensor]:
         return [tensor for tensor in tensors if tensor.name not in self.output.finished]
 
-    def _unfinished_of_block(self, block: list[PlannedTensor]) -> list[PlannedTensor]:
+    def _unfinished_of_block(self, block: list[MixTensor]) -> list[MixTensor]:
         """What is to do in a block: where it is refined as a whole, all of it if any is missing."""
         todo = self._unfinished(block)
         if todo and self.refine and block_of(block[0]) is not None:
@@ -128,7 +136,7 @@ class Run:
             self.written -= {tensor.name for tensor in block}
         return todo
 
-    def _in_chunks(self, todo: list[PlannedTensor]) -> None:
+    def _in_chunks(self, todo: list[MixTensor]) -> None:
         done: dict[str, list[_Done]] = {tensor.name: [] for tensor in todo}
         left = {tensor.name: sum(1 for _ in self._chunks(tensor)) for tensor in todo}
         pieces = (piece for tensor in todo for piece in self._chunks(tensor))
@@ -142,7 +150,7 @@ class Run:
                 if left[name] == 0:
                     self._finish(result.piece.tensor, done.pop(name))
 
-    def _in_wholes(self, block: list[PlannedTensor]) -> None:
+    def _in_wholes(self, block: list[MixTensor]) -> None:
         number = block_of(block[0])
         solved: dict[str, list[_Done]] = {}
         for tensor in block:
@@ -159,11 +167,9 @@ class Run:
             self._refine_block(self.refine, number, block, solved)
 
     def _refine_block(
-        self, refine: Refine, number: int, block: list[PlannedTensor], solved: dict[str, list[_Done]]
+        self, refine: Refine, number: int, block: list[MixTensor], solved: dict[str, list[_Done]]
     ) -> None:
-        weights = {
-            t.name: self.sources[t.name].read(0, self.sources[t.name].rows).reshape(t.shape) for t in block
-        }
+        weights = {t.name: self.sources[t.name].read(0, self.sources[t.name].rows).reshape(t.shape) for t in block}
         start = {name: _joined(results) for name, results in solved.items()}
         found = refine(number, weights, {t.name: t.type for t in block}, start)
         for tensor in block:
@@ -173,7 +179,7 @@ class Run:
             norm = math.fsum(result.norm for result in solved[tensor.name])
             self._finish(tensor, [_Done(whole, self._error(w_RC, tensor, better), norm, better)])
 
-    def _finish(self, tensor: PlannedTensor, done: list[_Done]) -> None:
+    def _finish(self, tensor: MixTensor, done: list[_Done]) -> None:
         self.output.finish(tensor.name, _record(done))
         self.written.add(tensor.name)
 
@@ -181,24 +187,24 @@ class Run:
         name = piece.tensor.name
         self.report.advance((piece.stop - piece.start) * self.sources[name].columns, name)
 
-    def _is_whole(self, tensor: PlannedTensor) -> bool:
+    def _is_whole(self, tensor: MixTensor) -> bool:
         if "hessian" not in self.solver.needs or tensor.type in FLOAT_TYPES or self._is_copy(tensor):
             return False
         return tensor.name in self.hessians
 
-    def _is_copy(self, tensor: PlannedTensor) -> bool:
+    def _is_copy(self, tensor: MixTensor) -> bool:
         source = self.sources[tensor.name]
         return source.stored == tensor.type and source.read_raw is not None
 
-    def _expert_rows(self, tensor: PlannedTensor) -> int:
+    def _expert_rows(self, tensor: MixTensor) -> int:
         return tensor.shape[-2] if len(tensor.shape) > 2 else self.sources[tensor.name].rows
 
-    def _wholes(self, tensor: PlannedTensor) -> Iterator[_Piece]:
+    def _wholes(self, tensor: MixTensor) -> Iterator[_Piece]:
         rows = self._expert_rows(tensor)
         for expert, first in enumerate(range(0, self.sources[tensor.name].rows, rows)):
             yield _Piece(tensor, expert, first, first + rows)
 
-    def _chunks(self, tensor: PlannedTensor) -> Iterator[_Piece]:
+    def _chunks(self, tensor: MixTensor) -> Iterator[_Piece]:
         columns = self.sources[tensor.name].columns
         together = find_codec(tensor.type, columns).rows_together
         step = max(1, CHUNK_WEIGHTS // columns // together) * together
@@ -222,9 +228,10 @@ class Run:
             return _Done(piece, self._error(w_RC, tensor, Solved(same_RN, "copy")), norm, None)
         if tensor.type == "F16" and float(np.abs(w_RC).max()) > _LARGEST_F16:
             raise SourceError(
-                tensor.name, f"holds {float(np.abs(w_RC).max()):.4g}, beyond F16's {_LARGEST_F16:.0f}",
+                tensor.name,
+                f"holds {float(np.abs(w_RC).max()):.4g}, beyond F16's {_LARGEST_F16:.0f}",
                 f"Keep it wider: --tensor '^{tensor.name}$=BF16'.",
-            )  # fmt: skip
+            )
         solved = self._solve(w_RC, piece)
         self.output.write_rows(tensor.name, piece.start, solved.raw_RN)
         error = self._error(w_RC, tensor, solved)
@@ -239,7 +246,7 @@ class Run:
         able = piece.tensor.type not in FLOAT_TYPES and (hessian or "hessian" not in self.solver.needs)
         return (self.solver if able else self._nearest)(w_RC, codec, evidence)
 
-    def _error(self, w_RC: Floats, tensor: PlannedTensor, solved: Solved) -> float:
+    def _error(self, w_RC: Floats, tensor: MixTensor, solved: Solved) -> float:
         from dither.codecs.kernels.stats import sum_squared_difference
 
         if tensor.type == "F32":
@@ -251,11 +258,11 @@ class Run:
         return error
 
 
-def in_order_of_flow(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+def in_order_of_flow(tensors: Sequence[MixTensor]) -> list[MixTensor]:
     """The order in which activations meet them, where names tell it: the embedding, blocks by number and
     within a block attention, its output, feed-forward, its way down; the output matrix last."""
 
-    def place(tensor: PlannedTensor) -> tuple[int, int]:
+    def place(tensor: MixTensor) -> tuple[int, int]:
         parts = tensor.name.split(".")
         if parts[0] != "blk":
             return (-1, 0) if parts[0] == "token_embd" else (2**31, 0)
@@ -282,12 +289,13 @@ def _check_finite(name: str, w_RC: Floats, start: int) -> float:
         return norm
     row, column = np.argwhere(~np.isfinite(w_RC))[0]
     raise SourceError(
-        name, f"holds {w_RC[row, column]} at row {start + row}, column {column}",
+        name,
+        f"holds {w_RC[row, column]} at row {start + row}, column {column}",
         "The checkpoint is damaged: fetch or export it again.",
-    )  # fmt: skip
+    )
 
 
-def block_of(tensor: PlannedTensor) -> int | None:
+def block_of(tensor: MixTensor) -> int | None:
     """The number of a tensor's block, None where it is in none."""
     parts = tensor.name.split(".")
     return int(parts[1]) if parts[0] == "blk" else None

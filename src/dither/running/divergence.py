@@ -61,8 +61,7 @@ def diverge(ours: str, theirs: str) -> Divergence:
     ours_W, theirs_W = ours_W[:MOST_WORDS], theirs_W[:MOST_WORDS]
     matcher = SequenceMatcher(None, ours_W, theirs_W, autojunk=False)
     stretches = tuple(
-        Stretch(kind == "equal", tuple(ours_W[a:b]), tuple(theirs_W[c:d]))
-        for kind, a, b, c, d in matcher.get_opcodes()
+        Stretch(kind == "equal", tuple(ours_W[a:b]), tuple(theirs_W[c:d])) for kind, a, b, c, d in matcher.get_opcodes()
     )
     parted = first_difference(ours_W, theirs_W)
     same = len(ours_W) if parted is None else parted

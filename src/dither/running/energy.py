@@ -84,9 +84,7 @@ def _packages(powercap: Path) -> tuple[list[Path], str]:
                 domains.append(domain)
     if not domains:
         return [], f"{powercap} counts no processor package"
-    packages = [
-        domain for domain in domains if (domain / "name").read_text().startswith("package")
-    ] or domains
+    packages = [domain for domain in domains if (domain / "name").read_text().startswith("package")] or domains
     readable = []
     for domain in packages:
         with suppress(OSError, ValueError):

@@ -71,9 +71,12 @@ class Answers:
         sampled = bool(options.get("do_sample")) and float(options.get("temperature") or 0) > 0
         reply = self._llamacpp().generate(
             self.tokens(text)[-(self.context - limit) :],
-            max_tokens=limit, stop=[stop for stop in stops if stop], reuse=True,
-            temperature=float(options["temperature"]) if sampled else 0.0, seed=0,
-        )  # fmt: skip
+            max_tokens=limit,
+            stop=[stop for stop in stops if stop],
+            reuse=True,
+            temperature=float(options["temperature"]) if sampled else 0.0,
+            seed=0,
+        )
         return "".join(reply)
 
     def template(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -135,9 +138,11 @@ def adapter(answers: Answers) -> Any:
             for index, request in enumerate(requests):
                 (text,) = request.args
                 rolled = utils.get_rolling_token_windows(
-                    token_list=answers.tokens(text, False), prefix_token=answers.begin,
-                    max_seq_len=answers.context, context_len=1,
-                )  # fmt: skip
+                    token_list=answers.tokens(text, False),
+                    prefix_token=answers.begin,
+                    max_seq_len=answers.context,
+                    context_len=1,
+                )
                 for window in map(utils.make_disjoint_window, rolled):
                     windows.append(window)
                     owners.append(index)
@@ -156,13 +161,7 @@ def adapter(answers: Answers) -> Any:
 
 
 def evaluate(
-    answers: Answers,
-    tasks: Sequence[str],
-    *,
-    data: Path | None,
-    limit: int | None,
-    fewshot: int | None,
-    chat: bool,
+    answers: Answers, tasks: Sequence[str], *, data: Path | None, limit: int | None, fewshot: int | None, chat: bool
 ) -> dict[str, Any]:
     """What the harness found: its `results`, and its `samples` without the questions' texts.
 
@@ -184,9 +183,15 @@ def evaluate(
     try:
         with _inside(data), _without_census():
             found = simple_evaluate(
-                model=adapter(answers), tasks=list(tasks), limit=limit, num_fewshot=fewshot,
-                bootstrap_iters=0, task_manager=manager, log_samples=True, apply_chat_template=chat,
-            )  # fmt: skip
+                model=adapter(answers),
+                tasks=list(tasks),
+                limit=limit,
+                num_fewshot=fewshot,
+                bootstrap_iters=0,
+                task_manager=manager,
+                log_samples=True,
+                apply_chat_template=chat,
+            )
     except (OSError, ValueError, LookupError, RuntimeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         way_out = "Offline, a task's data must be in the cache or in --data FOLDER (docs/run.md tells how)."

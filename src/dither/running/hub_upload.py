@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither import __version__
+from dither._version import __version__
 from dither.containers.card import cell, table
 from dither.containers.provenance import MEASUREMENT
 from dither.containers.split import plan_parts, split
@@ -67,9 +67,7 @@ def preview(model: Model, repo: str, limit: int = SHARD_BYTES) -> Upload:
         if part.stat().st_size <= limit:
             files[part.name] = part.stat().st_size
         elif PART.fullmatch(part.name):
-            raise UsageError(
-                str(part), f"is a part of more than {format_bytes(limit)}", "Ask for larger parts."
-            )
+            raise UsageError(str(part), f"is a part of more than {format_bytes(limit)}", "Ask for larger parts.")
         else:
             files |= {cut.path.name: cut.layout.total for cut in plan_parts(part, staging(path), limit)}
     files |= {proof.name: proof.stat().st_size for proof in _proofs(path)}
@@ -81,9 +79,7 @@ def _proofs(path: Path) -> list[Path]:
     return [proof for proof in found if proof.is_file()]
 
 
-def upload(
-    model: Model, repo: str, report: Progress, *, private: bool = False, limit: int = SHARD_BYTES
-) -> Upload:
+def upload(model: Model, repo: str, report: Progress, *, private: bool = False, limit: int = SHARD_BYTES) -> Upload:
     """Stages and sends it.  Raises UsageError offline, SourceError where the hub refuses, OutputError where
     the folder cannot be written."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is first imported
@@ -110,9 +106,7 @@ def upload(
             sent = hub.upload_folder(repo_id=repo, folder_path=planned.folder, commit_message=message)
             url = str(getattr(sent, "repo_url", "") or f"{hub.endpoint}/{repo}")
     except failures as error:
-        way_out = (
-            "Check the name, and HF_TOKEN's right to write; the same command goes on where this stopped."
-        )
+        way_out = "Check the name, and HF_TOKEN's right to write; the same command goes on where this stopped."
         raise SourceError(repo, f"cannot be uploaded to ({first_line(_cause(error))})", way_out) from None
     return Upload(repo, planned.folder, planned.files, url)
 
@@ -167,9 +161,7 @@ def card(model: Model, repo: str) -> str:
         front["license"] = metadata["general.license"]
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     recipe = _document(metadata.get("dither.recipe"))
-    made = (
-        f"\nMade by Dither; the recipe:\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n" if recipe else ""
-    )
+    made = f"\nMade by Dither; the recipe:\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n" if recipe else ""
     return f"{_MARK}{head}\n---\n\n# {cell(repo.rpartition('/')[2])}\n\n{table(rows)}\n{made}"
 
 

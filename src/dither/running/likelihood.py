@@ -37,9 +37,7 @@ Asked = tuple[tuple[int, ...], tuple[int, ...]]  # the question's tokens and the
 class Likelihood:
     """Scores answers by one model.  Raises as `open_blocks`; `keep` bytes of blocks stay in memory."""
 
-    def __init__(
-        self, model: Model, *, device: str = "cpu", keep: int = 0, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, model: Model, *, device: str = "cpu", keep: int = 0, progress: Progress | None = None) -> None:
         self._blocks = open_blocks(model, device=device)
         self._report = progress or Silent()
         self._keep = 4 * model.parameters <= keep
@@ -55,9 +53,7 @@ class Likelihood:
         one, DitherError where the model computes what is no number.
         """
         if any(not question or not answer for question, answer in asked):
-            raise UsageError(
-                "a request", "has an empty question or answer", "Begin with the model's begin token."
-            )
+            raise UsageError("a request", "has an empty question or answer", "Begin with the model's begin token.")
         keys: list[Asked] = [(tuple(question), tuple(answer)) for question, answer in asked]
         todo = sorted(set(keys), key=lambda key: -len(key[0]) - len(key[1]))
         found: dict[Asked, tuple[float, bool]] = {}
@@ -129,9 +125,7 @@ class Likelihood:
             hits.append(logits_NV.argmax(1) == wanted_N)
         log_N, hit_N = torch.cat(logs).cpu(), torch.cat(hits).cpu()
         if not torch.isfinite(log_N).all():
-            raise DitherError(
-                self._blocks.model.origin, "computes what is no number", "Quantize the model again."
-            )
+            raise DitherError(self._blocks.model.origin, "computes what is no number", "Quantize the model again.")
         at = 0
         for _, answer in batch:
             span = slice(at, at + len(answer))

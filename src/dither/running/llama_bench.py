@@ -27,9 +27,7 @@ def program() -> str | None:
     return shutil.which(PROGRAM)
 
 
-def ask(
-    found: str, model: Path, *, prompt: int, generate: int, threads: int, gpu: bool
-) -> tuple[Opinion | None, str]:
+def ask(found: str, model: Path, *, prompt: int, generate: int, threads: int, gpu: bool) -> tuple[Opinion | None, str]:
     """One round on `model`, or why there is none."""
     command = [found, "-m", str(model), "-p", str(prompt), "-n", str(generate), "-t", str(threads)]
     command += ["-r", "1", "-o", "json", *([] if gpu else ["-ngl", "0"])]

@@ -220,9 +220,7 @@ def stops_of(pieces: Pieces, metadata: Mapping[str, Field]) -> tuple[str, ...]:
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     if eos is not None and 0 <= int(eos.value) < len(tokens):
         known.append(str(tokens[int(eos.value)]))
-    usable = [
-        stop for stop in dict.fromkeys(known) if stop.isprintable() and '"' not in stop and stop.strip()
-    ]
+    usable = [stop for stop in dict.fromkeys(known) if stop.isprintable() and '"' not in stop and stop.strip()]
     return tuple(usable[:_MOST_STOPS])
 
 

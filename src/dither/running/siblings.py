@@ -12,7 +12,7 @@ from pathlib import Path
 from dither.containers.presets import preset_of
 from dither.errors import DitherError, UsageError
 from dither.formats.gguf import Header, read_header
-from dither.formats.mapped import shown
+from dither.system.text import shown
 
 _MOST = 64  # files of a folder that are looked at
 

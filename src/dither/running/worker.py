@@ -25,9 +25,9 @@ from typing import IO, Any
 from dither.engines import llamacpp
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import DitherError
-from dither.executors import child
 from dither.running.energy import Meter
 from dither.running.memory import peak_bytes
+from dither.system import isolated
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,12 @@ class Worker:
         self.path = path
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — lives as long as the process
         self._process = subprocess.Popen(
-            child.running("dither.running.worker"),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True,
-        )  # fmt: skip
+            isolated.command("dither.running.worker"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+        )
         try:
             about = self._ask({"path": str(path), "context": context, "threads": threads})
         except BaseException:
@@ -128,9 +131,7 @@ class Worker:
         except OSError:
             line = ""
         if not line:
-            raise EngineError(
-                str(self.path), f"its process ended ({self._last_words()})", "Is memory enough?"
-            )
+            raise EngineError(str(self.path), f"its process ended ({self._last_words()})", "Is memory enough?")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise EngineError(*answer["error"])
@@ -172,15 +173,15 @@ def _load(request: Mapping[str, Any]) -> tuple[LlamaCpp, int, dict[str, Any]]:
     import xllamacpp
 
     before, started = peak_bytes(), time.perf_counter()
-    engine = LlamaCpp(
-        request["path"], context=request["context"], threads=request["threads"], gpu_layers=-1
-    )  # fmt: skip
+    engine = LlamaCpp(request["path"], context=request["context"], threads=request["threads"], gpu_layers=-1)
     seconds = time.perf_counter() - started
     build = str(getattr(xllamacpp, "__version__", "")) or "unknown"
     about = {
-        "load_seconds": seconds, "context": engine.context, "engine": f"llama.cpp (xllamacpp {build})",
+        "load_seconds": seconds,
+        "context": engine.context,
+        "engine": f"llama.cpp (xllamacpp {build})",
         "gpu": llamacpp._accelerated(),
-    }  # fmt: skip
+    }
     return engine, before, about
 
 

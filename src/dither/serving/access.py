@@ -31,17 +31,16 @@ class Access:
     def __init__(self, keys: Sequence[str], host: str, insecure: bool) -> None:
         """Raises UsageError where `host` is beyond loopback, there is no key and nobody insists."""
         if not all(keys):
-            raise UsageError(
-                "an API key", "is empty, as is what clients without one send", "Give a real one."
-            )
+            raise UsageError("an API key", "is empty, as is what clients without one send", "Give a real one.")
         self._keys = [key.encode() for key in keys]
         self._host = host
         self._checks_host = not keys and is_loopback(host)
         if not keys and not is_loopback(host) and not insecure:
             raise UsageError(
-                f"--host {host}", "would let everybody on the network use the models without a key",
+                f"--host {host}",
+                "would let everybody on the network use the models without a key",
                 "Give --api-key-file, or --insecure where the network itself keeps others out.",
-            )  # fmt: skip
+            )
 
     @property
     def open_to_all(self) -> bool:
@@ -107,9 +106,7 @@ def read_keys(path: str | Path) -> tuple[list[str], str | None]:
             raw = file.read(_MOST_KEY_FILE + 1)
         lines = [line.strip() for line in raw.decode("ascii").splitlines()]
     except OSError as error:
-        raise SourceError(
-            str(path), f"cannot be read ({error.strerror})", "Give a file with a key."
-        ) from None
+        raise SourceError(str(path), f"cannot be read ({error.strerror})", "Give a file with a key.") from None
     except UnicodeDecodeError:
         raise UsageError(str(path), "holds letters no key has", "Write one key a line, in ASCII.") from None
     if len(raw) > _MOST_KEY_FILE:  # cut off there, the last key would be the beginning of one

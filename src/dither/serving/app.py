@@ -112,9 +112,7 @@ class App:
             send.model = model.name
             await relay.unless_gone(receive, self._posts[path](model, body, send))
         except asyncio.TimeoutError:
-            raise ApiError(
-                408, f"the body did not arrive within {BODY_SECONDS:.0f} s", INVALID, "timeout"
-            ) from None
+            raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", INVALID, "timeout") from None
         finally:
             del self.active[task]
 
@@ -132,9 +130,7 @@ class App:
 
     async def _generate(self, model: Served, path: str, body: dict[str, Any], send: _Counted) -> None:
         if "grammar" in body and not self.grammars:
-            raise unsupported(
-                "grammar", "this server takes no grammars: serve with --grammars, or send a schema"
-            )
+            raise unsupported("grammar", "this server takes no grammars: serve with --grammars, or send a schema")
         started = time.monotonic()
         async with AsyncExitStack() as held:
             engine = await held.enter_async_context(self.pool.lease(model))
@@ -246,9 +242,13 @@ def _streamed(body: dict[str, Any]) -> dict[str, Any]:
 
 def _described(model: Served) -> dict[str, Any]:
     return {
-        "id": model.name, "object": "model", "created": model.created, "owned_by": "dither",
-        "context_length": model.context, "engine": model.engine,
-    }  # fmt: skip
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "dither",
+        "context_length": model.context,
+        "engine": model.engine,
+    }
 
 
 def _wrong_method(path: str, right: str) -> ApiError:

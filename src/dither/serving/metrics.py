@@ -39,9 +39,7 @@ class Metrics:
     def _own(self, pool: Pool) -> Iterable[str]:
         yield from _family("dither_requests_total", "counter", "Requests answered.")
         for (path, model, status), count in sorted(self.requests.items()):
-            yield _sample(
-                "dither_requests_total", {"path": path, "model": model, "status": str(status)}, count
-            )
+            yield _sample("dither_requests_total", {"path": path, "model": model, "status": str(status)}, count)
         yield from _family("dither_clients_gone_total", "counter", "Clients that hung up before the end.")
         yield _sample("dither_clients_gone_total", {}, self.gone)
         yield from _family("dither_requests_waiting", "gauge", "Requests that wait for a model or a slot.")

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dither.capacity.memory import BATCH, Memory, needed
+from dither.capacity.shape import shape_of
 from dither.engines.processes import Settings
 from dither.errors import DitherError, UsageError
-from dither.fitting.memory import BATCH, Memory, needed
-from dither.fitting.shape import shape_of
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.serving.errors import NOT_FOUND, ApiError, invalid
@@ -62,11 +62,16 @@ class Served:
     def settings(self, embeddings: bool) -> Settings:
         context = min(self.context, EMBEDDED) if embeddings else self.context
         return Settings(
-            path=str(self.path), context=context, slots=self.slots,
+            path=str(self.path),
+            context=context,
+            slots=self.slots,
             kv="f16" if embeddings else self.wishes.kv,
-            threads=self.wishes.threads, gpu_layers=self.wishes.gpu_layers,
-            loras=() if embeddings else self.wishes.loras, embeddings=embeddings, alias=self.name,
-        )  # fmt: skip
+            threads=self.wishes.threads,
+            gpu_layers=self.wishes.gpu_layers,
+            loras=() if embeddings else self.wishes.loras,
+            embeddings=embeddings,
+            alias=self.name,
+        )
 
     def needs(self, embeddings: bool) -> int:
         """An embedding engine computes a whole text at once: its buffers are that much larger."""
@@ -88,10 +93,7 @@ def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine
     taken = Counter(alias for model in served for alias in {a.lower() for a in model.aliases})
     own = {model.name.lower() for model in served}
     return [
-        replace(
-            model,
-            aliases=tuple(a for a in model.aliases if taken[a.lower()] == 1 and a.lower() not in own),
-        )
+        replace(model, aliases=tuple(a for a in model.aliases if taken[a.lower()] == 1 and a.lower() not in own))
         for model in served
     ]
 
@@ -130,11 +132,18 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
         if wishes.slots is None and slots < SLOTS[0] and kind == GGUF:
             notes.append(f"{name}: {slots} at once, as more do not fit into memory; --slots insists")
         return Served(
-            name=name, path=_weights_of(model, path), engine=kind, created=int(path.stat().st_mtime),
-            aliases=tuple(str(title) for title in titles if title), context=context, slots=slots,
-            memory=memory, need=memory.total if memory else int(1.2 * weights), wishes=wishes,
+            name=name,
+            path=_weights_of(model, path),
+            engine=kind,
+            created=int(path.stat().st_mtime),
+            aliases=tuple(str(title) for title in titles if title),
+            context=context,
+            slots=slots,
+            memory=memory,
+            need=memory.total if memory else int(1.2 * weights),
+            wishes=wishes,
             notes=tuple(notes),
-        )  # fmt: skip
+        )
 
 
 def _weights_of(model: Model, path: Path) -> Path:
@@ -148,9 +157,10 @@ def _engine_of(model: Model, path: Path, asked: str) -> str:
     found = GGUF if model.kind == "gguf" else FOLDER
     if asked not in ("auto", found):
         raise UsageError(
-            str(path), f"is no file for {asked}: {'a GGUF' if found == GGUF else 'a checkpoint'}",
+            str(path),
+            f"is no file for {asked}: {'a GGUF' if found == GGUF else 'a checkpoint'}",
             f"Leave --engine out, or say --engine {found}.",
-        )  # fmt: skip
+        )
     return found
 
 

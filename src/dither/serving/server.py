@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dither.capacity.advice import usable
+from dither.capacity.machine import detect
+from dither.capacity.memory import KV_TYPES, margin
 from dither.engines import processes
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import Engine
 from dither.errors import DitherError, UsageError
-from dither.fitting.advice import usable
-from dither.fitting.machine import detect
-from dither.fitting.memory import KV_TYPES, margin
 from dither.serving.access import Access
 from dither.serving.app import App
 from dither.serving.errors import ApiError
@@ -133,14 +133,7 @@ class Server:
     """
 
     def __init__(
-        self,
-        catalog: Catalog,
-        access: Access,
-        budget: int,
-        queue: int,
-        host: str,
-        port: int,
-        grammars: bool = False,
+        self, catalog: Catalog, access: Access, budget: int, queue: int, host: str, port: int, grammars: bool = False
     ) -> None:
         self.models, self.budget, self.access = catalog.served, budget, access
         self._catalog, self._queue, self._grammars = catalog, queue, grammars
@@ -205,10 +198,19 @@ class Server:
         try:
             await _try_first(pool, self.models[0])
             config = uvicorn.Config(
-                app, log_config=None, log_level="error", access_log=False, lifespan="off", ws="none",
-                server_header=False, date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=5,
-                http=Connection, proxy_headers=False,
-            )  # fmt: skip
+                app,
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=5,
+                http=Connection,
+                proxy_headers=False,
+            )
             server = uvicorn.Server(config)
             app.connections = server.server_state.connections
             serving = asyncio.ensure_future(server.serve(sockets=[self._socket]))

@@ -32,15 +32,15 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec
-from dither.solvers.blocks import Rounded
-from dither.solvers.cholesky import portions
-from dither.solvers.feedback import round_again, round_rows
-from dither.solvers.linalg import Factored, Order, check_layer, needed_hessian
-from dither.solvers.outputs import check_output, solve_in_turn
-from dither.solvers.places import Place
-from dither.solvers.prepared import Preparations, Prepared
-from dither.solvers.refit import refit_rows
-from dither.solvers.verdict import EXACT, SHARED, exact, kept
+from dither.solvers.feedback.blocks import Rounded
+from dither.solvers.feedback.cholesky import portions
+from dither.solvers.feedback.column_blocks import ColumnBlock
+from dither.solvers.feedback.column_feedback import round_again, round_rows
+from dither.solvers.feedback.factor_cache import Preparations, Prepared
+from dither.solvers.feedback.hessian import Factored, Order, check_layer, needed_hessian
+from dither.solvers.feedback.refit import refit_rows
+from dither.solvers.feedback.row_feedback import check_output, solve_in_turn
+from dither.solvers.feedback.validation import EXACT, SHARED, exact, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
@@ -55,9 +55,16 @@ class Gptq:
     needs: frozenset[str] = frozenset({"hessian"})
 
     def __init__(
-        self, *, damping: float = 0.05, act_order: bool = True, fits: int = 4, scale_rounds: int = 1,
-        refit_rounds: int = 3, passes: int = 1, threads: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        damping: float = 0.05,
+        act_order: bool = True,
+        fits: int = 4,
+        scale_rounds: int = 1,
+        refit_rounds: int = 3,
+        passes: int = 1,
+        threads: int | None = None,
+    ) -> None:
         """`damping`: λ over the mean of H's diagonal, raised tenfold where H + λI cannot be factored.
         `act_order`: columns by falling E[x²], as far as blocks allow; otherwise as stored.
         `fits`: weightings of the columns under which scales are fitted, 1 … 4.
@@ -116,7 +123,7 @@ class Gptq:
             return solve_in_turn(w_RC, output_KOO, portion, pool.map), ready.factored
 
     def _rows(self, w_RC: Floats, codec: Codec, ready: Prepared) -> Bytes:
-        here, damped_CC = ready.places, ready.factored.damped_CC
+        here, damped_CC = ready.column_blocks, ready.factored.damped_CC
         w_RC = w_RC.take(ready.order_C, axis=1)  # indexing would lay columns out in memory, not rows
         blocks = round_rows(w_RC, codec, here, ready.upper_CC, self.fits, self.scale_rounds)
         if self.refit_rounds == 0:
@@ -130,17 +137,14 @@ class Gptq:
             loss_R = np.minimum(loss_R, other_R)
         return packed(blocks, here, ready.order_C)
 
-    def _choose(
-        self, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes, factored: Factored
-    ) -> Solved:
+    def _choose(self, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes, factored: Factored) -> Solved:
         notes: tuple[str, ...] = ()
         if factored.damping > self.damping:
             raised = f"damping raised from {self.damping:g} to {factored.damping:g}"
             notes = (f"Hessian near singular: {raised}",)
         return kept(
-            self.name, "error feedback", w_RC, codec, evidence, raw_RN, notes, self.threads,
-            damping=factored.damping,
-        )  # fmt: skip
+            self.name, "error feedback", w_RC, codec, evidence, raw_RN, notes, self.threads, damping=factored.damping
+        )
 
 
 def available_cores() -> int:
@@ -148,7 +152,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def packed(blocks: list[Rounded], here: list[Place], order_C: Order) -> Bytes:
+def packed(blocks: list[Rounded], here: list[ColumnBlock], order_C: Order) -> Bytes:
     """The bytes of blocks in the order in which rows are stored."""
     stored = np.argsort([order_C[place.at].min() for place in here])
     return np.concatenate([blocks[i].pack() for i in stored], axis=1)

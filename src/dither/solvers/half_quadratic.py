@@ -47,13 +47,7 @@ class HalfQuadratic:
     needs: frozenset[str] = frozenset()
 
     def __init__(
-        self,
-        *,
-        norm: float = 0.7,
-        beta: float = 10.0,
-        growth: float = 1.01,
-        rounds: int = 20,
-        threads: int = 1,
+        self, *, norm: float = 0.7, beta: float = 10.0, growth: float = 1.01, rounds: int = 20, threads: int = 1
     ) -> None:
         """`norm` is p, `beta` β, `growth` κ, all with the paper's values; at most so many `rounds`.
 
@@ -70,9 +64,7 @@ class HalfQuadratic:
         w_NB, importance_NB = blocks_of(w_RC, importance_C, codec.block)
         raw_RN = self._improved(w_NB, importance_NB, codec).reshape(nearest_RN.shape)
 
-        old_R, new_R = (
-            self._cost(w_RC - codec.decode(raw), importance_C).sum(axis=1) for raw in (nearest_RN, raw_RN)
-        )
+        old_R, new_R = (self._cost(w_RC - codec.decode(raw), importance_C).sum(axis=1) for raw in (nearest_RN, raw_RN))
         better_R = new_R < old_R
         record = {"lp": float(np.minimum(old_R, new_R).sum()), "nearest_lp": float(old_R.sum())}
         if not better_R.any():
@@ -81,9 +73,7 @@ class HalfQuadratic:
 
     def _improved(self, w_NB: Floats, importance_NB: Floats | None, codec: Codec) -> Bytes:
         """The best bytes of each block that the iteration passed through."""
-        grids: _Grids = (_LevelGrids if isinstance(codec, LevelCodec) else _AnyGrids)(
-            codec, w_NB, importance_NB
-        )
+        grids: _Grids = (_LevelGrids if isinstance(codec, LevelCodec) else _AnyGrids)(codec, w_NB, importance_NB)
         raw_NN, value_NB = grids.start()
         best_N = self._cost(w_NB - value_NB, importance_NB).sum(axis=1)
         step_N = np.sqrt(12 * np.square(w_NB - value_NB).mean(axis=1))
@@ -212,13 +202,7 @@ class Sums(NamedTuple):
 
     def scaled(self, m_NS: Floats, l_NS: Floats) -> Sums:
         """Of each block, (N,), with numbers multiplied by m and ones by l."""
-        parts = (
-            self.nn * m_NS * m_NS,
-            self.n * m_NS * l_NS,
-            self.one * l_NS * l_NS,
-            self.tn * m_NS,
-            self.t * l_NS,
-        )
+        parts = (self.nn * m_NS * m_NS, self.n * m_NS * l_NS, self.one * l_NS * l_NS, self.tn * m_NS, self.t * l_NS)
         return Sums(*(part.sum(axis=1) for part in parts))
 
     def scale_and_offset(self, subtracts: bool) -> tuple[Doubles, Doubles]:
@@ -243,9 +227,7 @@ def refitted(levels: Levels, scales: Scales, sums: Sums) -> Scales:
         multiple_RS = _chosen(levels.multiples_M, scale_NS, unit_R[:, None], multiple_RS)
         # The offset that is best with the scale that was really chosen.
         scale_NS[:] = unit_R[:, None] * levels.multiples_M[multiple_RS]
-        offset_NS[:] = np.divide(
-            scale_NS * sums.n - sums.t, sums.one, out=np.zeros_like(sums.t), where=sums.one > 0
-        )
+        offset_NS[:] = np.divide(scale_NS * sums.n - sums.t, sums.one, out=np.zeros_like(sums.t), where=sums.one > 0)
     if len(levels.lowers_M) > 1:
         lower_RS = _chosen(levels.lowers_M, offset_NS, below_R[:, None], lower_RS)
     if levels.free_unit:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dither.errors import UsageError
+from dither.solvers.feedback.validation import SHARED
 from dither.solvers.gptq import Gptq, available_cores
-from dither.solvers.verdict import SHARED
 from dither.types import Codec, Evidence, Floats, Solved
 
 if TYPE_CHECKING:
@@ -61,13 +61,7 @@ class Learned:
     needs: frozenset[str] = frozenset({"hessian", "block"})
 
     def __init__(
-        self,
-        *,
-        steps: int = 200,
-        batch: int = 8,
-        rate: float = 0.002,
-        threads: int | None = None,
-        seed: int = 0,
+        self, *, steps: int = 200, batch: int = 8, rate: float = 0.002, threads: int | None = None, seed: int = 0
     ) -> None:
         """`steps` of `batch` sequences each; `rate` is how far the first moves a code, in steps of its grid.
 
@@ -90,16 +84,15 @@ class Learned:
         """
         if not task.held[0]:
             raise UsageError(
-                "learned rounding", "needs sequences held back to judge by, and there are none",
+                "learned rounding",
+                "needs sequences held back to judge by, and there are none",
                 "Calibrate with more tokens.",
-            )  # fmt: skip
+            )
         start = {name: _noted(solved, task.codecs[name]) for name, solved in task.start.items()}
         if all(SHARED in solved.notes for solved in start.values()):
             return start
         found = self._train(task, report)
-        record = {
-            "block_loss": found.loss, "start_block_loss": found.start_loss, "steps": float(self.steps),
-        }  # fmt: skip
+        record = {"block_loss": found.loss, "start_block_loss": found.start_loss, "steps": float(self.steps)}
         return {name: self._solved(name, solved, found, record) for name, solved in start.items()}
 
     def _solved(self, name: str, start: Solved, found: Found, record: Mapping[str, float]) -> Solved:
@@ -126,16 +119,29 @@ class Learned:
         with torch_threads(self.threads):
             matrices = {
                 name: trainable(
-                    task.codecs[name], _rows(task.weights[name]), raw_RN, task.importance.get(name),
+                    task.codecs[name],
+                    _rows(task.weights[name]),
+                    raw_RN,
+                    task.importance.get(name),
                     task.inputs[0].device,
                 )
                 for name, raw_RN in start.items()
-            }  # fmt: skip
+            }
             judge = Judge(task.run, task.held, task.codecs, shapes)
             return descend(
-                task.run, task.inputs, task.targets, matrices, shapes, start, judge,
-                steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed, report=report,
-            )  # fmt: skip
+                task.run,
+                task.inputs,
+                task.targets,
+                matrices,
+                shapes,
+                start,
+                judge,
+                steps=self.steps,
+                rate=self.rate,
+                batch=self.batch,
+                seed=self.seed,
+                report=report,
+            )
 
 
 def _noted(start: Solved, codec: Codec) -> Solved:

@@ -35,11 +35,11 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
-from dither.solvers.blocks import is_wide
+from dither.solvers.feedback.blocks import is_wide
+from dither.solvers.feedback.hessian import check_layer, needed_hessian
+from dither.solvers.feedback.refit import ENOUGH
+from dither.solvers.feedback.validation import SHARED, kept
 from dither.solvers.gptq import ROWS, available_cores
-from dither.solvers.linalg import check_layer, needed_hessian
-from dither.solvers.refit import ENOUGH
-from dither.solvers.verdict import SHARED, kept
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 WIDER = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)  # of a fitted scale: the first look
@@ -80,9 +80,7 @@ class ScaleSearch:
             parts = pool.map(lambda rows_RC: _Rows(rows_RC, *known).solved(self.sweeps), chunks)
             empty = np.empty((0, columns // codec.block * codec.block_bytes), np.uint8)
             raw_RN = np.concatenate([empty, *parts])
-            return kept(
-                self.name, "the search of scales", w_RC, codec, evidence, raw_RN, threads=self.threads
-            )
+            return kept(self.name, "the search of scales", w_RC, codec, evidence, raw_RN, threads=self.threads)
 
 
 @dataclass
@@ -113,18 +111,18 @@ class _Rows:
         self.hessian_CC, self.mean_square_C = hessian_CC, mean_square_C
         self.error_RC = np.zeros_like(w_RC)  # of blocks that are rounded
         self.wide = is_wide(codec)
-        self.places = [slice(at, at + codec.block) for at in range(0, w_RC.shape[1], codec.block)]
+        self.spans = [slice(at, at + codec.block) for at in range(0, w_RC.shape[1], codec.block)]
 
     def solved(self, sweeps: int) -> Bytes:
-        blocks = [self._first(at) for at in self.places]
+        blocks = [self._first(at) for at in self.spans]
         loss = self._loss()
         for _ in range(0 if self.wide else sweeps):
-            for at, block in zip(self.places, blocks, strict=True):
+            for at, block in zip(self.spans, blocks, strict=True):
                 self._again(at, block)
             before, loss = loss, self._loss()
             if loss >= (1 - ENOUGH) * before:
                 break
-        return np.concatenate([self._pack(at, b) for at, b in zip(self.places, blocks, strict=True)], axis=1)
+        return np.concatenate([self._pack(at, b) for at, b in zip(self.spans, blocks, strict=True)], axis=1)
 
     def _loss(self) -> float:
         return float(((self.error_RC @ self.hessian_CC) * self.error_RC).sum(dtype=np.float64))
@@ -164,7 +162,7 @@ class _Rows:
 
     def _pull(self, at: slice) -> Floats:
         """2 g_B: how the errors of all other blocks bear on this one."""
-        if len(self.places) == 1:
+        if len(self.spans) == 1:
             return np.zeros_like(self.error_RC)
         others_RC = self.error_RC.copy()
         others_RC[:, at] = 0

@@ -130,15 +130,18 @@ class Awq:
                     fold(group, tensors, found.s_EC, search.rows_C, scalings)
         _refuse_no_evidence(record, skipped)
         whole = {
-            "name": self.name, "groups": record,
+            "name": self.name,
+            "groups": record,
             "scales_sha256": digest(*(scales[name] for name in sorted(scales))),
-        }  # fmt: skip
+        }
         rows = {name: s.rows_R for name, s in scalings.items() if s.rows_R is not None}
         changed = tuple(scalings[t.name].of(t) if t.name in scalings else t for t in model.tensors)
         return Transformed(
-            rewritten_model(model, changed, whole), ScaledEvidence(evidence, scales, rows), whole,
+            rewritten_model(model, changed, whole),
+            ScaledEvidence(evidence, scales, rows),
+            whole,
             tuple(_notes(record, skipped)),
-        )  # fmt: skip
+        )
 
 
 def _unknown(strange: dict[str, list[str]], group: Group) -> str:
@@ -277,9 +280,7 @@ def storable(group: Group, tensors: dict[str, Tensor], s_EC: Floats, codec_of: C
     return np.where(gain_1C != 0, exact_EC, s_EC).astype(np.float32)
 
 
-def fold(
-    group: Group, tensors: dict[str, Tensor], s_EC: Floats, rows_C: Rows, scalings: dict[str, Scaling]
-) -> None:
+def fold(group: Group, tensors: dict[str, Tensor], s_EC: Floats, rows_C: Rows, scalings: dict[str, Scaling]) -> None:
     """Adds to `scalings`: readers' columns times s, the source's gains or rows (and biases) divided by s."""
 
     def put(name: str, scaling: Scaling) -> None:
@@ -300,18 +301,16 @@ def fold(
 
 def _summary(found: Found) -> dict[str, float]:
     kept = found.ratio < 1
-    return {
-        "alpha": round(found.alpha, 6) if kept else 0.0,
-        "objective_ratio": round(min(found.ratio, 1.0), 6),
-    }
+    return {"alpha": round(found.alpha, 6) if kept else 0.0, "objective_ratio": round(min(found.ratio, 1.0), 6)}
 
 
 def _refuse_no_evidence(record: dict[str, Any], skipped: dict[str, list[str]]) -> None:
     if not record and any("nothing is known" in reason for reason in skipped):
         raise UsageError(
-            "awq", "there is no evidence for any layer, and scales follow the inputs",
+            "awq",
+            "there is no evidence for any layer, and scales follow the inputs",
             "Calibrate first: dither calibrate MODEL -o evidence/, then --evidence evidence/.",
-        )  # fmt: skip
+        )
 
 
 def _notes(record: dict[str, Any], skipped: dict[str, list[str]]) -> Iterable[str]:

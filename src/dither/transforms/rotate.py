@@ -61,9 +61,7 @@ class Rotate:
         self._feeds = feeds
         self._seed, self._hadamard = seed, hadamard
 
-    def __call__(
-        self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]
-    ) -> Transformed:
+    def __call__(self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]) -> Transformed:
         wiring = _Wiring(model, self._feeds)
         rotation = Orthogonal(wiring.tensors[_EMBEDDING].columns, self._seed, hadamard=self._hadamard)
         gains = {norm: _gain(wiring.tensors[norm]) for norm in wiring.norms}
@@ -80,12 +78,14 @@ class Rotate:
         turned_evidence = TurnedEvidence(evidence, wiring, rotation, gains)
         notes.extend(turned_evidence.notes())
         record = {
-            "name": self.name, "kind": rotation.kind, "seed": self._seed, "width": rotation.width,
-            "untied": wiring.tied, "sha256": digest(rotation(probe(rotation.width))),
-        }  # fmt: skip
-        return Transformed(
-            rewritten_model(model, tuple(tensors), record), turned_evidence, record, tuple(notes)
-        )
+            "name": self.name,
+            "kind": rotation.kind,
+            "seed": self._seed,
+            "width": rotation.width,
+            "untied": wiring.tied,
+            "sha256": digest(rotation(probe(rotation.width))),
+        }
+        return Transformed(rewritten_model(model, tuple(tensors), record), turned_evidence, record, tuple(notes))
 
 
 class _Wiring:
@@ -94,9 +94,7 @@ class _Wiring:
     def __init__(self, model: Model, feeds: Sequence[Feeds]) -> None:
         self.model, self.tensors = model, by_name(model)
         found = groups(model, feeds)
-        self.norm_of = {
-            reader: group.source for group in found if group.kind == "norm" for reader in group.readers
-        }
+        self.norm_of = {reader: group.source for group in found if group.kind == "norm" for reader in group.readers}
         self.writers = {reader for group in found if group.kind != "norm" for reader in group.readers}
         self.tied = _OUTPUT not in self.tensors and _EMBEDDING in self.tensors
         self._refuse(feeds, found)
@@ -205,14 +203,13 @@ def probe(size: int) -> Floats:
 
 def check(name: str, found_R: Floats, expected_R: npt.NDArray[Any], lengths_R: npt.NDArray[Any]) -> None:
     """Raises DitherError where a rewritten row computes something else than the original."""
-    wrong_R = (
-        np.abs(found_R - expected_R) > _TOLERANCE * lengths_R
-    )  # never true of NaN: the reader tells of those
+    wrong_R = np.abs(found_R - expected_R) > _TOLERANCE * lengths_R  # never true of NaN: the reader tells of those
     if np.any(wrong_R):
         raise DitherError(
-            name, f"row {int(np.flatnonzero(wrong_R)[0])} of a chunk computes something else once rotated",
+            name,
+            f"row {int(np.flatnonzero(wrong_R)[0])} of a chunk computes something else once rotated",
             "Please report this; quantize without rotate meanwhile.",
-        )  # fmt: skip
+        )
 
 
 def _untied(turned: _Turned, wiring: _Wiring, gains: Mapping[str, Floats]) -> Tensor:
@@ -293,6 +290,4 @@ def turn(seen: Evidence, gain_D: Floats, rotation: Orthogonal) -> Evidence | Non
     if seen.held_HC is not None:
         held_HD = rotation(seen.held_HC * inverse_D).astype(np.float32)
     diagonal_D = np.maximum(np.diag(hessian_DD), 0).astype(np.float32)
-    return replace(
-        seen, mean_square_C=diagonal_D, hessian_CC=hessian_DD.astype(np.float32), held_HC=held_HD
-    )  # fmt: skip
+    return replace(seen, mean_square_C=diagonal_D, hessian_CC=hessian_DD.astype(np.float32), held_HC=held_HD)

@@ -78,9 +78,7 @@ def _feed_lanes(x, t, forward_BB, cost_B, numbers_K, even, scale, offset, sub_B,
     for k in range(columns):
         at, s = LANES * k, LANES * sub_B[k]
         here = load(t, at)
-        number, chosen = nearest_number(
-            (here + load(offset, s)) * reciprocal(load(scale, s)), numbers_K, even
-        )
+        number, chosen = nearest_number((here + load(offset, s)) * reciprocal(load(scale, s)), numbers_K, even)
         rounded = load(scale, s) * number - load(offset, s)
         store(level, at, chosen)
         store(value, at, rounded)
@@ -110,10 +108,7 @@ def feed(x_RB, forward_BB, cost_B, numbers_K, even, scale_RS, offset_RS, sub_B, 
         stage(offset_RS, first, count, offset)
         for k in range(columns):
             store(t, LANES * k, load(x, LANES * k))
-        store(
-            loss, 0,
-            _feed_lanes(x, t, forward_BB, cost_B, numbers_K, even, scale, offset, sub_B, level, value),
-        )  # fmt: skip
+        store(loss, 0, _feed_lanes(x, t, forward_BB, cost_B, numbers_K, even, scale, offset, sub_B, level, value))
         for lane in range(count):
             loss_R[first + lane] = loss[lane]
             for k in range(columns):

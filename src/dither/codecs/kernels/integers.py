@@ -16,15 +16,7 @@ from numba import njit
 
 from dither.codecs.kernels.common import inner, round_even
 from dither.codecs.kernels.legacy import ENTRY, INNER, ONE, ZERO, extremes, key_float
-from dither.codecs.kernels.stored import (
-    as_stored,
-    get_codes,
-    load_scale,
-    neighbor,
-    put_codes,
-    scale_bytes,
-    store_scale,
-)
+from dither.codecs.kernels.stored import as_stored, get_codes, load_scale, neighbor, put_codes, scale_bytes, store_scale
 from dither.codecs.kernels.uniform import INNER_SUMS, load_block, signed_error, signed_sums
 
 SMALL, LARGE = np.float32(1e-30), np.float32(1e30)  # beyond these, sums of squares might leave float32

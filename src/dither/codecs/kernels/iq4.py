@@ -28,14 +28,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dither.codecs.kernels.common import (
-    F16_TINY,
-    f16_to_f32,
-    f32_to_f16,
-    f32_to_f16_finite,
-    load_f16,
-    store_f16,
-)
+from dither.codecs.kernels.common import F16_TINY, f16_to_f32, f32_to_f16, f32_to_f16_finite, load_f16, store_f16
 from dither.codecs.kernels.legacy import ENTRY, INNER, extremes, key_float
 from dither.codecs.kernels.uniform import INNER_SUMS, NOTHING, SUMS
 
@@ -178,9 +171,7 @@ def fit_xs(w_N32, importance_P32, candidates_K, table, scale_N, multiple_NS):
     for n in range(scale_N.size):
         for s in range(8):
             p = p + 1 if p + 1 < importance_P32.shape[0] else 0
-            peaks[s], energies[s] = load_group(
-                w_N32, bits_N32, importance_P32, n * 8 + s, p, s * 32, x, vx, v
-            )
+            peaks[s], energies[s] = load_group(w_N32, bits_N32, importance_P32, n * 8 + s, p, s * 32, x, vx, v)
         d = first_scale(x, vx, v, one, peaks, candidates_K, table)
         for turn in range(2):
             top, bottom = ZERO, ZERO
@@ -230,9 +221,7 @@ def pack_xs(w_NB, scale_N, multiple_NS, codes, raw_N):
             high |= (biased >> np.uint32(4)) << np.uint32(2 * s)
             low = np.uint8(biased & np.uint32(15))
             raw[4 + s // 2] = low if s % 2 == 0 else raw[4 + s // 2] | (low << np.uint8(4))
-            put_nibbles(
-                w_NB, n, s * 32, scale_N[n] * np.float32(multiple_NS[n, s]), codes, most, raw, 8 + s * 16
-            )
+            put_nibbles(w_NB, n, s * 32, scale_N[n] * np.float32(multiple_NS[n, s]), codes, most, raw, 8 + s * 16)
         raw[2], raw[3] = np.uint8(high & np.uint32(255)), np.uint8(high >> np.uint32(8))
 
 

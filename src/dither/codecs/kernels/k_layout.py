@@ -20,16 +20,7 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import ROUND_MAGIC, f16_to_f32, inner, round_even, store_f16
-from dither.codecs.kernels.simd import (
-    LANES,
-    larger,
-    load,
-    load_bytes,
-    smaller,
-    splat,
-    store,
-    store_bytes,
-)
+from dither.codecs.kernels.simd import LANES, larger, load, load_bytes, smaller, splat, store, store_bytes
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 

@@ -18,14 +18,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from dither.codecs.kernels.common import (
-    bits_float,
-    f16_to_f32,
-    f32_to_f16,
-    f32_to_f16_finite,
-    load_f16,
-    store_f16,
-)
+from dither.codecs.kernels.common import bits_float, f16_to_f32, f32_to_f16, f32_to_f16_finite, load_f16, store_f16
 
 # Division by zero gives an infinity, as in C, rather than a branch to an exception.
 ENTRY: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}

@@ -114,9 +114,23 @@ def _gather(first, count, members_I, g_RB, value_RB, level_RB, numbers_K, g, val
 
 @njit(cache=True, nogil=True)
 def rechoose(
-    g_RB, m_BB, numbers_K, even, level_RB, value_RB, members_SI, forward_SII, cost_SI, inverse_SII,
-    multiples_M, lowers_M, unit_R, multiple_RS, below_R, lower_RS,
-):  # fmt: skip
+    g_RB,
+    m_BB,
+    numbers_K,
+    even,
+    level_RB,
+    value_RB,
+    members_SI,
+    forward_SII,
+    cost_SI,
+    inverse_SII,
+    multiples_M,
+    lowers_M,
+    unit_R,
+    multiple_RS,
+    below_R,
+    lower_RS,
+):
     """Improve each sub-block's multiples and codes together, sixteen rows at once.
 
     `forward_SII`, `cost_SI`: the factor of M's part within each sub-block, as `feed` takes it;
@@ -145,9 +159,15 @@ def rechoose(
                     r = first + min(lane, count - 1)
                     unit, below = unit_R[r], below_R[r]
                     i, j = _candidate(
-                        trial, np.int64(multiple_RS[r, s]), np.int64(lower_RS[r, s]), unit, below,
-                        mean[lane], multiples_M, lowers_M,
-                    )  # fmt: skip
+                        trial,
+                        np.int64(multiple_RS[r, s]),
+                        np.int64(lower_RS[r, s]),
+                        unit,
+                        below,
+                        mean[lane],
+                        multiples_M,
+                        lowers_M,
+                    )
                     trial_i[lane], trial_j[lane] = i, j
                     possible = possible or i >= 0
                     scale[lane] = unit * multiples_M[i] if i >= 0 else ZERO
@@ -171,13 +191,4 @@ def rechoose(
                 for k in range(size):
                     level_RB[r, members_I[k]] = np.uint8(kept[LANES * k + lane])
                     p[k] = numbers_K[level_RB[r, members_I[k]]]
-                _apply(
-                    r,
-                    members_I,
-                    p,
-                    unit_R[r] * multiples_M[i],
-                    below_R[r] * lowers_M[j],
-                    g_RB,
-                    m_BB,
-                    value_RB,
-                )
+                _apply(r, members_I, p, unit_R[r] * multiples_M[i], below_R[r] * lowers_M[j], g_RB, m_BB, value_RB)

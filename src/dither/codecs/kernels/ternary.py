@@ -65,9 +65,7 @@ def get_base3(raw, at, width, count, scale, w_NB, n, start):
         rest = np.uint32(raw[at + m])
         for k in range(count):
             tripled = rest * np.uint32(3)
-            w_NB[n, start + m + k * width] = (
-                np.float32(np.int32(tripled >> np.uint32(8)) - np.int32(1)) * scale
-            )
+            w_NB[n, start + m + k * width] = np.float32(np.int32(tripled >> np.uint32(8)) - np.int32(1)) * scale
             rest = tripled & np.uint32(255)
 
 

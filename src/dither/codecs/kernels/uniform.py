@@ -155,13 +155,7 @@ def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, minimum_N, i
         if scale == ZERO:
             continue
         plain = affine_error(
-            x,
-            v,
-            scale_N[n] / spread,
-            minimum_N[n] / spread,
-            inverse_N[n] * spread,
-            origin_N[n] / spread,
-            most,
+            x, v, scale_N[n] / spread, minimum_N[n] / spread, inverse_N[n] * spread, origin_N[n] / spread, most
         )
         found = affine_error(x, v, scale / spread, minimum / spread, spread / scale, minimum / spread, most)
         if not plain <= found:

@@ -70,9 +70,22 @@ def _steps(a11, a12, a22, b1, b2):
 
 @njit(cache=True, nogil=True)
 def fit_units(
-    g_RB, m_BB, numbers_K, level_RB, value_RB, sub_B, multiples_M, lowers_M, tied, positive, kind,
-    unit_R, multiple_RS, below_R, lower_RS,
-):  # fmt: skip
+    g_RB,
+    m_BB,
+    numbers_K,
+    level_RB,
+    value_RB,
+    sub_B,
+    multiples_M,
+    lowers_M,
+    tied,
+    positive,
+    kind,
+    unit_R,
+    multiple_RS,
+    below_R,
+    lower_RS,
+):
     """Takes each row's best `unit` and `below`, as `kind` stores them, where that lowers the form.
 
     `tied`: `below` is `unit` itself; `positive`: `unit` may not be negative.  M is symmetric.

@@ -18,8 +18,15 @@ from dither.containers.folders.plain import Plain
 from dither.containers.folders.scheme import Scheme
 
 _ALL: tuple[Scheme, ...] = (
-    Awq(), Gptq(), *SCHEMES, Float8Block(), FourBits("nf4"), FourBits("fp4"), EightBits(), Plain(),
-)  # fmt: skip
+    Awq(),
+    Gptq(),
+    *SCHEMES,
+    Float8Block(),
+    FourBits("nf4"),
+    FourBits("fp4"),
+    EightBits(),
+    Plain(),
+)
 
 
 def schemes() -> dict[str, Scheme]:

@@ -46,9 +46,7 @@ class Awq(Scheme):
         kind = known_integers(codec.name)
         return awq.parts(rows, columns, kind.group or columns)
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         return awq.pack(Affine(*codec.split(raw_RN)))  # type: ignore[attr-defined]
 
     def mixes(self, first: str, second: str) -> bool:
@@ -61,6 +59,10 @@ class Awq(Scheme):
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         kind = known_integers(next(iter(modules.values())))
         return {
-            "quant_method": "awq", "bits": 4, "group_size": kind.group or -1, "zero_point": True,
-            "version": "gemm", "modules_to_not_convert": plain or None,
-        }  # fmt: skip
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": kind.group or -1,
+            "zero_point": True,
+            "version": "gemm",
+            "modules_to_not_convert": plain or None,
+        }

@@ -46,9 +46,7 @@ class FourBits(Scheme):
         kind, block, nested = _parsed(codec.name)
         return bnb.parts(rows, columns, kind, block, nested=nested, dtype=TORCH[dtype])
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         kind, _, nested = _parsed(codec.name)
         codes_RC, absmax_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
         return bnb.pack(Table4(codes_RC, absmax_RG, kind), nested=nested, dtype=TORCH[dtype])
@@ -56,12 +54,18 @@ class FourBits(Scheme):
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         kind, _, nested = _parsed(next(iter(modules.values())))
         return {
-            "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
-            "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": nested,
-            "bnb_4bit_compute_dtype": TORCH[wish.dtype], "bnb_4bit_quant_storage": "uint8",
-            "llm_int8_skip_modules": plain, "llm_int8_threshold": 6.0,
-            "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False,
-        }  # fmt: skip
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": kind,
+            "bnb_4bit_use_double_quant": nested,
+            "bnb_4bit_compute_dtype": TORCH[wish.dtype],
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": plain,
+            "llm_int8_threshold": 6.0,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+        }
 
 
 def _parsed(codec: str) -> tuple[str, int, bool]:
@@ -89,14 +93,16 @@ class EightBits(Scheme):
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         return integers.parts(rows, columns, "llm-int8")
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         return integers.pack(signed(*codec.split(raw_RN)), "llm-int8")  # type: ignore[attr-defined]
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         return {
-            "quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True,
-            "llm_int8_skip_modules": plain, "llm_int8_threshold": 6.0,
-            "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False,
-        }  # fmt: skip
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": False,
+            "load_in_8bit": True,
+            "llm_int8_skip_modules": plain,
+            "llm_int8_threshold": 6.0,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+        }

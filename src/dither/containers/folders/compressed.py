@@ -31,7 +31,7 @@ from dither.containers.folders.scheme import (
     refuse,
     signed,
     whole_groups,
-)  # fmt: skip
+)
 from dither.formats.layouts import Affine, Float8, Micro, compressed, float8, integers, micro
 from dither.types import Bytes, Codec, No, Tensor, Yes
 
@@ -43,9 +43,7 @@ _CHUNK = 2**22  # weights read at a time
 class Compressed(Scheme):
     """One of the names above; `activations` are what the consumer rounds them to."""
 
-    def __init__(
-        self, name: str, words: str, bits: int | None, group: int, activations: bool = False
-    ) -> None:
+    def __init__(self, name: str, words: str, bits: int | None, group: int, activations: bool = False) -> None:
         self.name, self.title = name, f"compressed-tensors {name.upper()}"
         self.words = f"compressed-tensors: {words}; vLLM, transformers"
         self.bits, self.group, self.activations = bits, group, activations
@@ -64,9 +62,11 @@ class Compressed(Scheme):
 
     def _fixed(self, wish: Wish) -> str:
         return {
-            "w8a8": f"int8-channel{wish.scale_suffix}", "fp8": f"fp8-channel{wish.scale_suffix or '-bf16'}",
-            "mxfp4": "MXFP4", "nvfp4": "nvfp4",
-        }[self.name]  # fmt: skip
+            "w8a8": f"int8-channel{wish.scale_suffix}",
+            "fp8": f"fp8-channel{wish.scale_suffix or '-bf16'}",
+            "mxfp4": "MXFP4",
+            "nvfp4": "nvfp4",
+        }[self.name]
 
     def codec_of(self, tensor: Tensor, codec: str) -> str:
         """NVFP4 has a scale for the whole tensor besides: the power of two that its largest weight leaves."""
@@ -74,9 +74,7 @@ class Compressed(Scheme):
             return codec
         step, largest = max(1, _CHUNK // tensor.columns), 0.0
         for start in range(0, tensor.rows, step):
-            largest = max(
-                largest, float(np.abs(tensor.read(start, min(start + step, tensor.rows))).max(initial=0))
-            )
+            largest = max(largest, float(np.abs(tensor.read(start, min(start + step, tensor.rows))).max(initial=0)))
         exponent = math.floor(math.log2(_MOST / largest)) if 0 < largest < math.inf else 0
         return f"nvfp4-e{exponent}"
 
@@ -111,9 +109,7 @@ class Compressed(Scheme):
             rows, columns, kind.bits, kind.group or columns, symmetric=not kind.affine, scale=kind.scale
         )
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         codes_RC, scale_RG, *zeros = codec.split(raw_RN)  # type: ignore[attr-defined]
         kind = integers_of(codec.name)
         if kind is None:
@@ -137,24 +133,27 @@ class Compressed(Scheme):
         for number, kind in enumerate(kinds):
             targets = [name for name, codec in modules.items() if _generic(codec) == kind]
             groups[f"group_{number}"] = {
-                "targets": targets if len(kinds) > 1 else ["Linear"], "weights": self._weights(kind),
-                "input_activations": self._activations(kind), "output_activations": None,
+                "targets": targets if len(kinds) > 1 else ["Linear"],
+                "weights": self._weights(kind),
+                "input_activations": self._activations(kind),
+                "output_activations": None,
                 "format": self._format(kind),
-            }  # fmt: skip
+            }
         formats = {group["format"] for group in groups.values()}
         return {
-            "quant_method": "compressed-tensors", "quantization_status": "compressed",
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-            "config_groups": groups, "ignore": plain, "kv_cache_scheme": None,
+            "config_groups": groups,
+            "ignore": plain,
+            "kv_cache_scheme": None,
             "global_compression_ratio": None,
-        }  # fmt: skip
+        }
 
     def _format(self, codec: str) -> str:
         kind = integers_of(codec)
         if kind is None:
-            return {"MXFP4": "mxfp4-pack-quantized", "nvfp4": "nvfp4-pack-quantized"}.get(
-                codec, "float-quantized"
-            )
+            return {"MXFP4": "mxfp4-pack-quantized", "nvfp4": "nvfp4-pack-quantized"}.get(codec, "float-quantized")
         return "int-quantized" if self._is_plain(kind) else "pack-quantized"
 
     def _weights(self, codec: str) -> dict[str, Any]:
@@ -162,23 +161,26 @@ class Compressed(Scheme):
         if kind is not None:
             group = {"strategy": "group", "group_size": kind.group} if kind.group else {"strategy": "channel"}
             return {
-                "num_bits": kind.bits, "type": "int", "symmetric": not kind.affine, "dynamic": False,
-                "actorder": None, **group,
-            }  # fmt: skip
-        if codec.startswith("fp8"):
-            return {
-                "num_bits": 8,
-                "type": "float",
-                "symmetric": True,
+                "num_bits": kind.bits,
+                "type": "int",
+                "symmetric": not kind.affine,
                 "dynamic": False,
-                "strategy": "channel",
+                "actorder": None,
+                **group,
             }
+        if codec.startswith("fp8"):
+            return {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "channel"}
         scale = {"MXFP4": (32, "group", "torch.uint8"), "nvfp4": (16, "tensor_group", "torch.float8_e4m3fn")}
         group_size, strategy, dtype = scale[codec]
         return {
-            "num_bits": 4, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy,
-            "group_size": group_size, "scale_dtype": dtype,
-        }  # fmt: skip
+            "num_bits": 4,
+            "type": "float",
+            "symmetric": True,
+            "dynamic": False,
+            "strategy": strategy,
+            "group_size": group_size,
+            "scale_dtype": dtype,
+        }
 
     def _activations(self, codec: str) -> dict[str, Any] | None:
         if not self.activations:

@@ -31,14 +31,15 @@ class Float8Block(Scheme):
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         return float8.parts(rows, columns)
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         codes_RC, scale_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
         return float8.pack(Float8(codes_RC, scale_RG[::128], (128, 128)))  # stored once per row, of 128 alike
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         return {
-            "quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
-            "weight_block_size": [128, 128], "modules_to_not_convert": plain or None,
-        }  # fmt: skip
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "weight_block_size": [128, 128],
+            "modules_to_not_convert": plain or None,
+        }

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dither import __version__
+from dither._version import __version__
 from dither.containers.folders.joined import fused_modules
 from dither.containers.folders.scheme import (
     Arrays,
@@ -32,7 +32,7 @@ from dither.containers.folders.scheme import (
     known_integers,
     refuse,
     whole_groups,
-)  # fmt: skip
+)
 from dither.containers.folders.side import HEAD
 from dither.formats.layouts import Affine, gptq
 from dither.types import Bytes, Codec, No, Yes
@@ -76,9 +76,7 @@ class Gptq(Scheme):
         kind = known_integers(codec.name)
         return gptq.parts(rows, columns, kind.bits, kind.group or columns)
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         kind = known_integers(codec.name)
         affine = Affine(*codec.split(raw_RN))  # type: ignore[attr-defined]
         if order_C is not None:
@@ -104,14 +102,19 @@ class Gptq(Scheme):
                 rules[f"+:^{re.escape(name)}$"] = {"bits": other.bits, "group_size": other.group or -1}
         inside = _inside_blocks(modules) if rules and len(set(modules.values())) == 1 else []
         return {
-            "quant_method": "gptq", "bits": kind.bits, "group_size": kind.group or -1,
+            "quant_method": "gptq",
+            "bits": kind.bits,
+            "group_size": kind.group or -1,
             "desc_act": wish.act_order,
-            "sym": not kind.affine, "lm_head": False, "true_sequential": True, "pack_dtype": "int32",
+            "sym": not kind.affine,
+            "lm_head": False,
+            "true_sequential": True,
+            "pack_dtype": "int32",
             "checkpoint_format": "gptq_v2" if kind.affine else "gptq",
             **({"dynamic": rules} if rules else {}),
             **({"modules_in_block_to_quantize": [inside]} if inside else {}),
             "meta": {"quantizer": [f"dither:{__version__}"]},
-        }  # fmt: skip
+        }
 
     def documents(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"quantize_config.json": dict(config)}  # where older loaders look

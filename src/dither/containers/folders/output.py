@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from dither.codecs import codec as find_codec
 from dither.containers.folders.scheme import Scheme
+from dither.containers.mix import MixTensor
 from dither.containers.part_folder import PartFolder
 from dither.containers.part_output import PartOutput
-from dither.containers.recipe import PlannedTensor
 from dither.containers.target import OrderOf
 from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import DTYPE_BITS, lay_out, nbytes
@@ -42,10 +42,17 @@ class FolderOutput(PartOutput):
     """
 
     def __init__(
-        self, path: Path, scheme: Scheme, dtype: str, tensors: Sequence[PlannedTensor],
-        entries: Sequence[Written], identity: str, documents: Mapping[str, Any], copies: Sequence[Path],
+        self,
+        path: Path,
+        scheme: Scheme,
+        dtype: str,
+        tensors: Sequence[MixTensor],
+        entries: Sequence[Written],
+        identity: str,
+        documents: Mapping[str, Any],
+        copies: Sequence[Path],
         order: OrderOf | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._scheme, self._dtype, self._order = scheme, dtype, order
         self._planned = {tensor.name: tensor for tensor in tensors}
         self._modules: dict[str, list[Written]] = {}

@@ -17,9 +17,7 @@ class Plain(Scheme):
 
     def codec(self, wish: Wish) -> str:
         if (wish.bits, wish.group, wish.sym) != (None, None, None):
-            raise refuse(
-                self, "a grid", "means nothing: numbers stay numbers", "Leave --bits and --group out."
-            )
+            raise refuse(self, "a grid", "means nothing: numbers stay numbers", "Leave --bits and --group out.")
         return wish.dtype
 
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
@@ -28,9 +26,7 @@ class Plain(Scheme):
     def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
         raise UsageError(codec.name, "is not what a checkpoint of numbers holds", "Choose another container.")
 
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         raise UsageError(codec.name, "is not what a checkpoint of numbers holds", "Choose another container.")
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:

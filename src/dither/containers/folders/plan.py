@@ -15,7 +15,7 @@ from dataclasses import replace
 from dither.codecs import codec as find_codec
 from dither.containers.folders.joined import parted
 from dither.containers.folders.scheme import Scheme, Wish
-from dither.containers.recipe import Options, Plan, PlannedTensor, check_patterns
+from dither.containers.mix import Mix, MixTensor, Options, check_patterns
 from dither.errors import UsageError
 from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import nbytes
@@ -40,13 +40,14 @@ def is_linear(tensor: Tensor) -> bool:
     return len(tensor.shape) > 1 and parts[0] == "blk" and parts[2] not in _KEPT and parts[-1] == "weight"
 
 
-def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Plan:
+def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
     """Raises UsageError: a pattern that matches nothing, a type that the container cannot hold."""
     if options.output_type or options.embedding_type:
         raise UsageError(
-            "--output-type and --embedding-type", f"are for GGUF; {scheme.title} leaves both as they are",
+            "--output-type and --embedding-type",
+            f"are for GGUF; {scheme.title} leaves both as they are",
             "Leave them out.",
-        )  # fmt: skip
+        )
     check_patterns(model, options)
     wanted = scheme.codec(wish)
     usual = wanted if wish.group is not None else _common(model, scheme, wanted)
@@ -64,12 +65,10 @@ def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> P
         if tensor.name in named
     )
     _check_mix(scheme, planned)
-    return Plan(options.label, 0, *_joined(scheme, planned))
+    return Mix(options.label, 0, *_joined(scheme, planned))
 
 
-def _joined(
-    scheme: Scheme, planned: Sequence[PlannedTensor]
-) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+def _joined(scheme: Scheme, planned: Sequence[MixTensor]) -> tuple[tuple[MixTensor, ...], tuple[str, ...]]:
     """Matrices that servers compute as one in one type, and remarks about those that are not."""
     matrices = {tensor.name: tensor.type for tensor in planned if len(tensor.shape) > 1}
     changed: dict[str, str] = {}
@@ -82,9 +81,10 @@ def _joined(
             changed |= dict.fromkeys(names, kind)
     joined = (
         replace(t, type=changed[t.name], wanted=t.wanted if t.is_fallback else changed[t.name])
-        if t.name in changed else t
+        if t.name in changed
+        else t
         for t in planned
-    )  # fmt: skip
+    )
     if not apart:
         return tuple(joined), ()
     more = f", and so have {len(apart) - 1} more groups" if len(apart) > 1 else ""
@@ -117,16 +117,17 @@ def tears(kind: str, entry: Written) -> bool:
 
 def _planned(
     tensor: Tensor, overrides: Sequence[tuple[str, str]], scheme: Scheme, kinds: tuple[str, str], wish: Wish
-) -> PlannedTensor:
+) -> MixTensor:
     """`kinds` are the codec as it was wished for, and as it suits all of the model."""
     wanted, usual = kinds
     asked = next((kind for pattern, kind in overrides if re.search(pattern, tensor.name)), None)
     if not is_linear(tensor):
         if asked is not None and asked.upper() not in FLOAT_TYPES:
             raise UsageError(
-                f"{tensor.name} as {asked}", f"is not stored so in {scheme.title}: it stays numbers",
+                f"{tensor.name} as {asked}",
+                f"is not stored so in {scheme.title}: it stays numbers",
                 "Name matrices of the blocks.",
-            )  # fmt: skip
+            )
         return _numbers(tensor, wish.dtype, "no matrix of a block")
     if asked is not None:
         return _as_asked(tensor, scheme, asked, wish)
@@ -141,7 +142,7 @@ def _planned(
     return _numbers(tensor, wish.dtype, reason, wanted)
 
 
-def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> PlannedTensor:
+def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> MixTensor:
     if asked.upper() in FLOAT_TYPES:
         return _numbers(tensor, wish.dtype, "")
     kind = asked.upper() if asked.upper() == "MXFP4" else asked.lower()
@@ -152,25 +153,38 @@ def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> Planned
     return _quantized(tensor, scheme, kind, kind, "")
 
 
-def _quantized(tensor: Tensor, scheme: Scheme, kind: str, wanted: str, reason: str) -> PlannedTensor:
-    return PlannedTensor(
-        tensor.name, tensor.shape, tensor.stored, tensor.stored_bytes,
-        kind, scheme.bytes_of(kind, tensor.shape), wanted, reason,
-    )  # fmt: skip
+def _quantized(tensor: Tensor, scheme: Scheme, kind: str, wanted: str, reason: str) -> MixTensor:
+    return MixTensor(
+        tensor.name,
+        tensor.shape,
+        tensor.stored,
+        tensor.stored_bytes,
+        kind,
+        scheme.bytes_of(kind, tensor.shape),
+        wanted,
+        reason,
+    )
 
 
-def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> PlannedTensor:
-    return PlannedTensor(
-        tensor.name, tensor.shape, tensor.stored, tensor.stored_bytes,
-        dtype, nbytes(dtype, tensor.shape), wanted or dtype, reason,
-    )  # fmt: skip
+def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> MixTensor:
+    return MixTensor(
+        tensor.name,
+        tensor.shape,
+        tensor.stored,
+        tensor.stored_bytes,
+        dtype,
+        nbytes(dtype, tensor.shape),
+        wanted or dtype,
+        reason,
+    )
 
 
-def _check_mix(scheme: Scheme, planned: Sequence[PlannedTensor]) -> None:
+def _check_mix(scheme: Scheme, planned: Sequence[MixTensor]) -> None:
     kinds = sorted({tensor.type for tensor in planned} - set(FLOAT_TYPES))
     for kind in kinds[1:]:
         if not scheme.mixes(kinds[0], kind):
             raise UsageError(
-                f"{kinds[0]} and {kind}", f"cannot stand in one {scheme.title} file",
+                f"{kinds[0]} and {kind}",
+                f"cannot stand in one {scheme.title} file",
                 "Give all matrices one type, or choose compressed-tensors (--to w4a16), which mixes.",
-            )  # fmt: skip
+            )

@@ -56,11 +56,7 @@ class Scheme(ABC):
     words: str  # what it is, for `dither types`
     quantizes = True
     reorders = False  # whether groups may hold columns from anywhere
-    groups: tuple[int, ...] = (
-        128,
-        64,
-        32,
-    )  # tried in this order where the wished one does not divide the columns
+    groups: tuple[int, ...] = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
 
     @abstractmethod
     def codec(self, wish: Wish) -> str:
@@ -75,9 +71,7 @@ class Scheme(ABC):
         """The tensors of one module, by what is put behind its name.  `dtype` is the model's."""
 
     @abstractmethod
-    def pack(
-        self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None
-    ) -> Arrays:
+    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         """What they hold: arrays of exactly those dtypes' sizes and shapes.  `dtype` is the model's.
 
         With `order_C`, where `reorders`, the rows' columns are those of the matrix in that order.

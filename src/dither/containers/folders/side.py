@@ -76,9 +76,7 @@ def linear_modules(model: Model, entries: Sequence[Written]) -> dict[str, str]:
     A tied output matrix is a module of the network as well, of no tensor of its own.
     """
     found = {
-        entry.module: entry.tensor
-        for entry in entries
-        if len(entry.shape) > 1 and entry.tensor != "token_embd.weight"
+        entry.module: entry.tensor for entry in entries if len(entry.shape) > 1 and entry.tensor != "token_embd.weight"
     }
     if not any(tensor.name == "output.weight" for tensor in model.tensors):
         found[HEAD] = "token_embd.weight"

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither import __version__
+from dither._version import __version__
 from dither.codecs import codec
 from dither.containers.folders.joined import stacks
 from dither.containers.folders.output import FolderOutput
 from dither.containers.folders.plan import is_linear, plan_folder
 from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
+from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
-from dither.containers.recipe import Options, Plan, PlannedTensor
 from dither.containers.target import OrderOf, TargetOutput
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
@@ -40,7 +40,7 @@ class FolderTarget:
         options = self.options
         return Wish(options.bits, options.group, options.sym, self.dtype, options.act_order)
 
-    def plan(self, model: Model, known: Collection[str]) -> Plan:
+    def plan(self, model: Model, known: Collection[str]) -> Mix:
         return plan_folder(model, self.options, self.scheme, self.wish())
 
     def name(self, stem: str, label: str) -> str:
@@ -59,9 +59,16 @@ class FolderTarget:
         return path
 
     def open(
-        self, path: Path, model: Model, plan: Plan, recipe: str, store: EvidenceStore | None,
-        identity: str, measured: bool, order: OrderOf | None = None,
-    ) -> TargetOutput:  # fmt: skip
+        self,
+        path: Path,
+        model: Model,
+        plan: Mix,
+        recipe: str,
+        store: EvidenceStore | None,
+        identity: str,
+        measured: bool,
+        order: OrderOf | None = None,
+    ) -> TargetOutput:
         family, entries = written(model)
         wish = self.wish()
         kinds = {tensor.name: tensor.type for tensor in plan.tensors}
@@ -101,7 +108,7 @@ class FolderTarget:
     def aligned(self, model: Model, size: int) -> int:
         return size
 
-    def fixed(self, model: Model) -> dict[str, PlannedTensor]:
+    def fixed(self, model: Model) -> dict[str, MixTensor]:
         linear = {tensor.name for tensor in model.tensors if is_linear(tensor)}
         return {t.name: t for t in self.plan(model, ()).tensors if t.name not in linear}
 
@@ -121,11 +128,7 @@ class FolderTarget:
         """The most that one tensor of a checkpoint takes in a header."""
         forms = [{"": (entry.name, dtype, entry.shape)}]
         for kind in kinds:
-            if (
-                kind in FLOAT_TYPES
-                or len(entry.shape) != 2
-                or isinstance(self.can_hold(kind, entry.shape), No)
-            ):
+            if kind in FLOAT_TYPES or len(entry.shape) != 2 or isinstance(self.can_hold(kind, entry.shape), No):
                 continue
             rows, columns = entry.shape
             parts = self.scheme.parts(codec(kind, columns), rows, columns, dtype)

@@ -78,9 +78,8 @@ def _linspace(first: np.float32, last: np.float32, count: int) -> Floats:
 
 
 def parts(
-    rows: int, columns: int, quant_type: str, block: int = 64, *, nested: bool = False,
-    dtype: str = "bfloat16",
-) -> Shapes:  # fmt: skip
+    rows: int, columns: int, quant_type: str, block: int = 64, *, nested: bool = False, dtype: str = "bfloat16"
+) -> Shapes:
     """The tensors of one matrix.
 
     Raises UnsupportedError where blocks would not be whole within a row (bitsandbytes would allow it; here
@@ -141,9 +140,7 @@ def nest(absmax_B: Floats) -> tuple[Bytes, Floats, float]:
     return index[: rest_B.size], largest, offset
 
 
-def unnest(
-    bytes_B: Bytes, largest: Floats, offset: float, block: int, numbers: Floats, first: int = 0
-) -> Floats:
+def unnest(bytes_B: Bytes, largest: Floats, offset: float, block: int, numbers: Floats, first: int = 0) -> Floats:
     """The absmax that bytes `first`, `first + 1`, … stand for."""
     found: Floats = numbers[bytes_B] * largest[(first + np.arange(bytes_B.size)) // block]
     return found + np.float32(offset)
@@ -165,9 +162,13 @@ def unpack(arrays: Mapping[str, npt.NDArray[Any]], state: State, start: int, sto
     absmax_B = arrays["weight.absmax"][low:high]
     if state.nested_block:
         absmax_B = unnest(
-            absmax_B, arrays["weight.nested_absmax"], state.nested_offset, state.nested_block,
-            arrays["weight.nested_quant_map"], low,
-        )  # fmt: skip
+            absmax_B,
+            arrays["weight.nested_absmax"],
+            state.nested_offset,
+            state.nested_block,
+            arrays["weight.nested_quant_map"],
+            low,
+        )
     if columns % block == 0:
         absmax_OG = absmax_B.reshape(stop - start, columns // block)
     else:
@@ -180,13 +181,13 @@ def _state_bytes(state: State, dtype: str) -> bytes:
 
     def written(offset: float) -> bytes:
         content: dict[str, Any] = {
-            "quant_type": state.quant_type, "blocksize": state.block, "dtype": dtype,
+            "quant_type": state.quant_type,
+            "blocksize": state.block,
+            "dtype": dtype,
             "shape": list(state.shape),
-        }  # fmt: skip
+        }
         if state.nested_block:
-            content |= {
-                "nested_blocksize": state.nested_block, "nested_dtype": "float32", "nested_offset": offset,
-            }  # fmt: skip
+            content |= {"nested_blocksize": state.nested_block, "nested_dtype": "float32", "nested_offset": offset}
         return json.dumps(content).encode()
 
     return written(state.nested_offset).ljust(len(written(_LONGEST)))

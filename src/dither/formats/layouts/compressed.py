@@ -76,9 +76,7 @@ def pack(weight: Affine, bits: int, *, symmetric: bool = True, scale: str = "BF1
     return found
 
 
-def unpack(
-    arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int, *, bits: int, columns: int
-) -> Affine:
+def unpack(arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int, *, bits: int, columns: int) -> Affine:
     """Rows `start` to `stop` of the matrix, from whichever parts there are.
 
     A `weight_zero_point` of I8 is not packed; a `weight_g_idx`, which older releases wrote, says the group

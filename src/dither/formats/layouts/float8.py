@@ -41,9 +41,7 @@ def pack(weight: Float8, kind: str = "block", *, scale: str = "F32") -> Arrays:
     }
 
 
-def unpack(
-    arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int, *, block: tuple[int, int] = BLOCK
-) -> Float8:
+def unpack(arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int, *, block: tuple[int, int] = BLOCK) -> Float8:
     """Rows `start` to `stop` of the matrix, with one line of scales for each."""
     codes_OI = arrays["weight"][start:stop]
     columns = codes_OI.shape[1]

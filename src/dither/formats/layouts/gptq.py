@@ -67,9 +67,7 @@ def pack(weight: Affine, bits: int, v1: bool) -> Arrays:
     least, most = int(v1), (1 << bits) - 1 + int(v1)
     if zero_OG.size and not least <= zero_OG.min() <= zero_OG.max() <= most:
         reason = f"stores zero points from {least} to {most}, not {zero_OG.min()} to {zero_OG.max()}"
-        raise UnsupportedError(
-            f"checkpoint_format gptq{'' if v1 else '_v2'}", reason, "gptq_v2 has 0, gptq has not."
-        )
+        raise UnsupportedError(f"checkpoint_format gptq{'' if v1 else '_v2'}", reason, "gptq_v2 has 0, gptq has not.")
     group_of_I = weight.group_of_I
     if group_of_I is None:
         group_of_I = np.arange(columns, dtype=np.int32) // np.int32(columns // groups)
@@ -108,9 +106,7 @@ def _zeros(qzeros_GW: npt.NDArray[Any], start: int, stop: int, bits: int, v1: bo
     return zero_GO
 
 
-def plain_or(
-    group_of_I: npt.NDArray[Any] | None, columns: int, groups: int
-) -> npt.NDArray[np.int32] | None:  # fmt: skip
+def plain_or(group_of_I: npt.NDArray[Any] | None, columns: int, groups: int) -> npt.NDArray[np.int32] | None:
     """The group of each column, None where groups are neighbors of equal number."""
     size = -(-columns // groups)
     neighbors_I = np.arange(columns, dtype=np.int32) // np.int32(size)

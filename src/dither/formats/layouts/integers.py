@@ -45,9 +45,7 @@ def pack(weight: Int8, kind: str, *, scale: str = "BF16") -> Arrays:
     codes: Arrays = {"weight": np.ascontiguousarray(weight.codes_OI, np.int8)}
     if kind == "llm-int8":
         if weight.zero_OG is not None or weight.scale_OG.shape[1] != 1:
-            raise UnsupportedError(
-                "LLM.int8", "has one scale per row and no zero points", "Choose int-quantized."
-            )
+            raise UnsupportedError("LLM.int8", "has one scale per row and no zero points", "Choose int-quantized.")
         absmax_O = (weight.scale_OG[:, 0] * np.float32(127)).astype(np.float32)
         return codes | {"SCB": absmax_O, "weight_format": np.array(ROW_MAJOR, np.uint8)}
     found: Arrays = codes | {"weight_scale": narrow(weight.scale_OG, scale)}

@@ -42,10 +42,7 @@ def parts(rows: int, columns: int, kind: str) -> Shapes:
     found: Shapes = {"weight_packed": ("U8", (rows, columns // 2))}
     if kind == "MXFP4":
         return found | {"weight_scale": ("U8", (rows, columns // group))}
-    return found | {
-        "weight_scale": ("F8_E4M3", (rows, columns // group)),
-        "weight_global_scale": ("F32", (1,)),
-    }
+    return found | {"weight_scale": ("F8_E4M3", (rows, columns // group)), "weight_global_scale": ("F32", (1,))}
 
 
 def pack(weight: Micro) -> Arrays:

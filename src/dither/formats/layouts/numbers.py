@@ -16,9 +16,16 @@ from dither.errors import UsageError
 from dither.types import Floats
 
 ARRAYS = {
-    "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F8_E4M3": np.uint8, "F8_E8M0": np.uint8,
-    "I64": np.int64, "I32": np.int32, "I8": np.int8, "U8": np.uint8,
-}  # fmt: skip
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "F8_E4M3": np.uint8,
+    "F8_E8M0": np.uint8,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
 
 
 def e4m3() -> npt.NDArray[np.float64]:
@@ -71,7 +78,5 @@ def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):
             stored = values.astype(ARRAYS[dtype])
     if not (np.isfinite(values).all() and np.array_equal(widen(stored), values)):
-        raise UsageError(
-            "scales", f"hold numbers that {dtype} does not have", "Round them before choosing codes."
-        )
+        raise UsageError("scales", f"hold numbers that {dtype} does not have", "Round them before choosing codes.")
     return stored

@@ -46,10 +46,7 @@ def recode(weight: Affine | Micro, kind: str) -> Bytes | None:
 def _mxfp4(weight: Micro) -> Bytes | None:
     """None for scales that ggml halves to nothing and for those that are NaN."""
     rows, blocks = weight.scale_OG.shape
-    if (
-        weight.codes_OI.shape[1] != blocks * _BLOCK
-        or not ((weight.scale_OG > 0) & (weight.scale_OG < 255)).all()
-    ):
+    if weight.codes_OI.shape[1] != blocks * _BLOCK or not ((weight.scale_OG > 0) & (weight.scale_OG < 255)).all():
         return None
     codes_OB = weight.codes_OI.reshape(rows, blocks, _BLOCK)
     nibbles = codes_OB[..., : _BLOCK // 2] | codes_OB[..., _BLOCK // 2 :] << np.uint8(4)
@@ -64,9 +61,7 @@ def _float16(values: Floats) -> npt.NDArray[np.float16] | None:
     return narrow if same else None
 
 
-def _blocks(
-    headers: list[npt.NDArray[np.float16] | None], codes_OB: npt.NDArray[np.int16]
-) -> Bytes | None:  # fmt: skip
+def _blocks(headers: list[npt.NDArray[np.float16] | None], codes_OB: npt.NDArray[np.int16]) -> Bytes | None:
     if codes_OB.size and not 0 <= codes_OB.min() <= codes_OB.max() <= 15:
         return None
     pieces = []

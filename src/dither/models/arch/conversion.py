@@ -17,7 +17,6 @@ import numpy as np
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
-from dither.formats.mapped import shown
 from dither.models.arch import rows
 from dither.models.arch.family import Config, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
@@ -25,16 +24,21 @@ from dither.models.arch.rope import Rope, parameters, rope_of
 from dither.models.arch.shapes import check_shapes
 from dither.models.checkpoint import Checkpoint, StoredTensor
 from dither.models.tokenizer import read_tokenizer
+from dither.system.text import shown
 from dither.types import Bytes, Floats, Model, Recode, Tensor
 
 # Buffers that old transformers saved although they follow from the config.
 DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads")
 LIMITS = {
-    **dict.fromkeys(NEEDED, 2**24), "num_key_value_heads": 2**24, "head_dim": 2**16,
-    "num_local_experts": 2**16, "num_experts": 2**16,
-    "max_position_embeddings": 2**32 - 1, "original_max_position_embeddings": 2**32 - 1,
-}  # fmt: skip
+    **dict.fromkeys(NEEDED, 2**24),
+    "num_key_value_heads": 2**24,
+    "head_dim": 2**16,
+    "num_local_experts": 2**16,
+    "num_experts": 2**16,
+    "max_position_embeddings": 2**32 - 1,
+    "original_max_position_embeddings": 2**32 - 1,
+}
 FETCH_AGAIN = "Fetch the checkpoint again, or take it from its authors."
 
 
@@ -63,11 +67,16 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Mod
         **tokenizer.fields(vocabulary),
     }
     return Model(
-        name=name, arch=family.arch, metadata=metadata, tensors=tensors, origin=str(checkpoint.folder),
-        kind="safetensors", files=tuple(str(path) for path in checkpoint.files),
+        name=name,
+        arch=family.arch,
+        metadata=metadata,
+        tensors=tensors,
+        origin=str(checkpoint.folder),
+        kind="safetensors",
+        files=tuple(str(path) for path in checkpoint.files),
         fingerprint=checkpoint.fingerprint,
         notes=(*notes, *renamed, *rope.notes, *tokenizer.notes, *window_note(family, config)),
-    )  # fmt: skip
+    )
 
 
 def full_config(family: Family, config: Config) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def check_assumptions(family: Family, config: Config) -> None:
                 f"config.json, {name}",
                 f"is {actual!r}, but llama.cpp computes {family.name} with {expected!r}",
                 "No GGUF of this model would be right.",
-            )  # fmt: skip
+            )
 
 
 def head_dimension(config: Config) -> int:
@@ -196,9 +205,10 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
     if unknown:
         listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
         raise UnsupportedError(
-            f"{len(unknown)} tensors of the checkpoint", f"are not part of a {family.name} model: {listed}",
+            f"{len(unknown)} tensors of the checkpoint",
+            f"are not part of a {family.name} model: {listed}",
             "Nothing is dropped in silence: merge adapters first, or take the plain checkpoint.",
-        )  # fmt: skip
+        )
     notes = [f"{len(dropped)} tensors of the vision part are left out: only the text model is converted"]
     return Found(targets), notes if dropped else []
 
@@ -210,9 +220,7 @@ def without_prefix(family: Family, name: str) -> str:
     return name
 
 
-def build_tensors(
-    family: Family, config: Config, found: Found, rope: Rope, vocabulary: int
-) -> Iterator[Tensor]:
+def build_tensors(family: Family, config: Config, found: Found, rope: Rope, vocabulary: int) -> Iterator[Tensor]:
     """Tensors in the order llama.cpp reads them: embedding, layer by layer, output."""
     before, layered, after = _sorted_targets(family, found)
     check_layers(config, layered)
@@ -287,14 +295,10 @@ def drop_tied_output(family: Family, config: Config, found: Found, after: list[s
 
 
 def constant(name: str, values_C: Floats) -> Tensor:
-    return Tensor(
-        name, values_C.shape, "F32", values_C.nbytes, lambda start, stop: values_C[None][start:stop]
-    )
+    return Tensor(name, values_C.shape, "F32", values_C.nbytes, lambda start, stop: values_C[None][start:stop])
 
 
-def build_tensor(
-    target: str, rule: Rule, sources: dict[int, StoredTensor], config: Config, vocabulary: int
-) -> Tensor:
+def build_tensor(target: str, rule: Rule, sources: dict[int, StoredTensor], config: Config, vocabulary: int) -> Tensor:
     """One target tensor with the change its rule asks for."""
     for stored in sources.values():
         stored.check_readable()
@@ -380,9 +384,7 @@ def _all_experts(target: str, sources: dict[int, StoredTensor], config: Config) 
     experts = [sources[index] for index in range(count)]
     odd = _odd_one(experts)
     if odd:
-        raise SourceError(
-            f"tensor {odd.name}", f"is {odd.shape}, its neighbors {experts[0].shape}", FETCH_AGAIN
-        )
+        raise SourceError(f"tensor {odd.name}", f"is {odd.shape}, its neighbors {experts[0].shape}", FETCH_AGAIN)
     return experts
 
 
@@ -393,8 +395,6 @@ def _odd_one(experts: Iterable[StoredTensor]) -> StoredTensor | None:
 
 def _halved(source: StoredTensor) -> tuple[int, ...]:
     if len(source.shape) != 3 or source.shape[1] % 2:
-        raise SourceError(
-            f"tensor {source.name}", f"of shape {source.shape} holds no gate and up", FETCH_AGAIN
-        )
+        raise SourceError(f"tensor {source.name}", f"of shape {source.shape} holds no gate and up", FETCH_AGAIN)
     experts, fused, columns = source.shape
     return experts, fused // 2, columns

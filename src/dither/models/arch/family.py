@@ -143,9 +143,12 @@ ATTENTION = "\n".join(
 ROTATED_ATTENTION = "\n".join(
     linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}", change)
     for source, target, change in (
-        ("q", "q", "rope_rows_q"), ("k", "k", "rope_rows_k"), ("v", "v", ""), ("o", "output", "")
+        ("q", "q", "rope_rows_q"),
+        ("k", "k", "rope_rows_k"),
+        ("v", "v", ""),
+        ("o", "output", ""),
     )
-)  # fmt: skip
+)
 HEAD_NORMS = """
 model.layers.*.self_attn.q_norm.weight -> blk.*.attn_q_norm.weight
 model.layers.*.self_attn.k_norm.weight -> blk.*.attn_k_norm.weight

@@ -23,7 +23,7 @@ from dither.models.arch.family import (
     feeds,
     keys,
     rules,
-)  # fmt: skip
+)
 
 FOUR_NORMS = """
 model.layers.*.input_layernorm.weight -> blk.*.attn_norm.weight
@@ -99,22 +99,19 @@ FAMILIES = (
         arch="gemma3",
         architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
         model_types=("gemma3_text", "gemma3"),
-        rules=rules(
-            EMBEDDING, plus_one(FOUR_NORMS), ATTENTION, plus_one(HEAD_NORMS), FEED_FORWARD, plus_one(HEAD)
-        ),
+        rules=rules(EMBEDDING, plus_one(FOUR_NORMS), ATTENTION, plus_one(HEAD_NORMS), FEED_FORWARD, plus_one(HEAD)),
         feeds=feeds(DENSE_FEEDS),
         keys=keys(COMMON_KEYS, WINDOW, "final_logit_softcapping <- final_logit_softcapping [f32?]"),
         defaults=DEFAULTS_3,
         assumes={**BUILT_IN, "attn_logit_softcapping": None},
         assumes_of=built_in_3,
         prefixes={
-            "language_model.model.": "model.", "model.language_model.": "model.",
+            "language_model.model.": "model.",
+            "model.language_model.": "model.",
             "language_model.lm_head.": "lm_head.",
         },
-        dropped=(
-            "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
-        ),
+        dropped=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
         crop_embedding=True,
         scaled_embedding=True,
     ),
-)  # fmt: skip
+)

@@ -19,7 +19,7 @@ from dither.models.arch.family import (
     feeds,
     keys,
     rules,
-)  # fmt: skip
+)
 
 FAMILIES = (
     Family(

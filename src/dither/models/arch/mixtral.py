@@ -19,7 +19,7 @@ from dither.models.arch.family import (
     feeds,
     keys,
     rules,
-)  # fmt: skip
+)
 
 EXPERTS = """
 model.layers.*.block_sparse_moe.gate.weight -> blk.*.ffn_gate_inp.weight
@@ -39,10 +39,14 @@ FAMILIES = (
         feeds=feeds(EXPERT_FEEDS),
         keys=keys(COMMON_KEYS, EXPERT_KEYS),
         defaults={
-            "rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": False,
-            "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
         },
         assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
         ignores_window=True,
     ),
-)  # fmt: skip
+)

@@ -25,14 +25,10 @@ def model_name(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) ->
     swallows = tokenizer.swallows_space and set(tokenizer.tokens) >= PHI_3_TOKENS
     if swallows and not PHI_3.search(name):
         changed = f"{name} (phi-3)"
-        return changed, [
-            f"general.name is {changed!r}: llama.cpp strips space after special tokens by that name"
-        ]
+        return changed, [f"general.name is {changed!r}: llama.cpp strips space after special tokens by that name"]
     if not swallows and PHI_3.search(name):
         changed = PHI_3.sub("Phi 3", name)
-        return changed, [
-            f"general.name is {changed!r}: this tokenizer is not what llama.cpp expects of phi-3"
-        ]
+        return changed, [f"general.name is {changed!r}: this tokenizer is not what llama.cpp expects of phi-3"]
     return name, []
 
 

@@ -6,25 +6,17 @@ the original context and one for longer ones (LongRoPE, Ding et al. 2024, arXiv:
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    COMMON_KEYS,
-    EMBEDDING,
-    HEAD,
-    NORMS,
-    Family,
-    feeds,
-    keys,
-    linear,
-    rules,
-)  # fmt: skip
+from dither.models.arch.family import COMMON_KEYS, EMBEDDING, HEAD, NORMS, Family, feeds, keys, linear, rules
 
 FUSED = "\n".join(
     linear(f"model.layers.*.{source}", f"blk.*.{target}")
     for source, target in (
-        ("self_attn.qkv_proj", "attn_qkv"), ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"),
+        ("self_attn.qkv_proj", "attn_qkv"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
     )
-)  # fmt: skip
+)
 FEEDS = """
 attn_norm -> attn_qkv
 attn_qkv -> attn_output
@@ -48,11 +40,13 @@ FAMILIES = (
             "rope.scaling.original_context_length <- original_max_position_embeddings [u32]",
         ),
         defaults={
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
             "original_max_position_embeddings": 4096,
         },
         assumes={"hidden_act": "silu"},
         scalings=("longrope",),
         ignores_window=True,
     ),
-)  # fmt: skip
+)

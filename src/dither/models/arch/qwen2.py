@@ -14,7 +14,7 @@ from dither.models.arch.family import (
     feeds,
     keys,
     rules,
-)  # fmt: skip
+)
 
 FAMILIES = (
     Family(
@@ -26,10 +26,12 @@ FAMILIES = (
         feeds=feeds(DENSE_FEEDS),
         keys=keys(COMMON_KEYS),
         defaults={
-            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
             "use_sliding_window": False,
         },
         assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
         ignores_window=True,
     ),
-)  # fmt: skip
+)

@@ -18,7 +18,7 @@ from dither.models.arch.family import (
     feeds,
     keys,
     rules,
-)  # fmt: skip
+)
 
 EXPERTS = """
 model.layers.*.mlp.gate.weight -> blk.*.ffn_gate_inp.weight
@@ -26,9 +26,7 @@ model.layers.*.mlp.experts.#.gate_proj.weight -> blk.*.ffn_gate_exps.weight [sta
 model.layers.*.mlp.experts.#.up_proj.weight -> blk.*.ffn_up_exps.weight [stack]
 model.layers.*.mlp.experts.#.down_proj.weight -> blk.*.ffn_down_exps.weight [stack]
 """
-SHARED = {
-    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "use_sliding_window": False,
-}  # fmt: skip
+SHARED = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "use_sliding_window": False}
 BUILT_IN = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
 
 FAMILIES = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from dither.errors import SourceError, UnsupportedError
-from dither.formats.mapped import shown
 from dither.models.arch import families
 from dither.models.arch.family import Family
+from dither.system.text import shown
 from dither.types import Model
 
 _WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
@@ -33,9 +33,10 @@ def family_of_tensors(model: Model) -> Family:
     if not candidates:
         known = ", ".join(sorted({family.arch for family in families()}))
         raise UnsupportedError(
-            f"architecture {shown(model.arch)}", f"is of no family that is known here; known are {known}",
+            f"architecture {shown(model.arch)}",
+            f"is of no family that is known here; known are {known}",
             "Quantize it to GGUF without data, or calibrate it with llama.cpp's llama-imatrix.",
-        )  # fmt: skip
+        )
     names = {generic(tensor.name) for tensor in model.tensors}
     faults = [(tensor_faults(family, names), family) for family in candidates]
     (missing, unknown), family = min(faults, key=lambda fault: len(fault[0][0]) + len(fault[0][1]))
@@ -44,9 +45,10 @@ def family_of_tensors(model: Model) -> Family:
     if unknown:
         name = next(tensor.name for tensor in model.tensors if generic(tensor.name) == unknown[0])
         raise UnsupportedError(
-            f"tensor {shown(name)}", f"is not part of a {family.name} model, as far as is known here",
+            f"tensor {shown(name)}",
+            f"is not part of a {family.name} model, as far as is known here",
             "Only what is understood is run: take a plain model of this architecture.",
-        )  # fmt: skip
+        )
     return family
 
 

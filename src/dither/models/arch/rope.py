@@ -23,7 +23,7 @@ import numpy as np
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
-from dither.formats.mapped import shown
+from dither.system.text import shown
 from dither.types import Floats
 
 Parameters = Mapping[str, Any]
@@ -63,15 +63,13 @@ def rope_of(config: Parameters, head_dim: int, scalings: tuple[str, ...], family
     if kind != "default" and kind not in scalings:
         known = ", ".join(scalings)
         raise UnsupportedError(
-            "config.json", f"RoPE scaling {kind!r} is not known for {family}",
+            "config.json",
+            f"RoPE scaling {kind!r} is not known for {family}",
             f"llama.cpp computes {known} there: convert a checkpoint that uses one of these.",
-        )  # fmt: skip
+        )
     share = _positive({"partial_rotary_factor": 1.0, **shared}, "partial_rotary_factor")
     dimensions = int(head_dim * min(share, 1.0))
-    metadata = {
-        "rope.dimension_count": u32(dimensions),
-        "rope.freq_base": f32(_positive(shared, "rope_theta")),
-    }
+    metadata = {"rope.dimension_count": u32(dimensions), "rope.freq_base": f32(_positive(shared, "rope_theta"))}
     if "rope_theta" in local:
         metadata["rope.freq_base_swa"] = f32(_positive(local, "rope_theta"))
     if local.get("rope_type", "default") != "default":
@@ -84,9 +82,7 @@ def rope_of(config: Parameters, head_dim: int, scalings: tuple[str, ...], family
         return Rope(metadata, {"rope_freqs.weight": llama3_factors(shared, dimensions)})
     if kind == "longrope":
         return _longrope(metadata, shared, config, dimensions)
-    notes = (
-        ("dynamic RoPE scaling is left out: exact up to the original context",) if kind == "dynamic" else ()
-    )
+    notes = ("dynamic RoPE scaling is left out: exact up to the original context",) if kind == "dynamic" else ()
     return Rope(metadata, notes=notes)
 
 
@@ -125,9 +121,10 @@ def _yarn(shared: Parameters, config: Parameters) -> dict[str, Field]:
         # llama.cpp has keys for the first two, but reads them for few architectures, and none of ours.
         if shared.get(name, built_in) not in (built_in, None):
             raise UnsupportedError(
-                f"config.json, {name}", f"is {shared[name]!r}, but llama.cpp computes YaRN with {built_in!r}",
+                f"config.json, {name}",
+                f"is {shared[name]!r}, but llama.cpp computes YaRN with {built_in!r}",
                 "No GGUF of this model would be right.",
-            )  # fmt: skip
+            )
     return found
 
 
@@ -175,7 +172,8 @@ def _factor_lists(shared: Parameters, dimensions: int) -> Iterator[tuple[str, Fl
         factors = np.asarray(_needed(shared, f"{length}_factor"), dtype=np.float32)
         if factors.shape != (dimensions // 2,):
             raise SourceError(
-                "config.json", f"{length}_factor has {factors.size} numbers, not {dimensions // 2}",
+                "config.json",
+                f"{length}_factor has {factors.size} numbers, not {dimensions // 2}",
                 "Take the file from the original model.",
-            )  # fmt: skip
+            )
         yield f"rope_factors_{length}.weight", factors

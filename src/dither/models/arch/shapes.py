@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dither.errors import SourceError
-from dither.formats.mapped import shown
+from dither.system.text import shown
 from dither.types import Tensor
 
 COMMON = """

@@ -18,7 +18,7 @@ from dither.models.arch.family import (
     feeds,
     keys,
     rules,
-)  # fmt: skip
+)
 
 
 def built_in(config: Config) -> Config:
@@ -36,10 +36,13 @@ FAMILIES = (
         feeds=feeds(DENSE_FEEDS),
         keys=keys(COMMON_KEYS),
         defaults={
-            "rms_norm_eps": 1e-6, "rope_theta": 2e6, "tie_word_embeddings": True, "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 2e6,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
             "no_rope_layer_interval": 4,
         },
         assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0, "use_sliding_window": False},
         assumes_of=built_in,
     ),
-)  # fmt: skip
+)

@@ -55,9 +55,7 @@ def _home(module: str) -> Any:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
             raise
         raise UsageError(
-            "running a model",
-            f"needs {error.name}, which is not installed",
-            "pip install 'dither[calibrate]'",
+            "running a model", f"needs {error.name}, which is not installed", "pip install 'dither[calibrate]'"
         ) from None
 
 

@@ -30,9 +30,13 @@ class Block:
     """One decoder block.  Dropping it frees its weights."""
 
     def __init__(
-        self, index: int, layer: nn.Module, plans: Mapping[str, Restored], names: tuple[str, ...],
+        self,
+        index: int,
+        layer: nn.Module,
+        plans: Mapping[str, Restored],
+        names: tuple[str, ...],
         surroundings: SurroundingsOf,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.index = index
         self.names = names  # its matrices, stacks of experts included: "blk.3.attn_q.weight"
         self._layer = layer
@@ -40,9 +44,7 @@ class Block:
         self._surroundings = surroundings
         self._homes = {name: (key, at) for key, plan in plans.items() for at, name in enumerate(plan.tensors)}
 
-    def __call__(
-        self, hidden_STH: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def __call__(self, hidden_STH: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """The block's output for whole sequences from position 0, causal, without a cache.
 
         `weights` replaces tensors by name, given in GGUF's shape and order of rows.  Gradients flow to
@@ -142,9 +144,12 @@ class There:
     """A block's way there, with all that the way back needs: the activations of one batch."""
 
     def __init__(
-        self, given_STH: torch.Tensor, output_STH: torch.Tensor, tracing: Tracing,
+        self,
+        given_STH: torch.Tensor,
+        output_STH: torch.Tensor,
+        tracing: Tracing,
         rows_of: Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.reached = output_STH.detach()  # (S, T, H)
         self._given_STH, self._output_STH = given_STH, output_STH
         self._tracing, self._rows_of = tracing, rows_of
@@ -152,9 +157,11 @@ class There:
     def back(self, back_STH: torch.Tensor, see: SeePull) -> torch.Tensor:
         """As `Block.trace`.  Once: the memory is freed on the way."""
         found, *gradients = torch.autograd.grad(
-            self._output_STH, [self._given_STH, *self._tracing.outputs],
-            back_STH.to(self._output_STH.dtype), allow_unused=True,
-        )  # fmt: skip
+            self._output_STH,
+            [self._given_STH, *self._tracing.outputs],
+            back_STH.to(self._output_STH.dtype),
+            allow_unused=True,
+        )
         self._tracing.report(gradients, self._rows_of, see)
         return found
 

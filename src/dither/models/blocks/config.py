@@ -21,10 +21,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field
-from dither.formats.mapped import shown
 from dither.models.arch.family import Family, Key
 from dither.models.arch.recognize import family_of_tensors, generic
 from dither.models.blocks.rotary import rope_parameters
+from dither.system.text import shown
 from dither.types import Model
 
 MAX_WHOLE = 2**24  # heads, widths, layers, experts; the longest contexts and vocabularies stay below
@@ -115,9 +115,13 @@ def configure(model: Model) -> Configured:
     assumed = {**family.assumes, **(family.assumes_of(values) if family.assumes_of else {})}
     values |= {name: value for name, value in assumed.items() if name != "tie_word_embeddings"}
     values["rope_parameters"] = rope_parameters(
-        model, metadata, family, values["head_dim"], values["max_position_embeddings"],
+        model,
+        metadata,
+        family,
+        values["head_dim"],
+        values["max_position_embeddings"],
         by_layer="full_attention" in (default.rope_parameters or {}),
-    )  # fmt: skip
+    )
     known = {name: value for name, value in values.items() if hasattr(default, name) or name == "head_dim"}
     with refusals_told():
         config = AutoConfig.for_model(family.model_types[0], **known)

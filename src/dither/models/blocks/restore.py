@@ -21,8 +21,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from dither.errors import SourceError, UnsupportedError
-from dither.formats.mapped import shown
 from dither.models.arch.family import EXPERT, Family, Rule
+from dither.system.text import shown
 from dither.types import Model, Tensor
 
 CHUNK = 1 << 22  # weights that are float32 on their way into a parameter
@@ -95,9 +95,7 @@ def plan(family: Family, config: PretrainedConfig, skeleton: nn.Module) -> dict[
 
 def _restored(family: Family, config: PretrainedConfig, name: str, shape: tuple[int, ...]) -> Restored:
     hits = [
-        (rule, match)
-        for rule in family.rules
-        if EXPERT not in rule.source and (match := rule.pattern.fullmatch(name))
+        (rule, match) for rule in family.rules if EXPERT not in rule.source and (match := rule.pattern.fullmatch(name))
     ]
     tensors = tuple(rule.target.replace("*", match.groupdict().get("layer") or "") for rule, match in hits)
     changes = [rule.change for rule, _ in hits]
@@ -108,9 +106,10 @@ def _restored(family: Family, config: PretrainedConfig, name: str, shape: tuple[
     if len(changes) == 1 and changes[0] in (*_UNCHANGED, "plus_one"):
         return Restored(name, shape, tensors, changes[0] if changes[0] == "plus_one" else "")
     raise UnsupportedError(
-        f"parameter {name}", f"of transformers' {family.name} is made from no tensor that is known here",
+        f"parameter {name}",
+        f"of transformers' {family.name} is made from no tensor that is known here",
         "Install another release of transformers, 5.0 or later.",
-    )  # fmt: skip
+    )
 
 
 def _heads(config: PretrainedConfig, rule: Rule) -> int:
@@ -134,9 +133,10 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
     unknown = [name for name in found if name not in shapes and not name.startswith("rope_f")]
     if unknown:
         raise UnsupportedError(
-            f"tensor {shown(unknown[0])}", "is taken by no parameter of the network",
+            f"tensor {shown(unknown[0])}",
+            "is taken by no parameter of the network",
             "Only what is understood is run: take a plain model of this architecture.",
-        )  # fmt: skip
+        )
     return found
 
 

@@ -15,8 +15,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dither.errors import SourceError, UnsupportedError
-from dither.formats.mapped import shown
 from dither.models.arch.family import Family
+from dither.system.text import shown
 from dither.types import Floats, Model
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ def rope_parameters(
     if not by_layer:
         return parameters
     local = metadata.number("rope.freq_base_swa", family.defaults["rope_local_base_freq"])
-    return {
-        "full_attention": parameters,
-        "sliding_attention": {"rope_type": "default", "rope_theta": local},
-    }
+    return {"full_attention": parameters, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
 
 
 def _share(family: Family, dimensions: int, head_dim: int) -> Parameters:
@@ -67,14 +64,15 @@ def _scaling(model: Model, metadata: Metadata, family: Family, dimensions: int, 
     attention = metadata.number("rope.scaling.attn_factor", 1.0)
     factor = metadata.value("rope.scaling.factor")
     kind = metadata.text("rope.scaling.type", "linear" if factor else "none")
-    long, short = (
-        factors(model, f"rope_factors_{length}.weight", dimensions) for length in ("long", "short")
-    )
+    long, short = (factors(model, f"rope_factors_{length}.weight", dimensions) for length in ("long", "short"))
     if long is not None and short is not None:
         return {
-            "rope_type": "longrope", "long_factor": long.tolist(), "short_factor": short.tolist(),
-            "original_max_position_embeddings": original, "attention_factor": attention,
-        }  # fmt: skip
+            "rope_type": "longrope",
+            "long_factor": long.tolist(),
+            "short_factor": short.tolist(),
+            "original_max_position_embeddings": original,
+            "attention_factor": attention,
+        }
     if kind == "none":
         return {"rope_type": "default"}
     if kind not in ("linear", "yarn") or kind not in family.scalings:

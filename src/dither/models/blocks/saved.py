@@ -10,8 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from dither.errors import UnsupportedError
-from dither.formats.mapped import shown
 from dither.models.blocks.config import configure
+from dither.system.text import shown
 from dither.types import Model
 
 

@@ -41,7 +41,7 @@ def open_blocks(model: Model, *, device: str, dtype: str) -> Blocks:
             # torch's fused attention knows no softcap; without one it is as exact and needs no T × T scores
             attn_implementation="eager" if softcap else "sdpa",
             experts_implementation="eager",
-        ).eval()  # fmt: skip
+        ).eval()
     plans = plan(configured.family, config, skeleton)
     tensors_by_name(model, plans.values())
     return Blocks(model, configured, skeleton, plans, device_of(device), DTYPES[dtype])
@@ -64,9 +64,14 @@ class Blocks:
     """
 
     def __init__(
-        self, model: Model, configured: Configured, skeleton: PreTrainedModel, plans: dict[str, Restored],
-        device: torch.device, dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        configured: Configured,
+        skeleton: PreTrainedModel,
+        plans: dict[str, Restored],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         config = skeleton.config
         self.model = model
         self.count: int = config.num_hidden_layers

@@ -30,17 +30,18 @@ class Surroundings:
     def arguments(self) -> dict[str, Any]:
         """As transformers' decoder layers name them."""
         return {
-            "attention_mask": self.mask_11TT, "position_ids": self.position_1T,
-            "position_embeddings": self.rotation, "past_key_values": None, "use_cache": False,
-        }  # fmt: skip
+            "attention_mask": self.mask_11TT,
+            "position_ids": self.position_1T,
+            "position_embeddings": self.rotation,
+            "past_key_values": None,
+            "use_cache": False,
+        }
 
 
 class SurroundingsOf:
     """Makes them for a layer and a length, and keeps those of the latest length."""
 
-    def __init__(
-        self, skeleton: PreTrainedModel, model: Model, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, skeleton: PreTrainedModel, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         config = skeleton.config
         self._rotary = rotary_embedding(skeleton, model).to(device)
         self._by_kind = "full_attention" in config.rope_parameters

@@ -102,9 +102,13 @@ class _Linears(TorchFunctionMode):
             self._read(x, names, self._picked_N, expert, y)
 
     def _read(
-        self, x: torch.Tensor, names: tuple[str, ...], position_N: torch.Tensor | None, expert: int | None,
+        self,
+        x: torch.Tensor,
+        names: tuple[str, ...],
+        position_N: torch.Tensor | None,
+        expert: int | None,
         y: torch.Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self._input is not None and self._input.x is x and self._input.expert == expert:
             self._input.names += names
         else:
@@ -174,9 +178,7 @@ class Tracing(_Linears):
             found: dict[str, torch.Tensor] = {}
             for names, y in given.outputs:
                 gradient = next(left)
-                g_NR = (
-                    (torch.zeros_like(y) if gradient is None else gradient).reshape(-1, y.shape[-1]).float()
-                )
+                g_NR = (torch.zeros_like(y) if gradient is None else gradient).reshape(-1, y.shape[-1]).float()
                 found |= {name: _of_rows(g_NR, row_R) for name, row_R in rows(names).items()}
             weight_N = torch.stack([squared_norm(g_NR) for g_NR in found.values()]).sum(dim=0)
             see(tuple(given.names), *given.rows(), given.expert, Pull(weight_N, found))
@@ -201,6 +203,7 @@ def _is_number(index: Any) -> bool:
 
 def _unwatchable(name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"tensor {name}", "is multiplied by this release of transformers in a way that cannot be watched",
+        f"tensor {name}",
+        "is multiplied by this release of transformers in a way that cannot be watched",
         "Install another release of transformers, 5.0 or later.",
-    )  # fmt: skip
+    )

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from dither.errors import FormatError, UnsupportedError
-from dither.formats.mapped import shown
 from dither.models import fp8
 from dither.models.packed import awq, bitsandbytes, compressed, float8, gpt_oss, gptq, modelopt
 from dither.models.packed.matrix import Joined
 from dither.models.packed.settings import WAY_OUT, Quantization
 from dither.models.stored import PlainTensor, StoredTensor
+from dither.system.text import shown
 
 Join: TypeAlias = Callable[[Mapping[str, PlainTensor], Quantization], list[Joined]]
 
@@ -38,9 +38,7 @@ _WITH_FLOATS = (compressed.METHOD, modelopt.METHOD)  # whose own readers leave f
 _AT_RUN_TIME = (*fp8.ACTIVATION_SCALES, "input_zero_point", "output_zero_point", "input_global_scale")
 
 
-def join(
-    stored: Mapping[str, PlainTensor], found: Quantization | None
-) -> tuple[dict[str, StoredTensor], list[str]]:
+def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple[dict[str, StoredTensor], list[str]]:
     """The tensors of the model, and notes on those that were quantized.
 
     Raises UnsupportedError for a method that nothing here reads, FormatError where parts do not fit.

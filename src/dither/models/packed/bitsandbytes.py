@@ -10,10 +10,10 @@ import numpy as np
 from dither.errors import UnsupportedError
 from dither.formats.layouts import Int8, Table4, bnb, integers
 from dither.formats.layouts.parts import TABLES
-from dither.formats.mapped import shown
 from dither.models.packed.matrix import Joined, Module, modules
 from dither.models.packed.settings import WAY_OUT, Quantization
 from dither.models.stored import PlainTensor
+from dither.system.text import shown
 
 _STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in TABLES)
 _ARRAYS = ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
@@ -22,9 +22,7 @@ _INT8 = ("weight", "SCB", "weight_format")
 
 def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]:
     four = [
-        _four_bits(module, state)
-        for state in _STATES
-        for module in modules(stored, state, ("weight", *_ARRAYS, state))
+        _four_bits(module, state) for state in _STATES for module in modules(stored, state, ("weight", *_ARRAYS, state))
     ]
     return four + [_eight_bits(module) for module in modules(stored, "SCB", _INT8)]
 
@@ -64,9 +62,7 @@ def _state(module: Module, stored: PlainTensor) -> bnb.State:
     thing = f"tensor {shown(stored.name)}"
     raw = stored.raw()[: bnb.MAX_STATE + 1].tobytes()
     if not any(raw):  # a header whose weights are elsewhere
-        raise UnsupportedError(
-            thing, "says its shape among the weights, which are not here", "Fetch it first."
-        )
+        raise UnsupportedError(thing, "says its shape among the weights, which are not here", "Fetch it first.")
     return bnb.read_state(raw, thing)
 
 

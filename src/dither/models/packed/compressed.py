@@ -69,9 +69,7 @@ def _groups(found: Quantization) -> list[Mapping[str, Any]]:
     return list(groups.values())
 
 
-def _weights_of(
-    module: Module, groups: list[Mapping[str, Any]], found: Quantization
-) -> Mapping[str, Any]:  # fmt: skip
+def _weights_of(module: Module, groups: list[Mapping[str, Any]], found: Quantization) -> Mapping[str, Any]:
     """The arguments of the first group that is about a layer: by name, by pattern, by class."""
     kind = "Embedding" if module.name.rpartition(".")[2] in _EMBEDDINGS else "Linear"
     ranked: list[tuple[int, Mapping[str, Any]]] = []

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dither.errors import FormatError, UnsupportedError
-from dither.formats.mapped import shown
 from dither.models import dtypes, fp8
 from dither.models.stored import PlainTensor, StoredTensor
+from dither.system.text import shown
 
 _CODES = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")  # 4-bit codes hide in pairs in the first two
 _FETCH_AGAIN = "The download is incomplete: fetch the model again."
 
 
-def join(
-    stored: Mapping[str, PlainTensor], block: tuple[int, int] | None
-) -> tuple[dict[str, StoredTensor], list[str]]:
+def join(stored: Mapping[str, PlainTensor], block: tuple[int, int] | None) -> tuple[dict[str, StoredTensor], list[str]]:
     """The scales are taken out of sight.  `block` is None where the config does not speak of scales."""
     for tensor in stored.values():
         if tensor.dtype in _CODES and any(tensor.name + end in stored for end in fp8.WEIGHT_SCALES):

@@ -50,9 +50,7 @@ def _weight(module: Module, found: Quantization, v1: bool) -> Joined:
     scales = module.part("scales", FLOATS, 2)
     groups, rows = scales.shape
     if not groups or not rows or qweight.shape[1] != rows or qzeros.shape[0] != groups:
-        reason = (
-            f"has scales {list(scales.shape)}, qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}"
-        )
+        reason = f"has scales {list(scales.shape)}, qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}"
         raise module.wrong(f"{reason}, which do not belong together")
     columns = module.part("g_idx", ["I32", "I64"], 1).shape[0] if module.has("g_idx") else 0
     bits = _bits(module, whole(settings, "bits", found.thing), columns)

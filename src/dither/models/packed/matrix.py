@@ -16,9 +16,9 @@ from dither.errors import FormatError
 from dither.formats.layouts import Affine, Float8, Int8, Micro, Table4
 from dither.formats.layouts.parts import Arrays
 from dither.formats.layouts.recode import recode
-from dither.formats.mapped import shown
 from dither.models.packed.settings import WAY_OUT
 from dither.models.stored import PlainTensor, check_rows
+from dither.system.text import shown
 from dither.types import Bytes, Floats
 
 Unpacked: TypeAlias = Affine | Table4 | Float8 | Micro | Int8
@@ -102,9 +102,7 @@ class Module:
             raise FormatError(self.thing, f"lacks its part {suffix}", "Fetch the checkpoint again.")
         if tensor.dtype not in dtypes or len(tensor.shape) != dimensions:
             reason = f"is {tensor.dtype} of shape {list(tensor.shape)}; {dimensions} dimensions of "
-            raise FormatError(
-                f"tensor {shown(tensor.name)}", reason + f"{' or '.join(dtypes)} are due", WAY_OUT
-            )
+            raise FormatError(f"tensor {shown(tensor.name)}", reason + f"{' or '.join(dtypes)} are due", WAY_OUT)
         return tensor
 
     def expect(self, suffix: str, shape: tuple[int, ...]) -> None:
@@ -123,7 +121,7 @@ class Module:
 
     def joined(
         self, shape: tuple[int, ...], kind: str, unpack: Callable[[int, int], Unpacked], name: str = ""
-    ) -> Joined:  # fmt: skip
+    ) -> Joined:
         """The weight that all tensors of the module make."""
         size = sum(tensor.nbytes for tensor in self.tensors.values())
         tensor = PackedTensor(name or f"{self.name}.weight", shape, kind, size, unpack)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from dither.errors import FormatError, UnsupportedError
-from dither.formats.mapped import shown
+from dither.system.text import shown
 
 WAY_OUT = "Take the model it was made from, in bf16."
 MAX_PATTERN = 1000  # characters

@@ -142,15 +142,15 @@ def decide(tokenizer: Mapping[str, Any]) -> tuple[str, list[str]]:
     chain = tuple(steps(tokenizer.get("pre_tokenizer")))
     whole_words = bool(tokenizer["model"].get("ignore_merges", False))
     fitting = sorted(
-        (known for known in CHAINS if known.steps == chain),
-        key=lambda known: known.whole_words != whole_words,
+        (known for known in CHAINS if known.steps == chain), key=lambda known: known.whole_words != whole_words
     )
     if not fitting:
         shown = " then ".join(repr(step) for step in chain) or "none at all"
         raise UnsupportedError(
-            "the tokenizer's pre-tokenizer", f"is not one that llama.cpp is known to have: {shown}",
+            "the tokenizer's pre-tokenizer",
+            f"is not one that llama.cpp is known to have: {shown}",
             f"If you know which of llama.cpp's it equals, say --pre NAME: one of {', '.join(NAMES)}.",
-        )  # fmt: skip
+        )
     found = fitting[0]
     notes = list(normalizer_notes(tokenizer.get("normalizer")))
     if found.whole_words != whole_words:
@@ -209,6 +209,7 @@ def normalizer_notes(node: Mapping[str, Any] | None) -> Iterator[str]:
         yield "the tokenizer composes accents (NFC) and llama.cpp does not: decomposed text is cut otherwise"
     else:
         raise UnsupportedError(
-            f"the tokenizer's normalizer {kind}", "is not something llama.cpp does before BPE",
+            f"the tokenizer's normalizer {kind}",
+            "is not something llama.cpp does before BPE",
             "--pre NAME converts without it.",
-        )  # fmt: skip
+        )

@@ -110,10 +110,7 @@ def _piece(data: bytes) -> Token:
 
 
 def read_model(
-    data: bytes,
-    tokenizer: Mapping[str, Any] | None,
-    added: Mapping[int, AddedToken],
-    space_prefix: bool | None,
+    data: bytes, tokenizer: Mapping[str, Any] | None, added: Mapping[int, AddedToken], space_prefix: bool | None
 ) -> Vocabulary:
     """A vocabulary from tokenizer.model, with tokenizer.json (if there is one) deciding about prefixes.
 
@@ -122,37 +119,36 @@ def read_model(
     pieces = parse(data)
     if pieces.model_type != BPE:
         raise UnsupportedError(
-            MODEL_FILE, "is not BPE but another kind of sentencepiece model",
+            MODEL_FILE,
+            "is not BPE but another kind of sentencepiece model",
             "llama.cpp merges by score, as BPE does: no GGUF of this tokenizer would be right.",
-        )  # fmt: skip
+        )
     tokens = dict(enumerate(pieces.tokens))
     overlay(tokens, added, spaces=True)
     if space_prefix is None:
         space_prefix = prefixes(tokenizer) if tokenizer else pieces.add_dummy_prefix
     notes = []
     if pieces.has_character_map:
-        notes.append(
-            "tokenizer.model normalizes characters and llama.cpp does not: unusual forms are cut otherwise"
-        )
+        notes.append("tokenizer.model normalizes characters and llama.cpp does not: unusual forms are cut otherwise")
     if pieces.collapse_spaces and tokenizer is None:
         notes.append("tokenizer.model joins runs of spaces and llama.cpp keeps them")
     return Vocabulary(
-        "llama", "default", tokens, add_space_prefix=space_prefix, special=pieces.special,
+        "llama",
+        "default",
+        tokens,
+        add_space_prefix=space_prefix,
+        special=pieces.special,
         notes=notes + anywhere(tokenizer),
-    )  # fmt: skip
+    )
 
 
 def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json is a copy of sentencepiece BPE: merged text, bytes to fall back on."""
     model = tokenizer["model"]
-    return model.get("type") == "BPE" and bool(
-        model.get("byte_fallback") or "<0x0A>" in model.get("vocab", {})
-    )
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback") or "<0x0A>" in model.get("vocab", {}))
 
 
-def read_json(
-    tokenizer: Mapping[str, Any], added: Mapping[int, AddedToken], space_prefix: bool | None
-) -> Vocabulary:
+def read_json(tokenizer: Mapping[str, Any], added: Mapping[int, AddedToken], space_prefix: bool | None) -> Vocabulary:
     """A vocabulary from tokenizer.json alone: a token's score is minus the rank of its first merge."""
     model = tokenizer["model"]
     scores: dict[str, float] = {}
@@ -186,9 +182,7 @@ def prefixes(tokenizer: Mapping[str, Any] | None) -> bool:
 
 def anywhere(tokenizer: Mapping[str, Any] | None) -> list[str]:
     if any(node.get("prepend_scheme") == "first" for node in _nodes(tokenizer)):
-        return [
-            "llama.cpp also puts a space in front of text that follows a special token, transformers does not"
-        ]
+        return ["llama.cpp also puts a space in front of text that follows a special token, transformers does not"]
     return []
 
 
@@ -213,11 +207,7 @@ def unlisted_merges(
     for text in vocab:
         if len(text) > 1 and text not in outside and not BYTE_TOKEN.fullmatch(text):
             splits = ((text[:at], text[at:]) for at in range(1, len(text)))
-            count += any(
-                left in vocab and right in vocab and (left, right) not in pairs for left, right in splits
-            )
+            count += any(left in vocab and right in vocab and (left, right) not in pairs for left, right in splits)
     if not count:
         return []
-    return [
-        f"{count} tokens can be merged in ways tokenizer.json does not list: some words may be cut otherwise"
-    ]
+    return [f"{count} tokens can be merged in ways tokenizer.json does not list: some words may be cut otherwise"]

@@ -34,9 +34,7 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 def _text(path: Path) -> str:
     if path.stat().st_size > MAX_TEMPLATE:
-        raise SourceError(
-            str(path), f"is larger than {MAX_TEMPLATE} bytes", "Check that it is a chat template."
-        )
+        raise SourceError(str(path), f"is larger than {MAX_TEMPLATE} bytes", "Check that it is a chat template.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

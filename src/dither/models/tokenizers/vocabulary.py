@@ -102,8 +102,6 @@ def padded(tokens: Mapping[int, Token], size: int) -> list[Token]:
     for number, token in enumerate(listed):
         if token.text in seen:
             reason = f"is the text of both {seen[token.text]} and {number}"
-            raise SourceError(
-                f"token {token.text!r}", reason, "Take the tokenizer's files from the original model."
-            )
+            raise SourceError(f"token {token.text!r}", reason, "Take the tokenizer's files from the original model.")
         seen[token.text] = number
     return listed

@@ -47,9 +47,12 @@ class Judge:
     """The block's mean squared error per output, on sequences held back, for stored bytes."""
 
     def __init__(
-        self, run: Run, held: tuple[Batches, Batches], codecs: Mapping[str, Codec],
+        self,
+        run: Run,
+        held: tuple[Batches, Batches],
+        codecs: Mapping[str, Codec],
         shapes: Mapping[str, tuple[int, ...]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.run, self.held, self.codecs, self.shapes = run, held, codecs, shapes
 
     @torch.no_grad()
@@ -82,18 +85,26 @@ class SoftSign:
         self.mean.lerp_(gradient, 1 - MEAN_KEPT)
         self.square.lerp_(gradient.square_(), 1 - SQUARE_KEPT)
         # Both means begin at zero, and are divided by the share of gradients that they hold by now.
-        size = (
-            (self.square / (1 - SQUARE_KEPT**self.steps)).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
-        )
+        size = (self.square / (1 - SQUARE_KEPT**self.steps)).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
         rate *= self.knob.pace / (1 - MEAN_KEPT**self.steps)
         self.knob.tensor.addcdiv_(self.mean, size, value=-rate).clamp_(self.knob.low, self.knob.high)
 
 
 def descend(
-    run: Run, inputs: Batches, targets: Batches, matrices: Mapping[str, Trainable],
-    shapes: Mapping[str, tuple[int, ...]], start: Mapping[str, Bytes], judge: Judge, *,
-    steps: int, rate: float, batch: int, seed: int, report: Callable[[int, float], None] | None = None,
-) -> Found:  # fmt: skip
+    run: Run,
+    inputs: Batches,
+    targets: Batches,
+    matrices: Mapping[str, Trainable],
+    shapes: Mapping[str, tuple[int, ...]],
+    start: Mapping[str, Bytes],
+    judge: Judge,
+    *,
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    report: Callable[[int, float], None] | None = None,
+) -> Found:
     """Trains in place; `report` hears of every step's number, from 1, and loss on its own sequences."""
     best, start_loss = None, judge(start)
     least = start_loss

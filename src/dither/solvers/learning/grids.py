@@ -125,8 +125,7 @@ class LevelMatrix(Trainable):
         codes_BN, grid = _blocks(codec, start_RN)
         scales = codec.to_scales(grid)
         self.numbers, self.multiples, self.lowers = (
-            Table(numbers, device)
-            for numbers in (self.levels.numbers_K, self.levels.multiples_M, self.levels.lowers_M)
+            Table(numbers, device) for numbers in (self.levels.numbers_K, self.levels.multiples_M, self.levels.lowers_M)
         )
         self.unit_B11, self.below_B11 = (
             torch.from_numpy(part.astype(np.float32)).to(device)[:, None, None]
@@ -154,9 +153,11 @@ class LevelMatrix(Trainable):
     def pack(self) -> Bytes:
         blocks = len(self.code_BSI)
         scales = Scales(
-            self._unit().reshape(blocks).cpu().numpy(), _whole(self.multiple_BS1)[..., 0],
-            self._below().reshape(blocks).cpu().numpy(), _whole(self.lower_BS1)[..., 0],
-        )  # fmt: skip
+            self._unit().reshape(blocks).cpu().numpy(),
+            _whole(self.multiple_BS1)[..., 0],
+            self._below().reshape(blocks).cpu().numpy(),
+            _whole(self.lower_BS1)[..., 0],
+        )
         codes_BN = self.levels.codes_K[_whole(self.code_BSI).reshape(blocks, -1)]
         codec: Codec = self.codec  # type: ignore[assignment]
         raw_BN: Bytes = codec.pack(codes_BN, self.codec.from_scales(scales))
@@ -189,9 +190,7 @@ class LevelMatrix(Trainable):
     def _knobs(self) -> list[Knob]:
         knobs = [Knob(self.code_BSI, 0, self.numbers.last, 1)]
         sub_blocks = (self.multiple_BS1, self.multiples), (self.lower_BS1, self.lowers)
-        knobs += [
-            Knob(tensor, 0, table.last, SUB_BLOCK_PACE) for tensor, table in sub_blocks if table.last > 0
-        ]
+        knobs += [Knob(tensor, 0, table.last, SUB_BLOCK_PACE) for tensor, table in sub_blocks if table.last > 0]
         if self.levels.free_unit:
             knobs.append(Knob(self.unit_factor_B11, 1 - SPAN, 1 + SPAN, UNIT_PACE))
         if self.levels.free_unit and self._subtracts and not self.levels.tied:

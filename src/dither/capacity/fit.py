@@ -1,0 +1,245 @@
+"""Which types of a model run on this machine, how fast, at what loss, and which one to take.
+
+Read from headers alone: a hub id is judged through range requests, a checkpoint or a GGUF through its
+header, and no weight is read.  Weights are counted as `dither quantize` would really write them,
+fallbacks included; the rest is the arithmetic of `fitting/memory.py`.
+
+Every figure says where it is from: *measured* (counted in a header, timed here, or a measurement of this
+model), *estimated* (by a formula that was checked against the real thing, see docs/fit.md), *literature*
+(published by others) or *told* (by the person).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from dither.capacity.advice import Load, engines, judge
+from dither.capacity.machine import Machine, detect
+from dither.capacity.memory import KV_TYPES, Shape, needed
+from dither.capacity.quality import Quality, literature
+from dither.capacity.result import Candidate, Fit
+from dither.capacity.shape import shape_of
+from dither.capacity.speed import active_bytes
+from dither.capacity.words import commands, memory_notes, recommended, ruled_out, sentence
+from dither.containers.mix import Mix, Options, make_mix
+from dither.containers.preset_tables import ALIASES, BARE
+from dither.containers.presets import describe, preset_names, preset_of
+from dither.errors import UsageError
+from dither.formats.ggml import STORED_FLOATS
+from dither.measuring import sidecar
+from dither.measuring.schema import Measurement
+from dither.models.outline import is_ours, outline
+from dither.models.source import open_headers
+from dither.types import Model
+from dither.units import parse_bytes
+
+CONTEXT = 8192  # tokens per slot; a model trained on fewer gets its own number
+MOST_CONTEXT, MOST_SLOTS = 2**28, 2**16
+_USUAL = 0.05  # a file's bytes differ by less from what its type usually comes to
+
+
+def fit(
+    model: str | Path | Model,
+    *,
+    memory: int | str | None = None,
+    vram: int | str | None = None,
+    context: int | None = None,
+    kv: str = "f16",
+    slots: int = 1,
+    machine: Machine | None = None,
+) -> Fit:
+    """Judges every type of a model, or a GGUF as it is, against a machine's memory.
+
+    `memory` and `vram` are bytes or texts such as "16GiB" and stand for what would be detected (vram 0:
+    no GPU); `context` is in tokens per slot (8192, or what the model was trained on if that is less);
+    `kv` is the cache's type, `slots` the conversations at once.  `machine` replaces detection altogether.
+    No weight is read; a hub id costs its headers.
+
+    Raises UsageError for a size, context or type that makes no sense, SourceError where the model's
+    headers cannot be read or leave out what the arithmetic needs.
+    """
+    kv = kv.lower()
+    _check(context, kv, slots)
+    told_memory, told_vram = _size(memory, "--memory", 1), _size(vram, "--vram", 0)
+    with _opened(model) as (opened, bytes_read, notes):
+        shape, doubts = shape_of(opened)
+        length, context_notes = _context(context, opened)
+        _check_heads(shape, kv)
+        here = machine or detect(told_memory, told_vram)
+        judged = _Judge(opened, shape, here, length, kv, slots)
+        candidates = judged.candidates()
+        best = recommended(candidates)
+        said = (*notes, *opened.notes, *doubts, *context_notes, *memory_notes(here))
+        return Fit(
+            model=opened.origin,
+            arch=opened.arch,
+            parameters=opened.parameters,
+            context=length,
+            kv=kv,
+            slots=slots,
+            machine=here,
+            shape=shape,
+            candidates=tuple(candidates),
+            chosen=best.type if best else None,
+            recommendation=sentence(best, candidates, here, len(shape.layers), length),
+            commands=tuple(commands(best, opened, length)),
+            ruled_out=tuple(ruled_out(best, candidates, here)),
+            engines=tuple(engines(here)),
+            bytes_read=bytes_read,
+            notes=tuple(dict.fromkeys(said)),
+        )
+
+
+def _check(context: int | None, kv: str, slots: int) -> None:
+    if kv not in KV_TYPES:
+        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(KV_TYPES)}.")
+    if context is not None and not 1 <= context <= MOST_CONTEXT:
+        raise UsageError(f"--context {context}", "is no number of tokens", "Give 1 or more: 8192, say.")
+    if not 1 <= slots <= MOST_SLOTS:
+        raise UsageError(f"--slots {slots}", "is no number of conversations", "Give 1 or more.")
+
+
+def _size(value: int | str | None, option: str, least: int) -> int | None:
+    return None if value is None else parse_bytes(value, option, least)
+
+
+def _check_heads(shape: Shape, kv: str) -> None:
+    block = KV_TYPES[kv][0]
+    if shape.head % block:
+        raise UsageError(
+            f"--kv {kv}", f"does not fit heads of {shape.head} numbers: llama.cpp refuses it", "Use --kv f16."
+        )
+
+
+def _context(asked: int | None, model: Model) -> tuple[int, list[str]]:
+    trained = model.metadata.get(f"{model.arch}.context_length")
+    limit = int(trained.value) if trained and isinstance(trained.value, int) and trained.value > 0 else None
+    if asked is None:
+        return min(CONTEXT, limit or CONTEXT), []
+    if limit and asked > limit:
+        return asked, [f"it was trained on contexts of {limit} tokens: text beyond that gets worse"]
+    return asked, []
+
+
+@contextmanager
+def _opened(model: str | Path | Model) -> Iterator[tuple[Model, int | None, list[str]]]:
+    if isinstance(model, Model):
+        yield model, None, []
+        return
+    with open_headers(model, outline) as found:
+        yield found
+
+
+class _Judge:
+    """One model on one machine under one wish."""
+
+    def __init__(self, model: Model, shape: Shape, machine: Machine, context: int, kv: str, slots: int) -> None:
+        self.model, self.shape, self.machine = model, shape, machine
+        self.context, self.kv, self.slots = context, kv, slots
+        self.known = tuple(tensor for tensor in model.tensors if is_ours(tensor.name))
+        self.strange = sum(tensor.stored_bytes for tensor in model.tensors if not is_ours(tensor.name))
+        self.quantized = _is_quantized(model)
+
+    def candidates(self) -> list[Candidate]:
+        """The file itself where it is one that llama.cpp runs, and what can be made of the model."""
+        found = [self.as_it_is()] if self.model.kind == "gguf" else []
+        whole = self.model.kind == "gguf" and self.quantized
+        for name in preset_names():
+            if name in ALIASES or name in BARE:
+                continue
+            made = self.made(name)
+            smaller = not whole or made.memory.weights < found[0].memory.weights
+            if smaller and not (found and made.type == found[0].type):
+                found.append(made)
+        return sorted(found, key=lambda candidate: -candidate.memory.weights)
+
+    def as_it_is(self) -> Candidate:
+        tensors = [(tensor.name, tensor.stored_bytes) for tensor in self.model.tensors]
+        weights = sum(size for _, size in tensors)
+        name = _type_of(self.model)
+        bits = 8 * weights / max(1, self.model.parameters)
+        found = sidecar.of_file(self.model)
+        quality = _measured(*found) if found else self.published(name, weights)
+        return self.judged(name, self.model.origin, tensors, weights, bits, quality, False, ())
+
+    @cached_property
+    def measured(self) -> dict[str, tuple[Measurement, str]]:
+        return sidecar.by_type(self.model)
+
+    def published(self, name: str, weights: int) -> Quality | None:
+        """The literature's loss for the file, where its tensors are those that its type's name promises."""
+        if name not in preset_names():
+            return None
+        plan = self.plan(name, importance=False)
+        usual = abs(plan.bytes + self.strange - weights) <= _USUAL * weights
+        return literature(name, _fallback_share(plan)) if usual else None
+
+    def made(self, name: str) -> Candidate:
+        importance = "needs an importance matrix" in describe(name)
+        plan = self.plan(name, importance)
+        found = self.measured.get(name)
+        quality = _measured(*found) if found else literature(name, _fallback_share(plan))
+        notes = plan.notes()
+        if self.quantized:
+            quality = None
+            notes.append("would be quantized a second time: better from the original")
+        tensors = [(tensor.name, tensor.bytes) for tensor in plan.tensors]
+        weights = plan.bytes + self.strange
+        bits = 8 * weights / max(1, self.model.parameters)
+        return self.judged(name, None, tensors, weights, bits, quality, importance, tuple(notes))
+
+    def plan(self, name: str, importance: bool) -> Mix:
+        names = [tensor.name for tensor in self.known] if importance else []
+        return make_mix(replace(self.model, tensors=self.known), Options(to=name), names)
+
+    def judged(
+        self,
+        name: str,
+        file: str | None,
+        tensors: list[tuple[str, int]],
+        weights: int,
+        bits: float,
+        quality: Quality | None,
+        importance: bool,
+        notes: tuple[str, ...],
+    ) -> Candidate:
+        memory = needed(self.shape, weights, self.context, self.kv, self.slots)
+        count, used = self.experts()
+        active = active_bytes(tensors, count, used) + self.strange
+        tied = all(tensor != "output.weight" for tensor, _ in tensors)
+        embedding = 0 if tied else sum(size for tensor, size in tensors if tensor == "token_embd.weight")
+        layers = max(1, len(self.shape.layers))
+        verdict = judge(Load(memory, layers, active, self.shape.vocabulary, embedding), self.machine)
+        return Candidate(name, file, bits, memory, verdict, quality, importance, notes, active, embedding)
+
+    def experts(self) -> tuple[int, int]:
+        field = self.model.metadata.get(f"{self.model.arch}.expert_count")
+        return (int(field.value) if field else 0, self.shape.experts_used)
+
+
+def _measured(found: Measurement, where: str) -> Quality:
+    return Quality(found.kl_mean, "measured", f"{where}, on {found.data}")
+
+
+def _fallback_share(plan: Mix) -> float:
+    return sum(tensor.size for tensor in plan.tensors if tensor.is_fallback) / max(1, plan.parameters)
+
+
+def _is_quantized(model: Model) -> bool:
+    matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
+    return any(kind not in STORED_FLOATS and not kind.startswith("F8") for kind in matrices)
+
+
+def _type_of(model: Model) -> str:
+    field = model.metadata.get("general.file_type")
+    preset = None if field is None else preset_of(field.value)
+    if preset is not None:
+        return preset
+    weights: dict[str, int] = {}
+    for tensor in model.tensors:
+        weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size
+    return max(weights, key=weights.__getitem__, default="unknown")

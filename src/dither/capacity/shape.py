@@ -1,0 +1,203 @@
+"""From a model's metadata to the numbers its memory depends on.
+
+The keys are GGUF's, whatever the source was; what they mean for the cache is decided by llama.cpp's
+loader, `src/models/*.cpp` and `llama_hparams`, and repeated here:
+
+- **Grouped queries.**  A layer keeps n_kv_head · (d_k + d_v) numbers per token; heads may differ per layer.
+- **Sliding windows.**  The window is a key; which layers have it is one too in newer files (a period, or
+  a truth value per layer), and built into llama.cpp's graph for older families.
+- **Latent attention (MLA).**  Only the compressed vector and the rotary part are kept, kv_lora_rank + rope
+  numbers in all, as keys; values are a view of them.  `key_length_mla` marks the files that can do so.
+- **Recurrent layers.**  A convolution's tail and a state per slot, in float32 whatever `--kv` says.
+- **Shared caches.**  Trailing layers that read an earlier layer's cache keep nothing.
+
+What a file leaves open is taken at its most expensive and said in a note, never guessed in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dither.capacity.memory import Layer, Shape
+from dither.errors import SourceError
+from dither.types import Model
+
+# arch → every so many layers one attends to everything; llama.cpp's own number where the file has none.
+PERIODS = {
+    "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "exaone4": 4,
+    "olmo2": 4, "smallthinker": 4, "plamo3": 8, "afmoe": 4,
+}  # fmt: skip
+WINDOWLESS = {"llama", "phi3", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "mistral3"}  # llama.cpp ignores it there
+RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}  # nothing but recurrent layers
+_FEED_FORWARD_TOO = {"nemotron_h", "nemotron_h_moe"}  # layers without heads may be plain feed-forward there
+_SKIPPING = {"deci"}  # layers without heads skip attention there, and keep nothing
+_LIMIT = 2**12  # layers; llama.cpp itself stops at 512
+_WAY_OUT = "Take the model from its authors, or a GGUF of it."
+
+
+def shape_of(model: Model) -> tuple[Shape, list[str]]:
+    """The shape, and notes on what the metadata leaves open.
+
+    Raises SourceError naming a key that is missing or makes no sense.
+    """
+    return _Reader(model).read()
+
+
+class _Reader:
+    def __init__(self, model: Model) -> None:
+        self.arch, self.origin = model.arch, model.origin
+        self.values = {key: field.value for key, field in model.metadata.items()}
+        self.shapes: Mapping[str, Sequence[int]] = {tensor.name: tensor.shape for tensor in model.tensors}
+        self.notes: list[str] = []
+        self.count = self.number("block_count", needed=True, most=_LIMIT)
+        self.width = self.number("embedding_length", needed=True)
+
+    def read(self) -> tuple[Shape, list[str]]:
+        attends = self.arch not in RECURRENT
+        self.heads = self.per_layer("attention.head_count", needed=attends)
+        self.kv_heads = self.per_layer("attention.head_count_kv", default=self.heads)
+        biggest = max(self.heads, default=0)
+        self.key = self.number("attention.key_length") or (self.width // biggest if biggest else 0)
+        self.value = self.number("attention.value_length") or (self.width // biggest if biggest else 0)
+        windows = self.windows()
+        kept = self.kept_layers()
+        layers = tuple(self.layer(i, windows[i], i < kept) for i in range(self.layers))
+        experts = self.number("expert_used_count") if self.number("expert_count") else 0
+        shape = Shape(
+            layers=layers,
+            width=self.width,
+            inner=self.inner(experts),
+            query=biggest * self.key,
+            head=self.key if any(layer.keys for layer in layers) else 0,
+            vocabulary=self.vocabulary(),
+            experts_used=experts,
+            latent=biggest * self.number("attention.key_length_mla"),
+            scan=self.number("ssm.inner_size"),
+            merges=self.values.get("tokenizer.ggml.model", "gpt2") == "gpt2",
+        )
+        return shape, self.notes
+
+    @property
+    def layers(self) -> int:
+        """Without the extra ones that only predict further tokens: llama.cpp does not run them by default."""
+        return max(1, self.count - self.number("nextn_predict_layers"))
+
+    def layer(self, index: int, window: int, keeps: bool) -> Layer:
+        state = self.state(index)
+        heads = self.kv_heads[index] if keeps and self.arch not in RECURRENT else 0
+        if state and self.linear_interval():
+            heads = 0
+        if self.number("attention.key_length_mla"):
+            return Layer(keys=heads * self.key, state=state)
+        key, value = self.key, self.value
+        if window:
+            key = self.number("attention.key_length_swa") or key
+            value = self.number("attention.value_length_swa") or value
+        return Layer(heads * key, heads * value, window if heads else 0, state)
+
+    def windows(self) -> list[int]:
+        window = self.number("attention.sliding_window")
+        if not window or self.arch in WINDOWLESS:
+            return [0] * self.count
+        pattern = self.value_of("attention.sliding_window_pattern")
+        if hasattr(pattern, "__len__") and len(pattern):
+            return [window * bool(pattern[i % len(pattern)]) for i in range(self.count)]
+        period = int(pattern) if isinstance(pattern, (int, float)) else PERIODS.get(self.arch)
+        if period is None:
+            self.notes.append(
+                f"attention looks back {window} tokens in some layers of {self.arch}, but which is not known "
+                "here: all are counted with the whole context"
+            )
+            return [0] * self.count
+        return [window * (period == 0 or i % period < period - 1) for i in range(self.count)]
+
+    def kept_layers(self) -> int:
+        """How many leading layers have a cache of their own."""
+        shared = self.number("attention.shared_kv_layers")
+        if self.arch == "gemma3n" and not shared:
+            return 20  # llama.cpp's own number
+        return max(0, self.layers - shared)
+
+    def state(self, index: int) -> int:
+        """Float32 numbers per slot that layer `index` carries along."""
+        if not self.is_recurrent(index):
+            return 0
+        if self.number("wkv.head_size"):
+            shifts = self.number("token_shift_count") or 2
+            return self.width * (shifts + self.number("wkv.head_size"))
+        if self.number("shortconv.l_cache"):
+            return self.width * (self.number("shortconv.l_cache") - 1)
+        inner, size = self.number("ssm.inner_size"), self.number("ssm.state_size")
+        if not inner:
+            self.note_once(f"layer {index} of {self.arch} keeps no cache that is known here: counted as nothing")
+            return 0
+        tail = max(0, self.number("ssm.conv_kernel") - 1)
+        return tail * (inner + 2 * self.number("ssm.group_count") * size) + size * inner
+
+    def is_recurrent(self, index: int) -> bool:
+        if self.arch in RECURRENT or self.arch == "falcon-h1":
+            return True
+        if self.linear_interval():
+            return (index + 1) % self.linear_interval() != 0
+        if self.kv_heads[index] or self.arch in _SKIPPING:
+            return False
+        if self.arch in _FEED_FORWARD_TOO:
+            return not self.per_layer("feed_forward_length")[index]
+        return True
+
+    def linear_interval(self) -> int:
+        """Families that mix linear attention in: every so many layers one attends in full."""
+        if not self.number("ssm.inner_size") or not self.arch.startswith(("qwen3next", "qwen35")):
+            return 0
+        return self.number("full_attention_interval") or 4
+
+    def inner(self, experts_used: int) -> int:
+        """Numbers per token inside the widest feed-forward layer, those of all chosen experts together."""
+        dense = max(self.per_layer("feed_forward_length"), default=0)
+        if not experts_used:
+            return dense
+        expert = self.number("expert_feed_forward_length") or dense
+        leading = dense if self.number("leading_dense_block_count") else 0
+        return max(experts_used * expert, leading)
+
+    def vocabulary(self) -> int:
+        for name in ("token_embd.weight", "output.weight"):
+            if self.shapes.get(name):
+                return int(self.shapes[name][0])
+        tokens = self.values.get("tokenizer.ggml.tokens", ())
+        return self.number("vocab_size") or len(tokens)
+
+    def value_of(self, key: str) -> Any:
+        return self.values.get(f"{self.arch}.{key}")
+
+    def number(self, key: str, needed: bool = False, most: int = 2**40) -> int:
+        """A whole number of the metadata, 0 where there is none."""
+        value = self.value_of(key)
+        if value is None and not needed:
+            return 0
+        if isinstance(value, bool) or not isinstance(value, int) or not needed <= value <= most:
+            raise self.wrong(key, value)
+        return value
+
+    def per_layer(self, key: str, default: list[int] | None = None, needed: bool = False) -> list[int]:
+        """A number for each layer, whether the file has one for all or a list."""
+        value = self.value_of(key)
+        if value is None and needed:
+            raise self.wrong(key, value)
+        if value is None:
+            return default if default is not None else [0] * self.count
+        if not hasattr(value, "__len__"):
+            return [self.number(key)] * self.count
+        numbers = [int(number) for number in value]
+        if len(numbers) < self.count or not all(0 <= number < 2**31 for number in numbers):
+            raise self.wrong(key, numbers[:4])
+        return numbers[: self.count]
+
+    def wrong(self, key: str, value: Any) -> SourceError:
+        reason = "is missing: without it the memory cannot be known" if value is None else f"is {value!r}"
+        return SourceError(f"{self.origin}, {self.arch}.{key}", reason, _WAY_OUT)
+
+    def note_once(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)

@@ -1,0 +1,158 @@
+"""The recommendation in words: which to take, the command that makes it, what speaks against the others."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from dither.capacity.advice import FITS, GPU, NO, PARTLY, RAM, READING, Choice, choose, usable
+from dither.capacity.machine import Machine
+from dither.capacity.result import Candidate
+from dither.models.arch import families
+from dither.types import Model
+from dither.units import format_bytes
+
+# What a recommendation chooses among, the least loss first: above Q8_0 there is nothing to gain.
+LADDER = (
+    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "IQ4_XS", "Q4_K_S", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_XXS",
+    "Q3_K_S", "IQ2_M", "Q2_K", "IQ2_XXS", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+LEAST_GOOD = "Q4_K_S"  # the last of it that loses no more than is usual
+GOOD_BITS = 4.25  # bits per weight; where no loss is known, that many are taken for good
+_PLAIN_BITS = 15  # bits per weight; a file of so many is not quantized yet
+_SHOWN = 8  # types named in one line
+_NOT_AT_ALL, _FROM_DISK = "does not fit", "would run from disk"
+_PLACES = {GPU: "wholly on the GPU", RAM: "in RAM", PARTLY: "partly on the GPU"}
+
+
+def recommended(candidates: list[Candidate]) -> Candidate | None:
+    """The one to take.  A quantized file that fits is taken as it is: another made of it would lose more."""
+    own = next((candidate for candidate in candidates if candidate.file), None)
+    if own and own.fits and own.bits_per_weight < _PLAIN_BITS:
+        return own
+    choices = [
+        Choice(
+            candidate.type,
+            candidate.verdict,
+            candidate.memory.weights,
+            LADDER.index(candidate.type),
+            _is_good(candidate),
+            candidate.needs_importance,
+        )
+        for candidate in candidates
+        if candidate.type in LADDER
+    ]
+    best = choose(choices)
+    if best is None:
+        return next((candidate for candidate in candidates if candidate.fits), None)
+    return next(candidate for candidate in candidates if candidate.type == best.name)
+
+
+def _is_good(candidate: Candidate) -> bool:
+    """No more loss than 4 bits usually cost, as far as anything is known."""
+    if candidate.quality is None:
+        return candidate.bits_per_weight >= GOOD_BITS
+    return LADDER.index(candidate.type) <= LADDER.index(LEAST_GOOD)
+
+
+def sentence(best: Candidate | None, candidates: list[Candidate], machine: Machine, layers: int, context: int) -> str:
+    """The recommendation."""
+    if best is None:
+        least = min(candidates, key=lambda candidate: candidate.memory.total)
+        disk = " It would run from disk, slowly." if least.verdict.word != NO else ""
+        return (
+            f"Nothing fits: even {least.type} needs {format_bytes(least.memory.total)}, and of "
+            f"{format_bytes(machine.memory.bytes)} it may use {format_bytes(usable(machine))}.{disk} "
+            f"Try a shorter context than {context}, --kv q8_0, or a smaller model."
+        )
+    places = {
+        GPU: "entirely on the GPU",
+        RAM: "in RAM",
+        PARTLY: f"with {best.verdict.gpu_layers} of {layers} layers on the GPU",
+    }
+    speed = best.verdict.speed
+    how_fast = f", about {_rounded(speed.likely)} tokens/s" if speed else ""
+    what = "it as it is" if best.file else best.type
+    return (
+        f"Take {what}: {format_bytes(best.memory.total)} with {context} tokens of context, "
+        f"{places[best.verdict.word]}{how_fast}."
+    )
+
+
+def _rounded(value: float) -> str:
+    """Two digits that count: no estimate here has more.
+
+    >>> _rounded(2374.1), _rounded(79.2), _rounded(4.04)
+    ('2400', '79', '4.0')
+    """
+    if value >= 10:
+        digits = len(f"{value:.0f}") - 2
+        return str(round(value / 10**digits) * 10**digits)
+    return f"{value:.1f}"
+
+
+def commands(best: Candidate | None, model: Model, context: int) -> Iterator[str]:
+    """What to type to get it, or to run it where it is there already."""
+    if best is None:
+        return
+    name = shlex.quote(model.origin if not model.origin.startswith("-") else f"./{model.origin}")
+    if best.file and Path(best.file).exists():
+        yield f"dither chat {name} -c {context}"
+    elif best.file:
+        repo, _, file = model.origin.removeprefix("hf://").partition(":")
+        yield f"hf download {shlex.quote(repo)} {shlex.quote(file) if file else '--include *.gguf'}"
+    elif not _convertible(model):
+        yield "python convert_hf_to_gguf.py …  (llama.cpp's own: Dither does not convert this family)"
+        yield f"dither quantize model.gguf --to {best.type}"
+    elif best.needs_importance:
+        yield f"dither calibrate {name} -o evidence"
+        yield f"dither quantize {name} --to {best.type} --evidence evidence"
+    else:
+        yield f"dither quantize {name} --to {best.type}"
+
+
+def _convertible(model: Model) -> bool:
+    return model.kind == "gguf" or any(family.arch == model.arch for family in families())
+
+
+def ruled_out(best: Candidate | None, candidates: list[Candidate], machine: Machine) -> Iterator[tuple[str, str]]:
+    """Types by the reason that speaks against them, in the order of the table."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate is not best:
+            groups.setdefault(_reason(candidate, best), []).append(candidate)
+    for reason, group in groups.items():
+        names = [candidate.type for candidate in group]
+        shown = names if len(names) <= _SHOWN else [*names[: _SHOWN - 1], f"{len(names) - _SHOWN + 1} more"]
+        if reason in (_NOT_AT_ALL, _FROM_DISK):
+            least = min(candidate.memory.total for candidate in group)
+            reason += f": {format_bytes(least)} or more, and {format_bytes(usable(machine))} may be used"
+        yield ", ".join(shown), reason
+
+
+def _reason(candidate: Candidate, best: Candidate | None) -> str:
+    word, speed = candidate.verdict.word, candidate.verdict.speed
+    if not candidate.fits:
+        return _NOT_AT_ALL if word == NO else _FROM_DISK
+    if best is None or candidate.memory.weights <= best.memory.weights:
+        return "loses more"
+    if FITS.index(word) > FITS.index(best.verdict.word):
+        return f"would run {word}, not {_PLACES[best.verdict.word]}"
+    if candidate.type in LADDER and best.type in LADDER and _position(candidate) > _position(best):
+        return "larger, and loses as much or more"
+    if speed is None or speed.likely >= READING:
+        return "larger, with nothing to gain"
+    best_speed = best.verdict.speed
+    none_does = best_speed is not None and best_speed.likely < READING
+    return "slower still" if none_does else "slower than people read"
+
+
+def _position(candidate: Candidate) -> int:
+    return LADDER.index(candidate.type)
+
+
+def memory_notes(machine: Machine) -> Iterator[str]:
+    free, total = machine.free, machine.memory.bytes
+    if free is not None and free < 0.8 * total:
+        yield f"{format_bytes(free)} of {format_bytes(total)} are free right now: that is what was judged by"

@@ -1,0 +1,31 @@
+"""The preset that comes closest to a size from below: what a planned file is named after, and raced with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from dither.containers.mix import Mix, Options, make_mix
+from dither.containers.presets import preset_names
+from dither.errors import UsageError
+from dither.formats.ggml import FLOAT_TYPES
+from dither.types import Model
+
+
+def preset_mixes(model: Model, importance: Collection[str] = ()) -> dict[str, Mix]:
+    """Every preset that this model can be made in, by its name; without importance those that need none."""
+    found = {}
+    for name in preset_names():
+        try:
+            found[name] = make_mix(model, Options(name), importance)
+        except UsageError:  # a type that needs importance, or columns that nothing of it fits
+            continue
+    return found
+
+
+def nearest_preset(model: Model, size: int, importance: Collection[str] = ()) -> str:
+    """The largest preset whose tensors take at most `size` bytes; the smallest where none is."""
+    plans = preset_mixes(model, importance)
+    fitting = [name for name, plan in plans.items() if plan.bytes <= size and name not in FLOAT_TYPES]
+    if fitting:
+        return max(fitting, key=lambda name: plans[name].bytes)
+    return min(plans, key=lambda name: plans[name].bytes)

@@ -1,0 +1,83 @@
+"""Load: a checkpoint, a GGUF or a hub's repository as a transformers model, quantized on its way into memory.
+
+    model = dither.load("path/to/checkpoint", "nf4")
+    model.generate(**tokenizer("The sea was", return_tensors="pt"), max_new_tokens=20)
+    model.dither  # {"to": "nf4", "backend": "bitsandbytes", "layers": 28, "bits_per_weight": 4.5, …}
+
+No file is written.  `dither.loading` says how.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dither.errors import UsageError
+from dither.executors.local import available_cores
+from dither.loading.schemes import choose_backend, find_scheme
+from dither.models.source import open_model
+from dither.progress import Progress, Silent
+from dither.types import Model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+DTYPES = ("float32", "bfloat16", "float16")
+STORED = {"BF16": "bfloat16", "F16": "float16"}  # anything else is computed in float32, as transformers does
+
+
+def load(
+    model: str | Path | Model,
+    to: str,
+    *,
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    backend: str = "auto",
+    group: int = 64,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """A transformers model whose decoder blocks hold quantized linear layers.
+
+    `to` is "nf4", "fp4", "int8", "int4", "fp8" or "hqq".  The embedding, norms and output matrix are kept
+    in `dtype`, which is also what is computed in; by default the type in which the source stores its
+    embedding, float32 where that is quantized.  `backend` "auto" takes bitsandbytes' layers where it is
+    installed and has the type, and Dither's own otherwise: on torch's 4-bit kernels where there is one for
+    the type, the device and `dtype`, else de-quantized for each product.  `group` weights share a scale in
+    the 4-bit types.  What became of the matrices is in the attribute `dither` of what is returned.
+
+    Raises UsageError for a choice that is not known or a package that is missing, and whatever
+    `open_model` and `models.blocks.open_blocks` raise.
+    """
+    scheme = find_scheme(to, group)
+    _check_installed()
+    has_bnb = find_spec("bitsandbytes") is not None
+    choose_backend(scheme, backend, has_bnb, "")  # what cannot be had is said before a model is opened
+    opened = model if isinstance(model, Model) else open_model(model)
+    name = str(dtype or _stored(opened)).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name}", f"is not one of {', '.join(DTYPES)}")
+
+    import torch
+
+    from dither.loading.int4 import no_kernel
+    from dither.loading.network import Wanted, build
+    from dither.models.blocks.stream import device_of
+
+    place = device_of(device)
+    chosen = choose_backend(scheme, backend, has_bnb, no_kernel(scheme, group, place, name))
+    wanted = Wanted(scheme, chosen, group, place, getattr(torch, name), threads or available_cores())
+    return build(opened, wanted, progress or Silent())
+
+
+def _check_installed() -> None:
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:
+            raise UsageError("loading a model", f"needs {package}, which is not installed", "pip install 'dither[bnb]'")
+
+
+def _stored(model: Model) -> str:
+    embedding = next((tensor for tensor in model.tensors if tensor.name == "token_embd.weight"), None)
+    return STORED.get(embedding.stored if embedding else "", "float32")

@@ -1,0 +1,283 @@
+"""Calibrate: run text through a model and keep what each linear layer's input looked like.
+
+One decoder block is in memory at a time (`measuring.walk`).  All sequences go through block 0, batch by
+batch, while a `Collector` adds up what its layers see; its statistics are written, the block is dropped, and
+the hidden states that left it enter block 1; at the end the output matrix's own input is seen.  With
+`gradients` a second walk, back from the predictions (`measuring.traced`), learns how strongly a loss pulls at
+what each layer puts out.
+
+Legend: S sequences, T token positions, E experts, C columns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dither._version import __version__
+from dither.engines.vocabulary import vocabulary_fingerprint
+from dither.errors import UsageError
+from dither.formats.evidence import (
+    IMATRIX,
+    TOKENS,
+    EvidenceStore,
+    model_identity,
+    weights_sample,
+    write_arrays,
+    write_manifest,
+)
+from dither.formats.imatrix import write_imatrix
+from dither.measuring.calibration_folder import Folder
+from dither.measuring.text import SELF, Sequences, checked_context, sequences, tokens_sha256
+from dither.models.blocks import open_blocks
+from dither.models.source import open_model
+from dither.progress import Progress, Silent
+from dither.types import Model
+
+if TYPE_CHECKING:
+    from dither.measuring.walk import Walk
+
+DEFAULT_TOKENS = 2**15
+BATCH_TOKENS = 2048
+_SHOWN_EXPERTS = 8
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was learnt, and where it is.
+
+    `few` names, for each layer with experts, those that saw fewer than 256 tokens; `seconds` is the
+    whole run but for what an interrupted one had done.
+    """
+
+    path: str
+    model: str
+    data: str
+    tokens: int
+    sequences: int
+    context: int
+    blocks: int
+    tensors: int
+    bytes: int
+    hessians: bool
+    gradients: bool
+    seconds: float
+    resumed: int  # blocks that an interrupted run had finished
+    few: dict[str, list[int]]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "notes": list(self.notes)}
+
+
+def calibrate(
+    model: str | Path | Model,
+    data: str | Path = SELF,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    context: int | None = None,
+    hessians: bool = True,
+    gradients: bool = False,
+    out: str | Path = "evidence",
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
+    batch: int = BATCH_TOKENS,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Runs `tokens` tokens of `data` through `model` and writes the evidence folder `out`.
+
+    `data` is a text file, a file of JSON lines, `hf:DATASET[:SPLIT[:COLUMN]]`, or `self`: text that the
+    model writes with `seed`.  `context` is tokens per sequence (512, or the model's), `batch` tokens
+    that go through a block at once, `threads` for torch and llama.cpp.  Without `hessians` only mean
+    squares are kept: what llama.cpp's importance matrix holds.  With `gradients` the text also goes back
+    through the blocks: Hessians are weighed by how much each token matters, and output Hessians tell error
+    feedback which errors cancel.  That takes about three times as long, and the hidden states of all
+    blocks on disk, 4 bytes × tokens × width × blocks.
+
+    Raises UsageError (the request), SourceError (model or text), UnsupportedError (the architecture),
+    OutputError (the folder, the disk): before any work wherever that can be known.
+    """
+    started = time.monotonic()
+    report = progress or Silent()
+    if gradients and not hessians:
+        raise UsageError("--gradients", "weigh Hessians, and there are to be none", "Leave out --no-hessians.")
+    opened = model if isinstance(model, Model) else open_model(model)
+    context = checked_context(opened, tokens, context)
+    blocks = open_blocks(opened, device=device)
+    request = {
+        "model": opened.fingerprint,
+        "data": str(data),
+        "tokens": tokens,
+        "context": context,
+        "seed": seed,
+        "hessians": hessians,
+        "gradients": gradients,
+        "batch": batch,
+        "device": device,
+        "version": __version__,
+    }
+    from dither.measuring.backward import TracedWalk
+    from dither.measuring.walk import Walk
+
+    with Folder(Path(out).expanduser(), force=force) as folder, _threads(threads):
+        continued = folder.continues(request)
+        if folder.discarded:
+            report.note("An unfinished calibration with other settings was discarded.")
+        text = _text(folder, opened, data, tokens, context, seed, threads, report)
+        walk = (TracedWalk if gradients else Walk)(opened, blocks, text, folder, hessians, batch, report)
+        for note in walk.notes:
+            report.note(note)
+        resumed = walk.run(afresh=not continued)
+        manifest = _manifest(walk)
+        _write_importance(folder.path, manifest, text)
+        write_manifest(folder.path, manifest)
+        walk.remove()
+        folder.tidy()
+    return _summary(folder.path, manifest, time.monotonic() - started, resumed)
+
+
+def _text(
+    folder: Folder,
+    model: Model,
+    data: str | Path,
+    tokens: int,
+    context: int,
+    seed: int,
+    threads: int | None,
+    report: Progress,
+) -> Sequences:
+    """The sequences to run: an interrupted run's own where it wrote them, for writing costs minutes."""
+    kept = folder.state.get("text")
+    if kept is not None and str(data) == SELF:
+        found = _kept_text(folder.path, kept)
+        if found is not None:
+            return found
+    text = sequences(
+        model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, threads=threads, progress=report
+    )
+    if kept is not None and kept["sha256"] != text.sha256:
+        report.note("The text has changed since the unfinished calibration began: it starts over.")
+        folder.state.update(files={}, few={})
+    write_arrays(folder.path / TOKENS, {"tokens_ST": text.tokens_ST, "lengths_S": text.lengths_S})
+    folder.state["text"] = {"name": text.name, "sha256": text.sha256, "seed": seed, "notes": list(text.notes)}
+    folder.save()
+    return text
+
+
+def _kept_text(folder: Path, kept: Mapping[str, Any]) -> Sequences | None:
+    from dither.formats.arrays import read_members
+
+    if not (folder / TOKENS).is_file():
+        return None
+    members = read_members(folder / TOKENS)
+    tokens_ST, lengths_S = members["tokens_ST"].read(), members["lengths_S"].read()
+    if tokens_sha256(tokens_ST, lengths_S) != kept["sha256"]:
+        return None
+    return Sequences(tokens_ST, lengths_S, kept["name"], kept["sha256"], kept["seed"], tuple(kept["notes"]))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch computes with `count` threads inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _manifest(walk: Walk) -> dict[str, Any]:
+    """Nothing in it depends on when or how often the run was interrupted."""
+    state, text, model = walk.folder.state, walk.text, walk.model
+    few = _few_note(state["few"])
+    return {
+        "dither": __version__,
+        "model": model.name,
+        "arch": model.arch,
+        "model_identity": model_identity(model),
+        "weights_sample": weights_sample(model),
+        "vocabulary": vocabulary_fingerprint(model),
+        "data": {
+            "name": text.name,
+            "sha256": text.sha256,
+            "seed": text.seed,
+            "tokens": text.tokens,
+            "sequences": len(text.lengths_S),
+            "context": int(text.tokens_ST.shape[1]),
+            "held_back": int(walk.collector().held_S.sum()),
+        },
+        "hessians": walk.hessians,
+        "gradients": walk.gradients,
+        "blocks": walk.network.count,
+        "files": state["files"],
+        "few": state["few"],
+        "notes": [*walk.notes, *([few] if few else [])],
+    }
+
+
+def _few_note(few: Mapping[str, list[int]]) -> str:
+    """One line for all experts that saw next to nothing."""
+    from dither.measuring.collect import FEW
+
+    layers = {".".join(name.split(".")[:2]): experts for name, experts in few.items()}
+    named = [f"{layer} expert {expert}" for layer, experts in layers.items() for expert in experts]
+    if not named:
+        return ""
+    shown = ", ".join(named[:_SHOWN_EXPERTS]) + (" …" if len(named) > _SHOWN_EXPERTS else "")
+    return f"{len(named)} experts saw fewer than {FEW} tokens, filled up from their layer's pool: {shown}."
+
+
+def _write_importance(folder: Path, manifest: Mapping[str, Any], text: Sequences) -> None:
+    """The mean squares once more, for llama.cpp.  An expert without tokens counts as one: its values
+    came from the pool, and with a count of zero they would be ignored."""
+    from dither.formats.arrays import read_members
+
+    means: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    for file, groups in manifest["files"].items():
+        members = read_members(folder / file)
+        for i, group in enumerate(groups):
+            mean_EC, counts_E = members[f"{i}.mean_square"].read(), members[f"{i}.counts"].read()
+            for tensor in group["tensors"]:
+                means[tensor], counts[tensor] = mean_EC, np.maximum(counts_E, 1)
+    write_imatrix(
+        folder / IMATRIX,
+        means,
+        counts,
+        datasets=[text.name],
+        chunks=len(text.lengths_S),
+        context=int(text.tokens_ST.shape[1]),
+    )
+
+
+def _summary(folder: Path, manifest: Mapping[str, Any], seconds: float, resumed: int) -> Calibration:
+    data, store = manifest["data"], EvidenceStore.open(folder)
+    return Calibration(
+        path=str(folder),
+        model=manifest["model"],
+        data=data["name"],
+        tokens=data["tokens"],
+        sequences=data["sequences"],
+        context=data["context"],
+        blocks=manifest["blocks"],
+        tensors=len(store.tensors),
+        bytes=sum(entry.stat().st_size for entry in folder.iterdir()),
+        hessians=manifest["hessians"],
+        gradients=manifest["gradients"],
+        seconds=seconds,
+        resumed=resumed,
+        few=dict(manifest["few"]),
+        notes=tuple(manifest["notes"]),
+    )

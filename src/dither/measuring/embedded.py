@@ -1,0 +1,84 @@
+"""The measurement a file is born with: taken before the file has its name, kept in its metadata.
+
+Legend: S sequences, T tokens of each.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dither.formats.evidence import EvidenceStore
+from dither.measuring import schema
+from dither.measuring.build import SEED, About, check_text, content_sha256
+from dither.measuring.collect import held_back
+from dither.measuring.schema import Measurement
+from dither.measuring.stream import measure_stream
+from dither.measuring.text import Sequences, pack, sequences
+from dither.models.blocks import open_blocks
+from dither.models.source import open_model
+from dither.progress import Progress, Silent
+from dither.types import Model
+
+TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Proof:
+    measurement: Measurement
+    part: Path
+    path: Path  # the file's name to be
+
+    @property
+    def embedded(self) -> str:
+        """The document that goes into the file: without what one value per block or sequence costs."""
+        return self.measurement.model_copy(
+            update={"file_sha256": "", "drift": (), "sequence_kl": (), "sequence_tokens": (), "notes": ()}
+        ).model_dump_json()
+
+    def save(self) -> None:
+        """Writes `<file>.measure.json`, once the file's bytes are final."""
+        sha256 = content_sha256(open_model(self.part))
+        schema.save(self.measurement.model_copy(update={"file_sha256": sha256}), schema.path_for(self.path))
+
+
+def prove(
+    reference: Model,
+    written: Model,
+    path: Path,
+    store: EvidenceStore | None,
+    data: str | None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Proof:
+    """KL divergence and the rest of `written`, a file on its way to `path`, against `reference`.
+
+    The text is `data` ("self", a file), or where that is None the sequences that calibration held back:
+    no Hessian has seen them, though the mean squares have.
+    """
+    started, report = time.monotonic(), progress or Silent()
+    blocks = open_blocks(reference, device=device)
+    if data is None and store is not None:
+        text = held_back_text(store)
+    else:
+        text = sequences(reference, data or "self", tokens=TOKENS, context=None, seed=SEED, progress=progress)
+    notes = check_text(text, None)
+    found = measure_stream(blocks, {"": written}, text.tokens_ST, text.lengths_S, progress=report)[""]
+    about = About(reference, content_sha256(reference), text, None, time.monotonic() - started)
+    measurement = about.measurement(written, path.name, "", found, notes)
+    return Proof(measurement, Path(written.origin), path)
+
+
+def held_back_text(store: EvidenceStore) -> Sequences:
+    """The sequences of a calibration that its Hessians have not seen."""
+    tokens_ST, lengths_S = store.tokens()
+    held_S = np.asarray(held_back(len(lengths_S)))
+    if not held_S.any():
+        held_S[-1] = True
+    about = store.manifest["data"]
+    kept = [tokens_ST[s, : lengths_S[s]].tolist() for s in np.flatnonzero(held_S)]
+    return pack(kept, f"held back from {about['name']}", int(about.get("seed", 0)))

@@ -1,0 +1,301 @@
+"""Answers: a file and its original, asked the same and given the same text to read.
+
+    side by side    llama.cpp runs both; the likeliest token always, so that nothing is left to luck
+    forced          both read one text, block by block in torch, and every token's divergence is kept
+
+llama.cpp runs GGUFs.  An original that is a checkpoint becomes an F16 GGUF in a temporary folder first, and
+a checkpoint of a GPU format likewise, from the very numbers that it stands for.  F16 keeps eleven bits of
+a weight: next to what quantization costs, that is nothing, but it is said.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dither._version import __version__
+from dither.engines.llamacpp import Generation, LlamaCpp
+from dither.engines.vocabulary import Vocabulary
+from dither.errors import OutputError, UsageError
+from dither.measuring.build import content_sha256, file_name
+from dither.measuring.comparable import check_comparable
+from dither.models.source import open_model
+from dither.progress import Progress, Silent
+from dither.quantizing.quantize import quantize
+from dither.reporting import answer_records as records
+from dither.reporting.answer_records import Answer, Forced, ForcedToken, Recorded, Side
+from dither.running.divergence import first_difference
+from dither.types import Model
+
+if TYPE_CHECKING:
+    from dither.measuring.teacher_forcing import Expectation
+
+TOKENS = 64
+MOST_TOKENS = 1024  # of one answer
+LONGEST_PROMPT = 16_384  # characters
+FORCED_TOKENS = 1024  # of one text
+PROMPTS = (
+    "Once upon a time",
+    "The most important thing to know about the sea is",
+    "Question: What is the capital of France?\nAnswer:",
+)
+
+
+def answers(
+    file: str | Path | Model,
+    against: str | Path | Model,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    text: str | None = None,
+    max_tokens: int = TOKENS,
+    threads: int | None = None,
+    device: str = "cpu",
+    save: bool = True,
+    progress: Progress | None = None,
+) -> Recorded:
+    """Both models' continuations of each prompt, and with `text` what both expect at each of its tokens.
+
+    With `save` they are kept as `<file>.answers.json`, for the page to show.  Raises UsageError where the
+    two cannot be compared or a prompt is empty or too long, SourceError where one cannot be read, OutputError
+    where the result cannot be written: all before the work.  EngineError where llama.cpp refuses a file.
+    """
+    report = progress or Silent()
+    reference, model = _opened(against), _opened(file)
+    notes = [*check_comparable(file_name(model), model, reference)]
+    for prompt in prompts:
+        _check(prompt, "the prompt", LONGEST_PROMPT)
+    _check_count(max_tokens)
+    if text is not None:
+        _check(text, "the text", records.LONGEST_TEXT)
+    place = records.path_for(model.origin) if save else None
+    if place is not None:
+        records.check_writable(place)
+    found: list[Answer] = []
+    if prompts:
+        with Sides(reference, model, threads=threads, progress=report) as sides:
+            notes += sides.notes
+            report.start(len(prompts), 0)
+            for prompt in prompts:
+                found.append(sides.answer(prompt, max_tokens))
+                report.advance(1, "answering")
+    read = () if text is None else (forced(model, reference, text, device=device, progress=report),)
+    recorded = Recorded(
+        tool=f"dither {__version__}",
+        file=file_name(model),
+        file_sha256=content_sha256(model),
+        reference=file_name(reference),
+        answers=tuple(found),
+        forced=read,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    if place is not None:
+        records.save(recorded, place)
+    return recorded
+
+
+class Sides:
+    """An original and a file of it, both open in llama.cpp.  A context manager.
+
+    `folder` keeps GGUFs that have to be made, under names that change with the model, to be used again;
+    without it they lie in a temporary folder until the end.  `notes` says what was made.
+    """
+
+    def __init__(
+        self,
+        original: str | Path | Model,
+        quantized: str | Path | Model,
+        *,
+        context: int = 0,
+        folder: Path | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.notes: list[str] = []
+        report = progress or Silent()
+        with ExitStack() as stack:
+            home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dither-answers-")))
+            opened = {"original": _opened(original), "quantized": _opened(quantized)}
+            check_comparable(file_name(opened["quantized"]), opened["quantized"], opened["original"])
+            paths = {side: self._runnable(model, home, threads, report) for side, model in opened.items()}
+            self.engines = {
+                side: stack.enter_context(LlamaCpp(path, context=context, threads=threads))
+                for side, path in paths.items()
+            }
+            self._templated = all(engine.has_chat_template for engine in self.engines.values())
+            self._stack = stack.pop_all()
+
+    def stream(self, prompt: str, max_tokens: int = TOKENS) -> Iterator[dict[str, Any]]:
+        """Both answers as they come, in turns: {"side", "text"} each; at last {"done": True, "answer": …}.
+
+        A file with a chat template is asked in it.  Raises UsageError where the prompt is empty or longer
+        than is taken.  Closing the iterator stops both models.
+        """
+        _check(prompt, "the prompt", LONGEST_PROMPT)
+        _check_count(max_tokens)
+        asked = prompt
+        if self._templated:
+            asked = self.engines["original"].apply_template([{"role": "user", "content": prompt}])
+        pieces: dict[str, list[str]] = {side: [] for side in self.engines}
+        seconds = dict.fromkeys(self.engines, 0.0)
+        with ExitStack() as stack:
+            started = time.monotonic()
+            running: dict[str, Generation] = {}
+            for side, engine in self.engines.items():
+                writing = engine.generate(asked, max_tokens=max_tokens, temperature=0.0)
+                running[side] = stack.enter_context(closing(writing))
+            while running:
+                for side in list(running):
+                    piece = next(running[side], None)
+                    seconds[side] = time.monotonic() - started
+                    if piece is None:
+                        del running[side]
+                        continue
+                    pieces[side].append(piece)
+                    yield {"side": side, "text": piece}
+        sides = {side: Side(tokens=tuple(pieces[side]), seconds=seconds[side]) for side in pieces}
+        apart = first_difference(pieces["original"], pieces["quantized"])
+        answer = Answer(prompt=prompt, first_divergence=apart, **sides)
+        yield {"done": True, "answer": answer.to_json()}
+
+    def answer(self, prompt: str, max_tokens: int = TOKENS) -> Answer:
+        """Both answers, once they are complete.  Raises as `stream` does."""
+        *_, last = self.stream(prompt, max_tokens)
+        return Answer.model_validate(last["answer"])
+
+    def close(self) -> None:
+        """Stops both engines and removes what lay in the temporary folder.  May be called twice."""
+        self._stack.close()
+
+    def __enter__(self) -> Sides:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _runnable(self, model: Model, folder: Path, threads: int | None, report: Progress) -> Path:
+        """The model's own GGUF, or one that is made of it."""
+        if model.kind == "gguf":
+            return Path(model.files[0])
+        path = folder / f"{model.fingerprint[:16]}-F16.gguf"
+        note = f"{file_name(model)} was run as an F16 GGUF, which llama.cpp needs."
+        self.notes.append(note)
+        if not path.exists():
+            report.note(note)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"cannot be made a folder ({error.strerror})"
+                raise OutputError(str(folder), reason, "Set TMPDIR to a larger disk.") from None
+            quantize(model, "F16", path, threads=threads, progress=report)
+        return path
+
+
+def stream(
+    file: str | Path | Model,
+    against: str | Path | Model,
+    prompt: str,
+    max_tokens: int = TOKENS,
+    *,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[dict[str, Any]]:
+    """`Sides.stream` of models that are opened for this prompt alone."""
+    with Sides(against, file, folder=folder, progress=progress) as sides:
+        yield from sides.stream(prompt, max_tokens)
+
+
+def forced(
+    file: str | Path | Model,
+    against: str | Path | Model,
+    text: str,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Forced:
+    """What both models expect at each token of `text`, of which the first 1024 tokens are read.
+
+    Raises UsageError where the text is empty, too long, or a single token; else as `dither.measure` does.
+    """
+    _check(text, "the text", records.LONGEST_TEXT)
+    reference, model = _opened(against), _opened(file)
+    check_comparable(file_name(model), model, reference)
+    from dither.models.blocks import open_blocks
+
+    blocks = [open_blocks(each, device=device) for each in (reference, model)]
+    from dither.measuring.teacher_forcing import expectations  # imports torch
+    from dither.measuring.text import trained_context
+
+    limit = min(FORCED_TOKENS, trained_context(reference) or FORCED_TOKENS)
+    with Vocabulary(reference) as vocabulary:
+        ids = vocabulary.tokenize(text)
+        begin = [] if vocabulary.bos is None else [vocabulary.bos]
+        ids = [*begin, *ids][:limit]
+        if len(ids) < 2:
+            raise UsageError("the text", "is a single token", "Give at least a few words.")
+        found = expectations(blocks[0], blocks[1], ids, top=records.TOP, progress=progress)
+        return _worded(vocabulary, text, ids[len(begin) :], found, begins=not begin)
+
+
+def _worded(
+    vocabulary: Vocabulary, text: str, ids: Sequence[int], found: Sequence[Expectation], begins: bool
+) -> Forced:
+    """Ids as text.  With `begins` the first token has nothing before it, and so no expectation."""
+    words = _Words(vocabulary)
+    tokens = [ForcedToken(text=words[ids[0]])] if begins else []
+    for token, expected in zip(ids[begins:], found, strict=True):
+        tops = [
+            tuple((words[each], min(1.0, share)) for each, share in side)
+            for side in (expected.top_reference, expected.top)
+        ]
+        tokens.append(
+            ForcedToken(
+                text=words[token],
+                kl=expected.kl,
+                top_original=tops[0],
+                top_quantized=tops[1],
+                same_top=expected.same_top,
+            )
+        )
+    return Forced(text=text, tokens=tuple(tokens))
+
+
+class _Words(Mapping[int, str]):
+    """A token's text as it stands inside a text: alone, some tokenizers drop its leading space."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._before = vocabulary.tokenize("a")[-1:]
+        self._known: dict[int, str] = {}
+        self._prefix = vocabulary.detokenize(self._before)
+
+    def __getitem__(self, token: int) -> str:
+        if token not in self._known:
+            joined = self._vocabulary.detokenize([*self._before, token])
+            self._known[token] = joined.removeprefix(self._prefix)[:1024]
+        return self._known[token]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _opened(model: str | Path | Model) -> Model:
+    return model if isinstance(model, Model) else open_model(model)
+
+
+def _check(text: str, thing: str, longest: int) -> None:
+    if not text.strip():
+        raise UsageError(thing, "is empty", "Give a few words.")
+    if len(text) > longest:
+        raise UsageError(thing, f"has {len(text)} characters", f"Give {longest} at most.")
+
+
+def _check_count(max_tokens: int) -> None:
+    if not 1 <= max_tokens <= MOST_TOKENS:
+        raise UsageError(f"{max_tokens} tokens", "are no answer", f"Ask for 1 to {MOST_TOKENS}.")

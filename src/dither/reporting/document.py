@@ -1,0 +1,381 @@
+"""The results document: everything the page, the exported report and the model card show, in one object.
+
+One JSON object with a schema's name and a version; the live page fetches it, the exported page carries it.
+A document may come from a stranger: every text is bounded, every number finite, every list limited, and what
+breaks a rule is refused with the name of its field.  Fields that are not known are passed over, so that a
+newer minor writer can be read; a higher `version` cannot.
+
+Units: bytes, nats per token, bits per weight, seconds.  A number's `tag` says where it is from: *measured*,
+*estimated* (by a formula), *literature* (published by others), *told* (by the person).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from dither.errors import FormatError, SourceError, UnsupportedError
+from dither.formats.sidecars import first_fault
+from dither.reporting.answer_records import Answer, Forced
+from dither.reporting.private_paths import placeless
+
+SCHEMA = "dither.results"
+VERSION = 1
+LARGEST = 256 * 2**20  # bytes of a document; a report of eight files with tiles has about a megabyte
+MOST_RUNS, MOST_TENSORS = 1024, 65536
+_AGAIN = "Write it again with `dither report`."
+
+Name = Annotated[str, Field(max_length=512)]  # of files, types, tensors
+Text = Annotated[str, Field(max_length=8192)]  # sentences and commands
+Long = Annotated[str, Field(max_length=2**20)]  # what models write; base64 of a tile
+Count = Annotated[int, Field(ge=0, le=2**60)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # what charts can still draw
+Share = Annotated[float, Field(ge=0)]
+Tag = Literal["measured", "estimated", "literature", "told"]
+METRICS = (
+    "kl_mean", "kl_median", "kl_p99", "kl_max", "same_top", "ppl", "ppl_ratio", "delta_ppl",
+    "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory_bytes", "joules_per_token",
+    "load_seconds", "time_to_first_token",
+)  # fmt: skip
+
+
+class Part(BaseModel):
+    """What all parts of the document share."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore", populate_by_name=True)
+
+
+class Value(Part):
+    """A number and the ends of its 95 % interval."""
+
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+
+
+class Metric(Value):
+    tag: Tag = "measured"
+
+
+class Reference(Part):
+    """The original that the runs were made of."""
+
+    name: Name
+    architecture: Name
+    parameters: Count
+    bytes: Count
+    bits_per_weight: Share
+    path: Text | None = None
+    license: Name = ""
+
+
+class TensorRow(Part):
+    """One tensor of a file: a cell of the heat map.  `kl_alone`: the divergence if only it were quantized."""
+
+    name: Name
+    layer: int | None = None
+    kind: Name  # "attn_q", "token_embd"
+    type: Name
+    bpw: Share
+    bytes: Count
+    shape: Annotated[tuple[Count, ...], Field(max_length=8)]
+    relative_error: Share | None = None  # √(Σ(w − ŵ)² / Σw²)
+    error_tag: Tag | None = None
+    kl_alone: float | None = None
+    kl_tag: Tag | None = None
+
+
+class MeasuredOn(Part):
+    """The text a run's metrics come from: its name, how many positions were scored, the longest sequence."""
+
+    data: Name
+    tokens: Count
+    context: Count
+    sha256: Name = ""  # of the token ids
+
+
+class Tile(Part):
+    """A square of a tensor, original and quantized: float16 numbers, row by row, as base64."""
+
+    rows: Annotated[int, Field(ge=1, le=1024)]
+    columns: Annotated[int, Field(ge=1, le=1024)]
+    row: Count
+    column: Count
+    original: Long
+    quantized: Annotated[dict[Name, Long], Field(max_length=64)]
+    clip: Share
+    block: Count
+    type: Name
+    outlier_columns: Annotated[tuple[Count, ...], Field(max_length=4096)] = ()
+    tensor: Name = ""
+    shape: Annotated[tuple[Count, ...], Field(max_length=8)] = ()
+    notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+
+
+class Palette(Part):
+    """The numbers that one block may take and does take, and the same block through other grids."""
+
+    type: Name
+    block: Count
+    levels: Annotated[tuple[float, ...], Field(max_length=65536)]
+    used: Annotated[tuple[Count, ...], Field(max_length=65536)]
+    values: Annotated[tuple[float, ...], Field(max_length=65536)]
+    uniform: Annotated[tuple[float, ...], Field(max_length=65536)] = ()
+    iq4_nl: Annotated[tuple[float, ...], Field(max_length=65536)] = ()
+    nf4: Annotated[tuple[float, ...], Field(max_length=65536)] = ()
+    tensor: Name = ""
+    row: Count = 0
+    rows: Count = 0
+    index: Count = 0
+    blocks: Count = 0
+    how: Text = ""
+    notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+
+
+class Speed(Part):
+    """A file timed on one machine; tokens per second, joules per token."""
+
+    run: Name
+    command: Text
+    threads: Count
+    prefill: Value | None = None
+    decode: Value | None = None
+    peak_memory_bytes: Count | None = None
+    joules_per_token: Value | None = None
+    joules_note: Text = ""
+    machine: Text = ""
+    tag: Tag = "measured"
+
+
+class Run(Part):
+    """A quantized file, and what is known of it."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+    file: Name
+    path: Text | None = None  # none in exports
+    type: Name
+    container: Name
+    recipe: Text = ""
+    command: Text | None = None
+    measure_command: Text | None = None
+    reference: Name | None = None  # what it was measured against
+    bytes: Count  # of all tensors
+    file_bytes: Count | None = None  # with headers and all that is beside
+    parameters: Count
+    bpw: Share
+    mixed: Annotated[tuple[tuple[Name, Count, Count], ...], Field(max_length=256)] = ()
+    metrics: Annotated[dict[Name, Metric], Field(max_length=64)] = {}
+    measured_on: MeasuredOn | None = None
+    label: Name = ""  # its type, or more where types repeat
+    comparable: bool = True  # measured on the same text as most others, and not stale
+    stale: bool = False  # the metrics are of an earlier file of this name
+    drift: Annotated[tuple[float, ...], Field(max_length=8192)] = ()
+    notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
+    tensors: Annotated[tuple[TensorRow, ...], Field(max_length=MOST_TENSORS)] = ()
+    tiles: Annotated[dict[Name, Tile], Field(max_length=256)] = {}
+    palettes: Annotated[dict[Name, Palette], Field(max_length=256)] = {}
+    timed: Speed | None = Field(default=None, exclude=True)  # what the document's `speed` is made of
+    answers: Annotated[tuple[Answer, ...], Field(max_length=1024)] = ()
+    forced: Annotated[tuple[Forced, ...], Field(max_length=1024)] = ()
+
+    def metric(self, key: str) -> float | None:
+        """The number, None where it is not known."""
+        found = self.metrics.get(key)
+        return None if found is None else found.value
+
+
+class WeightsQuality(Part):
+    kl: float
+    tag: Tag
+    source: Text = ""
+
+
+class Weights(Part):
+    """One way to store the weights: a file's (`run`), or a type that could be made.
+
+    Of its bytes, `active` are read for every token, and `embedding` are those of a token embedding that is no
+    output matrix, which no GPU holds.
+    """
+
+    type: Name
+    run: Name | None = None
+    file: bool = False
+    bytes: Count
+    active: Count
+    embedding: Count
+    bpw: Share
+    needs_importance: bool = False
+    quality: WeightsQuality | None = None
+    notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
+
+
+class FitInput(Part):
+    """What the page's memory arithmetic needs (`showing.fit`): the machine, the model's shape, constants."""
+
+    machine: dict[str, JsonValue]
+    model: Text
+    architecture: Name
+    parameters: Count
+    shape: dict[str, JsonValue]
+    weights: Annotated[tuple[Weights, ...], Field(max_length=2048)]
+    defaults: dict[str, JsonValue]
+    constants: dict[str, JsonValue]
+    notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
+
+
+class Problem(Part):
+    """A file that was refused, and why."""
+
+    file: Text
+    reason: Text
+
+
+class Document(Part):
+    """All of it."""
+
+    schema_name: Literal["dither.results"] = Field(default="dither.results", alias="schema")
+    version: Annotated[int, Field(ge=1, le=VERSION)] = VERSION
+    tool: Name
+    made: Name  # ISO 8601, UTC
+    live: bool
+    title: Name
+    reference: Reference | None = None
+    runs: Annotated[tuple[Run, ...], Field(max_length=MOST_RUNS)] = ()
+    fit: FitInput | None = None
+    speed: Annotated[tuple[Speed, ...], Field(max_length=4096)] = ()
+    picture: JsonValue = None
+    guide: JsonValue = None
+    glossary: JsonValue = None
+    problems: Annotated[tuple[Problem, ...], Field(max_length=4096)] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    def exported(self) -> Document:
+        """As it leaves this machine: nothing of where files lie."""
+        places = [run.path for run in self.runs] + [self.reference.path if self.reference else None]
+        folders = {str(Path(place).parent) for place in places if place}
+
+        def cut(text: str) -> str:
+            return placeless(text, folders)
+
+        reference = self.reference and self.reference.model_copy(update={"path": None})
+        problems = tuple(Problem(file=Path(known.file).name, reason=cut(known.reason)) for known in self.problems)
+        return self.model_copy(
+            update={
+                "runs": tuple(_exported_run(run, cut) for run in self.runs),
+                "reference": reference,
+                "problems": problems,
+                "fit": self.fit and _exported_fit(self.fit, cut),
+                "live": False,
+                "speed": tuple(s.model_copy(update={"command": cut(s.command)}) for s in self.speed),
+            }
+        )
+
+
+Cut = Callable[[str], str]
+
+
+def _exported_run(run: Run, cut: Cut) -> Run:
+    on = run.measured_on
+    texts = {name: getattr(run, name) for name in ("command", "measure_command", "reference")}
+    return run.model_copy(
+        update={
+            **{name: text and cut(text) for name, text in texts.items()},
+            "path": None,
+            "notes": tuple(map(cut, run.notes)),
+            "measured_on": on and on.model_copy(update={"data": cut(on.data)}),
+        }
+    )
+
+
+def _exported_fit(fit: FitInput, cut: Cut) -> FitInput:
+    weights = tuple(
+        entry.model_copy(
+            update={
+                "notes": tuple(map(cut, entry.notes)),
+                "quality": entry.quality and entry.quality.model_copy(update={"source": cut(entry.quality.source)}),
+            }
+        )
+        for entry in fit.weights
+    )
+    changes = {"model": Path(fit.model).name, "notes": tuple(map(cut, fit.notes)), "weights": weights}
+    return fit.model_copy(update=changes)
+
+
+def now() -> str:
+    """This moment as documents write it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def load(path: str | Path) -> Document:
+    """Reads and checks a document.
+
+    Raises SourceError where there is none, FormatError where it is none, UnsupportedError where a newer
+    version wrote it.
+    """
+    return parse(read_text(Path(path), LARGEST, _AGAIN), str(path))
+
+
+def parse(text: str, thing: str) -> Document:
+    """A document from its JSON; `thing` names it in errors.  Raises as `load` does."""
+    found = read_object(text, thing, _AGAIN)
+    if found.get("schema") != SCHEMA:
+        raise FormatError(thing, f"is no results document: its schema is not {SCHEMA}", _AGAIN)
+    version = found.get("version")
+    if type(version) is not int or version < 1:
+        raise FormatError(thing, "is no results document: it has no version", _AGAIN)
+    if version > VERSION:
+        reason = f"was written by a newer Dither (version {version}; this one reads up to {VERSION})"
+        raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")
+    return checked(Document, text, thing, _AGAIN)
+
+
+def read_text(path: Path, limit: int, way_out: str) -> str:
+    """A text file of at most `limit` bytes.  Raises SourceError or FormatError."""
+    try:
+        if not path.is_file():
+            raise SourceError(str(path), "is no regular file", way_out)
+        if path.stat().st_size > limit:
+            raise FormatError(str(path), f"has more than the {limit} bytes that are read", way_out)
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)  # it may grow between the two
+    except OSError as error:
+        raise SourceError(str(path), f"cannot be read ({error.strerror})", way_out) from None
+    if len(raw) > limit:
+        raise FormatError(str(path), f"has more than the {limit} bytes that are read", way_out)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(str(path), "is not even text", way_out) from None
+
+
+def read_object(text: str, thing: str, way_out: str) -> dict[str, Any]:
+    """A JSON object; NaN and infinities are refused, as JSON has none.  Raises FormatError."""
+    try:
+        found = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise FormatError(thing, "is no JSON", way_out) from None
+    if not isinstance(found, dict):
+        raise FormatError(thing, "is no JSON object", way_out)
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+_Part = TypeVar("_Part", bound=Part)
+
+
+def checked(kind: type[_Part], text: str, thing: str, way_out: str) -> _Part:
+    """Raises FormatError naming the first field that breaks a rule."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise FormatError(thing, first_fault(error), way_out) from None

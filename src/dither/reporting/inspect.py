@@ -1,0 +1,149 @@
+"""What a model or a file is: read from headers alone, however large it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dither.containers.mix import PLANNED, count_by_type, is_planned
+from dither.containers.presets import preset_of
+from dither.containers.provenance import MEASUREMENT
+from dither.errors import DitherError
+from dither.models.source import open_model
+from dither.types import Model
+
+_LONG = 200  # characters of metadata shown before the rest is counted
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts of one model; sizes in bytes, `bits_per_weight` exact over all tensors."""
+
+    origin: str
+    kind: str  # "gguf" or "safetensors"
+    name: str
+    arch: str
+    file_type: str | None  # the preset's name where the file names one, "plan" where a plan made it
+    parameters: int
+    bytes: int  # of tensor data
+    bits_per_weight: float
+    blocks: int | None
+    context: int | None
+    embedding: int | None
+    heads: int | list[int] | None
+    kv_heads: int | list[int] | None
+    experts: int | None
+    tokenizer: str | None
+    pre: str | None
+    vocabulary: int | None
+    chat_template: bool
+    types: dict[str, dict[str, int]]  # type → tensors, parameters, bytes
+    groups: dict[str, dict[str, int]]  # kind of tensor ("attn_q") → type → count
+    made_by: dict[str, Any]  # Dither's version and recipe, or what other tools left
+    measurement: dict[str, Any] | None  # what the file says it lost (`measuring.schema.Measurement`)
+    tensors: list[dict[str, Any]]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
+    """Reads the headers of a GGUF, a checkpoint folder or a hub id.
+
+    Raises SourceError or FormatError where they cannot be read.
+    """
+    opened = model if isinstance(model, Model) else open_model(model, pre=pre)
+    size = sum(tensor.stored_bytes for tensor in opened.tensors)
+    metadata = {key: field.value for key, field in opened.metadata.items()}
+    measurement, doubts = _measurement(metadata, opened.origin)
+
+    def of_arch(key: str) -> Any:
+        return _plain(metadata.get(f"{opened.arch}.{key}"))
+
+    return Inspection(
+        origin=opened.origin,
+        kind=opened.kind,
+        name=str(metadata.get("general.name", opened.name)),
+        arch=opened.arch,
+        file_type=PLANNED if is_planned(opened) else _preset_called(metadata.get("general.file_type")),
+        parameters=opened.parameters,
+        bytes=size,
+        bits_per_weight=8 * size / max(1, opened.parameters),
+        blocks=of_arch("block_count"),
+        context=of_arch("context_length"),
+        embedding=of_arch("embedding_length"),
+        heads=of_arch("attention.head_count"),
+        kv_heads=of_arch("attention.head_count_kv"),
+        experts=of_arch("expert_count"),
+        tokenizer=metadata.get("tokenizer.ggml.model"),
+        pre=metadata.get("tokenizer.ggml.pre"),
+        vocabulary=len(metadata["tokenizer.ggml.tokens"]) if "tokenizer.ggml.tokens" in metadata else None,
+        chat_template="tokenizer.chat_template" in metadata,
+        types=count_by_type((t.stored, t.size, t.stored_bytes) for t in opened.tensors),
+        groups=_by_group(opened),
+        made_by=_made_by(metadata),
+        measurement=measurement,
+        tensors=[
+            {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes} for t in opened.tensors
+        ],
+        notes=[*opened.notes, *doubts],
+    )
+
+
+def _measurement(metadata: Mapping[str, Any], origin: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The measurement that the metadata carries, and a note where it is none."""
+    text = str(metadata.get(MEASUREMENT, "")).strip()
+    if text in ("", "{}"):
+        return None, []
+    from dither.measuring.schema import parse  # pydantic, for those files alone that need it
+
+    try:
+        return parse(text, f"{origin}: {MEASUREMENT}").model_dump(), []
+    except DitherError as error:
+        return None, [str(error)]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _preset_called(number: Any) -> str | None:
+    if number is None:
+        return None
+    return preset_of(number) or f"file type {number}"
+
+
+def _by_group(model: Model) -> dict[str, dict[str, int]]:
+    groups: dict[str, dict[str, int]] = {}
+    for tensor in model.tensors:
+        parts = tensor.name.split(".")
+        kind = parts[2] if parts[0] == "blk" and len(parts) > 2 else parts[0]
+        if len(tensor.shape) < 2:
+            kind = "norms, biases"
+        group = groups.setdefault(kind, {})
+        group[tensor.stored] = group.get(tensor.stored, 0) + 1
+    return groups
+
+
+def _made_by(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if "dither.version" in metadata:
+        made["tool"] = f"dither {metadata['dither.version']}"
+    if "dither.recipe" in metadata:
+        try:
+            made["recipe"] = json.loads(str(metadata["dither.recipe"]))
+        except ValueError:
+            made["recipe"] = str(metadata["dither.recipe"])[:_LONG]
+    for key in ("general.quantized_by", "general.author", "general.organization", "general.license"):
+        if key in metadata:
+            made[key.removeprefix("general.")] = str(metadata[key])[:_LONG]
+    for key, value in metadata.items():
+        if key.startswith("quantize.imatrix."):
+            made[key.removeprefix("quantize.")] = _plain(value)
+    return made

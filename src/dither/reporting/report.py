@@ -1,0 +1,260 @@
+"""The report: everything known of some quantized files, as one document, one HTML file, one model card.
+
+    find runs and their original → how they fit this machine → the page with the document inside
+
+The live dashboard and the exported report show the same document; an exported one says nothing of where
+files lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dither._version import __version__
+from dither.capacity.constants import constants
+from dither.capacity.fit import fit as fit_model
+from dither.capacity.machine import Machine
+from dither.capacity.quality import Quality
+from dither.capacity.result import Candidate, Fit
+from dither.capacity.speed import active_bytes
+from dither.errors import DitherError, SourceError
+from dither.models.outline import outline
+from dither.models.source import open_headers
+from dither.progress import Progress, Silent
+from dither.reporting import charts, discover, frontier, writing
+from dither.reporting.card import MARK as CARD_MARK
+from dither.reporting.card import PICTURE
+from dither.reporting.card import card as model_card
+from dither.reporting.choice import listed, points
+from dither.reporting.document import Document, FitInput, Problem, Run, Weights, WeightsQuality, now
+from dither.reporting.glossary import GLOSSARY
+from dither.reporting.guide import GUIDE
+from dither.reporting.notebook import Runs
+from dither.reporting.recorded import recorded
+from dither.reporting.single_file import assemble
+from dither.reporting.tensors import with_errors
+from dither.system.text import shown
+
+PAGE_MARK = 'id="dither-document"'  # in every page of ours
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+MOST_COMPARED = 10**9  # weights; of models up to here, errors that no file keeps are counted for the report
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the page, and the card with its picture where they were asked for."""
+
+    path: str
+    bytes: int
+    card: str | None
+    picture: str | None
+    document: Document
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "bytes": self.bytes,
+            "card": self.card,
+            "picture": self.picture,
+            "title": self.document.title,
+            "runs": [run.file for run in self.document.runs],
+            "frontier": [point["id"] for point in points(self.document.runs) if point["pareto"]],
+            "problems": [problem.model_dump() for problem in self.document.problems],
+        }
+
+
+def report(
+    runs: str | Path | Iterable[str | Path],
+    out: str | Path = "report.html",
+    *,
+    card: str | Path | None = None,
+    against: str | Path | None = None,
+    title: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes everything known of `runs` (files, folders, measurements) as one HTML file that opens offline.
+
+    `card` is where a model card goes (README.md), with the frontier's picture beside it.  `against` is the
+    original, looked for beside the files by its name otherwise; where it is found, tiles of some tensors are
+    recorded, and errors that files do not keep are counted.  A report or card of Dither's is replaced, any
+    other file only with `force`.
+
+    Raises SourceError where there is no run at all, OutputError where something cannot be written.
+    """
+    tell = (progress or Silent()).note
+    paths = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    page, readme = Path(out).expanduser(), None if card is None else Path(card).expanduser()
+    made = document(paths, against=against, title=title, compare=True)
+    for problem in made.problems:
+        tell(f"{problem.file}: {problem.reason}")
+    if not made.runs:
+        first = made.problems[0] if made.problems else None
+        named = str(paths[0]) if paths else "dither report"
+        raise SourceError(
+            first.file if first else named,
+            first.reason if first else "holds no quantized files",
+            "Name files or folders that `dither quantize` wrote.",
+        )
+    writing.check(page, (PAGE_MARK,), made, force)
+    if readme is not None:
+        writing.check(readme, (CARD_MARK,), made, force)
+    shown_runs = made.exported()
+    html = assemble(recorded(made, shown_runs).to_json()).encode()
+    writing.write(page, html)
+    picture = _write_card(readme, shown_runs) if readme is not None else None
+    return Report(str(page), len(html), None if readme is None else str(readme), picture, shown_runs)
+
+
+def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None = None) -> Runs:
+    """What is known of quantized files under `paths` (files, folders, measurements), read from headers alone.
+
+    `against` is the original, looked for beside the files otherwise.  What cannot be read is among the
+    document's problems.
+    """
+    named = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    return Runs(document(named, against=against, fit=False))
+
+
+def _write_card(readme: Path, made: Document) -> str | None:
+    """The card and its picture.  Returns where the picture is, if there is anything to draw."""
+    picture = readme.with_name(PICTURE) if len(points(made.runs)) > 1 else None
+    if picture is not None:
+        writing.write(picture, charts.png(frontier.chart(listed(made.runs))))
+    writing.write(readme, model_card(made, picture.name if picture else None).encode())
+    return None if picture is None else str(picture)
+
+
+def document(
+    paths: Iterable[str | Path],
+    *,
+    against: str | Path | None = None,
+    title: str | None = None,
+    live: bool = False,
+    machine: Machine | None = None,
+    compare: bool = False,
+    fit: bool = True,
+) -> Document:
+    """All that is known of the runs under `paths` (files, folders, measurements); reads headers alone.
+
+    `against` is the original, looked for beside the files where it is not named.  With `compare`, relative
+    errors that files do not keep are counted against the original, which reads weights.  Without `fit`
+    nothing is said of this machine.  What cannot be read is among the document's problems.
+    """
+    found = discover.find(paths, against)
+    if compare and found.reference is not None and found.reference.path is not None:
+        found.runs = [_compared(run, found.reference.path) for run in found.runs]
+    judged, problems = _fit_input(found, machine) if fit else (None, [])
+    return Document(
+        tool=f"dither {__version__}",
+        made=now(),
+        live=live,
+        title=shown(title or _title(found), 400),
+        reference=found.reference,
+        runs=tuple(found.runs),
+        fit=judged,
+        guide=GUIDE,
+        speed=tuple(run.timed for run in found.runs if run.timed is not None),
+        glossary=cast("JsonValue", GLOSSARY),
+        problems=(*found.problems, *problems),
+    )
+
+
+def _title(found: discover.Found) -> str:
+    if found.reference is not None:
+        return found.reference.name
+    names = [run.reference for run in found.runs if run.reference]
+    return names[0] if names else found.runs[0].file if found.runs else "No files yet"
+
+
+def _compared(run: Run, original: str) -> Run:
+    """A run whose file keeps no errors, with those counted against the original."""
+    missing = any(row.relative_error is None for row in run.tensors)
+    if run.path is None or not missing or run.parameters > MOST_COMPARED:
+        return run
+    try:
+        with open_headers(Path(run.path), outline) as found, open_headers(Path(original), outline) as other:
+            return run.model_copy(update={"tensors": with_errors(run.tensors, found[0], other[0])})
+    except DitherError as error:
+        note = f"Its errors could not be counted: {shown(str(error), 1000)}"
+        return run.model_copy(update={"notes": (*run.notes, note)})
+
+
+def _fit_input(found: discover.Found, machine: Machine | None) -> tuple[FitInput | None, list[Problem]]:
+    """What the page needs to judge the files, and the types that could be made, on this machine."""
+    paths = [found.reference.path] if found.reference else []
+    paths += [run.path for run in found.runs[:1]]
+    for path in filter(None, paths):
+        try:
+            judged = fit_model(path, machine=machine)
+        except DitherError as error:
+            return None, [Problem(file=shown(path, 1000), reason=shown(error.reason, 2000))]
+        return fit_input(judged, found.runs), []
+    return None, []
+
+
+def fit_input(judged: Fit, runs: Iterable[Run] = ()) -> FitInput:
+    """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from.
+
+    The files that llama.cpp runs stand for their types.
+    """
+    own = [_of_run(run, judged.shape.experts_used) for run in runs if run.container == "gguf" and run.tensors]
+    known = {weights.type for weights in own}
+    made = [
+        _of_candidate(candidate)
+        for candidate in judged.candidates
+        if candidate.file is None and candidate.type not in known
+    ]
+    shape = asdict(judged.shape)
+    return FitInput(
+        machine=judged.to_json()["machine"],
+        model=shown(judged.model, 1000),
+        architecture=judged.arch,
+        parameters=judged.parameters,
+        shape={**shape, "layers": list(shape["layers"])},
+        weights=(*own, *made),
+        notes=tuple(shown(note, 1000) for note in judged.notes),
+        defaults={"context": judged.context, "kv": judged.kv, "slots": judged.slots},
+        constants=constants(),
+    )
+
+
+def _of_run(run: Run, experts_used: int) -> Weights:
+    kl = run.metrics.get("kl_mean")
+    source = f"{run.file}, on {run.measured_on.data}" if run.measured_on else ""
+    sizes = [(row.name, row.bytes) for row in run.tensors]
+    experts = max((row.shape[0] for row in run.tensors if "_exps." in row.name and row.shape), default=0)
+    tied = all(name != "output.weight" for name, _ in sizes)
+    return Weights(
+        type=run.type,
+        run=run.id,
+        file=True,
+        bytes=run.bytes,
+        bpw=run.bpw,
+        active=active_bytes(sizes, experts, experts_used),
+        embedding=0 if tied else sum(size for name, size in sizes if name == "token_embd.weight"),
+        quality=None if kl is None else WeightsQuality(kl=kl.value, tag=kl.tag, source=source),
+    )
+
+
+def _of_candidate(candidate: Candidate) -> Weights:
+    quality = candidate.quality
+    return Weights(
+        type=candidate.type,
+        bytes=candidate.memory.weights,
+        bpw=candidate.bits_per_weight,
+        active=candidate.active,
+        embedding=candidate.embedding,
+        needs_importance=candidate.needs_importance,
+        quality=None if quality is None else _quality(quality),
+        notes=tuple(shown(note, 1000) for note in candidate.notes),
+    )
+
+
+def _quality(found: Quality) -> WeightsQuality:
+    return WeightsQuality.model_validate({"kl": found.kl, "tag": found.tag, "source": found.source})

@@ -1,0 +1,315 @@
+"""From one file, or one measurement, to a run of the results document.
+
+Headers alone are read, so that a file of 70 billion weights opens as fast as a small one; what they tell is
+kept in memory for as long as the file's size and time stay the same.  Whether a measurement still belongs to
+its file is judged by what costs nothing: the bytes of the tensors, the times of both.  Only where the times
+are in doubt and the file is small is it hashed; a large one gets a note instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dither.containers.mix import count_by_type
+from dither.containers.provenance import MEASUREMENT
+from dither.errors import DitherError, FormatError
+from dither.formats.ggml import STORED_FLOATS, string
+from dither.measuring import schema
+from dither.measuring.build import content_sha256, type_name
+from dither.measuring.schema import Measurement
+from dither.models.checkpoint import ABOUT
+from dither.models.outline import outline
+from dither.models.source import open_headers
+from dither.reporting import answer_records, recipes, speeds
+from dither.reporting.document import MeasuredOn, Metric, Run, TensorRow, read_object, read_text
+from dither.reporting.tensors import rows_of
+from dither.system.text import shown
+from dither.types import Model
+
+HASHED = 64 * 2**20  # bytes; a file of so many is hashed where its measurement's age is in doubt
+_SIDE = 2**20  # bytes of config.json and dither.json that are read
+_INTERVALS = ("kl_mean", "kl_median", "kl_p99", "kl_max", "same_top", "ppl", "ppl_ratio")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model's headers tell."""
+
+    path: Path
+    name: str
+    arch: str
+    container: str  # "gguf", "gptq", "safetensors", …
+    parameters: int
+    bytes: int
+    type: str
+    quantized: bool
+    recipe: dict[str, Any]
+    embedded: str  # the measurement's JSON that the file carries
+    mixed: tuple[tuple[str, int, int], ...]
+    tensors: tuple[TensorRow, ...]
+    notes: tuple[str, ...]
+    files: tuple[str, ...]
+    license: str
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(Path(file).stat().st_size for file in self.files)
+
+    @property
+    def newest_ns(self) -> int:
+        weights = [f for f in self.files if f.endswith((".gguf", ".safetensors"))]
+        return max((Path(f).stat().st_mtime_ns for f in weights), default=0)
+
+
+def facts_of(path: Path) -> Facts:
+    """Raises DitherError where the headers cannot be read, or mean nothing here."""
+    status = path.stat()
+    beside = tuple(_stamp(path / name) for name in ("config.json", ABOUT)) if path.is_dir() else ()
+    return _facts(str(path), (status.st_size, status.st_mtime_ns, status.st_ino, *beside))
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@lru_cache(maxsize=512)
+def _facts(path: str, _stamp: tuple[int, ...]) -> Facts:
+    with open_headers(Path(path), outline) as (model, _, _notes):
+        return facts_of_model(_with_about(model, Path(path)), Path(path))
+
+
+def facts_of_model(model: Model, path: Path) -> Facts:
+    recipe = recipes.read_recipe(_value(model, "dither.recipe"))
+    size = sum(tensor.stored_bytes for tensor in model.tensors)
+    groups = count_by_type((shown(t.stored), t.size, t.stored_bytes) for t in model.tensors)
+    matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
+    return Facts(
+        path=path,
+        name=shown(model.name),
+        arch=shown(model.arch),
+        container=_container(model, path, recipe),
+        parameters=model.parameters,
+        bytes=size,
+        type=shown(type_name(model)),
+        quantized=any(kind not in STORED_FLOATS for kind in matrices),
+        recipe=recipe,
+        embedded=str(_value(model, MEASUREMENT)),
+        mixed=tuple((kind, group["tensors"], group["bytes"]) for kind, group in groups.items()),
+        tensors=rows_of(model),
+        notes=tuple(shown(note, 1000) for note in model.notes),
+        files=model.files,
+        license=_license(model, path),
+    )
+
+
+def _license(model: Model, path: Path) -> str:
+    """What the metadata or the front matter of the folder's card names."""
+    named = shown(str(_value(model, "general.license")), 80)
+    card = path / "README.md"
+    if named or not card.is_file():
+        return named
+    with suppress(OSError), card.open(encoding="utf-8", errors="replace") as file:
+        front = file.read(4096).split("\n---", 1)[0]
+        found = re.search(r"^license: *[\"']?([\w.+-]{1,80})[\"']? *$", front, re.MULTILINE)
+        return found[1] if front.startswith("---") and found else ""
+    return ""
+
+
+def _value(model: Model, key: str) -> object:
+    field = model.metadata.get(key)
+    return "" if field is None else field.value
+
+
+def _with_about(model: Model, path: Path) -> Model:
+    """A folder outlined without its tokenizer still says how it was made."""
+    if not (path / ABOUT).is_file() or "dither.recipe" in model.metadata:
+        return model
+    found = read_object(read_text(path / ABOUT, _SIDE, ""), str(path / ABOUT), "")
+    about = {f"dither.{key}": string(json.dumps(value)) for key, value in found.items()}
+    return replace(model, metadata={**model.metadata, **about})
+
+
+def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
+    if model.kind == "gguf":
+        return "gguf"
+    if isinstance(recipe.get("to"), str):
+        return shown(recipe["to"], 40).lower()
+    try:
+        config = read_object(read_text(path / "config.json", _SIDE, ""), "config.json", "")
+    except DitherError:
+        return model.kind
+    found = config.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    return shown(method, 40) if isinstance(method, str) and method else model.kind
+
+
+def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
+    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.
+
+    Raises DitherError where what lies beside the file is no measurement.
+    """
+    beside = schema.path_for(facts.path)
+    if beside.is_file():
+        found = schema.load(beside)
+        return found, *_doubts(found, facts, beside)
+    if facts.embedded.strip() in ("", "{}"):
+        return None, [], False
+    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
+
+
+def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], bool]:
+    stale = f"Stale: {beside.name} is of an earlier {facts.path.name}. Measure it again."
+    notes = []
+    if found.metric_version != schema.METRIC_VERSION:
+        notes.append(f"{beside.name} was computed by another definition: compare it with none but its like.")
+    if found.bytes != facts.bytes:
+        return [*notes, stale], True
+    if not found.file_sha256 or facts.newest_ns <= beside.stat().st_mtime_ns:
+        return notes, False
+    if facts.bytes > HASHED:
+        newer = f"{facts.path.name} is newer than its measurement, which may be of an earlier one."
+        return [*notes, newer], False
+    return ([*notes, stale], True) if _sha256(facts) != found.file_sha256 else (notes, False)
+
+
+def _sha256(facts: Facts) -> str:
+    model = Model("", "", {}, (), str(facts.path), "gguf", facts.files, "")
+    return content_sha256(model)
+
+
+def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
+    """The run of a file, and what beside it could not be read.  Raises DitherError where nothing could."""
+    problems: list[FormatError] = []
+    found, notes, stale = None, [*facts.notes], False
+    try:
+        found, doubts, stale = measurement_of(facts)
+        notes += doubts
+    except DitherError as error:
+        problems.append(FormatError(error.thing, error.reason, error.way_out))
+    source = found.reference if found else recipes.source_of(facts.recipe)
+    recorded, problem = _recorded(facts.path)
+    benchmark, timing, unread = speeds.benchmark_of(facts.path, facts.file_bytes)
+    problems += filter(None, (problem, unread))
+    measured = _measured(found)
+    if benchmark is not None:
+        measured["metrics"] = measured.get("metrics", {}) | speeds.metrics_of(benchmark)
+    run = Run(
+        id=run_id(facts.path),
+        file=shown(facts.path.name, 400),
+        path=_path(facts.path),
+        type=facts.type,
+        container=facts.container,
+        recipe=recipes.in_words(facts.recipe),
+        command=recipes.command(facts.recipe, facts.path.name, source),
+        bytes=facts.bytes,
+        file_bytes=facts.file_bytes,
+        parameters=facts.parameters,
+        bpw=8 * facts.bytes / max(1, facts.parameters),
+        mixed=facts.mixed,
+        tensors=facts.tensors,
+        **measured,
+        **recorded,
+        notes=(*notes, *_said(found), *timing),
+        stale=stale,
+        timed=None if benchmark is None else speeds.speed_of(run_id(facts.path), benchmark),
+    )
+    return run, problems
+
+
+def run_of_measurement(found: Measurement, place: Path) -> Run:
+    """A run of which nothing but the measurement is here."""
+    parameters = round(8 * found.bytes / found.bpw) if found.bpw > 0 else 0
+    missing = f"{shown(found.file, 200)} itself is not here: only its measurement is."
+    return Run(
+        id=run_id(place),
+        file=shown(found.file, 400),
+        type=shown(found.type) or "unknown",
+        container="gguf" if found.file.endswith(".gguf") else "unknown",
+        bytes=found.bytes,
+        parameters=parameters,
+        bpw=max(0.0, found.bpw),
+        **_measured(found),
+        notes=(missing, *_said(found)),
+    )
+
+
+def _measured(found: Measurement | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {
+        "metrics": metrics_of(found),
+        "measured_on": MeasuredOn(
+            data=shown(found.data, 400), tokens=found.tokens, context=found.context, sha256=shown(found.data_sha256, 80)
+        ),
+        "reference": shown(found.reference, 400),
+        "measure_command": recipes.measure_command(found),
+        "drift": found.drift[:8192],
+    }
+
+
+def _said(found: Measurement | None) -> list[str]:
+    return [] if found is None else [shown(note, 1000) for note in found.notes[:64]]
+
+
+def metrics_of(found: Measurement) -> dict[str, Metric]:
+    """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
+    same tokens gave and which is taken as it is."""
+    metrics = {
+        key: Metric(
+            value=_drawn(getattr(found, key)),
+            low=_drawn(getattr(found, f"{key}_low")),
+            high=_drawn(getattr(found, f"{key}_high")),
+        )
+        for key in _INTERVALS
+    }
+    value, low, high = (
+        found.ppl_reference * (ratio - 1) for ratio in (found.ppl_ratio, found.ppl_ratio_low, found.ppl_ratio_high)
+    )
+    return {**metrics, "delta_ppl": Metric(value=value, low=low, high=high)}
+
+
+def _drawn(value: float) -> float:
+    """A logarithm of less than this means nothing, and a ratio to it overflows."""
+    return value if abs(value) > 1e-30 else 0.0
+
+
+def _recorded(path: Path) -> tuple[dict[str, Any], FormatError | None]:
+    """Answers that were recorded beside a file."""
+    place = answer_records.path_for(path)
+    if not place.is_file():
+        return {}, None
+    try:
+        found = answer_records.load(place)
+    except DitherError as error:
+        return {}, FormatError(error.thing, error.reason, error.way_out)
+    return {"answers": found.answers, "forced": found.forced}, None
+
+
+def run_id(path: Path) -> str:
+    """Stable while the file stays where it is, and safe in an address.
+
+    >>> run_id(Path("/models/My file.gguf"))
+    'My-file-dd35f3bb'
+    """
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", path.name.removesuffix(schema.SUFFIX).removesuffix(".gguf"))
+    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
+    return f"{slug.strip('-')[:64] or 'run'}-{digest[:8]}"
+
+
+def _path(path: Path) -> str | None:
+    """A path that JSON can hold; a name of other bytes than UTF-8 has none."""
+    text = str(path.absolute())
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    return text if len(text) <= 4096 else None

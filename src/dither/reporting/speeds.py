@@ -1,0 +1,76 @@
+"""How fast a file ran: the benchmark beside it (`dither bench`), as the results document has it.
+
+A benchmark is of one machine, which it names, and of one state of the file: another size makes it stale, and
+another time is said, since copying a file changes it too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dither.errors import DitherError, FormatError
+from dither.reporting.document import Metric, Speed, Value
+from dither.running import benchmark
+from dither.running.benchmark import Benchmark
+from dither.system.text import shown
+
+_SPREAD = {
+    "prefill_tokens_per_second": "prefill_tokens_per_second",
+    "decode_tokens_per_second": "decode_tokens_per_second",
+    "time_to_first_token": "time_to_first_token_seconds",
+    "joules_per_token": "joules_per_token",
+}  # the document's name → the benchmark's
+
+
+def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], FormatError | None]:
+    """What was timed of a file of `size` bytes, all its parts together; notes on it, and why what lies beside
+    it could not be read."""
+    place = benchmark.path_for(path)
+    if not place.is_file():
+        return None, [], None
+    try:
+        found = benchmark.load(place)
+    except DitherError as error:
+        return None, [], FormatError(error.thing, error.reason, error.way_out)
+    again = f"Time it again: dither bench {path.name}."
+    if found.file_bytes != size:
+        return None, [f"Stale: {place.name} is of an earlier {path.name}. {again}"], None
+    if found.file_modified_ns != path.stat().st_mtime_ns:
+        return found, [f"{path.name} was written or copied after it was timed. {again}"], None
+    return found, [], None
+
+
+def metrics_of(found: Benchmark) -> dict[str, Metric]:
+    """What the frontier may be drawn over."""
+    metrics = {
+        key: Metric(**spread.model_dump())
+        for key, name in _SPREAD.items()
+        if (spread := _value(found, name)) is not None
+    }
+    return {
+        **metrics,
+        "load_seconds": Metric(value=found.load_seconds),
+        "peak_memory_bytes": Metric(value=float(found.peak_memory_bytes)),
+    }
+
+
+def speed_of(run_id: str, found: Benchmark) -> Speed:
+    """The entry of view 7."""
+    return Speed(
+        run=run_id,
+        command=shown(found.command, 1000),
+        threads=found.threads,
+        prefill=_value(found, "prefill_tokens_per_second"),
+        decode=_value(found, "decode_tokens_per_second"),
+        peak_memory_bytes=found.peak_memory_bytes,
+        joules_per_token=_value(found, "joules_per_token"),
+        joules_note=shown(found.energy_note, 400),
+        machine=shown(found.cpu, 400),
+    )
+
+
+def _value(found: Benchmark, name: str) -> Value | None:
+    value = getattr(found, name)
+    if value is None:
+        return None
+    return Value(value=value, low=getattr(found, f"{name}_low"), high=getattr(found, f"{name}_high"))

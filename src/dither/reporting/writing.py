@@ -1,0 +1,43 @@
+"""Writing a page or a card: under a temporary name, synced, renamed; nobody else's file is replaced.
+
+A file that carries a mark of ours may be written anew, since it can be made again; anything else stays unless
+it is forced, and the models that are shown stay in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dither.errors import OutputError, UsageError
+from dither.formats.sidecars import replace
+from dither.reporting.document import Document
+
+_LOOKED_AT = 64 * 2**20  # bytes; the mark of a page stands behind its style
+
+
+def check(path: Path, marks: Sequence[str], document: Document, force: bool) -> None:
+    """Raises UsageError or OutputError where `path` is not to be written."""
+    shown = [run.path for run in document.runs] + [document.reference and document.reference.path]
+    if any(other and path.absolute() == Path(other) for other in shown):
+        raise UsageError(str(path), "is one of the files that are shown", "Choose another name.")
+    if path.is_dir():
+        raise OutputError(str(path), "is a folder", "Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another place.")
+    if path.exists() and not force and not _ours(path, marks):
+        raise OutputError(str(path), "exists and was not written by Dither", "Choose another name, or pass --force.")
+
+
+def _ours(path: Path, marks: Sequence[str]) -> bool:
+    try:
+        with path.open("rb") as file:
+            found = file.read(_LOOKED_AT)
+    except OSError:
+        return False
+    return any(mark.encode() in found for mark in marks)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Raises OutputError where the disk refuses."""
+    replace(path, data, "Choose another place.")

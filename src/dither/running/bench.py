@@ -1,0 +1,232 @@
+"""Benchmarking: how fast files run here, in what memory, for how many joules.
+
+    check everything → a process for each file → a round to warm up → rounds, every file in each → medians
+
+The files take turns within each round, so that a machine that grows warm or busy does so for all of them;
+ratios are taken round by round.  Each model lives in a process of its own (`running.worker`), whose
+memory is the model's.  Where all models do not fit into memory together, each is loaded anew for its turn.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dither._version import __version__
+from dither.capacity.machine import cpu_name, system_memory
+from dither.containers.mix import PLANNED, is_planned
+from dither.containers.presets import preset_of
+from dither.engines.llamacpp import usable_cores
+from dither.errors import UnsupportedError, UsageError
+from dither.models.source import open_model
+from dither.progress import Progress, Silent
+from dither.running import benchmark, llama_bench
+from dither.running.benchmark import Benchmark, spread
+from dither.running.energy import Meter
+from dither.running.llama_bench import Opinion
+from dither.running.worker import Trial, Worker
+from dither.types import Model
+
+PROMPT, GENERATE, REPEATS = 512, 64, 5
+_SHARE = 0.7  # of the free memory, that all models together may take
+
+
+@dataclass
+class _Runner:
+    """A file and what became of it so far."""
+
+    model: Model
+    trials: list[Trial] = field(default_factory=list)
+    opinions: list[Opinion] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    peak: int = 0
+    before: int = 0
+    context: int = 0
+    engine: str = ""
+    gpu: bool = False
+    doubt: str = ""  # why llama-bench said nothing
+
+    @property
+    def path(self) -> Path:
+        return Path(self.model.files[0])
+
+    @property
+    def bytes(self) -> int:
+        return sum(Path(file).stat().st_size for file in self.model.files)
+
+
+def bench(
+    files: str | Path | Sequence[str | Path],
+    *,
+    against: str | Path | None = None,
+    threads: int | None = None,
+    context: int = 0,
+    prompt: int = PROMPT,
+    generate: int = GENERATE,
+    repeats: int = REPEATS,
+    save: bool = True,
+    progress: Progress | None = None,
+) -> list[Benchmark]:
+    """Speeds, times, memory and energy of GGUFs on this machine, in the order given; `against` last.
+
+    Every round reads a prompt of `prompt` tokens and writes `generate`; the first is not counted.
+    `against` is another GGUF, to whose speed the others' are ratios.  `context` 0 is up to 4096.  With
+    `save`, each result is written as `<file>.bench.json`.
+
+    Raises UsageError where the request makes no sense, UnsupportedError for what is no GGUF,
+    EngineError where llama.cpp refuses a file, OutputError where a result cannot be written.
+    """
+    report = progress or Silent()
+    named = [files] if isinstance(files, str | Path) else list(files)
+    if not named:
+        raise UsageError("dither bench", "was given no file", "Name at least one GGUF.")
+    if min(prompt, repeats) < 1 or generate < 2:
+        reason = f"of {prompt} prompt and {generate} generated tokens, {repeats} times, measures nothing"
+        raise UsageError("a benchmark", reason, "Take at least 1 prompt token, 2 generated ones and 1 repeat.")
+    runners = _open(named, against)
+    threads = threads or usable_cores()
+    if save:
+        for runner in runners:
+            benchmark.check_writable(benchmark.path_for(runner.model.origin))
+    _run(runners, threads, context, prompt, generate, repeats, report)
+    command = shlex.join(["dither", "bench", *(Path(file).name for file in named)])
+    command += f" --against {shlex.quote(Path(against).name)}" if against else ""
+    command += f" --threads {threads} -c {context} -p {prompt} -n {generate} -r {repeats}"
+    energy = Meter().note
+    shared = {
+        "energy_note": energy,
+        "threads": threads,
+        "repeats": repeats,
+        "generated_tokens": generate,
+        "command": command,
+    }
+    other = runners[-1] if against is not None else None
+    results = [_result(runner, other, _prompt(runners, prompt, generate), shared) for runner in runners]
+    for runner, result in zip(runners, results, strict=True):
+        if save:
+            benchmark.save(result, benchmark.path_for(runner.model.origin))
+    return results
+
+
+def _open(files: Sequence[str | Path], against: str | Path | None) -> list[_Runner]:
+    runners: dict[str, _Runner] = {}
+    for file in [*files, *([against] if against is not None else [])]:
+        model = open_model(file)
+        if model.kind != "gguf":
+            way_out = "Make a GGUF of it, `dither convert FOLDER model.gguf`; vLLM has `vllm bench` for folders."
+            raise UnsupportedError(str(file), "is a folder; bench runs GGUFs through llama.cpp", way_out)
+        if model.files[0] in runners:
+            raise UsageError(str(file), "is named twice", "Name each file once.")
+        runners[model.files[0]] = _Runner(model)
+    return list(runners.values())
+
+
+def _run(
+    runners: Sequence[_Runner], threads: int, context: int, prompt: int, generate: int, repeats: int, report: Progress
+) -> None:
+    (_, free), needed = system_memory(), sum(runner.bytes for runner in runners)
+    together = len(runners) == 1 or free is None or needed < _SHARE * free
+    if not together:
+        report.note("the models do not fit into memory together: each is loaded anew for its turn")
+    asked = llama_bench.program()
+    report.start(len(runners) * (1 + repeats), 0)
+    with ExitStack() as stack:
+        workers: dict[int, Worker] = {}
+        for turn in range(1 + repeats):
+            for index, runner in enumerate(runners):
+                worker = workers.get(index) or stack.enter_context(_start(runner, threads, context))
+                size = _prompt(runners, prompt, generate)
+                trial = worker.trial(size, generate, seed=turn)
+                runner.peak, runner.before = worker.memory()
+                if turn:
+                    runner.trials.append(trial)
+                    _second_opinion(runner, asked, size, generate, threads)
+                if together:
+                    workers[index] = worker
+                else:
+                    worker.close()
+                report.advance(1, f"{runner.path.name}, {f'round {turn}' if turn else 'warming up'}")
+
+
+def _start(runner: _Runner, threads: int, context: int) -> Worker:
+    worker = Worker(runner.path, context=context, threads=threads)
+    runner.loads.append(worker.load_seconds)
+    runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
+    return worker
+
+
+def _prompt(runners: Sequence[_Runner], prompt: int, generate: int) -> int:
+    """One length for all, that leaves room for the answer in the smallest context."""
+    known = [runner.context for runner in runners if runner.context]
+    least = min(known) - generate
+    if least < 1:
+        reason = f"of {min(known)} tokens has no room for a prompt and {generate} more"
+        raise UsageError("a context", reason, "Generate fewer with -n, or allow more with -c.")
+    return min(prompt, least)
+
+
+def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: int, threads: int) -> None:
+    if asked is None:
+        runner.doubt = f"no {llama_bench.PROGRAM} on the PATH"
+    elif not runner.doubt:
+        found, runner.doubt = llama_bench.ask(
+            asked, runner.path, prompt=prompt, generate=generate, threads=threads, gpu=runner.gpu
+        )
+        if found is not None:
+            runner.opinions.append(found)
+
+
+def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[str, Any]) -> Benchmark:
+    trials, status = runner.trials, runner.path.stat()
+    joules = [trial.joules_per_token for trial in trials if trial.joules_per_token is not None]
+    fields: dict[str, Any] = {**shared}
+    fields |= spread("prefill_tokens_per_second", [trial.prefill for trial in trials])
+    fields |= spread("decode_tokens_per_second", [trial.decode for trial in trials])
+    fields |= spread("engine_decode_tokens_per_second", [trial.engine_decode for trial in trials])
+    fields |= spread("time_to_first_token_seconds", [trial.first_token for trial in trials])
+    fields |= spread("joules_per_token", joules) if joules else {}
+    if runner.opinions:
+        fields |= spread("llama_bench_prefill_tokens_per_second", [o.prefill for o in runner.opinions])
+        fields |= spread("llama_bench_decode_tokens_per_second", [o.decode for o in runner.opinions])
+    if other is not None and other is not runner:
+        pairs = list(zip(trials, other.trials, strict=True))
+        fields |= {"against": other.path.name}
+        fields |= _ratio("prefill_ratio", [(ours.prefill, theirs.prefill) for ours, theirs in pairs])
+        fields |= _ratio("decode_ratio", [(ours.decode, theirs.decode) for ours, theirs in pairs])
+    return Benchmark(
+        tool=f"dither {__version__}",
+        engine=runner.engine,
+        file=runner.path.name,
+        file_bytes=runner.bytes,
+        file_modified_ns=status.st_mtime_ns,
+        type=_type(runner.model),
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        context=runner.context,
+        prompt_tokens=prompt,
+        load_seconds=min(runner.loads),
+        peak_memory_bytes=runner.peak,
+        memory_before_load_bytes=runner.before,
+        llama_bench_note=runner.doubt,
+        decode_samples=tuple(trial.decode for trial in trials),
+        prefill_samples=tuple(trial.prefill for trial in trials),
+        notes=runner.model.notes,
+        **fields,
+    )
+
+
+def _ratio(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    known = [ours / theirs for ours, theirs in pairs if theirs]
+    return spread(name, known) if known else {}
+
+
+def _type(model: Model) -> str:
+    """The preset that the file names; empty where it names none."""
+    if is_planned(model):
+        return PLANNED
+    found = model.metadata.get("general.file_type")
+    return (found and preset_of(found.value)) or ""
