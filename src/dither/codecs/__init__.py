@@ -11,35 +11,27 @@ their parts.  Either is found in any case.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache, lru_cache
-from types import ModuleType
+from pkgutil import extend_path
 
 from dither.errors import UsageError
+from dither.system.discovery import modules
 from dither.types import Codec
 
-
-@cache
-def _modules() -> tuple[ModuleType, ...]:
-    return tuple(
-        importlib.import_module(f"{__name__}.{module.name}")
-        for module in pkgutil.iter_modules(__path__)
-        if not module.ispkg
-    )
+__path__ = extend_path(__path__, __name__)
 
 
 @cache
 def all_codecs() -> dict[str, Codec]:
     """Every listed codec by name, in order of falling bits per weight: the types of GGUF."""
-    found: list[Codec] = [codec for module in _modules() for codec in getattr(module, "CODECS", ())]
+    found: list[Codec] = [codec for module in modules(__name__) for codec in getattr(module, "CODECS", ())]
     found.sort(key=lambda codec: (-codec.bits_per_weight, codec.name))
     return {codec.name: codec for codec in found}
 
 
 def families() -> tuple[str, ...]:
     """The names that are parsed rather than listed, as a person reads them."""
-    return tuple(module.FAMILY for module in _modules() if hasattr(module, "FAMILY"))
+    return tuple(module.FAMILY for module in modules(__name__) if hasattr(module, "FAMILY"))
 
 
 def codec(name: str, columns: int = 0) -> Codec:
@@ -57,7 +49,7 @@ def codec(name: str, columns: int = 0) -> Codec:
 
 @lru_cache(maxsize=1024)
 def _parsed(name: str, columns: int) -> Codec | None:
-    for module in _modules():
+    for module in modules(__name__):
         found: Codec | None = module.parse(name, columns) if hasattr(module, "parse") else None
         if found is not None:
             return found

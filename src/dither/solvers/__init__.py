@@ -5,15 +5,18 @@ the number of threads.  A new solver is one new file; its name has dashes where 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+from pkgutil import extend_path
 
 from dither.errors import UsageError
+from dither.system.discovery import module_names
 from dither.types import Solver
+
+__path__ = extend_path(__path__, __name__)
 
 
 def solver_names() -> tuple[str, ...]:
     """The modules here that hold a solver; their names are the solvers'."""
-    return tuple(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if _has_solver(m.name))
+    return tuple(name.replace("_", "-") for name in module_names(__name__) if _has_solver(name))
 
 
 def find_solver(name: str, threads: int = 1) -> Solver:

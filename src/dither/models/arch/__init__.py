@@ -12,25 +12,24 @@ A family is found by iterating this folder: every module may define `FAMILIES`, 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
+from pkgutil import extend_path
 
 from dither.errors import FormatError, UnsupportedError
 from dither.models.arch.conversion import convert_with
 from dither.models.arch.family import Config, Family, Feed
 from dither.models.checkpoint import Checkpoint
+from dither.system.discovery import modules
 from dither.types import Model
 
+__path__ = extend_path(__path__, __name__)
 __all__ = ["convert", "families", "family_of", "feeds"]
 
 
 @cache
 def families() -> tuple[Family, ...]:
     """Every family, by name."""
-    found: list[Family] = []
-    for module in pkgutil.iter_modules(__path__):
-        found.extend(getattr(importlib.import_module(f"{__name__}.{module.name}"), "FAMILIES", ()))
+    found = [family for module in modules(__name__) for family in getattr(module, "FAMILIES", ())]
     return tuple(sorted(found, key=lambda family: family.name))
 
 

@@ -1,0 +1,26 @@
+"""Extension points: what a room offers is found by iterating its folder, so that adding to it is adding a file.
+
+A room that is open to additions says `__path__ = extend_path(__path__, __name__)`: a folder anywhere on Python's
+search path that has the room's name and no `__init__.py`, such as `mine/dither/codecs/` with `mine` on the path,
+then belongs to the room as well.  Modules come in the order of their names, ours before the same name elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from types import ModuleType
+
+
+@cache
+def modules(room: str) -> tuple[ModuleType, ...]:
+    """The imported modules of a package (`"dither.codecs"`), without those in folders below it."""
+    package = importlib.import_module(room)
+    return tuple(importlib.import_module(f"{room}.{name}") for name in module_names(room, package))
+
+
+def module_names(room: str, package: ModuleType | None = None) -> tuple[str, ...]:
+    """Their names alone, where importing all of them would cost too much."""
+    package = package or importlib.import_module(room)
+    return tuple(sorted({found.name for found in pkgutil.iter_modules(package.__path__) if not found.ispkg}))
