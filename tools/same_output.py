@@ -38,7 +38,6 @@ def commands(model: str) -> list[tuple[str, list[str]]]:
         "solved rotate": ["--to", "Q4_0", "--transform", "rotate"],
         "solved act-order": ["--to", "gptq", "--act-order", "--bits", "3", "--asym"],
         "solved sequential": ["--to", "Q2_K", "--statistics", "sequential"],
-        "solved learned": ["--to", "Q2_K", "--solver", "learned"],
     }.items():
         suffix = "" if "-" in name or "scales" in name else ".gguf"
         found.append((name, [*known, *words, "-o", name.replace(" ", "-") + suffix]))
