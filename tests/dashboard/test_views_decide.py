@@ -24,14 +24,15 @@ from dashboard.test_dashboard_page import overflow, point_at, serious
 from dither.capacity.machine import Device, Machine
 from dither.capacity.words import LADDER
 from dither.reporting.frontier import best_under, family_of, points
-from dither.reporting.glossary import GLOSSARY
-from dither.reporting.guide import GUIDE, QUESTIONS
+from dither.reporting.glossary import glossary
+from dither.reporting.guide import guide
 from dither.reporting.report import fit_input
 from dither.reporting.single_file import assemble
 from dither.units import format_bytes
 
 pytestmark = pytest.mark.slow
 
+GUIDE, GLOSSARY = guide(), glossary()
 GIB, PARAMETERS = 2**30, 8_030_261_248
 KL = {
     "Q8_0": 0.0013,
@@ -339,7 +340,7 @@ def test_speed_has_its_spread_and_the_command_that_repeats_it(rich: str, browser
 def test_the_guide_has_no_dead_end_and_quotes_any_name(page_of: Callable[..., str], browser: Browser) -> None:
     name = 'it\'s $(a) "model"'
     page = browser.open(page_of(document([run("Q4_K_M")], name=name), "guide"))
-    for path in product(*([option["id"] for option in question["options"]] for question in QUESTIONS)):
+    for path in product(*([option["id"] for option in question["options"]] for question in GUIDE["questions"])):
         for value in path:
             page.locator(f"#guide .guide-questions input[value={value}]").check()
         wanted = GUIDE["answers"]["/".join(path)]

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shlex
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from click.testing import CliRunner
 
 import dither
 from dither.cli import app
-from dither.reporting.guide import ARITHMETIC, FACTORS, GUIDE, METHODS, QUESTIONS
+from dither.errors import FormatError
+from dither.reporting import texts
+from dither.reporting.guide import Guide, guide, whole
 
 DEMO = Path(__file__).parents[2] / "src/dither/demo_model"
 PLANNED = ("serve",)  # commands of another room, which may be younger than this one
+GUIDE = guide()
+QUESTIONS, METHODS, ARITHMETIC = GUIDE["questions"], GUIDE["methods"], GUIDE["arithmetic"]
 ANSWERS = GUIDE["answers"].items()
 
 
@@ -99,11 +104,42 @@ def test_programs_that_are_not_ours_are_named() -> None:
 
 
 def test_each_method_has_a_word_on_each_factor() -> None:
+    names = [factor["id"] for factor in GUIDE["factors"]]
     for entry in METHODS:
-        assert set(entry) == {"method"} | {name for _, name in FACTORS}
-        assert all(text and mark in ("+", "-", "") for text, mark in (entry[name] for _, name in FACTORS))
+        assert set(entry) == {"method", *names}
+        assert all(text and mark in ("+", "-", "") for text, mark in (entry[name] for name in names))
 
 
 def test_the_arithmetic_is_the_known_one() -> None:
     gigabytes = [ARITHMETIC["example"] * bits / 8 / 1e9 for bits in ARITHMETIC["bits"]]
     assert gigabytes == [28, 14, 7, 3.5]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (('tag = "literature"', 'tag = "hearsay"'), "tag"),
+        (("[steps.fit]", "[steps.fitt]"), "the step 'fit', which is not among `steps`"),
+        (('"laptop/run/*", "mac/run/*", "gpu/run/*"', '"laptop/run/*", "mac/run/*"'), "the method of gpu/run/yes"),
+        (('"*/tune/no"', '"*/tunes/no"'), "'*/tunes/no' fits no combination"),
+        (('for = ["*/tune/yes"]\nGGUF', 'for = ["*/tune/yes"]\nGGML'), "why GGUF is not the answer to laptop/tune/yes"),
+        (('id = "qat"\ntitle', 'id = "qat"\ntittle'), "in the entry 'qat', topics.2.title"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_by_its_file_and_entry(changed: tuple[str, str], said: str) -> None:
+    text = (Path(str(files(texts))) / "guide.toml").read_text("utf-8")
+    assert changed[0] in text
+    with pytest.raises(FormatError, match=r"^texts/guide\.toml: ") as caught:
+        whole(texts.parse(text.replace(*changed, 1), "guide.toml", Guide))
+    assert said in str(caught.value)
+
+
+def test_what_is_no_toml_names_its_line() -> None:
+    with pytest.raises(FormatError, match=r"texts/guide\.toml: is no TOML: .*line 2"):
+        texts.parse('tag = "told"\nsource: 1', "guide.toml", Guide)
+
+
+def test_lines_of_a_paragraph_are_one_and_those_of_a_command_stay() -> None:
+    for entry in (*GUIDE["topics"], *(answer for _, answer in ANSWERS)):
+        assert "\n" not in entry.get("text", "") + entry.get("because", "")
+    assert all(code.count("\n") > 4 and not code.startswith("\n") for code in steps("python"))

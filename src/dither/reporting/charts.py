@@ -19,7 +19,7 @@ from typing import Any, cast
 from dither.errors import UsageError
 
 Rows = Sequence[Mapping[str, Any]]
-TEMPLATES = files("dither") / "showing" / "charts"
+TEMPLATES = files("dither") / "reporting" / "charts"
 
 # The page's light colors (page/app.css): pictures are mostly looked at on white.
 LIGHT = {

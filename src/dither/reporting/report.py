@@ -30,8 +30,8 @@ from dither.reporting.card import PICTURE
 from dither.reporting.card import card as model_card
 from dither.reporting.choice import listed, points
 from dither.reporting.document import Document, FitInput, Problem, Run, Weights, WeightsQuality, now
-from dither.reporting.glossary import GLOSSARY
-from dither.reporting.guide import GUIDE
+from dither.reporting.glossary import glossary
+from dither.reporting.guide import guide
 from dither.reporting.notebook import Runs
 from dither.reporting.recorded import recorded
 from dither.reporting.single_file import assemble
@@ -158,9 +158,9 @@ def document(
         reference=found.reference,
         runs=tuple(found.runs),
         fit=judged,
-        guide=GUIDE,
+        guide=guide(),
         speed=tuple(run.timed for run in found.runs if run.timed is not None),
-        glossary=cast("JsonValue", GLOSSARY),
+        glossary=cast("JsonValue", glossary()),
         problems=(*found.problems, *problems),
     )
 
