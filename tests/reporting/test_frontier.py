@@ -1,7 +1,8 @@
-"""The frontier against its definition, and the page's against Python's."""
+"""The frontier against its definition, and what the page draws against the document."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from itertools import pairwise
@@ -11,7 +12,19 @@ import pytest
 from page_util import run_module
 
 from dither.reporting import charts, frontier
-from dither.reporting.frontier import METRICS, best_under, chart, domains, place_labels, points, sentence
+from dither.reporting.document import Frontier
+from dither.reporting.frontier import (
+    METRICS,
+    VIEWS,
+    Labels,
+    best_under,
+    chart,
+    domains,
+    label_at,
+    points,
+    sentence,
+    shipped,
+)
 
 GIB = 2**30
 
@@ -43,6 +56,14 @@ def drawn(count: int, seed: int, key: str = "kl_mean") -> list[dict[str, Any]]:
     ]
 
 
+def label(found: list[dict[str, Any]], scale: str, width: float, height: float) -> tuple[list[float], list[float]]:
+    """Gives each point its label; the ends of both axes."""
+    axes = domains(found, scale)
+    for point, place in zip(found, Labels(found, axes, scale, (width, height)).places(), strict=True):
+        point.update(label_at(place))
+    return axes
+
+
 @pytest.mark.parametrize("key", METRICS)
 def test_a_file_is_on_the_frontier_when_none_as_small_is_better(key: str) -> None:
     found = points(drawn(60, 1, key), key)
@@ -64,8 +85,8 @@ def test_a_file_is_on_the_frontier_when_none_as_small_is_better(key: str) -> Non
 def test_what_was_measured_on_another_text_is_left_out() -> None:
     runs = [run(1, 3, 0.5), {**run(2, 2, 0.001), "comparable": False}]
     assert [point["id"] for point in points(runs)] == ["run-1"]
-    ids = run_module("frontier.js", "(m, runs) => m.frontierPoints(runs, 'kl_mean', 1).map(p => p.id)", runs)
-    assert ids == ["run-1"] and "Q1_K_M" in sentence(runs, 9 * GIB)
+    assert [point["id"] for point in shipped(runs)["metrics"]["kl_mean"]["points"]] == ["run-1"]
+    assert "Q1_K_M" in sentence(runs, 9 * GIB)
 
 
 def test_the_sentence_follows_the_budget() -> None:
@@ -82,8 +103,7 @@ def test_the_sentence_follows_the_budget() -> None:
 @pytest.mark.parametrize("count", [1, 2, 9, 60])
 def test_labels_touch_nothing(count: int) -> None:
     found = points([entry for entry in drawn(2 * count, 3) if entry["metrics"]][:count])
-    x, y = domains(found, "log")
-    place_labels(found, x, y, "log", 600, 360)
+    x, y = label(found, "log", 600, 360)
     named = [point for point in found if point["named"]]
     assert named
     if count < 10:
@@ -106,8 +126,7 @@ def test_labels_keep_off_the_line_that_is_drawn() -> None:
     kl = [0.116, 0.0262, 0.0119, 0.0032, 0.0026, 0.00089, 0.000093]
     sizes = [2.21, 2.66, 2.82, 3.07, 3.47, 3.91, 5.06]
     found = points([run(i, size, value, spread=0.1) for i, (size, value) in enumerate(zip(sizes, kl, strict=True))])
-    x, y = domains(found, "log")
-    place_labels(found, x, y, "log", 800, 380)
+    x, y = label(found, "log", 800, 380)
     at = [
         ((p["x"] - x[0]) / (x[1] - x[0]) * 800, 380 - math.log(p["y"] / y[0]) / math.log(y[1] / y[0]) * 380)
         for p in found
@@ -122,33 +141,62 @@ def test_labels_keep_off_the_line_that_is_drawn() -> None:
                 assert not (left < lx < left + wide and abs(ly - py - point["dy"]) < 8), point["label"]
 
 
+def drawn_by_the_page(made: dict[str, Any], runs: list[dict[str, Any]], key: str, width: int, budget: float) -> Any:
+    body = "(m, [made, runs, key, width, budget]) => m.drawnFrontier(made, runs, key, width, budget)"
+    return run_module("frontier.js", body, [made, runs, key, width, budget])
+
+
+@pytest.mark.parametrize("size", [1.0, 4.0, 9.0])
 @pytest.mark.parametrize("key", METRICS)
-def test_the_page_finds_the_same(key: str) -> None:
+def test_the_page_draws_what_the_document_says(key: str, size: float) -> None:
     runs = drawn(60, 4, key)
-    scale = METRICS[key][3]
+    made = Frontier.model_validate(shipped(runs)).model_dump(mode="json")
     found = points(runs, key)
-    best = best_under(found, key, 4 * GIB)
-    for point in found:
-        point["chosen"] = point is best
-    x, y = domains(found, scale)
-    place_labels(found, x, y, scale, 610, 380)
-    body = """(m, [runs, key, budget]) => {
-        const points = m.frontierPoints(runs, key, 2 ** 30);
-        const best = m.bestUnder(points, key, budget);
-        for (const point of points) point.chosen = point === best;
-        const type = m.FRONTIER_METRICS[key].type;
-        const domains = m.frontierDomains(points, type);
-        m.placeLabels(points, domains, type, 610, 380);
-        const {name, title, factor, better} = m.FRONTIER_METRICS[key];
-        return [points, best && best.id, domains, type === "log" ? m.logTicks(domains.y) : null,
-                [name, title, better === "less", type, factor]];
-    }"""
-    theirs, their_best, ends, ticks, meta = run_module("frontier.js", body, [runs, key, 4 * GIB])
-    assert theirs == found
-    assert their_best == (best["id"] if best else None)
-    assert [*ends["x"], *ends["y"]] == pytest.approx([*x, *y])
-    assert ticks == (frontier.log_ticks(*y) if scale == "log" else None)
-    assert tuple(meta) == METRICS[key]
+    best = best_under(found, size * GIB)
+    less = METRICS[key].less
+    fitting = [point["value"] for point in found if point["bytes"] <= size * GIB]
+    assert (best and best["value"]) == ((min if less else max)(fitting) if fitting else None)
+    theirs = drawn_by_the_page(made, runs, key, 700, size * GIB)
+    assert (theirs["best"] or {}).get("id") == (best or {}).get("id") and theirs["height"] == 380
+    axes = domains(found, METRICS[key].scale)
+    labels = Labels(found, axes, METRICS[key].scale, (660 - 86, 380))
+    places = labels.places()
+    if best and places[found.index(best)] is None:
+        places = labels.places(found.index(best))
+    for point, place in zip(found, places, strict=True):
+        point.update(label_at(place), chosen=point is best)
+    assert theirs["points"] == found
+    metric = made["metrics"][key]
+    assert (metric["x_domain"], metric["y_domain"]) == tuple(pytest.approx(end) for end in axes)
+    assert metric["y_ticks"] == (frontier.log_ticks(*axes[1]) if METRICS[key].scale == "log" else None)
+    assert tuple(metric[name] for name in METRICS[key]._fields) == METRICS[key]
+
+
+def test_a_chosen_file_has_its_label_where_the_frontier_is_crowded() -> None:
+    """Eight files beside each other and one far away: there is room for some labels, and for any one of them."""
+    runs = [run(index, 4 + index / 10, 0.05 * 0.9**index, spread=0.02) for index in range(8)] + [run(9, 9, 0.0004)]
+    made = Frontier.model_validate(shipped(runs)).model_dump(mode="json")
+    first = drawn_by_the_page(made, runs, "kl_mean", 330, 0)
+    assert first["best"] is None and sum(not point["named"] for point in first["points"]) >= 3
+    for entry in runs:
+        found = drawn_by_the_page(made, runs, "kl_mean", 330, entry["bytes"])
+        assert found["best"]["id"] == entry["id"] and found["height"] == 300
+        assert [point["id"] for point in found["points"] if point["chosen"]] == [entry["id"]]
+        assert found["best"]["named"], entry["file"]
+
+
+@pytest.mark.parametrize("width", [100, *VIEWS, 2000])
+def test_every_width_of_a_view_has_its_places(width: int) -> None:
+    runs = drawn(12, 2)
+    made = shipped(runs)
+    found = drawn_by_the_page(json.loads(json.dumps(made)), runs, "kl_mean", width, 99 * GIB)
+    layout = max(
+        (one for one in made["metrics"]["kl_mean"]["layouts"] if one["view"] <= max(width, VIEWS[0])),
+        key=lambda one: one["view"],
+    )
+    wanted = [None if place is None else list(frontier.SIDES[place]) for place in layout["places"]]
+    given = [[p["dx"], p["dy"], p["align"]] if p["named"] else None for p in found["points"]]
+    assert given == wanted
 
 
 def test_the_picture_is_drawn_with_its_labels_and_intervals() -> None:

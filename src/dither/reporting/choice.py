@@ -18,9 +18,18 @@ from dither.units import format_bytes
 
 
 def prepared(runs: Sequence[Run]) -> list[Run]:
-    """Runs with `label` and `comparable` filled in."""
+    """Runs with `label`, `family` and `comparable` filled in."""
     names, alike = labels(runs), {run.id for run in comparable(runs)}
-    return [run.model_copy(update={"label": names[run.id], "comparable": run.id in alike}) for run in runs]
+    return [
+        run.model_copy(
+            update={
+                "label": names[run.id],
+                "family": frontier.family_of(run.container, run.recipe),
+                "comparable": run.id in alike,
+            }
+        )
+        for run in runs
+    ]
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:

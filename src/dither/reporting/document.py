@@ -172,6 +172,7 @@ class Run(Part):
     metrics: Annotated[dict[Name, Metric], Field(max_length=64)] = {}
     measured_on: MeasuredOn | None = None
     label: Name = ""  # its type, or more where types repeat
+    family: Name = ""  # its container and how the numbers were chosen, which charts tell apart
     comparable: bool = True  # measured on the same text as most others, and not stale
     stale: bool = False  # the metrics are of an earlier file of this name
     drift: Annotated[tuple[float, ...], Field(max_length=8192)] = ()
@@ -215,7 +216,7 @@ class Weights(Part):
 
 
 class FitInput(Part):
-    """What the page's memory arithmetic needs (`showing.fit`): the machine, the model's shape, constants."""
+    """What the page's memory arithmetic needs (`capacity.fit`): the machine, the model's shape, constants."""
 
     machine: dict[str, JsonValue]
     model: Text
@@ -226,6 +227,58 @@ class FitInput(Part):
     defaults: dict[str, JsonValue]
     constants: dict[str, JsonValue]
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
+
+
+class FrontierPoint(Part):
+    """A run where the chart draws it: `x` in units of the size axis, the others as its metric's axis shows them."""
+
+    id: Name  # of the run
+    family: Name
+    x: Number
+    y: Number
+    low: Number | None = None
+    high: Number | None = None
+    pareto: bool = False  # nothing as small is better
+
+
+class LabelLayout(Part):
+    """Where labels go in a view at least `view` pixels wide, whose plot is `height` high.
+
+    `places` are indices of the frontier's `sides`, one a point; a chosen run that has none there may have a
+    layout of its own, `chosen[run]`.
+    """
+
+    view: Count
+    height: Count
+    places: Annotated[tuple[Annotated[int, Field(ge=0, le=63)] | None, ...], Field(max_length=MOST_RUNS)]
+    chosen: Annotated[
+        dict[Name, Annotated[tuple[Annotated[int, Field(ge=0, le=63)] | None, ...], Field(max_length=MOST_RUNS)]],
+        Field(max_length=64),
+    ] = {}
+
+
+class FrontierMetric(Part):
+    """One of the axes that a person may choose; without points where no run has the metric."""
+
+    name: Name
+    title: Name
+    less: bool  # is better
+    scale: Literal["log", "linear"]
+    factor: Number  # that its values are shown with
+    points: Annotated[tuple[FrontierPoint, ...], Field(max_length=MOST_RUNS)] = ()
+    x_domain: tuple[Number, Number] | None = None
+    y_domain: tuple[Number, Number] | None = None
+    y_ticks: Annotated[tuple[Number, ...], Field(max_length=256)] | None = None
+    layouts: Annotated[tuple[LabelLayout, ...], Field(max_length=64)] = ()
+
+
+class Frontier(Part):
+    """Size against each metric, as the page draws it; which run is best under a budget follows from `pareto`."""
+
+    unit: Name  # of the size axis
+    unit_bytes: Annotated[int, Field(ge=1, le=2**60)]
+    sides: Annotated[tuple[tuple[int, int, Literal["left", "right", "center"]], ...], Field(max_length=64)]
+    metrics: Annotated[dict[Name, FrontierMetric], Field(max_length=64)]
 
 
 class Problem(Part):
@@ -246,6 +299,7 @@ class Document(Part):
     title: Name
     reference: Reference | None = None
     runs: Annotated[tuple[Run, ...], Field(max_length=MOST_RUNS)] = ()
+    frontier: Frontier | None = None
     fit: FitInput | None = None
     speed: Annotated[tuple[Speed, ...], Field(max_length=4096)] = ()
     picture: JsonValue = None

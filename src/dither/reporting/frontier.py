@@ -1,9 +1,13 @@
 """The frontier: which of the measured files nothing beats, which is best under a budget, and its picture.
 
-A file is on the frontier (Pareto's) when none at most as large is better.  The page computes the same
-(`page/js/frontier.js`); this side draws the picture of a model card and answers in Python.
+A file is on the frontier (Pareto's) when none at most as large is better.  All of it is computed here: the picture
+of a model card, answers in Python, and what the page draws.  The page switches between metrics, moves a budget and
+has any width, so the document carries every metric and the places of labels for several widths (`shipped`); the
+page only looks them up.
 
 Runs are those of the results document, as JSON.  Sizes in bytes; metrics as the document has them.
+
+Legend: P points, S places of a label beside its point, B boxes (left, top, right, bottom), in pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from dither.reporting import charts
 from dither.units import format_bytes
@@ -19,14 +26,24 @@ from dither.units import format_bytes
 Run = Mapping[str, Any]
 Point = dict[str, Any]
 
-# metric → name, title of its axis, whether less is better, its scale, the factor it is shown with
-METRICS: dict[str, tuple[str, str, bool, str, float]] = {
-    "kl_mean": ("mean KL", "KL divergence, nats per token (less is better)", True, "log", 1),
-    "kl_p99": ("99 % KL", "KL divergence of the worst 1 %, nats (less is better)", True, "log", 1),
-    "same_top": ("same top token", "same likeliest token, % (more is better)", False, "linear", 100),
-    "delta_ppl": ("ΔPPL", "perplexity above the original's (less is better)", True, "linear", 1),
-    "decode_tokens_per_second": ("tokens/s", "tokens per second, decoding (more is better)", False, "linear", 1),
-    "joules_per_token": ("J/token", "energy, joules per token (less is better)", True, "linear", 1),
+
+class Axis(NamedTuple):
+    """How a metric is shown: the button's name, the axis, whether less is better, a scale, a factor."""
+
+    name: str
+    title: str
+    less: bool
+    scale: str  # "log" or "linear"
+    factor: float
+
+
+METRICS: dict[str, Axis] = {
+    "kl_mean": Axis("mean KL", "KL divergence, nats per token (less is better)", True, "log", 1),
+    "kl_p99": Axis("99 % KL", "KL divergence of the worst 1 %, nats (less is better)", True, "log", 1),
+    "same_top": Axis("same top token", "same likeliest token, % (more is better)", False, "linear", 100),
+    "delta_ppl": Axis("ΔPPL", "perplexity above the original's (less is better)", True, "linear", 1),
+    "decode_tokens_per_second": Axis("tokens/s", "tokens per second, decoding (more is better)", False, "linear", 1),
+    "joules_per_token": Axis("J/token", "energy, joules per token (less is better)", True, "linear", 1),
 }
 CONTAINERS = {
     "gguf": "GGUF", "gptq": "GPTQ", "awq": "AWQ", "compressed-tensors": "compressed-tensors",
@@ -41,6 +58,11 @@ SIDES = (
 )  # fmt: skip
 _LETTER = 8.3  # pixels, of the width of a letter
 _WIDTH, _HEIGHT = 560, 360  # pixels of the picture's plot
+# Widths of the page's view for which labels are placed ahead; one is used from its width up to the next.
+VIEWS = (206, 290, 330, 420, 520, 580, 660, 760, 880)
+_BESIDE_PLOT = 86  # pixels of a view's width that the vertical axis and its title take
+_MOST_PLACED = 64  # labels of a view; more than a plot has room for
+_MOST_FIRST = 8  # points of the frontier that get a placing of their own where the common one has no room for them
 
 
 def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> list[Point]:
@@ -50,7 +72,7 @@ def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> li
     """
     _, _, less, scale, factor = METRICS[key]
     known = [run for run in runs if _known(run, key)]
-    families = list(dict.fromkeys(family_of(run) for run in known))
+    families = list(dict.fromkeys(map(_family, known)))
     floor = _floor(known, key)
 
     def place(value: float) -> float:
@@ -60,7 +82,7 @@ def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> li
     for run in known:
         metric = run["metrics"][key]
         value, low, high = metric["value"], metric.get("low"), metric.get("high")
-        both, family = low is not None and high is not None, family_of(run)
+        both, family = low is not None and high is not None, _family(run)
         if len(families) > FAMILIES and families.index(family) >= FAMILIES - 1:
             family = "others"
         found.append(
@@ -87,24 +109,23 @@ def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> li
     return found
 
 
-def family_of(run: Run) -> str:
+def family_of(container: str, recipe: str) -> str:
     """What shape and color tell apart: the container and how the numbers were chosen."""
-    container = CONTAINERS.get(run["container"], run["container"])
-    return f"{container}, {run['recipe']}" if run.get("recipe") else str(container)
+    name = CONTAINERS.get(container, container)
+    return f"{name}, {recipe}" if recipe else name
 
 
-def best_under(found: Iterable[Point], key: str, size: float) -> Point | None:
-    """The best point of at most `size` bytes; of equals the smallest."""
-    best: Point | None = None
-    for point in found:
-        if point["bytes"] <= size and (best is None or _beats(point["value"], best["value"], METRICS[key][2])):
-            best = point
-    return best
+def best_under(found: Iterable[Point], size: float) -> Point | None:
+    """The best of `points` of at most `size` bytes; of equals the smallest.
+
+    That is the last of the frontier: along it, every larger point is better.
+    """
+    return max((p for p in found if p["pareto"] and p["bytes"] <= size), key=lambda p: int(p["bytes"]), default=None)
 
 
 def sentence(runs: Sequence[Run], size: float) -> str:
     """ "Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
-    best = best_under(points(runs), "kl_mean", size)
+    best = best_under(points(runs), size)
     if best is None:
         return ""
     run = next(run for run in runs if run["id"] == best["id"])
@@ -112,7 +133,7 @@ def sentence(runs: Sequence[Run], size: float) -> str:
     interval = f" ({metric['low']:.2g}–{metric['high']:.2g})" if best["low"] is not None else ""
     top = f", and picks the original's likeliest word {100 * same['value']:.0f} % of the time" if same else ""
     return (
-        f"Best under {format_bytes(size)}: {run['type']} ({family_of(run)}, {format_bytes(run['bytes'])}): "
+        f"Best under {format_bytes(size)}: {run['type']} ({_family(run)}, {format_bytes(run['bytes'])}): "
         f"it loses {metric['value']:.2g} nats per token{interval}{top}."
     )
 
@@ -146,40 +167,103 @@ def log_ticks(low: float, high: float) -> list[float] | None:
     return inside if len(inside) > 1 else None
 
 
-def place_labels(
-    found: Sequence[Point], x: Sequence[float], y: Sequence[float], scale: str, width: float, height: float
-) -> None:
-    """Gives each point a place for its label that touches no label, point or interval, or none (`named`).
+class Labels:
+    """The places of labels on one plot of `size` (width and height in pixels): what points, intervals and the
+    frontier's line leave free is found once, what labels leave to each other in `places`.
 
-    Places beside the frontier's line go before places on it.  The chosen one and those on the frontier
-    come first; `width` and `height` are the plot's, in pixels.
+    Points on the frontier come first; labels of the first `most` are placed at all.
     """
-    on_scale = math.log if scale == "log" else float
-    bottom, top = on_scale(y[0]), on_scale(y[1])
 
-    def at(point: Point, value: float) -> tuple[float, float]:
-        return (
-            (point["x"] - x[0]) / (x[1] - x[0]) * width,
-            height - (on_scale(value) - bottom) / (top - bottom) * height,
-        )
+    def __init__(
+        self,
+        found: Sequence[Point],
+        axes: tuple[Sequence[float], Sequence[float]],
+        scale: str,
+        size: tuple[float, float],
+        most: int | None = None,
+    ) -> None:
+        (left, right), ends = axes
+        on_scale = math.log if scale == "log" else float
+        bottom, top = map(on_scale, ends)
 
-    taken = []
-    for point in found:
-        px, py = at(point, point["y"])
-        taken.append((px - 6, py - 6, px + 6, py + 6))
-        if point["low"] is not None:
-            taken.append((px - 2, at(point, point["high"])[1], px + 2, at(point, point["low"])[1]))
-    line = _line([at(point, point["y"]) for point in found if point["pareto"]])
-    for point in sorted(found, key=lambda point: 0 if point.get("chosen") else 1 if point["pareto"] else 2):
-        px, py = at(point, point["y"])
-        wide = _LETTER * len(point["label"])
-        boxes = {side: _box(side, px, py, wide) for side in SIDES}
-        fitting = [s for s, box in boxes.items() if _inside(box, width, height) and _clear(box, taken)]
-        free = next((s for s in fitting if _clear(boxes[s], line)), fitting[0] if fitting else None)
-        dx, dy, align = free or (0, 0, "left")
-        point.update(named=free is not None, dx=dx, dy=dy, align=align, baseline="middle")
-        if free:
-            taken.append(boxes[free])
+        def down(value: float) -> float:
+            return size[1] - (on_scale(value) - bottom) / (top - bottom) * size[1]
+
+        at = [((point["x"] - left) / (right - left) * size[0], down(point["y"])) for point in found]
+        taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in at]
+        for point, (px, _) in zip(found, at, strict=True):
+            if point["low"] is not None:
+                taken.append((px - 2, down(point["high"]), px + 2, down(point["low"])))
+        line = _line([place for point, place in zip(found, at, strict=True) if point["pareto"]])
+        self._count = len(found)
+        self._order = sorted(range(len(found)), key=lambda index: not found[index]["pareto"])[:most]
+        self._boxes = {index: _label_boxes(*at[index], _LETTER * len(found[index]["label"])) for index in self._order}
+        every_B4 = np.concatenate([*self._boxes.values(), np.empty((0, 4))])
+        inside_B = (every_B4[:, :2] >= 0).all(1) & (every_B4[:, 2:] <= size).all(1)
+        self._free = dict(zip(self._order, (inside_B & _clear(every_B4, taken)).reshape(-1, len(SIDES)), strict=True))
+        self._beside = dict(zip(self._order, _clear(every_B4, line).reshape(-1, len(SIDES)), strict=True))
+
+    def places(self, first: int | None = None) -> list[int | None]:
+        """For each point the index among `SIDES` of its label's place, None where none is free; the point
+        `first` chooses before all others.  Places beside the line go before places on it."""
+        places: list[int | None] = [None] * self._count
+        taken: list[npt.NDArray[np.float64]] = []
+        for index in sorted(self._order, key=lambda index: index != first):
+            free_S = self._free[index] & _clear(self._boxes[index], taken)
+            fitting = np.flatnonzero(free_S & self._beside[index])
+            if not len(fitting):
+                fitting = np.flatnonzero(free_S)
+            if len(fitting):
+                places[index] = int(fitting[0])
+                taken.append(self._boxes[index][fitting[0]])
+        return places
+
+
+def label_at(place: int | None) -> dict[str, Any]:
+    """A place as the chart's template draws it."""
+    dx, dy, align = (0, 0, "left") if place is None else SIDES[place]
+    return {"named": place is not None, "dx": dx, "dy": dy, "align": align, "baseline": "middle"}
+
+
+def shipped(runs: Sequence[Run], largest: int | None = None) -> dict[str, Any]:
+    """What the page draws of the frontier, for the results document (`document.Frontier`).
+
+    `largest` is the size of the largest file, also of those that are not among `runs`: the unit follows it.
+    """
+    unit, name = _unit(max((run["bytes"] for run in runs), default=0) if largest is None else largest)
+    return {
+        "unit": name,
+        "unit_bytes": unit,
+        "sides": SIDES,
+        "metrics": {key: _shipped_metric(points(runs, key, unit), axis) for key, axis in METRICS.items()},
+    }
+
+
+def _shipped_metric(found: Sequence[Point], axis: Axis) -> dict[str, Any]:
+    if not found:
+        return axis._asdict()
+    x, y = domains(found, axis.scale)
+    layouts = []
+    for view in VIEWS:
+        height = 300 if view < 520 else 380
+        labels = Labels(found, (x, y), axis.scale, (max(120, view - _BESIDE_PLOT), height), _MOST_PLACED)
+        places = labels.places()
+        hidden = [index for index, point in enumerate(found) if point["pareto"] and places[index] is None]
+        own = {index: labels.places(first=index) for index in hidden[:_MOST_FIRST]}
+        chosen = {found[index]["id"]: given for index, given in own.items() if given[index] is not None}
+        layouts.append({"view": view, "height": height, "places": places, "chosen": chosen})
+    return {
+        **axis._asdict(),
+        "points": [{key: point[key] for key in ("id", "family", "x", "y", "low", "high", "pareto")} for point in found],
+        "x_domain": x,
+        "y_domain": y,
+        "y_ticks": log_ticks(*y) if axis.scale == "log" else None,
+        "layouts": layouts,
+    }
+
+
+def _unit(largest: int) -> tuple[int, str]:
+    return (2**30, "GiB") if largest >= 2**29 else (2**20, "MiB")
 
 
 def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
@@ -190,15 +274,17 @@ def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) 
     largest = max((run["bytes"] for run in runs if _known(run, key)), default=0)
     if not largest:
         raise ValueError(f"no run has {key}")
-    unit, name = (2**30, "GiB") if largest >= 2**29 else (2**20, "MiB")
+    unit, name = _unit(largest)
     found = points(runs, key, unit)
     _, title, _, scale, factor = METRICS[key]
-    best = best_under(found, key, size) if size else None
+    best = best_under(found, size) if size else None
     for point in found:
         point["chosen"] = point is best
         point["size"], point["shown"] = format_bytes(point["bytes"]), f"{point['value'] * factor:.3g}"
     x, y = domains(found, scale)
-    place_labels(found, x, y, scale, _WIDTH, _HEIGHT)
+    places = Labels(found, (x, y), scale, (_WIDTH, _HEIGHT)).places(None if best is None else found.index(best))
+    for point, place in zip(found, places, strict=True):
+        point.update(label_at(place))
     spec = charts.spec(
         "frontier",
         {"points": found, "budget": [{"x": size / unit}] if size else []},
@@ -211,6 +297,10 @@ def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) 
         families=list(dict.fromkeys(point["family"] for point in found)),
     )
     return {"width": _WIDTH, **spec}
+
+
+def _family(run: Run) -> str:
+    return family_of(run["container"], run.get("recipe", ""))
 
 
 def _known(run: Run, key: str) -> bool:
@@ -230,16 +320,13 @@ def _beats(value: float, other: float, less: bool) -> bool:
     return value < other if less else value > other
 
 
-Box = tuple[float, float, float, float]
+def _label_boxes(x: float, y: float, wide: float) -> npt.NDArray[np.float64]:
+    """A label's box in each of its places, (S, 4)."""
+    back = {"left": 0.0, "right": wide, "center": wide / 2}
+    return np.array([(x + dx - back[a], y + dy - 8, x + dx - back[a] + wide, y + dy + 8) for dx, dy, a in SIDES])
 
 
-def _box(side: tuple[int, int, str], x: float, y: float, wide: float) -> Box:
-    dx, dy, align = side
-    left = x + dx if align == "left" else x + dx - wide if align == "right" else x - wide / 2
-    return left, y + dy - 8, left + wide, y + dy + 8
-
-
-def _line(corners: Sequence[tuple[float, float]]) -> list[Box]:
+def _line(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
     """The frontier's line as small boxes, closer than a label is high."""
     boxes = []
     for (x, y), (right, below) in pairwise(corners):
@@ -250,11 +337,9 @@ def _line(corners: Sequence[tuple[float, float]]) -> list[Box]:
     return boxes
 
 
-def _inside(box: Box, width: float, height: float) -> bool:
-    return box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= height
-
-
-def _clear(box: Box, taken: Iterable[Box]) -> bool:
-    return not any(
-        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
-    )
+def _clear(boxes_B4: npt.NDArray[np.float64], taken: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
+    """Which of some boxes touch none of those that are taken."""
+    left, top, right, bottom = np.array(taken, np.float64).reshape(-1, 4).T
+    box = boxes_B4.T[:, :, None]
+    touching: npt.NDArray[np.bool_] = (box[0] < right) & (left < box[2]) & (box[1] < bottom) & (top < box[3])
+    return ~touching.any(1)

@@ -40,7 +40,7 @@ class Runs:
 
         None where nothing that was measured fits.
         """
-        best = frontier.best_under(choice.points(self, by), by, _bytes(size))
+        best = frontier.best_under(choice.points(self, by), _bytes(size))
         return None if best is None else next(run for run in self if run.id == best["id"])
 
     def sentence(self, size: int | str) -> str:

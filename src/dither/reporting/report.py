@@ -8,7 +8,7 @@ files lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,7 +29,7 @@ from dither.reporting.card import MARK as CARD_MARK
 from dither.reporting.card import PICTURE
 from dither.reporting.card import card as model_card
 from dither.reporting.choice import listed, points
-from dither.reporting.document import Document, FitInput, Problem, Run, Weights, WeightsQuality, now
+from dither.reporting.document import Document, FitInput, Frontier, Problem, Run, Weights, WeightsQuality, now
 from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide
 from dither.reporting.notebook import Runs
@@ -157,12 +157,18 @@ def document(
         title=shown(title or _title(found), 400),
         reference=found.reference,
         runs=tuple(found.runs),
+        frontier=_frontier(found.runs),
         fit=judged,
         guide=guide(),
         speed=tuple(run.timed for run in found.runs if run.timed is not None),
         glossary=cast("JsonValue", glossary()),
         problems=(*found.problems, *problems),
     )
+
+
+def _frontier(runs: Sequence[Run]) -> Frontier:
+    largest = max((run.bytes for run in runs), default=0)
+    return Frontier.model_validate(frontier.shipped(listed(runs, by_label=False), largest))
 
 
 def _title(found: discover.Found) -> str:

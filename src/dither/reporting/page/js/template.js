@@ -1,4 +1,4 @@
-// Templates of charts filled as `showing/charts.py` fills them: a string that is nothing but "$name" is a parameter.
+// Templates of charts filled as `reporting/charts.py` fills them: a string that is nothing but "$name" is a parameter.
 
 import {mountChart} from "./chart.js";
 

@@ -1,6 +1,6 @@
 // View 1, "Which should I take?": size against loss, a budget, and the sentence that follows from it.
 
-import {FRONTIER_METRICS, bestUnder, comparableRuns, familyOf, frontierDomains, frontierPoints, logTicks, placeLabels} from "../frontier.js";
+import {drawnFrontier, knownMetrics} from "../frontier.js";
 import {mountTemplate} from "../template.js";
 import {refillSelect} from "../inner.js";
 import {answerSentence, el, emptyState, explanation, formatBytes, formatInterval, formatShort, glossaryTerm, segmentControl, selectControl, sliderControl, tagChip} from "../text.js";
@@ -10,8 +10,8 @@ const WHICH_FILLED_BY = {decode_tokens_per_second: "dither bench", joules_per_to
 const WHICH_STEPS = 200; // of the slider
 
 export async function mount(root, store) {
-  const runs = store.getDocument()?.runs ?? [];
-  const measured = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(runs, key).length);
+  const {runs = [], frontier = null} = store.getDocument() ?? {};
+  const measured = knownMetrics(frontier);
   if (!measured.length) {
     root.append(emptyState(
       runs.length ? "None of these files is measured yet, so nothing says what they lost." : "No quantized file to choose among yet.",
@@ -23,32 +23,32 @@ export async function mount(root, store) {
   const answer = answerSentence();
   answer.setAttribute("aria-live", "polite");
   const plot = el("div", {});
-  const view = {root, store, state, answer, runs, plot, handle: null, width: 0, reach: whichReach(runs)};
+  const view = {root, store, state, answer, runs, frontier, plot, handle: null, width: 0, reach: whichReach(runs)};
   const slider = sliderControl({
     label: "Budget: the largest file you would take", min: 0, max: WHICH_STEPS, value: whichStep(state.budget, view.reach),
     format: (step) => formatBytes(whichBytes(step, view.reach)),
     onInput: (step) => { state.budget = whichBytes(step, view.reach); whichSoon(view); },
   });
   state.budget = whichBytes(Number(slider.input.value), view.reach);
-  const axis = el("div", {}, whichAxis(runs, state, () => whichDraw(view)));
-  const compare = whichCompare(runs);
+  const axis = el("div", {}, whichAxis(frontier, state, () => whichDraw(view)));
+  const compare = whichCompare(view);
   root.append(answer, el("div", {class: "controls"}, slider.node), axis, plot, compare.node, whichExplained());
   await whichDraw(view);
   const watch = new ResizeObserver(() => { if (Math.abs(plot.clientWidth - view.width) > 1) whichSoon(view); });
   watch.observe(plot);
   return {
     async update(found) {
-      const known = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(found.runs, key).length);
+      const known = knownMetrics(found.frontier);
       if (!known.length) return false;
-      const before = Object.keys(FRONTIER_METRICS).filter((key) => comparableRuns(view.runs, key).length);
-      view.runs = found.runs;
+      const before = knownMetrics(view.frontier);
+      [view.runs, view.frontier] = [found.runs, found.frontier];
       view.reach = whichReach(view.runs);
       const step = whichStep(state.budget - 0.5 * whichBytes(1, [0, view.reach[1] - view.reach[0]]), view.reach); // the nearest
       slider.set(step);
       state.budget = whichBytes(step, view.reach);
       if (!known.includes(state.key)) state.key = known[0];
-      if (known.join() !== before.join()) axis.replaceChildren(whichAxis(view.runs, state, () => whichDraw(view)));
-      compare.update(view.runs);
+      if (known.join() !== before.join()) axis.replaceChildren(whichAxis(view.frontier, state, () => whichDraw(view)));
+      compare.update();
       await whichDraw(view);
       return true;
     },
@@ -90,19 +90,19 @@ function whichBytes(step, reach) {
   return reach[0] + (step / WHICH_STEPS) * (reach[1] - reach[0]);
 }
 
-function whichAxis(runs, state, redraw) {
-  const keys = Object.keys(FRONTIER_METRICS);
+function whichAxis({metrics}, state, redraw) {
+  const keys = Object.keys(metrics);
   const control = segmentControl({
-    label: "Compare by", options: keys.map((key) => [key, FRONTIER_METRICS[key].name]), value: state.key,
+    label: "Compare by", options: keys.map((key) => [key, metrics[key].name]), value: state.key,
     onInput: (key) => { state.key = key; redraw(); },
   });
   const missing = [];
   for (const input of control.node.querySelectorAll("input")) {
-    if (comparableRuns(runs, input.value).length) continue;
+    if (metrics[input.value].points.length) continue;
     input.disabled = true;
     const reason = WHICH_FILLED_BY[input.value] ? `${WHICH_FILLED_BY[input.value]} measures it` : "dither measure measures it";
     input.parentElement.setAttribute("title", `Not known for these files: ${reason}.`);
-    missing.push(`${FRONTIER_METRICS[input.value].name} (${reason})`);
+    missing.push(`${metrics[input.value].name} (${reason})`);
   }
   return el("div", {class: "which-axis"}, control.node,
     missing.length ? el("p", {class: "hint"}, `Not known for these files: ${missing.join(", ")}.`) : null);
@@ -115,33 +115,25 @@ function whichSoon(view) {
 }
 
 async function whichDraw(view) {
-  const {state, runs, plot} = view;
-  const metric = FRONTIER_METRICS[state.key];
+  const {state, runs, frontier, plot} = view;
+  const metric = frontier.metrics[state.key];
   view.width = plot.clientWidth;
-  const largest = Math.max(...runs.map((run) => run.bytes));
-  const [unit, unitName] = largest >= 2 ** 29 ? [2 ** 30, "GiB"] : [2 ** 20, "MiB"];
-  const points = frontierPoints(runs, state.key, unit);
-  const best = bestUnder(points, state.key, state.budget);
+  const {points, best, height} = drawnFrontier(frontier, runs, state.key, view.width, state.budget);
   for (const point of points) {
-    point.chosen = point === best;
     point.size = formatBytes(point.bytes);
     point.shown = whichShown(runs.find((run) => run.id === point.id).metrics[state.key], metric);
   }
-  const domains = frontierDomains(points, metric.type);
-  const narrow = view.width < 520;
-  const height = narrow ? 300 : 380;
-  placeLabels(points, domains, metric.type, Math.max(120, view.width - 86), height);
-  view.answer.replaceChildren(...whichSentence(runs, best, points, state));
-  const budget = state.budget / unit;
-  const inside = budget >= domains.x[0] && budget <= domains.x[1];
+  view.answer.replaceChildren(...whichSentence(view, best, points));
+  const budget = state.budget / frontier.unit_bytes;
+  const inside = budget >= metric.x_domain[0] && budget <= metric.x_domain[1];
   const families = [...new Set(points.map((point) => point.family))];
   const change = {
     data: {points, budget: inside ? [{x: budget}] : []}, label: view.answer.textContent,
-    rows: whichRows(runs, points, state), columns: WHICH_COLUMNS,
+    rows: whichRows(view, points), columns: WHICH_COLUMNS,
     fill: {
-      x_title: `size, ${unitName}`, y_title: metric.title, x_domain: domains.x,
-      y_scale: {...(metric.type === "log" ? {type: "log"} : {zero: false}), domain: domains.y, nice: false}, y_values: metric.type === "log" ? logTicks(domains.y) : null,
-      plot_height: height, families, legend_columns: narrow ? 1 : Math.min(families.length, 3),
+      x_title: `size, ${frontier.unit}`, y_title: metric.title, x_domain: metric.x_domain,
+      y_scale: {...(metric.scale === "log" ? {type: "log"} : {zero: false}), domain: metric.y_domain, nice: false},
+      y_values: metric.y_ticks, plot_height: height, families, legend_columns: view.width < 520 ? 1 : Math.min(families.length, 3),
     },
   };
   if (view.handle) await view.handle.update(change);
@@ -161,20 +153,20 @@ const WHICH_COLUMNS = [
   {key: "frontier", label: "beaten by none"}, {key: "tag", label: "from"},
 ];
 
-function whichRows(runs, points, state) {
+function whichRows({runs, frontier, state}, points) {
   const rows = points.map((point) => {
     const run = runs.find((other) => other.id === point.id);
     return {
-      file: run.file, type: run.type, made: familyOf(run), bytes: run.bytes, bpw: run.bpw, value: point.value, shown: point.shown,
+      file: run.file, type: run.type, made: run.family, bytes: run.bytes, bpw: run.bpw, value: point.value, shown: point.shown,
       frontier: point.pareto ? "yes" : "", tag: point.tag,
     };
   });
   const known = new Set(points.map((point) => point.id));
   const rest = runs.filter((run) => !known.has(run.id)).map((run) => ({
-    file: run.file, type: run.type, made: familyOf(run), bytes: run.bytes, bpw: run.bpw, value: null, shown: run.comparable === false ? "not comparable: another text or original, or an older file" : "not measured",
+    file: run.file, type: run.type, made: run.family, bytes: run.bytes, bpw: run.bpw, value: null, shown: run.comparable === false ? "not comparable: another text or original, or an older file" : "not measured",
     frontier: "", tag: "",
   }));
-  return [...rows, ...rest].map((row) => ({...row, metric: FRONTIER_METRICS[state.key].name}));
+  return [...rows, ...rest].map((row) => ({...row, metric: frontier.metrics[state.key].name}));
 }
 
 function whichShown(metric, {factor}) {
@@ -185,7 +177,7 @@ function whichShort(value) {
   return Math.abs(value) >= 10 ? value.toFixed(1) : formatShort(value);
 }
 
-function whichSentence(runs, best, points, state) {
+function whichSentence({runs, frontier, state}, best, points) {
   const budget = formatBytes(state.budget);
   if (!best) {
     const least = points[0];
@@ -193,14 +185,14 @@ function whichSentence(runs, best, points, state) {
   }
   const run = runs.find((other) => other.id === best.id);
   const {kl_mean: kl, same_top: top} = run.metrics;
-  const words = [`Best under ${budget}: `, el("strong", {}, run.type), ` (${familyOf(run)}, ${formatBytes(run.bytes)})`];
+  const words = [`Best under ${budget}: `, el("strong", {}, run.type), ` (${run.family}, ${formatBytes(run.bytes)})`];
   const picks = (value, digits) => `picks the original's likeliest word ${(100 * value).toFixed(digits)} % of the time`;
   if (state.key === "same_top") {
     words.push(`: it ${picks(top.value, top.value > 0.995 ? 2 : 1)}`, kl ? `, and loses ${formatShort(kl.value)} nats per token` : "");
   } else {
     const loses = kl ? `loses ${formatShort(kl.value)} nats per token${whichEnds(kl)}` : "";
     const also = top ? picks(top.value, top.value > 0.995 ? 1 : 0) : "";
-    if (state.key !== "kl_mean") words.push(`, by ${FRONTIER_METRICS[state.key].name}: ${best.shown}`);
+    if (state.key !== "kl_mean") words.push(`, by ${frontier.metrics[state.key].name}: ${best.shown}`);
     if (loses || also) words.push(state.key === "kl_mean" ? ": it " : "; it ", [loses, also].filter(Boolean).join(", and "));
   }
   words.push(". ", tagChip(best.tag, true));
@@ -212,7 +204,7 @@ function whichEnds(metric) {
 }
 
 // Two files beside each other, in a sentence; what is chosen stays chosen as long as it is there.
-function whichCompare(runs) {
+function whichCompare(view) {
   const said = el("p", {class: "which-verdict", "aria-live": "polite"});
   const chosen = {};
   let known = [];
@@ -224,8 +216,9 @@ function whichCompare(runs) {
   const [first, second] = [pick("a", "This one"), pick("b", "with this one")];
   const node = el("div", {});
   const part = el("div", {class: "which-compare"}, el("h3", {}, "Compare two"), el("div", {class: "controls"}, first.node, second.node), said);
-  const update = (all) => {
-    known = [...comparableRuns(all, "kl_mean")].sort((a, b) => b.bytes - a.bytes);
+  const update = () => {
+    const measured = new Set(view.frontier.metrics.kl_mean.points.map((point) => point.id));
+    known = view.runs.filter((run) => measured.has(run.id)).sort((a, b) => b.bytes - a.bytes);
     if (known.length < 2) { part.remove(); return; }
     if (!part.parentNode) node.append(part);
     const names = known.map((run) => [run.id, run.file]);
@@ -236,7 +229,7 @@ function whichCompare(runs) {
     refillSelect(second.input, names, chosen.b);
     show();
   };
-  update(runs);
+  update();
   return {node, update};
 }
 
