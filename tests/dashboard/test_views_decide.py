@@ -23,6 +23,7 @@ from dashboard.conftest import Browser
 from dashboard.test_dashboard_page import overflow, point_at, serious
 from dither.capacity.machine import Device, Machine
 from dither.capacity.words import LADDER
+from dither.reporting.document import Frontier
 from dither.reporting.frontier import best_under, family_of, points, shipped
 from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide
@@ -94,7 +95,7 @@ def document(runs: list[dict[str, Any]], name: str = "Llama-3.1-8B", **parts: An
         "live": False,
         "title": name,
         "runs": runs,
-        "frontier": shipped(runs),
+        "frontier": Frontier.model_validate(shipped(runs)).model_dump(mode="json"),
         "fit": None,
         "speed": [],
         "guide": GUIDE,

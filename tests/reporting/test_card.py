@@ -12,20 +12,20 @@ from markdown_it import MarkdownIt
 
 from dither.reporting.card import card
 from dither.reporting.choice import prepared, short
-from dither.reporting.document import Document, Metric, Reference, Run
+from dither.reporting.document import Document, Reference, RunRecord, TaggedValue
 from dither.reporting.report import document
 
 EVIL = 'x"\n---\nlicense: evil\n# <script>alert(1)</script> | `` ``` [a](javascript:b) ![c](d) \u202e'
 
 
-def made(*runs: Run, reference: Reference | None = None) -> Document:
+def made(*runs: RunRecord, reference: Reference | None = None) -> Document:
     return Document(
         tool="dither 0.1.0", made="", live=False, title="t", reference=reference, runs=tuple(prepared(runs))
     )
 
 
-def run(name: str, size: int, kl: float | None, **changes: object) -> Run:
-    metrics = {} if kl is None else {"kl_mean": Metric(value=kl, low=0.9 * kl, high=1.1 * kl)}
+def run(name: str, size: int, kl: float | None, **changes: object) -> RunRecord:
+    metrics = {} if kl is None else {"kl_mean": TaggedValue(value=kl, low=0.9 * kl, high=1.1 * kl)}
     known = {
         "id": name,
         "file": f"{name}.gguf",
@@ -36,7 +36,7 @@ def run(name: str, size: int, kl: float | None, **changes: object) -> Run:
         "bpw": 4.0,
         "metrics": metrics,
     }
-    return Run.model_validate({**known, **changes})
+    return RunRecord.model_validate({**known, **changes})
 
 
 def cells(text: str) -> list[list[str]]:

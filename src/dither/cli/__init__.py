@@ -1,4 +1,7 @@
-"""The command line: one file per command, each a plain function; this file names them.
+"""The command line: one file per command, each a plain function; adding a command is adding a file.
+
+A module lists its commands by their places in `dither --help`, `COMMANDS = {10: quantize}`, and in `HIDDEN`
+those that the help passes over, by their names.  Files are found as `dither.system.discovery` finds them.
 
 Heavy imports (numba, llama.cpp) happen inside the commands, so that `dither --help` stays instant.
 """
@@ -10,24 +13,9 @@ from typing import Annotated
 import typer
 
 from dither._version import __version__
-from dither.cli.answers import answers
-from dither.cli.bench import bench
-from dither.cli.calibrate import calibrate
-from dither.cli.chat import chat
-from dither.cli.compare import compare
-from dither.cli.convert import convert
-from dither.cli.dashboard import dashboard
-from dither.cli.demo import demo
-from dither.cli.doctor import doctor
-from dither.cli.export import export
-from dither.cli.fit import fit
-from dither.cli.inspect import inspect, types
-from dither.cli.measure import measure
-from dither.cli.plan import ladder, plan
-from dither.cli.quantize import quantize
-from dither.cli.report import report
-from dither.cli.serve import serve
-from dither.cli.tasks import tasks
+from dither.system.discovery import modules, room_path
+
+__path__ = room_path(__path__, __name__)
 
 app = typer.Typer(
     name="dither",
@@ -56,27 +44,14 @@ def options(
     pass
 
 
-app.command()(quantize)
-app.command("quantise", hidden=True)(quantize)
-app.command()(calibrate)
-app.command()(plan)
-app.command()(ladder)
-app.command()(measure)
-app.command()(compare)
-app.command()(answers)
-app.command()(fit)
-app.command()(inspect)
-app.command()(types)
-app.command()(convert)
-app.command()(chat)
-app.command()(report)
-app.command()(dashboard)
-app.command()(bench)
-app.command()(tasks)
-app.command()(export)
-app.command()(serve)
-app.command()(demo)
-app.command()(doctor)
+_FOUND = modules(__name__)
+for _, _command in sorted(
+    (pair for module in _FOUND for pair in getattr(module, "COMMANDS", {}).items()),
+    key=lambda pair: (pair[0], pair[1].__name__),
+):
+    app.command()(_command)
+for _name, _command in (pair for module in _FOUND for pair in getattr(module, "HIDDEN", {}).items()):
+    app.command(_name, hidden=True)(_command)
 
 
 def main() -> None:

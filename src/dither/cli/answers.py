@@ -106,3 +106,6 @@ def _show_forced(forced: Forced) -> None:
 
 def _line(text: str) -> str:
     return text.replace("\n", "⏎")
+
+
+COMMANDS = {70: answers}

@@ -117,3 +117,6 @@ def _engine(result: Benchmark) -> str:
 def _range(result: Benchmark, name: str, digits: int = 1) -> str:
     low, high = getattr(result, f"{name}_low"), getattr(result, f"{name}_high")
     return f"{getattr(result, name):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+COMMANDS = {150: bench}

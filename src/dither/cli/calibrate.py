@@ -84,3 +84,6 @@ def copyable_command(words: list[str]) -> str:
     """`copyable` for a command with options, whose names are ours and need no quotes."""
     first, command, model, *options, folder = words
     return " ".join([copyable(first, command, model), *options, copyable(folder)])
+
+
+COMMANDS = {20: calibrate}

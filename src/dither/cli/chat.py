@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dither.cli.beside import growing, marked, summary
-from dither.cli.harmless import harmless
-from dither.cli.screen import err, out, plain, print_json, stop_on_error
+from dither.cli.screen import err, plain, print_json, stop_on_error
 from dither.errors import UsageError
 
 if TYPE_CHECKING:
     from dither.engines.llamacpp import Generation
     from dither.running.conversation import Conversation, Sampling, Seat
-    from dither.running.divergence import Divergence
 
 
 def chat(
@@ -61,7 +58,7 @@ def chat(
             if prompt is not None:
                 _once(talks, prompt, as_json)
                 return
-            from dither.cli.talk import converse
+            from dither.cli.conversation.talk import converse
 
             converse(talks, seats)
 
@@ -111,6 +108,8 @@ def _conversation(seat: Seat, system: str | None, sampling: Sampling) -> Convers
 
 
 def _once(talks: Sequence[Conversation], prompt: str, as_json: bool) -> None:
+    from dither.cli.conversation.reply import answer, both
+
     try:
         if as_json:
             print_json(_document(talks, prompt))
@@ -120,65 +119,6 @@ def _once(talks: Sequence[Conversation], prompt: str, as_json: bool) -> None:
             answer(talks[0], prompt)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-
-
-def answer(talk: Conversation, line: str) -> Generation:
-    """Stream one reply to stdout, and remember it, whole or as far as Ctrl-C let it come."""
-    reply = talk.say(line)
-    said = ""
-    try:
-        with talk.accounted(reply):
-            for piece in reply:
-                said += piece
-                sys.stdout.write(harmless(piece))
-                sys.stdout.flush()
-    finally:
-        reply.close()
-        if said:
-            talk.heard(line, said)
-        if said and not said.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-    return reply
-
-
-def both(talks: Sequence[Conversation], line: str) -> Divergence:
-    """Both replies: on a terminal in their columns as they come, else one after the other."""
-    from dither.running.divergence import diverge
-
-    titles = [talk.engine.path.name for talk in talks]
-    texts = ["", ""]
-    if not out.is_terminal:
-        for index, talk in enumerate(talks):
-            err.print(f"[dim]{plain(titles[index])}:[/]")
-            answer(talk, line)
-            texts[index] = talk.turns[-1][1] if talk.turns else ""
-        found = diverge(*texts)
-        for told in summary(found):
-            err.print(plain(told))
-        return found
-    with growing(titles) as show:
-        show(texts)
-        for index, talk in enumerate(talks):
-            _listen(talk, line, texts, index, show)
-        found = diverge(*texts)
-        show(marked(found))
-    for told in summary(found):
-        out.print(plain(told), style="dim")
-    return found
-
-
-def _listen(talk: Conversation, line: str, texts: list[str], index: int, show: Any) -> None:
-    reply = talk.say(line)
-    try:
-        with talk.accounted(reply):
-            for piece in reply:
-                texts[index] += piece
-                show(texts)
-    finally:
-        reply.close()
-        if texts[index]:
-            talk.heard(line, texts[index])
 
 
 def _document(talks: Sequence[Conversation], line: str) -> dict[str, Any]:
@@ -211,3 +151,6 @@ def _figures(reply: Generation) -> dict[str, Any]:
         "tokens_per_second": round(reply.tokens_per_second, 2),
         "stopped_by": reply.stopped_by,
     }
+
+
+COMMANDS = {120: chat}

@@ -83,3 +83,6 @@ def _verdict(found: Comparison) -> str:
         f"{told} {intervals}; sequence by sequence, B's KL less A's is {short(apart.value)} "
         f"(95 %: {short(apart.low)} to {short(apart.high)})."
     )
+
+
+COMMANDS = {60: compare}

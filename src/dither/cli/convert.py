@@ -51,3 +51,6 @@ def convert(
             f"{found.exact} matrices carried over exactly{rounded}."
         )
         out.print(f"Look at it:  {copyable('dither', 'inspect', result.path)}", soft_wrap=True)
+
+
+COMMANDS = {110: convert}

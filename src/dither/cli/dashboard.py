@@ -56,3 +56,6 @@ def _open(url: str) -> None:
     import webbrowser
 
     threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+COMMANDS = {140: dashboard}

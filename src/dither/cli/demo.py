@@ -181,3 +181,6 @@ def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
     said = MEASURING if measured else UNMEASURED
     out.print(f"\n[bold]Reading the table[/]: {READING} {said}")
+
+
+COMMANDS = {190: demo}

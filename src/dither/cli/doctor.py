@@ -272,3 +272,6 @@ def _run(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
+
+
+COMMANDS = {200: doctor}

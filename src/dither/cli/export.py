@@ -67,3 +67,6 @@ def show(done: Exported) -> None:
     did = {"hf": "sent to" if done.sent else "would go to"}.get(done.to, f"{done.how} in")
     out.print(f"{did} {plain(done.place)}", soft_wrap=True)
     out.print(plain(done.next), soft_wrap=True)
+
+
+COMMANDS = {170: export}

@@ -180,3 +180,6 @@ def legend(found: Fit) -> str:
     if found.bytes_read is not None:
         lines.append(f"Read from the network: {format_bytes(found.bytes_read)} of headers.")
     return " ".join(lines)
+
+
+COMMANDS = {80: fit}

@@ -168,3 +168,6 @@ def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON d
         for name, words in formats.items():
             table.add_row(name, plain(words))
         out.print(table)
+
+
+COMMANDS = {90: inspect, 100: types}

@@ -132,3 +132,6 @@ def short(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %"
+
+
+COMMANDS = {50: measure}

@@ -235,3 +235,6 @@ def rungs_table(rungs: list[Rung]) -> Table:
             format_seconds(rung.seconds),
         )
     return table
+
+
+COMMANDS = {30: plan, 40: ladder}

@@ -295,3 +295,7 @@ def against_source(compression: float) -> str:
     if compression < 1:
         return f"larger than the source ({compression:.2f}×)"
     return f"{compression:.2f}× smaller than the source"
+
+
+COMMANDS = {10: quantize}
+HIDDEN = {"quantise": quantize}  # as it is spelled elsewhere

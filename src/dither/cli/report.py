@@ -59,3 +59,6 @@ def show(found: Report, folders: list[str]) -> None:
         with_picture = f", with {plain(found.picture)}" if found.picture else ""
         out.print(f"[bold]{plain(found.card)}[/]: the model card{with_picture}.", soft_wrap=True)
     out.print(f"Look at it live:  {copyable('dither', 'dashboard', *folders)}", soft_wrap=True)
+
+
+COMMANDS = {130: report}

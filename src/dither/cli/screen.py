@@ -64,14 +64,17 @@ class stop_on_error:  # noqa: N801 — reads as a statement: `with stop_on_error
 
     def __init__(self, as_json: bool = False, resumable: bool = False) -> None:
         self.as_json, self.resumable = as_json, resumable
+        self._before: Any = None
 
     def __enter__(self) -> None:
         with contextlib.suppress(ValueError):  # only the main thread may
-            signal.signal(signal.SIGTERM, _terminate)
+            self._before = signal.signal(signal.SIGTERM, _terminate)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._before is not None:  # whoever called the command from Python gets their handler back
+            signal.signal(signal.SIGTERM, self._before)
         if isinstance(error, BrokenPipeError):
             _let_go_of_stdout()
             raise typer.Exit(1)

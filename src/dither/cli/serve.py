@@ -175,3 +175,6 @@ def _run(server: Server) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     server.close()
+
+
+COMMANDS = {180: serve}

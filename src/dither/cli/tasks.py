@@ -84,3 +84,6 @@ def _apart(score: Score) -> str:
     if apart is None:
         return "–"
     return f"{apart.value:+.4f} ± {apart.stderr:.4f}{'*' if apart.told else ''}"
+
+
+COMMANDS = {160: tasks}

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from dither.reporting.choice import points, short
-from dither.reporting.document import Document, Run
+from dither.reporting.document import Document, RunRecord
 from dither.reporting.frontier import Point
 from dither.units import counted, format_bytes, format_count
 
@@ -38,7 +38,7 @@ def card(document: Document, picture: str | None = PICTURE) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _original(runs: Iterable[Run]) -> str:
+def _original(runs: Iterable[RunRecord]) -> str:
     return next((run.reference for run in runs if run.reference), "")
 
 
@@ -79,7 +79,7 @@ def _intro(document: Document, title: str) -> str:
     return f"{text}. Made by {_escaped(document.tool)}."
 
 
-def _advice(runs: Sequence[Run]) -> str:
+def _advice(runs: Sequence[RunRecord]) -> str:
     """Each file that nothing beats, and from which size on to take it; then what beats the others."""
     given = points(runs)
     if not given:
@@ -118,14 +118,14 @@ def _interval(point: Point) -> str:
     return f" (95 %: {short(point['low'])} to {short(point['high'])})"
 
 
-def _table(runs: Sequence[Run]) -> str:
+def _table(runs: Sequence[RunRecord]) -> str:
     head = ["file", "type", "bytes", "size", "bits per weight", "KL divergence", "95 % interval", "same top"]
     rows = [_row(run) for run in runs]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     return "## Files\n\n" + "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _row(run: Run) -> list[str]:
+def _row(run: RunRecord) -> list[str]:
     size = run.file_bytes or run.bytes
     kl, top = run.metrics.get("kl_mean"), run.metrics.get("same_top")
     measured = kl is not None and not run.stale
@@ -144,7 +144,7 @@ def _row(run: Run) -> list[str]:
     ]
 
 
-def _reading(runs: Sequence[Run]) -> str:
+def _reading(runs: Sequence[RunRecord]) -> str:
     """What the numbers mean, and on what they were measured."""
     texts = dict.fromkeys(
         f"{run.measured_on.tokens} tokens of {_escaped(run.measured_on.data)}, in sequences of "
@@ -163,7 +163,7 @@ def _reading(runs: Sequence[Run]) -> str:
     return " ".join(lines)
 
 
-def _making(runs: Sequence[Run]) -> str:
+def _making(runs: Sequence[RunRecord]) -> str:
     """Recipe and commands of each file."""
     parts = []
     for run in runs:

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dither.reporting import frontier
-from dither.reporting.document import Run
+from dither.reporting.document import RunRecord
 from dither.units import format_bytes
 
 
-def prepared(runs: Sequence[Run]) -> list[Run]:
+def prepared(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Runs with `label`, `family` and `comparable` filled in."""
     names, alike = labels(runs), {run.id for run in comparable(runs)}
     return [
@@ -32,7 +32,7 @@ def prepared(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def comparable(runs: Sequence[Run]) -> list[Run]:
+def comparable(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs of the text and the original that most were measured on (ties: the first); no stale ones.
     Where none was measured, those that were timed."""
     known = [run for run in runs if run.metrics and not run.stale]
@@ -44,14 +44,14 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
     return [run for run in sound if _ground(run) == most]
 
 
-def _ground(run: Run) -> tuple[str, ...]:
+def _ground(run: RunRecord) -> tuple[str, ...]:
     on = run.measured_on
     if on is None:
         return ("",)
     return (run.reference or "", on.sha256 or on.data, str(on.context), str(on.tokens))
 
 
-def labels(runs: Sequence[Run]) -> dict[str, str]:
+def labels(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Id → what people call the file: its type, with the recipe, or its name, where types repeat."""
     types = Counter(run.type for run in runs)
     recipes = Counter((run.type, run.recipe) for run in runs)
@@ -66,7 +66,7 @@ def labels(runs: Sequence[Run]) -> dict[str, str]:
     return found
 
 
-def listed(runs: Iterable[Run], by_label: bool = True) -> list[dict[str, Any]]:
+def listed(runs: Iterable[RunRecord], by_label: bool = True) -> list[dict[str, Any]]:
     """The comparable runs as `frontier` takes them, under their labels or, for sentences that say the recipe
     themselves, under their types."""
     return [
@@ -84,7 +84,7 @@ def listed(runs: Iterable[Run], by_label: bool = True) -> list[dict[str, Any]]:
     ]
 
 
-def points(runs: Iterable[Run], key: str = "kl_mean") -> list[frontier.Point]:
+def points(runs: Iterable[RunRecord], key: str = "kl_mean") -> list[frontier.Point]:
     """The comparable runs that have a metric, the smallest first; `pareto` marks those that nothing beats."""
     return frontier.points(listed(runs), key)
 

@@ -27,7 +27,7 @@ from dither.models.gguf_source import PART
 from dither.planning.costs import Costs
 from dither.reporting import recipes
 from dither.reporting.choice import prepared
-from dither.reporting.document import MOST_RUNS, Problem, Reference, Run
+from dither.reporting.document import MOST_RUNS, Problem, Reference, RunRecord
 from dither.reporting.runs import Facts, facts_of, run_of, run_of_measurement
 from dither.reporting.tensors import with_costs
 from dither.system.text import shown
@@ -38,10 +38,10 @@ _MOST_COSTS = 64 * 2**20  # bytes of what a plan keeps
 
 
 @dataclass
-class Found:
+class Discovered:
     """What there is.  `originals` are models that are not quantized, `evidence` folders of calibrations."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     reference: Reference | None = None
     originals: list[Facts] = field(default_factory=list)
@@ -51,16 +51,16 @@ class Found:
         self.problems.append(Problem(file=shown(str(path), 1000), reason=shown(reason, 2000)))
 
 
-def find_runs(paths: Iterable[str | Path], against: str | Path | None = None) -> tuple[list[Run], list[Problem]]:
+def find_runs(paths: Iterable[str | Path], against: str | Path | None = None) -> tuple[list[RunRecord], list[Problem]]:
     """The runs under `paths`, the largest file first, and what could not be read."""
     found = find(paths, against)
     return found.runs, found.problems
 
 
-def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Found:
+def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Discovered:
     """All there is under `paths`.  `against` names the original, which is looked for beside the files
     otherwise, by the name that measurements and recipes give it.  Raises nothing for what it finds."""
-    found = Found()
+    found = Discovered()
     named = [Path(path).expanduser() for path in paths]
     places: dict[Path, None] = {}
     for path in named:
@@ -83,7 +83,7 @@ def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Foun
     return found
 
 
-def _places(path: Path, found: Found, depth: int = DEPTH) -> Iterator[Path]:
+def _places(path: Path, found: Discovered, depth: int = DEPTH) -> Iterator[Path]:
     """Files and model folders that may be runs, or their measurements."""
     try:
         if path.is_file():
@@ -110,7 +110,7 @@ def _places(path: Path, found: Found, depth: int = DEPTH) -> Iterator[Path]:
             yield from _of_file(entry, found)
 
 
-def _of_file(path: Path, found: Found) -> Iterator[Path]:
+def _of_file(path: Path, found: Discovered) -> Iterator[Path]:
     if path.suffix == ".safetensors":
         yield path.parent
     elif path.name.endswith(schema.SUFFIX):
@@ -129,7 +129,7 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / "config.json").is_file() and ((path / INDEX).is_file() or any(path.glob("*.safetensors")))
 
 
-def _read(places: Iterable[Path], found: Found) -> dict[str, Facts]:
+def _read(places: Iterable[Path], found: Discovered) -> dict[str, Facts]:
     """Fills in runs and originals; run's id → its facts."""
     known: dict[str, Facts] = {}
     for place in places:
@@ -163,7 +163,7 @@ def _reason(error: Exception) -> str:
 
 
 def _reference(
-    found: Found, facts: dict[str, Facts], places: Iterable[Path], against: str | Path | None
+    found: Discovered, facts: dict[str, Facts], places: Iterable[Path], against: str | Path | None
 ) -> Reference | None:
     if against is not None:
         path = Path(against).expanduser()
@@ -213,7 +213,7 @@ def _described(facts: Facts, path: Path) -> Reference:
     )
 
 
-def _add_costs(found: Found, facts: dict[str, Facts]) -> None:
+def _add_costs(found: Discovered, facts: dict[str, Facts]) -> None:
     """What plans measured of single tensors, where the evidence is the run's or a model's of its name."""
     known = [(store, costs) for path in found.evidence for store, costs in _costs(path, found)]
     for at, run in enumerate(found.runs):
@@ -233,7 +233,7 @@ def _readable(file: Path) -> bool:
     return file.is_file() and file.stat().st_size <= _MOST_COSTS
 
 
-def _costs(path: Path, found: Found) -> Sequence[tuple[EvidenceStore, Costs]]:
+def _costs(path: Path, found: Discovered) -> Sequence[tuple[EvidenceStore, Costs]]:
     """An evidence folder and the newest costs in it."""
     kept = [file for file in path.glob("sensitivity.*.json") if _readable(file)]
     if not kept:

@@ -44,13 +44,13 @@ METRICS = (
 )  # fmt: skip
 
 
-class Part(BaseModel):
+class DocumentPart(BaseModel):
     """What all parts of the document share."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore", populate_by_name=True)
 
 
-class Value(Part):
+class Value(DocumentPart):
     """A number and the ends of its 95 % interval."""
 
     value: Number
@@ -58,11 +58,11 @@ class Value(Part):
     high: Number | None = None
 
 
-class Metric(Value):
+class TaggedValue(Value):
     tag: Tag = "measured"
 
 
-class Reference(Part):
+class Reference(DocumentPart):
     """The original that the runs were made of."""
 
     name: Name
@@ -74,7 +74,7 @@ class Reference(Part):
     license: Name = ""
 
 
-class TensorRow(Part):
+class TensorRow(DocumentPart):
     """One tensor of a file: a cell of the heat map.  `kl_alone`: the divergence if only it were quantized."""
 
     name: Name
@@ -90,7 +90,7 @@ class TensorRow(Part):
     kl_tag: Tag | None = None
 
 
-class MeasuredOn(Part):
+class MeasuredOn(DocumentPart):
     """The text a run's metrics come from: its name, how many positions were scored, the longest sequence."""
 
     data: Name
@@ -99,7 +99,7 @@ class MeasuredOn(Part):
     sha256: Name = ""  # of the token ids
 
 
-class Tile(Part):
+class TileRecord(DocumentPart):
     """A square of a tensor, original and quantized: float16 numbers, row by row, as base64."""
 
     rows: Annotated[int, Field(ge=1, le=1024)]
@@ -117,7 +117,7 @@ class Tile(Part):
     notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
 
 
-class Palette(Part):
+class PaletteRecord(DocumentPart):
     """The numbers that one block may take and does take, and the same block through other grids."""
 
     type: Name
@@ -137,7 +137,7 @@ class Palette(Part):
     notes: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
 
 
-class Speed(Part):
+class SpeedRecord(DocumentPart):
     """A file timed on one machine; tokens per second, joules per token."""
 
     run: Name
@@ -152,7 +152,7 @@ class Speed(Part):
     tag: Tag = "measured"
 
 
-class Run(Part):
+class RunRecord(DocumentPart):
     """A quantized file, and what is known of it."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
@@ -169,7 +169,7 @@ class Run(Part):
     parameters: Count
     bpw: Share
     mixed: Annotated[tuple[tuple[Name, Count, Count], ...], Field(max_length=256)] = ()
-    metrics: Annotated[dict[Name, Metric], Field(max_length=64)] = {}
+    metrics: Annotated[dict[Name, TaggedValue], Field(max_length=64)] = {}
     measured_on: MeasuredOn | None = None
     label: Name = ""  # its type, or more where types repeat
     family: Name = ""  # its container and how the numbers were chosen, which charts tell apart
@@ -178,9 +178,9 @@ class Run(Part):
     drift: Annotated[tuple[float, ...], Field(max_length=8192)] = ()
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
     tensors: Annotated[tuple[TensorRow, ...], Field(max_length=MOST_TENSORS)] = ()
-    tiles: Annotated[dict[Name, Tile], Field(max_length=256)] = {}
-    palettes: Annotated[dict[Name, Palette], Field(max_length=256)] = {}
-    timed: Speed | None = Field(default=None, exclude=True)  # what the document's `speed` is made of
+    tiles: Annotated[dict[Name, TileRecord], Field(max_length=256)] = {}
+    palettes: Annotated[dict[Name, PaletteRecord], Field(max_length=256)] = {}
+    timed: SpeedRecord | None = Field(default=None, exclude=True)  # what the document's `speed` is made of
     answers: Annotated[tuple[Answer, ...], Field(max_length=1024)] = ()
     forced: Annotated[tuple[Forced, ...], Field(max_length=1024)] = ()
 
@@ -190,13 +190,13 @@ class Run(Part):
         return None if found is None else found.value
 
 
-class WeightsQuality(Part):
+class WeightsQuality(DocumentPart):
     kl: float
     tag: Tag
     source: Text = ""
 
 
-class Weights(Part):
+class Weights(DocumentPart):
     """One way to store the weights: a file's (`run`), or a type that could be made.
 
     Of its bytes, `active` are read for every token, and `embedding` are those of a token embedding that is no
@@ -215,7 +215,7 @@ class Weights(Part):
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
 
 
-class FitInput(Part):
+class FitInput(DocumentPart):
     """What the page's memory arithmetic needs (`capacity.fit`): the machine, the model's shape, constants."""
 
     machine: dict[str, JsonValue]
@@ -229,7 +229,7 @@ class FitInput(Part):
     notes: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
 
 
-class FrontierPoint(Part):
+class FrontierPoint(DocumentPart):
     """A run where the chart draws it: `x` in units of the size axis, the others as its metric's axis shows them."""
 
     id: Name  # of the run
@@ -241,7 +241,7 @@ class FrontierPoint(Part):
     pareto: bool = False  # nothing as small is better
 
 
-class LabelLayout(Part):
+class LabelLayout(DocumentPart):
     """Where labels go in a view at least `view` pixels wide, whose plot is `height` high.
 
     `places` are indices of the frontier's `sides`, one a point; a chosen run that has none there may have a
@@ -257,7 +257,7 @@ class LabelLayout(Part):
     ] = {}
 
 
-class FrontierMetric(Part):
+class FrontierMetric(DocumentPart):
     """One of the axes that a person may choose; without points where no run has the metric."""
 
     name: Name
@@ -272,7 +272,7 @@ class FrontierMetric(Part):
     layouts: Annotated[tuple[LabelLayout, ...], Field(max_length=64)] = ()
 
 
-class Frontier(Part):
+class Frontier(DocumentPart):
     """Size against each metric, as the page draws it; which run is best under a budget follows from `pareto`."""
 
     unit: Name  # of the size axis
@@ -281,14 +281,14 @@ class Frontier(Part):
     metrics: Annotated[dict[Name, FrontierMetric], Field(max_length=64)]
 
 
-class Problem(Part):
+class Problem(DocumentPart):
     """A file that was refused, and why."""
 
     file: Text
     reason: Text
 
 
-class Document(Part):
+class Document(DocumentPart):
     """All of it."""
 
     schema_name: Literal["dither.results"] = Field(default="dither.results", alias="schema")
@@ -298,10 +298,10 @@ class Document(Part):
     live: bool
     title: Name
     reference: Reference | None = None
-    runs: Annotated[tuple[Run, ...], Field(max_length=MOST_RUNS)] = ()
+    runs: Annotated[tuple[RunRecord, ...], Field(max_length=MOST_RUNS)] = ()
     frontier: Frontier | None = None
     fit: FitInput | None = None
-    speed: Annotated[tuple[Speed, ...], Field(max_length=4096)] = ()
+    speed: Annotated[tuple[SpeedRecord, ...], Field(max_length=4096)] = ()
     picture: JsonValue = None
     guide: JsonValue = None
     glossary: JsonValue = None
@@ -335,7 +335,7 @@ class Document(Part):
 Cut = Callable[[str], str]
 
 
-def _exported_run(run: Run, cut: Cut) -> Run:
+def _exported_run(run: RunRecord, cut: Cut) -> RunRecord:
     on = run.measured_on
     texts = {name: getattr(run, name) for name in ("command", "measure_command", "reference")}
     return run.model_copy(
@@ -424,7 +424,7 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number in JSON")
 
 
-_Part = TypeVar("_Part", bound=Part)
+_Part = TypeVar("_Part", bound=DocumentPart)
 
 
 def checked(kind: type[_Part], text: str, thing: str, way_out: str) -> _Part:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from dither.reporting import charts
 from dither.units import format_bytes
 
-Run = Mapping[str, Any]
+RunMapping = Mapping[str, Any]
 Point = dict[str, Any]
 
 
@@ -65,7 +65,7 @@ _MOST_PLACED = 64  # labels of a view; more than a plot has room for
 _MOST_FIRST = 8  # points of the frontier that get a placing of their own where the common one has no room for them
 
 
-def points(runs: Iterable[Run], key: str = "kl_mean", unit: float = 2**30) -> list[Point]:
+def points(runs: Iterable[RunMapping], key: str = "kl_mean", unit: float = 2**30) -> list[Point]:
     """One point for each run that has the metric, the smallest first; `pareto` marks the frontier.
 
     `x` is the size in units of `unit` bytes, `y`, `low` and `high` the metric as the axis shows it.
@@ -123,7 +123,7 @@ def best_under(found: Iterable[Point], size: float) -> Point | None:
     return max((p for p in found if p["pareto"] and p["bytes"] <= size), key=lambda p: int(p["bytes"]), default=None)
 
 
-def sentence(runs: Sequence[Run], size: float) -> str:
+def sentence(runs: Sequence[RunMapping], size: float) -> str:
     """ "Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
     best = best_under(points(runs), size)
     if best is None:
@@ -225,7 +225,7 @@ def label_at(place: int | None) -> dict[str, Any]:
     return {"named": place is not None, "dx": dx, "dy": dy, "align": align, "baseline": "middle"}
 
 
-def shipped(runs: Sequence[Run], largest: int | None = None) -> dict[str, Any]:
+def shipped(runs: Sequence[RunMapping], largest: int | None = None) -> dict[str, Any]:
     """What the page draws of the frontier, for the results document (`document.Frontier`).
 
     `largest` is the size of the largest file, also of those that are not among `runs`: the unit follows it.
@@ -266,7 +266,7 @@ def _unit(largest: int) -> tuple[int, str]:
     return (2**30, "GiB") if largest >= 2**29 else (2**20, "MiB")
 
 
-def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
+def chart(runs: Sequence[RunMapping], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
     """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.
 
     Raises ValueError where no run has the metric.
@@ -299,16 +299,16 @@ def chart(runs: Sequence[Run], key: str = "kl_mean", size: float | None = None) 
     return {"width": _WIDTH, **spec}
 
 
-def _family(run: Run) -> str:
+def _family(run: RunMapping) -> str:
     return family_of(run["container"], run.get("recipe", ""))
 
 
-def _known(run: Run, key: str) -> bool:
+def _known(run: RunMapping, key: str) -> bool:
     """Whether it has the metric, measured on the same text and against the same original as most."""
     return run.get("comparable") is not False and run.get("metrics", {}).get(key) is not None
 
 
-def _floor(runs: Iterable[Run], key: str) -> float:
+def _floor(runs: Iterable[RunMapping], key: str) -> float:
     """A logarithm has no zero: what is equal to the original stands at the foot of the chart."""
     metrics = [run["metrics"][key] for run in runs]
     ends = [metric[part] for metric in metrics for part in ("value", "low") if metric.get(part) is not None]

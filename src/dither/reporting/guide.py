@@ -52,7 +52,7 @@ class Step(texts.Entry):
     needs: str = ""
 
 
-class Answer(texts.Entry):
+class Advice(texts.Entry):
     """What is said to the combinations that it is `for`; steps by their names."""
 
     patterns: Patterns
@@ -94,7 +94,7 @@ class Guide(texts.Entry):
     factors: tuple[Factor, ...]
     methods: tuple[dict[str, str | tuple[str, Literal["+", "-", ""]]], ...]
     steps: dict[str, Step]
-    answers: tuple[Answer, ...]
+    answers: tuple[Advice, ...]
     ruled_out: tuple[Reasons, ...]
     topics: tuple[Topic, ...]
     arithmetic: Arithmetic

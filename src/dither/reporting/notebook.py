@@ -9,7 +9,7 @@ from typing import Any
 
 from dither import display
 from dither.reporting import charts, choice, frontier
-from dither.reporting.document import Document, Run
+from dither.reporting.document import Document, RunRecord
 from dither.units import format_bytes, parse_bytes
 
 VEGALITE = "application/vnd.vegalite.v6+json"
@@ -29,13 +29,13 @@ class Runs:
     def __len__(self) -> int:
         return len(self.document.runs)
 
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[RunRecord]:
         return iter(self.document.runs)
 
-    def __getitem__(self, at: int) -> Run:
+    def __getitem__(self, at: int) -> RunRecord:
         return self.document.runs[at]
 
-    def best_under(self, size: int | str, by: str = "kl_mean") -> Run | None:
+    def best_under(self, size: int | str, by: str = "kl_mean") -> RunRecord | None:
         """The best file of at most `size` ("4.4GiB" or bytes) by a metric of `frontier.METRICS`.
 
         None where nothing that was measured fits.
@@ -78,7 +78,7 @@ class Runs:
         return f"<Runs: {len(self)} files of {self.document.title}>"
 
 
-def _row(run: Run) -> tuple[object, ...]:
+def _row(run: RunRecord) -> tuple[object, ...]:
     kl, top = run.metrics.get("kl_mean"), run.metrics.get("same_top")
     return (
         run.file,

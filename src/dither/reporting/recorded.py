@@ -14,7 +14,7 @@ from typing import Any
 from dither.errors import DitherError
 from dither.formats.ggml import STORED_FLOATS
 from dither.models.source import open_model
-from dither.reporting.document import Document, Palette, Run, TensorRow, Tile
+from dither.reporting.document import Document, PaletteRecord, RunRecord, TensorRow, TileRecord
 from dither.types import Model
 
 MOST_RUNS = 12  # of a report whose weights are shown; the others have their numbers alone
@@ -35,7 +35,7 @@ def recorded(live: Document, exported: Document) -> Document:
     return exported.model_copy(update=found)
 
 
-def _with_weights(run: Run, live: Run, original: Model) -> Run:
+def _with_weights(run: RunRecord, live: RunRecord, original: Model) -> RunRecord:
     quantized = _opened(live.path)
     if quantized is None:
         return run
@@ -45,9 +45,9 @@ def _with_weights(run: Run, live: Run, original: Model) -> Run:
     tiles, palettes = {}, {}
     for name in chosen(run.tensors):
         with suppress(DitherError, ValueError):  # of one side only, or not of numbers
-            tiles[name] = Tile.model_validate(tile(original, quantized, name).to_json())
+            tiles[name] = TileRecord.model_validate(tile(original, quantized, name).to_json())
         with suppress(DitherError, ValueError):
-            palettes[name] = Palette.model_validate(palette(original, quantized, name).to_json())
+            palettes[name] = PaletteRecord.model_validate(palette(original, quantized, name).to_json())
     return run.model_copy(update={"tiles": tiles, "palettes": palettes})
 
 

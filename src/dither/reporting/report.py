@@ -29,7 +29,7 @@ from dither.reporting.card import MARK as CARD_MARK
 from dither.reporting.card import PICTURE
 from dither.reporting.card import card as model_card
 from dither.reporting.choice import listed, points
-from dither.reporting.document import Document, FitInput, Frontier, Problem, Run, Weights, WeightsQuality, now
+from dither.reporting.document import Document, FitInput, Frontier, Problem, RunRecord, Weights, WeightsQuality, now
 from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide
 from dither.reporting.notebook import Runs
@@ -166,19 +166,19 @@ def document(
     )
 
 
-def _frontier(runs: Sequence[Run]) -> Frontier:
+def _frontier(runs: Sequence[RunRecord]) -> Frontier:
     largest = max((run.bytes for run in runs), default=0)
     return Frontier.model_validate(frontier.shipped(listed(runs, by_label=False), largest))
 
 
-def _title(found: discover.Found) -> str:
+def _title(found: discover.Discovered) -> str:
     if found.reference is not None:
         return found.reference.name
     names = [run.reference for run in found.runs if run.reference]
     return names[0] if names else found.runs[0].file if found.runs else "No files yet"
 
 
-def _compared(run: Run, original: str) -> Run:
+def _compared(run: RunRecord, original: str) -> RunRecord:
     """A run whose file keeps no errors, with those counted against the original."""
     missing = any(row.relative_error is None for row in run.tensors)
     if run.path is None or not missing or run.parameters > MOST_COMPARED:
@@ -191,7 +191,7 @@ def _compared(run: Run, original: str) -> Run:
         return run.model_copy(update={"notes": (*run.notes, note)})
 
 
-def _fit_input(found: discover.Found, machine: Machine | None) -> tuple[FitInput | None, list[Problem]]:
+def _fit_input(found: discover.Discovered, machine: Machine | None) -> tuple[FitInput | None, list[Problem]]:
     """What the page needs to judge the files, and the types that could be made, on this machine."""
     paths = [found.reference.path] if found.reference else []
     paths += [run.path for run in found.runs[:1]]
@@ -204,7 +204,7 @@ def _fit_input(found: discover.Found, machine: Machine | None) -> tuple[FitInput
     return None, []
 
 
-def fit_input(judged: Fit, runs: Iterable[Run] = ()) -> FitInput:
+def fit_input(judged: Fit, runs: Iterable[RunRecord] = ()) -> FitInput:
     """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from.
 
     The files that llama.cpp runs stand for their types.
@@ -230,7 +230,7 @@ def fit_input(judged: Fit, runs: Iterable[Run] = ()) -> FitInput:
     )
 
 
-def _of_run(run: Run, experts_used: int) -> Weights:
+def _of_run(run: RunRecord, experts_used: int) -> Weights:
     kl = run.metrics.get("kl_mean")
     source = f"{run.file}, on {run.measured_on.data}" if run.measured_on else ""
     sizes = [(row.name, row.bytes) for row in run.tensors]

@@ -30,7 +30,7 @@ from dither.models.checkpoint import ABOUT
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.reporting import answer_records, recipes, speeds
-from dither.reporting.document import MeasuredOn, Metric, Run, TensorRow, read_object, read_text
+from dither.reporting.document import MeasuredOn, TaggedValue, RunRecord, TensorRow, read_object, read_text
 from dither.reporting.tensors import rows_of
 from dither.system.text import shown
 from dither.types import Model
@@ -186,7 +186,7 @@ def _sha256(facts: Facts) -> str:
     return content_sha256(model)
 
 
-def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
+def run_of(facts: Facts) -> tuple[RunRecord, list[FormatError]]:
     """The run of a file, and what beside it could not be read.  Raises DitherError where nothing could."""
     problems: list[FormatError] = []
     found, notes, stale = None, [*facts.notes], False
@@ -202,7 +202,7 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
     measured = _measured(found)
     if benchmark is not None:
         measured["metrics"] = measured.get("metrics", {}) | speeds.metrics_of(benchmark)
-    run = Run(
+    run = RunRecord(
         id=run_id(facts.path),
         file=shown(facts.path.name, 400),
         path=_path(facts.path),
@@ -225,11 +225,11 @@ def run_of(facts: Facts) -> tuple[Run, list[FormatError]]:
     return run, problems
 
 
-def run_of_measurement(found: Measurement, place: Path) -> Run:
+def run_of_measurement(found: Measurement, place: Path) -> RunRecord:
     """A run of which nothing but the measurement is here."""
     parameters = round(8 * found.bytes / found.bpw) if found.bpw > 0 else 0
     missing = f"{shown(found.file, 200)} itself is not here: only its measurement is."
-    return Run(
+    return RunRecord(
         id=run_id(place),
         file=shown(found.file, 400),
         type=shown(found.type) or "unknown",
@@ -260,11 +260,11 @@ def _said(found: Measurement | None) -> list[str]:
     return [] if found is None else [shown(note, 1000) for note in found.notes[:64]]
 
 
-def metrics_of(found: Measurement) -> dict[str, Metric]:
+def metrics_of(found: Measurement) -> dict[str, TaggedValue]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
     metrics = {
-        key: Metric(
+        key: TaggedValue(
             value=_drawn(getattr(found, key)),
             low=_drawn(getattr(found, f"{key}_low")),
             high=_drawn(getattr(found, f"{key}_high")),
@@ -274,7 +274,7 @@ def metrics_of(found: Measurement) -> dict[str, Metric]:
     value, low, high = (
         found.ppl_reference * (ratio - 1) for ratio in (found.ppl_ratio, found.ppl_ratio_low, found.ppl_ratio_high)
     )
-    return {**metrics, "delta_ppl": Metric(value=value, low=low, high=high)}
+    return {**metrics, "delta_ppl": TaggedValue(value=value, low=low, high=high)}
 
 
 def _drawn(value: float) -> float:

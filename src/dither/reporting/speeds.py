@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dither.errors import DitherError, FormatError
-from dither.reporting.document import Metric, Speed, Value
+from dither.reporting.document import TaggedValue, SpeedRecord, Value
 from dither.running import benchmark
 from dither.running.benchmark import Benchmark
 from dither.system.text import shown
@@ -40,23 +40,23 @@ def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], Fo
     return found, [], None
 
 
-def metrics_of(found: Benchmark) -> dict[str, Metric]:
+def metrics_of(found: Benchmark) -> dict[str, TaggedValue]:
     """What the frontier may be drawn over."""
     metrics = {
-        key: Metric(**spread.model_dump())
+        key: TaggedValue(**spread.model_dump())
         for key, name in _SPREAD.items()
         if (spread := _value(found, name)) is not None
     }
     return {
         **metrics,
-        "load_seconds": Metric(value=found.load_seconds),
-        "peak_memory_bytes": Metric(value=float(found.peak_memory_bytes)),
+        "load_seconds": TaggedValue(value=found.load_seconds),
+        "peak_memory_bytes": TaggedValue(value=float(found.peak_memory_bytes)),
     }
 
 
-def speed_of(run_id: str, found: Benchmark) -> Speed:
+def speed_of(run_id: str, found: Benchmark) -> SpeedRecord:
     """The entry of view 7."""
-    return Speed(
+    return SpeedRecord(
         run=run_id,
         command=shown(found.command, 1000),
         threads=found.threads,

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
+
+
+def room_path(path: Iterable[str], room: str) -> list[str]:
+    """`extend_path` without another installation of ours: of folders elsewhere those without an `__init__.py`."""
+    own = list(path)
+    return [*own, *(f for f in pkgutil.extend_path(own, room)[len(own) :] if not Path(f, "__init__.py").exists())]
 
 
 @cache

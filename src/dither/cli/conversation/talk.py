@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dither.cli.chat import answer, both
+from dither.cli.conversation.reply import answer, both
 from dither.cli.harmless import harmless
 from dither.cli.screen import err, plain
 from dither.errors import DitherError, OutputError
