@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
 
@@ -198,3 +200,55 @@ def test_starting_is_light() -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+
+COMMAND = """
+import typer
+
+def hello(name: str) -> None:
+    \"\"\"Say hello.\"\"\"
+    typer.echo(f"hello {name}")
+
+COMMANDS = {15: hello}
+"""
+
+
+def test_a_command_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine" / "dither" / "cli"
+    folder.mkdir(parents=True)
+    (folder / "hello.py").write_text(COMMAND)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"), prepend=os.pathsep)
+    listed = re.findall(r"^  (\w+)  +\w", dither("--help", cwd=tmp_path).stdout.partition("Commands:")[2], re.M)
+    assert listed[:4] == ["quantize", "hello", "calibrate", "plan"] and "quantise" not in listed
+    assert dither("hello", "you", cwd=tmp_path).stdout == "hello you\n"
+
+
+def test_another_installation_on_the_path_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "theirs" / "dither" / "cli"
+    folder.mkdir(parents=True)
+    for place in (folder, folder.parent):
+        (place / "__init__.py").touch()
+    (folder / "hello.py").write_text(COMMAND)
+    ours = Path(sys.modules["dither.cli"].__path__[0]).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ours), str(tmp_path / "theirs")]))
+    assert dither("hello", "you", cwd=tmp_path).returncode == 2
+
+
+def test_a_command_gives_the_handler_of_sigterm_back() -> None:
+    """Of a program that calls commands in its own process."""
+    from dither.cli.screen import stop_on_error
+    from dither.errors import UsageError
+
+    def own(number: int, frame: object) -> None:
+        raise AssertionError("not to be called")
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with stop_on_error():
+            assert signal.getsignal(signal.SIGTERM) is not own
+        assert signal.getsignal(signal.SIGTERM) is own
+        with pytest.raises(typer.Exit), stop_on_error():
+            raise UsageError("a", "b")
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,7 @@ from dither.formats.gguf import lay_out
 from dither.measuring import schema
 from dither.reporting import runs as runs_module
 from dither.reporting import tensors
-from dither.reporting.discover import find, find_runs
+from dither.reporting.discover import find
 from dither.reporting.recipes import command, in_words, measure_command
 from dither.reporting.tensors import place_of
 
@@ -182,7 +182,8 @@ def test_a_measurement_says_how_to_measure_again(shelf: Path) -> None:
 def test_a_measurement_is_a_run_without_its_file(one: Path) -> None:
     one.unlink()
     for named in (one.parent, schema.path_for(one)):
-        (run,), problems = find_runs([named])
+        found = find([named])
+        (run,), problems = found.runs, found.problems
         assert not problems
         assert (run.type, run.metric("kl_mean"), run.path, run.tensors) == ("Q4_K_M", 0.03, None, ())
         assert "is not here" in run.notes[0]
@@ -202,7 +203,8 @@ def test_the_measurement_inside_a_file_is_read(shelf: Path, tmp_path: Path) -> N
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    (run,), problems = find_runs([tmp_path])
+    found = find([tmp_path])
+    (run,), problems = found.runs, found.problems
     assert not problems and run.metric("kl_mean") == 0.007
 
 
@@ -248,7 +250,8 @@ def test_a_terabyte_opens_like_anything_else(tmp_path: Path) -> None:
     with place.open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.total)
-    (run,), problems = find_runs([place])
+    found = find([place])
+    (run,), problems = found.runs, found.problems
     assert not problems
     assert run.bytes == 64 * rows * 144 and len(run.tensors) == 64
     place.unlink()
@@ -288,7 +291,8 @@ def test_a_gigabyte_of_measurement_is_not_read(one: Path) -> None:
 
 def test_long_texts_are_cut_and_scripts_are_text(one: Path) -> None:
     save(one, data="x" * 10**6, reference="<script>alert(1)</script>", notes=["\x1b[2J" + "n" * 10**6])
-    (run,), problems = find_runs([one])
+    found = find([one])
+    (run,), problems = found.runs, found.problems
     assert not problems
     assert run.measured_on is not None and len(run.measured_on.data) < 500
     assert run.reference == "<script>alert(1)</script>"
@@ -390,3 +394,24 @@ def test_what_a_plan_measured_of_single_tensors_is_shown(shelf: Path, tmp_path: 
     rows = {row.name: row for row in find([tmp_path]).runs[0].tensors}
     assert (rows["blk.0.attn_q.weight"].kl_alone, rows["blk.0.attn_q.weight"].kl_tag) == (0.125, "estimated")
     assert rows["blk.1.attn_q.weight"].kl_alone is None
+
+
+def test_what_headers_told_is_remembered_within_bounds(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted(shelf.glob("*.gguf"))
+    opened: list[str] = []
+    opening = runs_module.open_headers
+    monkeypatch.setattr(
+        runs_module, "open_headers", lambda path, *rest: opened.append(path.name) or opening(path, *rest)
+    )
+    monkeypatch.setattr(runs_module, "_kept", {})
+    facts = [runs_module.facts_of(path) for path in paths]
+    sizes = [size for _, size in runs_module._kept.values()]
+    assert runs_module.facts_of(paths[0]) is facts[0] and len(opened) == len(paths)
+    assert all(size > 1000 * len(one.tensors) for one, size in zip(facts, sizes, strict=True))
+    monkeypatch.setattr(runs_module, "KEPT_BYTES", 2 * max(sizes))
+    runs_module.facts_of(paths[-1])
+    assert sum(size for _, size in runs_module._kept.values()) <= 2 * max(sizes) < sum(sizes)
+    opened.clear()
+    assert runs_module.facts_of(paths[-1]) is facts[-1] and runs_module.facts_of(paths[0]) is facts[0]
+    assert opened == []  # the last ones that were asked for
+    assert runs_module.facts_of(paths[1]) == facts[1] and opened == [paths[1].name]

@@ -29,6 +29,13 @@ _SECONDS = 1.0  # of measuring
 _LEAST_ARRAY = 64 * 2**20  # bytes per core
 _CACHE_FILE = "bandwidth.json"
 
+# what /proc/cpuinfo calls the vector extensions
+_VECTORS = {
+    "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx_vnni": "AVX-VNNI", "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI", "avx512_bf16": "AVX-512 BF16", "amx_int8": "AMX", "asimd": "NEON",
+    "asimddp": "dot product", "i8mm": "I8MM", "sve": "SVE", "sve2": "SVE2",
+}  # fmt: skip
+
 # Makers' data sheets, 10⁹ bytes per second.  The first name that is part of the card's decides.
 CARDS = (
     ("H200", 4800), ("H100 PCIe", 2000), ("H100 NVL", 3900), ("H100", 3350), ("GH200", 4000), ("B200", 8000),
@@ -124,19 +131,37 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+def cpu_vectors() -> list[str]:
+    """The vector extensions of the processor that matter for arithmetic on weights; empty where nothing says."""
+    flags = " ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)).split()
+    return [name for flag, name in _VECTORS.items() if flag in flags]
+
+
+def cpu_quota() -> float | None:
+    """Processors' worth of time a container may use (cgroup v2's `cpu.max`: quota and period)."""
+    quota, _, period = _text("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
 def graphics_cards() -> list[Device]:
     """NVIDIA's cards, as their driver lists them."""
+    cards = []
+    for name, mebibytes in nvidia_smi("name", "memory.total") or ():
+        if mebibytes.isdigit():
+            speed = card_bandwidth(name)
+            how = LITERATURE if speed else ""
+            cards.append(Device(name, int(mebibytes) * 2**20, MEASURED, speed, how))
+    return cards
+
+
+def nvidia_smi(*fields: str) -> list[list[str]] | None:
+    """What NVIDIA's driver says of each card, a text for each field; None where it does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    cards = []
-    for row in _run(program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits").splitlines():
-        name, _, mebibytes = row.rpartition(",")
-        if mebibytes.strip().isdigit():
-            speed = card_bandwidth(name)
-            how = LITERATURE if speed else ""
-            cards.append(Device(name.strip(), int(mebibytes) * 2**20, MEASURED, speed, how))
-    return cards
+    text = _run(program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line]
+    return [(row + [""] * len(fields))[: len(fields)] for row in rows] or None
 
 
 def card_bandwidth(name: str) -> float | None:

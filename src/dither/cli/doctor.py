@@ -1,7 +1,7 @@
 """`dither doctor`: what this machine has, what that enables, and how to get what is missing.
 
-Nothing heavy is imported to find out: installed packages are read from their metadata, processors and
-memory from the system's own files.  Only llama.cpp's wheel is loaded, since loading is what may fail.
+Nothing heavy is imported to find out: installed packages are read from their metadata, the machine as
+`capacity.machine` reads it.  Only llama.cpp's wheel is loaded, since loading is what may fail.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,13 +25,6 @@ from dither.units import format_bytes
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 _MARKS = {OK: "[green]✓[/]", MISSING: "[red]✗[/]", NOTE: "[dim]·[/]"}
-
-# what /proc/cpuinfo calls the vector extensions that matter for arithmetic on weights
-_VECTORS = {
-    "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx_vnni": "AVX-VNNI", "avx512f": "AVX-512",
-    "avx512_vnni": "AVX-512 VNNI", "avx512_bf16": "AVX-512 BF16", "amx_int8": "AMX", "asimd": "NEON",
-    "asimddp": "dot product", "i8mm": "I8MM", "sve": "SVE", "sve2": "SVE2",
-}  # fmt: skip
 
 # package → is Dither lame without it?, what it is for
 _PACKAGES = {
@@ -101,14 +93,11 @@ def _python() -> Finding:
 
 
 def _cpu() -> Finding:
+    from dither.capacity.machine import cpu_name, cpu_quota, cpu_vectors
     from dither.engines.llamacpp import usable_cores
 
-    text = _read("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    model = named[1] if named else _sysctl("machdep.cpu.brand_string") or platform.processor() or "unknown"
-    flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)).split())
-    vectors = [name for flag, name in _VECTORS.items() if flag in flags]
-    logical, cores, quota = os.cpu_count() or 1, usable_cores(), _cpu_quota()
+    model, vectors, quota = cpu_name(), cpu_vectors(), cpu_quota()
+    logical, cores = os.cpu_count() or 1, usable_cores()
     limit = f", limited to {quota:g} by a quota" if quota and quota < logical else ""
     return Finding(
         "CPU",
@@ -120,12 +109,9 @@ def _cpu() -> Finding:
 
 
 def _memory() -> Finding:
-    fields = {key: 1024 * int(kib) for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.M)}
-    total = fields.get("MemTotal") or int(_sysctl("hw.memsize") or 0)
-    available = fields.get("MemAvailable", 0)
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit() and int(limit) < total:
-        total, available = int(limit), min(available, int(limit))
+    from dither.capacity.machine import system_memory
+
+    total, available = system_memory()
     if not total:
         return Finding("memory", NOTE, "unknown")
     free = f", {format_bytes(available)} free" if available else ""
@@ -145,16 +131,12 @@ def _disk() -> Finding:
 
 
 def _nvidia() -> Iterator[Finding]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return
-    query = ["--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"]
-    answer = _run(program, *query)
-    if answer is None:
+    from dither.capacity.machine import nvidia_smi
+
+    cards = nvidia_smi("name", "memory.total", "driver_version", "compute_cap")
+    if cards is None:
         yield Finding("NVIDIA", MISSING, "nvidia-smi does not answer", "Reinstall or reload the NVIDIA driver.")
-        return
-    for row in filter(None, answer.splitlines()):
-        name, memory, driver, capability = ([cell.strip() for cell in row.split(",")] + [""] * 4)[:4]
+    for name, memory, driver, capability in cards or ():
         size = int(memory) * 2**20 if memory.isdigit() else None
         shown = f"{name}, {format_bytes(size)}" if size else name
         data = {"name": name, "memory": size, "driver": driver, "compute_capability": capability}
@@ -235,12 +217,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_quota() -> float | None:
-    """Processors' worth of time a container may use (cgroup v2's `cpu.max`: quota and period)."""
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.strip().isdigit() else None
-
-
 def _writable(folder: Path) -> bool:
     import tempfile
 
@@ -250,28 +226,6 @@ def _writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _sysctl(key: str) -> str | None:
-    """A value of the kernel's, on macOS."""
-    return (_run("sysctl", "-n", key) or "").strip() or None if platform.system() == "Darwin" else None
-
-
-def _run(*command: str) -> str | None:
-    import subprocess
-
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
 
 
 COMMANDS = {200: doctor}

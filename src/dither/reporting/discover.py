@@ -51,12 +51,6 @@ class Discovered:
         self.problems.append(Problem(file=shown(str(path), 1000), reason=shown(reason, 2000)))
 
 
-def find_runs(paths: Iterable[str | Path], against: str | Path | None = None) -> tuple[list[RunRecord], list[Problem]]:
-    """The runs under `paths`, the largest file first, and what could not be read."""
-    found = find(paths, against)
-    return found.runs, found.problems
-
-
 def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Discovered:
     """All there is under `paths`.  `against` names the original, which is looked for beside the files
     otherwise, by the name that measurements and recipes give it.  Raises nothing for what it finds."""

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from dither.system.text import shown
 from dither.types import Model
 
 HASHED = 64 * 2**20  # bytes; a file of so many is hashed where its measurement's age is in doubt
+KEPT_BYTES = 128 * 2**20  # of what headers tell that is remembered; a model of 300 tensors takes about 0.6 MiB
 _SIDE = 2**20  # bytes of config.json and dither.json that are read
 _INTERVALS = ("kl_mean", "kl_median", "kl_p99", "kl_max", "same_top", "ppl", "ppl_ratio")
 
@@ -70,21 +70,27 @@ class Facts:
         return max((Path(f).stat().st_mtime_ns for f in weights), default=0)
 
 
+_kept: dict[tuple[object, ...], tuple[Facts, int]] = {}  # and about how many bytes; the last used stands last
+
+
 def facts_of(path: Path) -> Facts:
     """Raises DitherError where the headers cannot be read, or mean nothing here."""
     status = path.stat()
     beside = tuple(_stamp(path / name) for name in ("config.json", ABOUT)) if path.is_dir() else ()
-    return _facts(str(path), (status.st_size, status.st_mtime_ns, status.st_ino, *beside))
+    state = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, *beside)
+    entry = _kept.pop(state, None)
+    if entry is None:
+        with open_headers(path, outline) as (model, _, _notes):
+            facts = facts_of_model(_with_about(model, path), path)
+        entry = facts, 2048 * len(facts.tensors) + 4 * (len(facts.embedded) + len(str(facts.recipe)))
+    _kept[state] = entry
+    while sum(size for _, size in _kept.values()) > KEPT_BYTES and len(_kept) > 1:
+        del _kept[next(iter(_kept))]
+    return entry[0]
 
 
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-@lru_cache(maxsize=512)
-def _facts(path: str, _stamp: tuple[int, ...]) -> Facts:
-    with open_headers(Path(path), outline) as (model, _, _notes):
-        return facts_of_model(_with_about(model, Path(path)), Path(path))
 
 
 def facts_of_model(model: Model, path: Path) -> Facts:
