@@ -169,8 +169,8 @@ def test_the_table_keeps_its_numbers_whole_on_a_laptop_with_a_gpu(monkeypatch: p
 
     for machine in (laptop(ram=16, gpu=8), laptop(ram=16), laptop(ram=1)):
         console = Console(width=80, record=True, file=io.StringIO())
-        monkeypatch.setattr(sys.modules[module.__module__], "out", console)
-        sys.modules[module.__module__].show(dither.fit(llama_31_8b(), machine=machine))
+        monkeypatch.setattr(module, "out", console)
+        module.show(dither.fit(llama_31_8b(), machine=machine))
         text = console.export_text()
         assert "…" not in text and max(map(len, text.splitlines())) <= 80
 

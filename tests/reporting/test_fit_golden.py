@@ -20,7 +20,7 @@ from dither.capacity.words import LADDER, LEAST_GOOD
 from dither.reporting.report import fit_input
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = json.loads((ROOT / "tests/fitting/golden.json").read_text())
+GOLDEN = json.loads((ROOT / "tests/capacity/golden.json").read_text())
 GIB = 2**30
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dither.cli import beside
+from dither.cli.conversation import beside
 from dither.running.divergence import diverge, words
 
 OURS = "The door was red, and the sea was quiet that night."

@@ -14,9 +14,8 @@ from typing import Annotated, Any
 from urllib.request import Request, urlopen
 
 import typer
-from rich.table import Table
 
-from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
 from dither.errors import OutputError
 from dither.units import format_bytes, format_count, format_seconds
 
@@ -160,12 +159,10 @@ def show_next(folder: Path, report: str) -> None:
 
 
 def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("type", no_wrap=True)
-    for heading in ("size", "bits/weight", "smaller", "time", "weight error", *(["KL"] if measured else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("size", "bits/weight", "smaller", "time", "weight error", *(["KL"] if measured else []))
+    shown = table("type", numbers=headings)
     for row in rows:
-        table.add_row(
+        shown.add_row(
             row["type"],
             format_bytes(row["bytes"]),
             f"{row['bits_per_weight']:.2f}",
@@ -175,7 +172,7 @@ def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
             *([f"{row['kl']:.4f}" if "kl" in row else ""] if measured else []),
         )
     out.print(f"\n[bold]The bundled model, {format_count(rows[0]['parameters'])} parameters, made smaller[/]\n")
-    out.print(table)
+    out.print(shown)
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)

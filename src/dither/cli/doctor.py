@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dither._version import __version__
-from dither.cli.screen import out, plain, print_json, stop_on_error
+from dither.cli.screen import out, plain, print_json, stop_on_error, table
 from dither.units import format_bytes
 
 OK, MISSING, NOTE = "ok", "missing", "note"
@@ -74,15 +73,13 @@ def examine() -> Iterator[Finding]:
 
 
 def _show(findings: list[Finding]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(width=1)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1, overflow="fold")
-    table.add_column(ratio=1, overflow="fold", style="dim")
+    shown = table(show_header=False, padding=(0, 2, 0, 0))
+    for column in ({"width": 1}, {"no_wrap": True}, {"ratio": 1}, {"ratio": 1, "style": "dim"}):
+        shown.add_column(overflow="fold", **column)
     for finding in findings:
-        table.add_row(_MARKS[finding.state], finding.name, plain(finding.found), plain(finding.note))
+        shown.add_row(_MARKS[finding.state], finding.name, plain(finding.found), plain(finding.note))
     out.print(f"dither {__version__}\n")
-    out.print(table)
+    out.print(shown)
     missing = [finding.name for finding in findings if finding.state == MISSING]
     out.print(f"\nMissing: {', '.join(missing)}." if missing else "\nNothing is missing.")
 

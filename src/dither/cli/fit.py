@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from dither.cli.screen import out, plain, print_json, stop_on_error
+from dither.cli.screen import table as grid
 from dither.units import format_bytes, format_count
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dither.capacity.result import Candidate, Fit
 
 NOTHING_FITS = 3
@@ -103,13 +105,9 @@ def shown_candidates(found: Fit) -> list[Candidate]:
 
 def table(found: Fit) -> Table:
     """Nine columns in eighty characters: one space between them has to do."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    shown.add_column("type", no_wrap=True)
-    for heading in ("weights", "cache", "comp.", "over.", "total"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("runs", no_wrap=True)
-    shown.add_column("tok/s", justify="right", no_wrap=True)
-    shown.add_column("KL", justify="right", no_wrap=True)
+    shown = grid("type", padding=(0, 1, 0, 0))
+    for heading in ("weights", "cache", "comp.", "over.", "total", "runs", "tok/s", "KL"):
+        shown.add_column(heading, justify="left" if heading == "runs" else "right", no_wrap=True)
     for candidate in shown_candidates(found):
         memory, word = candidate.memory, candidate.verdict.word
         chosen = candidate.type == found.chosen
@@ -151,9 +149,7 @@ def _kl(candidate: Candidate) -> str:
 
 
 def reasons_table(found: Fit) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("ruled out", overflow="fold")
-    shown.add_column("because", overflow="fold")
+    shown = grid("ruled out", "because")
     for what, why in found.ruled_out:
         shown.add_row(plain(what), plain(why))
     return shown

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from dither.cli.screen import out, plain, print_json, stop_on_error
+from dither.cli.screen import out, plain, print_json, stop_on_error, table
 from dither.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dither.reporting.inspect import Inspection
 
 
 def inspect(
@@ -31,19 +35,13 @@ def inspect(
             print_json(document)
             return
         out.print(facts_table(found))
-        out.print()
-        out.print(types_table(found))
-        out.print()
-        out.print(groups_table(found))
-        if tensors:
+        for shown in (types_table(found), groups_table(found), *([tensors_table(found)] if tensors else [])):
             out.print()
-            out.print(tensors_table(found))
+            out.print(shown)
 
 
-def facts_table(found: Any) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+def facts_table(found: Inspection) -> Table:
+    shown = table("", "", show_header=False)
     size = f"{format_bytes(found.bytes)} of tensors, {found.bits_per_weight:.3f} bits per weight"
     facts = [
         ("model", f"{found.name} ({found.kind})"),
@@ -56,14 +54,12 @@ def facts_table(found: Any) -> Table:
         ("made by", _made_by(found.made_by)),
         ("measured", _measured(found.measurement)),
     ]
-    for label, text in facts:
-        table.add_row(label, plain(text))
-    for note in found.notes:
-        table.add_row("note", plain(note))
-    return table
+    for label, text in [*facts, *(("note", note) for note in found.notes)]:
+        shown.add_row(f"[bold]{label}[/]", plain(text))
+    return shown
 
 
-def _architecture(found: Any) -> str:
+def _architecture(found: Inspection) -> str:
     facts = [
         (found.blocks, f"{found.blocks} blocks"),
         (found.embedding, f"width {found.embedding}"),
@@ -80,7 +76,7 @@ def _per_layer(value: Any) -> str:
     return str(value[0]) if min(value) == max(value) else f"{min(value)} to {max(value)}"
 
 
-def _tokenizer(found: Any) -> str:
+def _tokenizer(found: Inspection) -> str:
     if not found.tokenizer:
         return "none in the file"
     pre = f", pre-tokenizer {found.pre}" if found.pre else ""
@@ -115,38 +111,28 @@ def _short(value: Any) -> str:
     return ", ".join(map(str, value))
 
 
-def types_table(found: Any) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("type")
-    for heading in ("tensors", "weights", "bytes", "bits/weight"):
-        table.add_column(heading, justify="right")
+def types_table(found: Inspection) -> Table:
+    shown = table("type", numbers=("tensors", "weights", "bytes", "bits/weight"))
     for kind, group in found.types.items():
-        bits = 8 * group["bytes"] / max(1, group["parameters"])
-        table.add_row(
-            kind, str(group["tensors"]), format_count(group["parameters"]), format_bytes(group["bytes"]), f"{bits:.2f}"
-        )
-    return table
+        weights, size = group["parameters"], group["bytes"]
+        bits = f"{8 * size / max(1, weights):.2f}"
+        shown.add_row(kind, str(group["tensors"]), format_count(weights), format_bytes(size), bits)
+    return shown
 
 
-def groups_table(found: Any) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensors")
-    table.add_column("types", overflow="fold")
+def groups_table(found: Inspection) -> Table:
+    shown = table("tensors", "types")
     for group, types in found.groups.items():
-        table.add_row(plain(group), ", ".join(f"{count} × {kind}" for kind, count in types.items()))
-    return table
+        shown.add_row(plain(group), ", ".join(f"{count} × {kind}" for kind, count in types.items()))
+    return shown
 
 
-def tensors_table(found: Any) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape")
-    table.add_column("type")
-    table.add_column("bytes", justify="right")
+def tensors_table(found: Inspection) -> Table:
+    shown = table("tensor", "shape", "type", numbers=("bytes",))
     for tensor in found.tensors:
         shape = " × ".join(map(str, tensor["shape"]))
-        table.add_row(plain(tensor["name"]), shape, tensor["type"], format_bytes(tensor["bytes"]))
-    return table
+        shown.add_row(plain(tensor["name"]), shape, tensor["type"], format_bytes(tensor["bytes"]))
+    return shown
 
 
 def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
@@ -159,15 +145,11 @@ def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON d
         if as_json:
             print_json({**{name: describe(name) for name in preset_names()}, **formats})
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("type", no_wrap=True)
-        table.add_column("what it is")
-        for name in preset_names():
-            table.add_row(name, plain(describe(name)))
-        table.add_section()
-        for name, words in formats.items():
-            table.add_row(name, plain(words))
-        out.print(table)
+        shown = table("type", "what it is")
+        shown.columns[0].no_wrap = True
+        for name, words in (*((name, describe(name)) for name in preset_names()), *formats.items()):
+            shown.add_row(name, plain(words))
+        out.print(shown)
 
 
 COMMANDS = {90: inspect, 100: types}

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from dither.errors import DitherError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -35,6 +37,18 @@ def plain(text: object) -> str:
     """Text of unknown origin, safe to print: control characters replaced, markup escaped."""
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
     return escape(printable)
+
+
+def table(*words: str, numbers: Iterable[str] = (), **options: Any) -> Table:
+    """A table without lines, its headings bold: columns of words, then columns of numbers, aligned right."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold", **options)
+    for heading in words:
+        made.add_column(heading, overflow="fold")
+    for heading in numbers:
+        made.add_column(heading, justify="right", no_wrap=True)
+    return made
 
 
 def print_json(document: Any) -> None:

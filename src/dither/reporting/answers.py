@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,20 +195,6 @@ class Sides:
         return path
 
 
-def stream(
-    file: str | Path | Model,
-    against: str | Path | Model,
-    prompt: str,
-    max_tokens: int = TOKENS,
-    *,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-) -> Iterator[dict[str, Any]]:
-    """`Sides.stream` of models that are opened for this prompt alone."""
-    with Sides(against, file, folder=folder, progress=progress) as sides:
-        yield from sides.stream(prompt, max_tokens)
-
-
 def forced(
     file: str | Path | Model,
     against: str | Path | Model,
@@ -244,45 +231,30 @@ def _worded(
     vocabulary: Vocabulary, text: str, ids: Sequence[int], found: Sequence[Expectation], begins: bool
 ) -> Forced:
     """Ids as text.  With `begins` the first token has nothing before it, and so no expectation."""
-    words = _Words(vocabulary)
-    tokens = [ForcedToken(text=words[ids[0]])] if begins else []
+    word = _words(vocabulary)
+
+    def top(side: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
+        return tuple((word(token), min(1.0, share)) for token, share in side)
+
+    tokens = [ForcedToken(text=word(ids[0]))] if begins else []
     for token, expected in zip(ids[begins:], found, strict=True):
-        tops = [
-            tuple((words[each], min(1.0, share)) for each, share in side)
-            for side in (expected.top_reference, expected.top)
-        ]
         tokens.append(
             ForcedToken(
-                text=words[token],
+                text=word(token),
                 kl=expected.kl,
-                top_original=tops[0],
-                top_quantized=tops[1],
+                top_original=top(expected.top_reference),
+                top_quantized=top(expected.top),
                 same_top=expected.same_top,
             )
         )
     return Forced(text=text, tokens=tuple(tokens))
 
 
-class _Words(Mapping[int, str]):
+def _words(vocabulary: Vocabulary) -> Callable[[int], str]:
     """A token's text as it stands inside a text: alone, some tokenizers drop its leading space."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._before = vocabulary.tokenize("a")[-1:]
-        self._known: dict[int, str] = {}
-        self._prefix = vocabulary.detokenize(self._before)
-
-    def __getitem__(self, token: int) -> str:
-        if token not in self._known:
-            joined = self._vocabulary.detokenize([*self._before, token])
-            self._known[token] = joined.removeprefix(self._prefix)[:1024]
-        return self._known[token]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
+    before = vocabulary.tokenize("a")[-1:]
+    prefix = vocabulary.detokenize(before)
+    return cache(lambda token: vocabulary.detokenize([*before, token]).removeprefix(prefix)[:1024])
 
 
 def _opened(model: str | Path | Model) -> Model:

@@ -37,11 +37,6 @@ Count = Annotated[int, Field(ge=0, le=2**60)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # what charts can still draw
 Share = Annotated[float, Field(ge=0)]
 Tag = Literal["measured", "estimated", "literature", "told"]
-METRICS = (
-    "kl_mean", "kl_median", "kl_p99", "kl_max", "same_top", "ppl", "ppl_ratio", "delta_ppl",
-    "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory_bytes", "joules_per_token",
-    "load_seconds", "time_to_first_token",
-)  # fmt: skip
 
 
 class DocumentPart(BaseModel):
@@ -241,6 +236,9 @@ class FrontierPoint(DocumentPart):
     pareto: bool = False  # nothing as small is better
 
 
+Places = Annotated[tuple[Annotated[int, Field(ge=0, le=63)] | None, ...], Field(max_length=MOST_RUNS)]
+
+
 class LabelLayout(DocumentPart):
     """Where labels go in a view at least `view` pixels wide, whose plot is `height` high.
 
@@ -250,11 +248,8 @@ class LabelLayout(DocumentPart):
 
     view: Count
     height: Count
-    places: Annotated[tuple[Annotated[int, Field(ge=0, le=63)] | None, ...], Field(max_length=MOST_RUNS)]
-    chosen: Annotated[
-        dict[Name, Annotated[tuple[Annotated[int, Field(ge=0, le=63)] | None, ...], Field(max_length=MOST_RUNS)]],
-        Field(max_length=64),
-    ] = {}
+    places: Places
+    chosen: Annotated[dict[Name, Places], Field(max_length=64)] = {}
 
 
 class FrontierMetric(DocumentPart):

@@ -341,5 +341,6 @@ def _clear(boxes_B4: npt.NDArray[np.float64], taken: Sequence[npt.ArrayLike]) ->
     """Which of some boxes touch none of those that are taken."""
     left, top, right, bottom = np.array(taken, np.float64).reshape(-1, 4).T
     box = boxes_B4.T[:, :, None]
-    touching: npt.NDArray[np.bool_] = (box[0] < right) & (left < box[2]) & (box[1] < bottom) & (top < box[3])
-    return ~touching.any(1)
+    touching = (box[0] < right) & (left < box[2]) & (box[1] < bottom) & (top < box[3])
+    clear_B: npt.NDArray[np.bool_] = ~touching.any(1)
+    return clear_B

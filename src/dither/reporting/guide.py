@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -140,7 +140,7 @@ def guide() -> dict[str, Any]:
 def whole(found: Guide) -> dict[str, Any]:
     """Every combination of options with its answer.  Raises as `guide` does."""
     paths = ["/".join(path) for path in product(*([one.id for one in each.options] for each in found.questions))]
-    for pattern in (pattern for entry in (*found.answers, *found.ruled_out) for pattern in entry.patterns):
+    for pattern in chain.from_iterable(e.patterns for e in chain[Advice | Reasons](found.answers, found.ruled_out)):
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise texts.wrong(_FILE, f"{pattern!r} fits no combination of options, such as {paths[0]}")
     said = found.model_dump(mode="json", include=set(_SHOWN))

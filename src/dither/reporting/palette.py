@@ -69,23 +69,9 @@ class Palette:
         return len(self.values)
 
     def to_json(self) -> dict[str, Any]:
-        lists = {
-            key: [float(f"{value:.6g}") for value in getattr(self, key)]
-            for key in ("levels", "values", "uniform", "iq4_nl", "nf4")
-        }
-        return {
-            "tensor": self.tensor,
-            "type": self.type,
-            "block": self.block,
-            "used": list(self.used),
-            **lists,
-            "row": self.row,
-            "rows": self.rows,
-            "index": self.index,
-            "blocks": self.blocks,
-            "how": self.how,
-            "notes": list(self.notes),
-        }
+        lists = ("levels", "values", "uniform", "iq4_nl", "nf4")
+        rounded = {key: [float(f"{value:.6g}") for value in getattr(self, key)] for key in lists}
+        return {**vars(self), **rounded, "block": self.block}
 
 
 def palette(original: Model, quantized: Model, tensor: str, row: int = 0, block: int = 0) -> Palette:

@@ -29,7 +29,7 @@ from dither.models.checkpoint import ABOUT
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.reporting import answer_records, recipes, speeds
-from dither.reporting.document import MeasuredOn, TaggedValue, RunRecord, TensorRow, read_object, read_text
+from dither.reporting.document import MeasuredOn, RunRecord, TaggedValue, TensorRow, read_object, read_text
 from dither.reporting.tensors import rows_of
 from dither.system.text import shown
 from dither.types import Model

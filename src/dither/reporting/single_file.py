@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.errors import OutputError
+from dither.reporting.charts import names, template
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -63,21 +64,18 @@ def assemble(document: Mapping[str, Any]) -> str:
 def modules() -> dict[str, str]:
     """The page's modules by their path below js/."""
     folder = files("dither.reporting") / "page" / "js"
-    found = {entry.name: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".js")}
-    views = folder / "views"
-    for entry in views.iterdir():
-        if entry.name.endswith(".js"):
-            found[f"views/{entry.name}"] = entry.read_text("utf-8")
-    return found
+    places = [("", folder), ("views/", folder / "views")]
+    return {
+        f"{below}{entry.name}": entry.read_text("utf-8")
+        for below, place in places
+        for entry in place.iterdir()
+        if entry.name.endswith(".js")
+    }
 
 
 def charts() -> dict[str, Any]:
     """The Vega-Lite templates by name."""
-    folder = files("dither.reporting") / "charts"
-    if not folder.is_dir():
-        return {}
-    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda e: e.name)
-    return {entry.name.removesuffix(".json"): json.loads(entry.read_text("utf-8")) for entry in found}
+    return {name: template(name) for name in names()}
 
 
 def bundle(sources: Mapping[str, str], entry: str = _ENTRY) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dither.errors import DitherError, FormatError
-from dither.reporting.document import TaggedValue, SpeedRecord, Value
+from dither.reporting.document import SpeedRecord, TaggedValue, Value
 from dither.running import benchmark
 from dither.running.benchmark import Benchmark
 from dither.system.text import shown

@@ -61,20 +61,13 @@ class Tile:
 
     def to_json(self) -> dict[str, Any]:
         rows, columns = self.original_RW.shape
+        numbers = {key: value for key, value in vars(self).items() if key != "original_RW"}
         return {
-            "tensor": self.tensor,
+            **numbers,
             "rows": rows,
             "columns": columns,
-            "row": self.row,
-            "column": self.column,
             "original": half_base64(self.original_RW),
             "quantized": {kind: half_base64(w_RW) for kind, w_RW in self.quantized.items()},
-            "clip": self.clip,
-            "block": self.block,
-            "type": self.type,
-            "outlier_columns": list(self.outlier_columns),
-            "shape": list(self.shape),
-            "notes": list(self.notes),
         }
 
 

@@ -61,11 +61,10 @@ def wrong(name: str, reason: str) -> FormatError:
 def _entry(found: Any, location: tuple[int | str, ...]) -> str:
     """Which entry of a list a location lies in, by the name that it gives itself."""
     for part in location:
-        found = found[part] if isinstance(found, (dict, list)) and _has(found, part) else None
+        try:
+            found = found[part]
+        except (LookupError, TypeError):  # the rest of the location is pydantic's own
+            return ""
         if isinstance(part, int) and isinstance(found, dict):
             return next((f"in the entry {found[key]!r}, " for key in _NAMES if key in found), "")
     return ""
-
-
-def _has(found: dict[str, Any] | list[Any], part: int | str) -> bool:
-    return part in found if isinstance(found, dict) else isinstance(part, int) and part < len(found)

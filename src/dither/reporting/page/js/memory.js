@@ -1,7 +1,7 @@
 // What a model needs in memory, and where it would run: fitting/memory.py, speed.py and advice.py in JavaScript.
 //
 // The same numbers in, the same bytes out: tests/reporting/test_fit_golden.py feeds both sides the vectors of
-// tests/fitting/golden.json and machines drawn at random, and asks for equality, not for closeness.  Every
+// tests/capacity/golden.json and machines drawn at random, and asks for equality, not for closeness.  Every
 // constant comes with the document (`fit.constants`), so that there is one place to change it.
 //
 // A shape's layers are listed one by one, {keys, values, window, state}, or alike ones counted as in golden.json:
