@@ -28,17 +28,25 @@ if TYPE_CHECKING:
 def chat(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF to talk to.", show_default=False)],
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="FILE", help="A second one: both answers, side by side.")
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="A second GGUF; both answers are shown side by side."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and leave.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="The system text: who the model is.")] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and exit.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[
-        float | None, typer.Option("-t", "--temperature", min=0.0, help="0 takes the likeliest token; 0.8.")
+        float | None,
+        typer.Option(
+            "-t", "--temperature", min=0.0, help="0 always takes the likeliest token. Default: 0.8; 0 with --against."
+        ),
     ] = None,
-    context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens remembered; 0 is up to 4096.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes the answer repeatable.")] = None,
+    context: Annotated[
+        int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0: the model's, at most 4096.")
+    ] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: the physical cores.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the random choices: the same seed gives the same answer.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document; needs a prompt.")] = False,
 ) -> None:
     """Talk to a model, or let a base model continue your text."""
@@ -87,7 +95,7 @@ def _piped() -> str:
     except UnicodeDecodeError:
         raise UsageError("standard input", "is no UTF-8", "Write it as UTF-8: iconv does that.") from None
     if not text.strip():
-        raise UsageError("standard input", "is empty and no terminal", "Give a prompt with -p.")
+        raise UsageError("standard input", "is empty, and there is no terminal to type in", "Give a prompt with -p.")
     return text
 
 
@@ -101,7 +109,7 @@ def _conversation(seat: Seat, system: str | None, sampling: Sampling) -> Convers
                 "--system", "this file has no chat template to put it in", "Write it into the prompt itself."
             )
         err.print(
-            f"{plain(engine.path.name)} has no chat template: a base model, "
+            f"{plain(engine.path.name)} has no chat template, so it is a base model: "
             "it continues your text instead of answering."
         )
     return Conversation(engine, sampling, system)

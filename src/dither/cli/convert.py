@@ -1,4 +1,4 @@
-"""`dither convert`: between file formats, exactly where the other format can."""
+"""`dither convert`: between file formats, exactly where the other format allows it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from dither.units import format_bytes, format_seconds
 
 def convert(
     model: Annotated[
-        str, typer.Argument(metavar="IN", help="A folder of any format Dither reads, a .gguf, or a hub id.")
+        str, typer.Argument(metavar="IN", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
     ],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="A file x.gguf, or a folder.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The file (.gguf) or the folder to write.")],
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", help="One type for all quantized matrices (Q4_0, …), or a folder's format. Default: exact."
+            "--to", help="One type for all quantized matrices, such as Q4_0, or a folder format. Default: exact types."
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="What numbers become, and what no type holds exactly: bf16, f16, f32.")
+        str, typer.Option(help="Type of unquantized tensors, and of those that no type holds exactly: bf16, f16, f32.")
     ] = "bf16",
-    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, if it is not recognized.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all cores.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Write a model in another format: safetensors or GGUF, exactly where that can be."""
+    """Convert between safetensors and GGUF, exactly where possible."""
     with stop_on_error(as_json, resumable=True):
         from dither.quantizing import convert as job
 

@@ -1,4 +1,4 @@
-"""`dither dashboard`: the page that shows runs, live, and starts work."""
+"""`dither dashboard`: a live page of all results, which starts jobs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from dither.cli.screen import err, out, plain, print_json, stop_on_error
 def dashboard(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUNS", help="Files, or folders of them; default: this folder.", show_default=False),
+        typer.Argument(
+            metavar="RUNS",
+            help="Quantized files, or folders with such files. Default: this folder.",
+            show_default=False,
+        ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="MODEL", help="The original, where it does not lie beside the files."),
+        typer.Option("--against", metavar="MODEL", help="The original model, if it is not beside the files."),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen at; beyond this machine a token is asked for.")
+        str, typer.Option("--host", help="Address to listen on; from other machines, a token is required.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="Default: 8765, or the next that is free. 0: any.")
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Default: 8765, or the next free port. 0: any free port."),
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
     state: Annotated[
-        Path | None, typer.Option("--state", metavar="FOLDER", help="Where jobs are kept between two starts.")
+        Path | None, typer.Option("--state", metavar="FOLDER", help="Folder that keeps the jobs between two starts.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON document.")] = False,
 ) -> None:
-    """Show what was measured, live, and start work from the page."""
+    """Serve a live page of all results, and start jobs from it."""
     with stop_on_error(as_json):
         from dither.dashboard.serve import serve
 
@@ -47,7 +52,7 @@ def dashboard(
         served = serve(runs or [Path()], host=host, port=port, against=against, state=state, ready=ready)
         if served.jobs:
             words = "1 job goes" if served.jobs == 1 else f"{served.jobs} jobs go"
-            err.print(f"{words} on; the next `dither dashboard` shows them again.")
+            err.print(f"{words} on running; the next `dither dashboard` shows them again.")
 
 
 def _open(url: str) -> None:

@@ -29,18 +29,18 @@ READING = (
 )
 MEASURING = "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
 UNMEASURED = (
-    "How much of the model's skill is left, no table of weights can say: `dither measure` can, with "
+    "How much of the model's quality is left, the weights alone cannot say: `dither measure` can, after "
     "`pip install 'dither\\[calibrate]'`."
 )
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write into.")] = Path("demo-out"),
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="What each file continues.")] = PROMPT,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("demo-out"),
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="Text that each file continues.")] = PROMPT,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all cores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Quantize the bundled model to a ladder of types, report on them, serve one."""
+    """Quantize the bundled model to several types; report and serve."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
         make_folder(output)
         prepare_encoders(model)

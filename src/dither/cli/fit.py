@@ -1,4 +1,4 @@
-"""`dither fit`: what of a model runs on this machine, how fast, and which type to take."""
+"""`dither fit`: whether a model fits this machine, how fast it runs, and which type to take."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ def fit(
         str, typer.Argument(metavar="MODEL|FILE", help="A checkpoint, a .gguf file, or a hub id (org/name).")
     ],
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="Judge by this RAM: 16GiB; default: this machine's.")
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="RAM to assume, such as 16GiB. Default: this machine's."),
     ] = None,
     vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="Judge by this GPU memory: 8GiB; 0: no GPU.")
+        str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory to assume, such as 8GiB; 0: no GPU.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
+        int | None, typer.Option("-c", "--context", help="Tokens of context for each conversation. Default: 8192.")
     ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16",
+    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0.")] = "f16",
     slots: Annotated[int, typer.Option("--slots", help="Conversations at once.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what of a model runs on this machine, how fast, and which type to take.
+    """Say whether a model fits this machine, and which type to take.
 
-    Reads headers alone, also of a hub id.  Exits with 3 when nothing fits.
+    Only headers are read, also of a model on the hub.  Exits with 3 when nothing fits.
     """
     with stop_on_error(as_json):
         from dither.capacity.fit import fit as judge
@@ -164,15 +165,15 @@ def engine_lines(found: Fit) -> Iterator[str]:
 
 def legend(found: Fit) -> str:
     lines = [
-        "G and M are GiB and MiB. Weights are counted in the headers; cache, compute and overhead are "
-        "estimated, and so are tokens/s (the band in brackets).",
-        "KL, nats per token away from the original: measured on this model, * published for Llama 3 8B "
+        "G and M are GiB and MiB. Weights are counted in the headers; cache, compute, overhead and "
+        "tokens/s are estimated, the last as a range in brackets.",
+        "KL divergence from the original, nats per token: measured on this model, * published for Llama 3 8B "
         "(llama.cpp's scoreboard), ? not known.",
     ]
     unknown = {c.verdict.why_no_speed for c in shown_candidates(found) if c.fits and not c.verdict.speed}
     lines += [f"No tokens/s: {reason}." for reason in sorted(unknown)]
     if any(c.notes and "cannot be" in c.notes[0] for c in shown_candidates(found)):
-        lines.append("Some types fall back where rows do not fit; --json and `dither quantize --dry-run` tell.")
+        lines.append("Some tensors get another type where rows do not fit; see --json or `dither quantize --dry-run`.")
     if found.bytes_read is not None:
         lines.append(f"Read from the network: {format_bytes(found.bytes_read)} of headers.")
     return " ".join(lines)

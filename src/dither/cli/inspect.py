@@ -1,4 +1,4 @@
-"""`dither inspect` and `dither types`: what a file is, and what one may ask for."""
+"""`dither inspect` and `dither types`: what a file contains, and which types there are."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def inspect(
         str, typer.Argument(metavar="MODEL", help="A .gguf file, a checkpoint folder, or a hub id (org/name).")
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None,
+    pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, if it is not recognized.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what a model or a file is, and how it was made."""
+    """Show what a model or a file contains, and how it was made."""
     with stop_on_error(as_json):
         from dither.reporting.inspect import inspect as look
 
@@ -136,7 +136,7 @@ def tensors_table(found: Inspection) -> Table:
 
 
 def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
-    """List the types one may quantize to, in plain words."""
+    """List the types that a model can be quantized to."""
     with stop_on_error(as_json):
         from dither.containers.folders import schemes
         from dither.containers.presets import describe, preset_names

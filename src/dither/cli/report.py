@@ -1,4 +1,4 @@
-"""`dither report`: what is known of some files, as one page to keep or send, and as a model card."""
+"""`dither report`: what is known about some files, as one page to keep or send, and as a model card."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ if TYPE_CHECKING:
 
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUNS", help="Quantized files, folders of them, measurements of them.")
+        list[str],
+        typer.Argument(
+            metavar="RUNS", help="Quantized files, folders with such files, or measurements (.measure.json)."
+        ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the page goes.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")] = Path(
         "report.html"
     ),
     card: Annotated[
-        Path | None, typer.Option("--card", metavar="FILE", help="Also write a model card there: README.md.")
+        Path | None, typer.Option("--card", metavar="FILE", help="Also write a model card, such as README.md.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="MODEL", help="The original; looked for beside the files.")
+        str | None,
+        typer.Option("--against", metavar="MODEL", help="The original model. Default: looked for beside the files."),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="What the page is called.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that Dither did not write.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Write what is known of quantized files as one page that opens offline, and as a model card."""
+    """Write a report on quantized files, as a page and a model card.
+
+    The page is one HTML file that opens offline.
+    """
     with stop_on_error(as_json):
         from dither.reporting import report as job
 
@@ -49,7 +56,7 @@ def show(found: Report, folders: list[str]) -> None:
         said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
     if not given:
-        out.print("Nothing is measured yet, so nobody can tell what was lost: dither measure FILE --against MODEL")
+        out.print("No file is measured yet, so what was lost is unknown: dither measure FILE --against MODEL")
     out.print(
         f"[bold]{plain(found.path)}[/]: {counted(count, 'file')}, {format_bytes(found.bytes)}; "
         "opens in a browser, offline.",

@@ -270,4 +270,4 @@ def _check(text: str, thing: str, longest: int) -> None:
 
 def _check_count(max_tokens: int) -> None:
     if not 1 <= max_tokens <= MOST_TOKENS:
-        raise UsageError(f"{max_tokens} tokens", "are no answer", f"Ask for 1 to {MOST_TOKENS}.")
+        raise UsageError(f"an answer of {max_tokens} tokens", "is not possible", f"Ask for 1 to {MOST_TOKENS}.")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dither.reporting.choice import points, short
 from dither.reporting.document import Document, RunRecord
@@ -29,17 +29,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 def card(document: Document, picture: str | None = PICTURE) -> str:
     """README.md.  `picture` is the frontier's file beside it, None where there is none."""
-    name = document.reference.name if document.reference else _original(document.runs)
+    original = document.reference
+    name = original.name if original else next((run.reference for run in document.runs if run.reference), "")
     title = name or document.title
     parts = [_front(document, name), f"# {_escaped(title)}, quantized", _intro(document, title)]
     if picture and points(document.runs):
         parts.append(f"![Size against loss of each file]({picture})")
     parts += [_advice(document.runs), _table(document.runs), _reading(document.runs), _making(document.runs)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _original(runs: Iterable[RunRecord]) -> str:
-    return next((run.reference for run in runs if run.reference), "")
 
 
 def _front(document: Document, name: str) -> str:

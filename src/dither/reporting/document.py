@@ -375,10 +375,10 @@ def parse(text: str, thing: str) -> Document:
     """A document from its JSON; `thing` names it in errors.  Raises as `load` does."""
     found = read_object(text, thing, _AGAIN)
     if found.get("schema") != SCHEMA:
-        raise FormatError(thing, f"is no results document: its schema is not {SCHEMA}", _AGAIN)
+        raise FormatError(thing, f"is not a results document: its schema is not {SCHEMA}", _AGAIN)
     version = found.get("version")
     if type(version) is not int or version < 1:
-        raise FormatError(thing, "is no results document: it has no version", _AGAIN)
+        raise FormatError(thing, "is not a results document: it has no version", _AGAIN)
     if version > VERSION:
         reason = f"was written by a newer Dither (version {version}; this one reads up to {VERSION})"
         raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")

@@ -101,11 +101,12 @@ def points(runs: Iterable[RunMapping], key: str = "kl_mean", unit: float = 2**30
                 "pareto": False,
             }
         )
-    found.sort(key=lambda point: (point["bytes"], point["value"] if less else -point["value"]))
-    best: float | None = None
+    sign = 1 if less else -1
+    found.sort(key=lambda point: (point["bytes"], sign * point["value"]))
+    best = math.inf
     for point in found:
-        if best is None or _beats(point["value"], best, less):
-            point["pareto"], best = True, point["value"]
+        if sign * point["value"] < best:
+            point["pareto"], best = True, sign * point["value"]
     return found
 
 
@@ -310,14 +311,8 @@ def _known(run: RunMapping, key: str) -> bool:
 
 def _floor(runs: Iterable[RunMapping], key: str) -> float:
     """A logarithm has no zero: what is equal to the original stands at the foot of the chart."""
-    metrics = [run["metrics"][key] for run in runs]
-    ends = [metric[part] for metric in metrics for part in ("value", "low") if metric.get(part) is not None]
-    above = [value for value in ends if value > 0]
-    return min(above) / 2 if above else 1e-6
-
-
-def _beats(value: float, other: float, less: bool) -> bool:
-    return value < other if less else value > other
+    ends = (run["metrics"][key].get(part) for run in runs for part in ("value", "low"))
+    return min((value for value in ends if value is not None and value > 0), default=2e-6) / 2
 
 
 def _label_boxes(x: float, y: float, wide: float) -> npt.NDArray[np.float64]:

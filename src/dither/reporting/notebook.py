@@ -40,16 +40,16 @@ class Runs:
 
         None where nothing that was measured fits.
         """
-        best = frontier.best_under(choice.points(self, by), _bytes(size))
+        best = frontier.best_under(choice.points(self, by), parse_bytes(size))
         return None if best is None else next(run for run in self if run.id == best["id"])
 
     def sentence(self, size: int | str) -> str:
         """The best of at most `size`, to be read aloud; empty where nothing so small is measured."""
-        return frontier.sentence(choice.listed(self, by_label=False), _bytes(size))
+        return frontier.sentence(choice.listed(self, by_label=False), parse_bytes(size))
 
     def chart(self, by: str = "kl_mean", size: int | str | None = None) -> dict[str, Any]:
         """Size against a metric, as a Vega-Lite 6 specification with its data inside."""
-        return frontier.chart(choice.listed(self), by, None if size is None else _bytes(size))
+        return frontier.chart(choice.listed(self), by, None if size is None else parse_bytes(size))
 
     def to_json(self) -> dict[str, Any]:
         return self.document.to_json()
@@ -88,7 +88,3 @@ def _row(run: RunRecord) -> tuple[object, ...]:
         display.interval(kl.value, kl.low, kl.high) if kl else "not measured",
         f"{100 * top.value:.1f} %" if top else "",
     )
-
-
-def _bytes(size: int | str) -> int:
-    return size if isinstance(size, int) else parse_bytes(size)

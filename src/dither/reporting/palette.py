@@ -118,7 +118,7 @@ def _codec(tensor: Tensor) -> Codec:
     if found is None or found.block == 1:
         raise UsageError(
             shown(tensor.name),
-            f"is stored as {tensor.stored}: each weight is itself, there is no palette",
+            f"is stored as {tensor.stored}: each weight is a number of its own, and there is no palette",
             "Choose a tensor that is quantized.",
         )
     return found

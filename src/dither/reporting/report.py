@@ -17,7 +17,6 @@ from dither._version import __version__
 from dither.capacity.constants import constants
 from dither.capacity.fit import fit as fit_model
 from dither.capacity.machine import Machine
-from dither.capacity.quality import Quality
 from dither.capacity.result import Candidate, Fit
 from dither.capacity.speed import active_bytes
 from dither.errors import DitherError, SourceError
@@ -257,10 +256,6 @@ def _of_candidate(candidate: Candidate) -> Weights:
         active=candidate.active,
         embedding=candidate.embedding,
         needs_importance=candidate.needs_importance,
-        quality=None if quality is None else _quality(quality),
+        quality=None if quality is None else WeightsQuality.model_validate(quality, from_attributes=True),
         notes=tuple(shown(note, 1000) for note in candidate.notes),
     )
-
-
-def _quality(found: Quality) -> WeightsQuality:
-    return WeightsQuality.model_validate({"kl": found.kl, "tag": found.tag, "source": found.source})

@@ -176,7 +176,9 @@ def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], 
     stale = f"Stale: {beside.name} is of an earlier {facts.path.name}. Measure it again."
     notes = []
     if found.metric_version != schema.METRIC_VERSION:
-        notes.append(f"{beside.name} was computed by another definition: compare it with none but its like.")
+        notes.append(
+            f"{beside.name} was computed by another definition: compare it only with measurements of the same one."
+        )
     if found.bytes != facts.bytes:
         return [*notes, stale], True
     if not found.file_sha256 or facts.newest_ns <= beside.stat().st_mtime_ns:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Mapping
 from importlib import metadata
@@ -97,14 +98,16 @@ def bundle(sources: Mapping[str, str], entry: str = _ENTRY) -> str:
 
 def _wrapped(name: str, source: str) -> str:
     """A module as the body of a function that returns its exports."""
-    folder = name.rpartition("/")[0]
+
+    def resolved(path: str) -> str:
+        return json.dumps(posixpath.normpath(posixpath.join(posixpath.dirname(name), path)))
 
     def to_const(match: re.Match[str]) -> str:
         names = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", " ".join(match[1].split()))
-        return f"const {{{names}}} = dither({json.dumps(_resolved(folder, match[2]))});"
+        return f"const {{{names}}} = dither({resolved(match[2])});"
 
     def to_promise(match: re.Match[str]) -> str:
-        return f"new Promise((done) => done(dither({json.dumps(_resolved(folder, match[1]))})))"
+        return f"new Promise((done) => done(dither({resolved(match[1])})))"
 
     exported = [match[1] for match in _EXPORT.finditer(source)]
     body = _LAZY.sub(to_promise, _EXPORT.sub("", _IMPORT.sub(to_const, source)))
@@ -113,20 +116,6 @@ def _wrapped(name: str, source: str) -> str:
         line = body[left.start() :].strip().splitlines()[0]
         raise OutputError(f"the page's {name}", f"has a line that cannot be bundled: {line[:100]}")
     return f"{body}\nreturn {{{', '.join(exported)}}};"
-
-
-def _resolved(folder: str, path: str) -> str:
-    """
-    >>> _resolved("views", "../text.js"), _resolved("", "./views/work.js")
-    ('text.js', 'views/work.js')
-    """
-    parts = folder.split("/") if folder else []
-    for part in path.split("/"):
-        if part == "..":
-            parts.pop()
-        elif part != ".":
-            parts.append(part)
-    return "/".join(parts)
 
 
 def _json(identity: str, value: object) -> str:

@@ -124,7 +124,9 @@ def pair(original: Model, quantized: Model, tensor: str) -> tuple[Tensor, Tensor
     if len(before.shape) < 2:
         raise UsageError(shown(tensor), "is a vector, kept in full precision", "Choose a matrix, such as ffn_down.")
     if before.columns > WIDEST or not before.size:
-        raise UsageError(shown(tensor), f"has rows of {before.columns} weights", "Choose another tensor.")
+        raise UsageError(
+            shown(tensor), f"cannot be shown: its rows have {before.columns} weights", "Choose another tensor."
+        )
     return before, after
 
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from dither.running.conversation import Conversation, Seat
 
 HELP = """\
-/clear        forget the conversation (and keep the system text)
-/retry        answer the last line once more, with other dice
-/switch TYPE  another quantization of this model that lies beside it, or a FILE; the conversation stays
+/clear        forget the conversation, but keep the system prompt
+/retry        answer the last line again, with other random choices
+/switch TYPE  load another quantization of this model, beside it, or a FILE; keep the conversation
 /stats        tokens, speed, memory, energy
-/save [FILE]  keep the conversation, as .md to read or .json to use
-/help         this list
+/save [FILE]  write the conversation, as .md to read or .json to use
+/help         show this list
 /quit         leave, as Ctrl-D does
 Ctrl-C stops an answer."""
 
@@ -111,7 +111,7 @@ def _retry(talks: Sequence[Conversation]) -> None:
         err.print("nothing was asked yet")
         return
     if not talks[0].sampling.temperature:
-        err.print("[dim]at temperature 0 the answer is the same; -t 0.8 throws dice[/]")
+        err.print("[dim]at temperature 0 the answer stays the same; -t 0.8 varies it[/]")
     _reply(talks, line)
 
 

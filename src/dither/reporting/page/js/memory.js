@@ -1,4 +1,4 @@
-// What a model needs in memory, and where it would run: fitting/memory.py, speed.py and advice.py in JavaScript.
+// What a model needs in memory, and where it would run: capacity/memory.py, speed.py and advice.py in JavaScript.
 //
 // The same numbers in, the same bytes out: tests/reporting/test_fit_golden.py feeds both sides the vectors of
 // tests/capacity/golden.json and machines drawn at random, and asks for equality, not for closeness.  Every
