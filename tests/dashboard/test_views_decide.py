@@ -23,8 +23,8 @@ from dashboard.conftest import Browser
 from dashboard.test_dashboard_page import overflow, point_at, serious
 from dither.capacity.machine import Device, Machine
 from dither.capacity.words import LADDER
-from dither.reporting.document import Frontier
-from dither.reporting.frontier import best_under, family_of, points, shipped
+from dither.reporting.document import RunRecord
+from dither.reporting.frontier import best_under, points, shipped
 from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide
 from dither.reporting.report import fit_input
@@ -62,7 +62,7 @@ def run(kind: str, recipe: str = "nearest", loss: float = 1.0, index: int = 0) -
         "type": kind,
         "container": "gguf",
         "recipe": recipe,
-        "family": family_of("gguf", recipe),
+        "family": f"GGUF, {recipe}",
         "command": f"dither quantize MODEL --to {kind}",
         "measure_command": None,
         "bytes": size,
@@ -86,6 +86,10 @@ def run(kind: str, recipe: str = "nearest", loss: float = 1.0, index: int = 0) -
     }
 
 
+def records(runs: list[dict[str, Any]]) -> list[RunRecord]:
+    return [RunRecord.model_validate(run) for run in runs]
+
+
 def document(runs: list[dict[str, Any]], name: str = "Llama-3.1-8B", **parts: Any) -> dict[str, Any]:
     return {
         "schema": "dither.results",
@@ -95,7 +99,7 @@ def document(runs: list[dict[str, Any]], name: str = "Llama-3.1-8B", **parts: An
         "live": False,
         "title": name,
         "runs": runs,
-        "frontier": Frontier.model_validate(shipped(runs)).model_dump(mode="json"),
+        "frontier": shipped(records(runs)).model_dump(mode="json"),
         "fit": None,
         "speed": [],
         "guide": GUIDE,
@@ -180,7 +184,7 @@ def test_the_budget_moves_the_sentence_and_the_ring(rich: str, browser: Browser)
     slider = page.locator("#which input[type=range]")
     slider.focus()
     seen = set()
-    found = points(RUNS)
+    found = points(records(RUNS))
     for key in ("Home", "PageUp", "PageUp", "PageUp", "PageUp", "End"):
         page.keyboard.press(key)
         settled(page)

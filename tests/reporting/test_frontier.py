@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from itertools import pairwise
@@ -12,7 +11,7 @@ import pytest
 from page_util import run_module
 
 from dither.reporting import charts, frontier
-from dither.reporting.document import Frontier
+from dither.reporting.document import Frontier, RunRecord, TaggedValue
 from dither.reporting.frontier import (
     METRICS,
     VIEWS,
@@ -29,23 +28,25 @@ from dither.reporting.frontier import (
 GIB = 2**30
 
 
-def run(index: int, size: float, value: float | None, *, key: str = "kl_mean", spread: float = 0.1) -> dict[str, Any]:
+def run(index: int, size: float, value: float | None, *, key: str = "kl_mean", spread: float = 0.1) -> RunRecord:
     metrics = {}
     if value is not None:
         ends = {"low": value * (1 - spread), "high": value * (1 + spread)} if spread else {"low": None, "high": None}
         metrics = {key: {"value": value, "tag": "measured", **ends}}
-    return {
-        "id": f"run-{index}",
-        "file": f"model-{index}.gguf",
-        "type": f"Q{index % 8}_K_M",
-        "container": "gguf",
-        "recipe": ("nearest", "gptq, calibrated")[index % 2],
-        "bytes": round(size * GIB),
-        "metrics": metrics,
-    }
+    return RunRecord(
+        id=f"run-{index}",
+        file=f"model-{index}.gguf",
+        type=f"Q{index % 8}_K_M",
+        container="gguf",
+        recipe=("nearest", "gptq, calibrated")[index % 2],
+        bytes=round(size * GIB),
+        parameters=8 * round(size * GIB),
+        bpw=1.0,
+        metrics=metrics,
+    )
 
 
-def drawn(count: int, seed: int, key: str = "kl_mean") -> list[dict[str, Any]]:
+def drawn(count: int, seed: int, key: str = "kl_mean") -> list[RunRecord]:
     draw = random.Random(seed)
     sizes = [draw.choice([2.0, 2.5, draw.uniform(1, 9)]) for _ in range(count)]
     return [
@@ -83,15 +84,15 @@ def test_a_file_is_on_the_frontier_when_none_as_small_is_better(key: str) -> Non
 
 
 def test_what_was_measured_on_another_text_is_left_out() -> None:
-    runs = [run(1, 3, 0.5), {**run(2, 2, 0.001), "comparable": False}]
+    runs = [run(1, 3, 0.5), run(2, 2, 0.001).model_copy(update={"comparable": False})]
     assert [point["id"] for point in points(runs)] == ["run-1"]
-    assert [point["id"] for point in shipped(runs)["metrics"]["kl_mean"]["points"]] == ["run-1"]
+    assert [point.id for point in shipped(runs).metrics["kl_mean"].points] == ["run-1"]
     assert "Q1_K_M" in sentence(runs, 9 * GIB)
 
 
 def test_the_sentence_follows_the_budget() -> None:
     runs = [run(2, 3.0, 0.09), run(4, 4.3, 0.021), run(8, 8.0, 0.001)]
-    runs[1]["metrics"]["same_top"] = {"value": 0.941, "low": None, "high": None, "tag": "measured"}
+    runs[1].metrics["same_top"] = TaggedValue(value=0.941)
     assert sentence(runs, 4.4 * GIB) == (
         "Best under 4.40 GiB: Q4_K_M (GGUF, nearest, 4.30 GiB): it loses 0.021 nats per token (0.019–0.023), "
         "and picks the original's likeliest word 94 % of the time."
@@ -102,7 +103,7 @@ def test_the_sentence_follows_the_budget() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 9, 60])
 def test_labels_touch_nothing(count: int) -> None:
-    found = points([entry for entry in drawn(2 * count, 3) if entry["metrics"]][:count])
+    found = points([entry for entry in drawn(2 * count, 3) if entry.metrics][:count])
     x, y = label(found, "log", 600, 360)
     named = [point for point in found if point["named"]]
     assert named
@@ -141,16 +142,17 @@ def test_labels_keep_off_the_line_that_is_drawn() -> None:
                 assert not (left < lx < left + wide and abs(ly - py - point["dy"]) < 8), point["label"]
 
 
-def drawn_by_the_page(made: dict[str, Any], runs: list[dict[str, Any]], key: str, width: int, budget: float) -> Any:
+def drawn_by_the_page(made: Frontier, runs: list[RunRecord], key: str, width: int, budget: float) -> Any:
     body = "(m, [made, runs, key, width, budget]) => m.drawnFrontier(made, runs, key, width, budget)"
-    return run_module("frontier.js", body, [made, runs, key, width, budget])
+    known = [entry.model_dump(mode="json") for entry in runs]
+    return run_module("frontier.js", body, [made.model_dump(mode="json"), known, key, width, budget])
 
 
 @pytest.mark.parametrize("size", [1.0, 4.0, 9.0])
 @pytest.mark.parametrize("key", METRICS)
 def test_the_page_draws_what_the_document_says(key: str, size: float) -> None:
     runs = drawn(60, 4, key)
-    made = Frontier.model_validate(shipped(runs)).model_dump(mode="json")
+    made = shipped(runs)
     found = points(runs, key)
     best = best_under(found, size * GIB)
     less = METRICS[key].less
@@ -166,35 +168,33 @@ def test_the_page_draws_what_the_document_says(key: str, size: float) -> None:
     for point, place in zip(found, places, strict=True):
         point.update(label_at(place), chosen=point is best)
     assert theirs["points"] == found
-    metric = made["metrics"][key]
-    assert (metric["x_domain"], metric["y_domain"]) == tuple(pytest.approx(end) for end in axes)
-    assert metric["y_ticks"] == (frontier.log_ticks(*axes[1]) if METRICS[key].scale == "log" else None)
-    assert tuple(metric[name] for name in METRICS[key]._fields) == METRICS[key]
+    metric = made.metrics[key]
+    assert (metric.x_domain, metric.y_domain) == tuple(pytest.approx(tuple(end)) for end in axes)
+    assert metric.y_ticks == (tuple(frontier.log_ticks(*axes[1]) or ()) if METRICS[key].scale == "log" else None)
+    assert tuple(getattr(metric, name) for name in METRICS[key]._fields) == METRICS[key]
 
 
 def test_a_chosen_file_has_its_label_where_the_frontier_is_crowded() -> None:
     """Eight files beside each other and one far away: there is room for some labels, and for any one of them."""
     runs = [run(index, 4 + index / 10, 0.05 * 0.9**index, spread=0.02) for index in range(8)] + [run(9, 9, 0.0004)]
-    made = Frontier.model_validate(shipped(runs)).model_dump(mode="json")
+    made = shipped(runs)
     first = drawn_by_the_page(made, runs, "kl_mean", 330, 0)
     assert first["best"] is None and sum(not point["named"] for point in first["points"]) >= 3
     for entry in runs:
-        found = drawn_by_the_page(made, runs, "kl_mean", 330, entry["bytes"])
-        assert found["best"]["id"] == entry["id"] and found["height"] == 300
-        assert [point["id"] for point in found["points"] if point["chosen"]] == [entry["id"]]
-        assert found["best"]["named"], entry["file"]
+        found = drawn_by_the_page(made, runs, "kl_mean", 330, entry.bytes)
+        assert found["best"]["id"] == entry.id and found["height"] == 300
+        assert [point["id"] for point in found["points"] if point["chosen"]] == [entry.id]
+        assert found["best"]["named"], entry.file
 
 
 @pytest.mark.parametrize("width", [100, *VIEWS, 2000])
 def test_every_width_of_a_view_has_its_places(width: int) -> None:
     runs = drawn(12, 2)
     made = shipped(runs)
-    found = drawn_by_the_page(json.loads(json.dumps(made)), runs, "kl_mean", width, 99 * GIB)
-    layout = max(
-        (one for one in made["metrics"]["kl_mean"]["layouts"] if one["view"] <= max(width, VIEWS[0])),
-        key=lambda one: one["view"],
-    )
-    wanted = [None if place is None else list(frontier.SIDES[place]) for place in layout["places"]]
+    found = drawn_by_the_page(made, runs, "kl_mean", width, 99 * GIB)
+    fitting = [one for one in made.metrics["kl_mean"].layouts if one.view <= max(width, VIEWS[0])]
+    layout = max(fitting, key=lambda one: one.view)
+    wanted = [None if place is None else list(frontier.SIDES[place]) for place in layout.places]
     given = [[p["dx"], p["dy"], p["align"]] if p["named"] else None for p in found["points"]]
     assert given == wanted
 

@@ -55,11 +55,13 @@ def chat(
             prompt = _piped()
         if prompt is None and as_json:
             raise UsageError("--json", "needs one prompt", "Give it with -p or on standard input.")
+        import secrets
+
         from dither.running.conversation import Sampling
 
         # Two models are compared by what they hold likeliest, unless dice are asked for.
         warmth = temperature if temperature is not None else 0.8 if against is None else 0.0
-        sampling = Sampling(max_tokens, warmth, _drawn() if seed is None else seed)
+        sampling = Sampling(max_tokens, warmth, secrets.randbits(31) if seed is None else seed)
         files = [file, *([against] if against is not None else [])]
         with _loaded(files, context, threads) as seats:
             talks = [_conversation(seat, system, sampling) for seat in seats]
@@ -69,12 +71,6 @@ def chat(
             from dither.cli.conversation.talk import converse
 
             converse(talks, seats)
-
-
-def _drawn() -> int:
-    import secrets
-
-    return secrets.randbits(31)
 
 
 @contextmanager

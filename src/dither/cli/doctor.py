@@ -64,7 +64,7 @@ def examine() -> Iterator[Finding]:
     yield _cpu()
     yield _memory()
     yield _disk()
-    accelerators = [*_nvidia(), *_apple(), *_amd()]
+    accelerators = [*_nvidia(), *_other_gpus()]
     yield from accelerators or [Finding("accelerator", NOTE, "none found", "Everything runs on the CPU.")]
     yield from (_package(name) for name in _PACKAGES)
     yield _kernel_cache()
@@ -140,12 +140,9 @@ def _nvidia() -> Iterator[Finding]:
         yield Finding("NVIDIA", OK, shown, f"driver {driver}, compute capability {capability}", data)
 
 
-def _apple() -> Iterator[Finding]:
+def _other_gpus() -> Iterator[Finding]:
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         yield Finding("Apple", OK, "Metal, sharing the machine's memory", "llama.cpp runs models on it.")
-
-
-def _amd() -> Iterator[Finding]:
     if Path("/dev/kfd").exists():
         note = "llama.cpp can use it through a ROCm or Vulkan build of xllamacpp."
         yield Finding("AMD", OK, "a GPU with its compute driver", note)

@@ -48,12 +48,12 @@ def report(
 
 
 def show(found: Report, folders: list[str]) -> None:
-    from dither.reporting.choice import listed, points, told_apart
-    from dither.reporting.frontier import sentence
+    from dither.reporting.choice import told_apart
+    from dither.reporting.frontier import points, sentence
 
     given, count = points(found.document.runs), len(found.document.runs)
     for point in (point for point in given if point["pareto"]):
-        said = sentence(listed(found.document.runs, by_label=False), point["bytes"])
+        said = sentence(found.document.runs, point["bytes"])
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
     if not given:
         out.print("No file is measured yet, so what was lost is unknown: dither measure FILE --against MODEL")

@@ -16,9 +16,9 @@ import json
 import re
 from collections.abc import Sequence
 
-from dither.reporting.choice import points, short
+from dither.reporting.choice import short
 from dither.reporting.document import Document, RunRecord
-from dither.reporting.frontier import Point
+from dither.reporting.frontier import Point, points
 from dither.units import counted, format_bytes, format_count
 
 PICTURE = "frontier.png"

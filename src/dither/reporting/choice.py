@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from dither.reporting import frontier
 from dither.reporting.document import RunRecord
@@ -22,11 +21,7 @@ def prepared(runs: Sequence[RunRecord]) -> list[RunRecord]:
     names, alike = labels(runs), {run.id for run in comparable(runs)}
     return [
         run.model_copy(
-            update={
-                "label": names[run.id],
-                "family": frontier.family_of(run.container, run.recipe),
-                "comparable": run.id in alike,
-            }
+            update={"label": names[run.id], "family": frontier.family_of(run), "comparable": run.id in alike}
         )
         for run in runs
     ]
@@ -64,29 +59,6 @@ def labels(runs: Sequence[RunRecord]) -> dict[str, str]:
         else:
             found[run.id] = run.file
     return found
-
-
-def listed(runs: Iterable[RunRecord], by_label: bool = True) -> list[dict[str, Any]]:
-    """The comparable runs as `frontier` takes them, under their labels or, for sentences that say the recipe
-    themselves, under their types."""
-    return [
-        {
-            "id": run.id,
-            "file": run.file,
-            "type": (by_label and run.label) or run.type,
-            "container": run.container,
-            "recipe": run.recipe,
-            "bytes": run.bytes,
-            "metrics": {key: metric.model_dump() for key, metric in run.metrics.items()},
-        }
-        for run in runs
-        if run.comparable
-    ]
-
-
-def points(runs: Iterable[RunRecord], key: str = "kl_mean") -> list[frontier.Point]:
-    """The comparable runs that have a metric, the smallest first; `pareto` marks those that nothing beats."""
-    return frontier.points(listed(runs), key)
 
 
 def told_apart(points: Sequence[frontier.Point], best: frontier.Point) -> str:

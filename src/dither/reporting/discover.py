@@ -222,14 +222,10 @@ def _add_costs(found: Discovered, facts: dict[str, Facts]) -> None:
                 break
 
 
-def _readable(file: Path) -> bool:
-    """Whether it is an ordinary file of bounded size; reading a pipe would wait for ever."""
-    return file.is_file() and file.stat().st_size <= _MOST_COSTS
-
-
 def _costs(path: Path, found: Discovered) -> Sequence[tuple[EvidenceStore, Costs]]:
     """An evidence folder and the newest costs in it."""
-    kept = [file for file in path.glob("sensitivity.*.json") if _readable(file)]
+    found_here = path.glob("sensitivity.*.json")  # ordinary files alone: reading a pipe would wait for ever
+    kept = [file for file in found_here if file.is_file() and file.stat().st_size <= _MOST_COSTS]
     if not kept:
         return ()
     try:

@@ -5,7 +5,7 @@ of a model card, answers in Python, and what the page draws.  The page switches 
 has any width, so the document carries every metric and the places of labels for several widths (`shipped`); the
 page only looks them up.
 
-Runs are those of the results document, as JSON.  Sizes in bytes; metrics as the document has them.
+Runs are those of the results document; the ones that are not comparable are left out.  Sizes in bytes.
 
 Legend: P points, S places of a label beside its point, B boxes (left, top, right, bottom), in pixels.
 """
@@ -13,7 +13,7 @@ Legend: P points, S places of a label beside its point, B boxes (left, top, righ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.reporting import charts
+from dither.reporting.document import Frontier, RunRecord
 from dither.units import format_bytes
 
-RunMapping = Mapping[str, Any]
 Point = dict[str, Any]
 
 
@@ -65,39 +65,41 @@ _MOST_PLACED = 64  # labels of a view; more than a plot has room for
 _MOST_FIRST = 8  # points of the frontier that get a placing of their own where the common one has no room for them
 
 
-def points(runs: Iterable[RunMapping], key: str = "kl_mean", unit: float = 2**30) -> list[Point]:
+def points(runs: Iterable[RunRecord], key: str = "kl_mean", unit: float = 2**30, by_label: bool = True) -> list[Point]:
     """One point for each run that has the metric, the smallest first; `pareto` marks the frontier.
 
-    `x` is the size in units of `unit` bytes, `y`, `low` and `high` the metric as the axis shows it.
+    `x` is the size in units of `unit` bytes, `y`, `low` and `high` the metric as the axis shows it; runs are named
+    by their labels, or by their types alone.
     """
     _, _, less, scale, factor = METRICS[key]
-    known = [run for run in runs if _known(run, key)]
-    families = list(dict.fromkeys(map(_family, known)))
-    floor = _floor(known, key)
+    known = [run for run in runs if run.comparable and key in run.metrics]
+    families = list(dict.fromkeys(map(family_of, known)))
+    # A logarithm has no zero: what is equal to the original stands at the foot of the chart.
+    ends = (end for run in known for end in (run.metrics[key].value, run.metrics[key].low))
+    floor = min((end for end in ends if end is not None and end > 0), default=2e-6) / 2
 
     def place(value: float) -> float:
         return (max(value, floor) if scale == "log" else value) * factor
 
-    found = []
+    found: list[Point] = []
     for run in known:
-        metric = run["metrics"][key]
-        value, low, high = metric["value"], metric.get("low"), metric.get("high")
-        both, family = low is not None and high is not None, _family(run)
+        metric, family = run.metrics[key], family_of(run)
         if len(families) > FAMILIES and families.index(family) >= FAMILIES - 1:
             family = "others"
+        low, high = (None, None) if metric.low is None or metric.high is None else (metric.low, metric.high)
         found.append(
             {
-                "id": run["id"],
-                "name": run["file"],
-                "label": run["type"],
+                "id": run.id,
+                "name": run.file,
+                "label": (by_label and run.label) or run.type,
                 "family": family,
-                "bytes": run["bytes"],
-                "x": run["bytes"] / unit,
-                "value": value,
-                "tag": metric["tag"],
-                "y": place(value),
-                "low": place(low) if both else None,
-                "high": place(high) if both else None,
+                "bytes": run.bytes,
+                "x": run.bytes / unit,
+                "value": metric.value,
+                "tag": metric.tag,
+                "y": place(metric.value),
+                "low": None if low is None else place(low),
+                "high": None if high is None else place(high),
                 "pareto": False,
             }
         )
@@ -110,10 +112,10 @@ def points(runs: Iterable[RunMapping], key: str = "kl_mean", unit: float = 2**30
     return found
 
 
-def family_of(container: str, recipe: str) -> str:
+def family_of(run: RunRecord) -> str:
     """What shape and color tell apart: the container and how the numbers were chosen."""
-    name = CONTAINERS.get(container, container)
-    return f"{name}, {recipe}" if recipe else name
+    name = CONTAINERS.get(run.container, run.container)
+    return f"{name}, {run.recipe}" if run.recipe else name
 
 
 def best_under(found: Iterable[Point], size: float) -> Point | None:
@@ -124,18 +126,18 @@ def best_under(found: Iterable[Point], size: float) -> Point | None:
     return max((p for p in found if p["pareto"] and p["bytes"] <= size), key=lambda p: int(p["bytes"]), default=None)
 
 
-def sentence(runs: Sequence[RunMapping], size: float) -> str:
+def sentence(runs: Sequence[RunRecord], size: float) -> str:
     """ "Best under 4.4 GiB: …", as a person reads it aloud; empty where nothing so small is measured."""
     best = best_under(points(runs), size)
     if best is None:
         return ""
-    run = next(run for run in runs if run["id"] == best["id"])
-    metric, same = run["metrics"]["kl_mean"], run["metrics"].get("same_top")
-    interval = f" ({metric['low']:.2g}–{metric['high']:.2g})" if best["low"] is not None else ""
-    top = f", and picks the original's likeliest word {100 * same['value']:.0f} % of the time" if same else ""
+    run = next(run for run in runs if run.id == best["id"])
+    metric, same = run.metrics["kl_mean"], run.metrics.get("same_top")
+    interval = f" ({metric.low:.2g}–{metric.high:.2g})" if best["low"] is not None else ""
+    top = f", and picks the original's likeliest word {100 * same.value:.0f} % of the time" if same else ""
     return (
-        f"Best under {format_bytes(size)}: {run['type']} ({_family(run)}, {format_bytes(run['bytes'])}): "
-        f"it loses {metric['value']:.2g} nats per token{interval}{top}."
+        f"Best under {format_bytes(size)}: {run.type} ({family_of(run)}, {format_bytes(run.bytes)}): "
+        f"it loses {metric.value:.2g} nats per token{interval}{top}."
     )
 
 
@@ -226,18 +228,11 @@ def label_at(place: int | None) -> dict[str, Any]:
     return {"named": place is not None, "dx": dx, "dy": dy, "align": align, "baseline": "middle"}
 
 
-def shipped(runs: Sequence[RunMapping], largest: int | None = None) -> dict[str, Any]:
-    """What the page draws of the frontier, for the results document (`document.Frontier`).
-
-    `largest` is the size of the largest file, also of those that are not among `runs`: the unit follows it.
-    """
-    unit, name = _unit(max((run["bytes"] for run in runs), default=0) if largest is None else largest)
-    return {
-        "unit": name,
-        "unit_bytes": unit,
-        "sides": SIDES,
-        "metrics": {key: _shipped_metric(points(runs, key, unit), axis) for key, axis in METRICS.items()},
-    }
+def shipped(runs: Sequence[RunRecord]) -> Frontier:
+    """What the page draws of the frontier, for the results document."""
+    unit, name = _unit(max((run.bytes for run in runs), default=0))
+    metrics = {key: _shipped_metric(points(runs, key, unit, by_label=False), axis) for key, axis in METRICS.items()}
+    return Frontier.model_validate({"unit": name, "unit_bytes": unit, "sides": SIDES, "metrics": metrics})
 
 
 def _shipped_metric(found: Sequence[Point], axis: Axis) -> dict[str, Any]:
@@ -267,15 +262,15 @@ def _unit(largest: int) -> tuple[int, str]:
     return (2**30, "GiB") if largest >= 2**29 else (2**20, "MiB")
 
 
-def chart(runs: Sequence[RunMapping], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
+def chart(runs: Sequence[RunRecord], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
     """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.
 
     Raises ValueError where no run has the metric.
     """
-    largest = max((run["bytes"] for run in runs if _known(run, key)), default=0)
-    if not largest:
+    sizes = [point["bytes"] for point in points(runs, key)]
+    if not sizes:
         raise ValueError(f"no run has {key}")
-    unit, name = _unit(largest)
+    unit, name = _unit(max(sizes))
     found = points(runs, key, unit)
     _, title, _, scale, factor = METRICS[key]
     best = best_under(found, size) if size else None
@@ -298,21 +293,6 @@ def chart(runs: Sequence[RunMapping], key: str = "kl_mean", size: float | None =
         families=list(dict.fromkeys(point["family"] for point in found)),
     )
     return {"width": _WIDTH, **spec}
-
-
-def _family(run: RunMapping) -> str:
-    return family_of(run["container"], run.get("recipe", ""))
-
-
-def _known(run: RunMapping, key: str) -> bool:
-    """Whether it has the metric, measured on the same text and against the same original as most."""
-    return run.get("comparable") is not False and run.get("metrics", {}).get(key) is not None
-
-
-def _floor(runs: Iterable[RunMapping], key: str) -> float:
-    """A logarithm has no zero: what is equal to the original stands at the foot of the chart."""
-    ends = (run["metrics"][key].get(part) for run in runs for part in ("value", "low"))
-    return min((value for value in ends if value is not None and value > 0), default=2e-6) / 2
 
 
 def _label_boxes(x: float, y: float, wide: float) -> npt.NDArray[np.float64]:

@@ -59,6 +59,8 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
     opened = model if isinstance(model, Model) else open_model(model, pre=pre)
     size = sum(tensor.stored_bytes for tensor in opened.tensors)
     metadata = {key: field.value for key, field in opened.metadata.items()}
+    number = metadata.get("general.file_type")
+    preset = None if number is None else preset_of(number) or f"file type {number}"
     measurement, doubts = _measurement(metadata, opened.origin)
 
     def of_arch(key: str) -> Any:
@@ -69,7 +71,7 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         kind=opened.kind,
         name=str(metadata.get("general.name", opened.name)),
         arch=opened.arch,
-        file_type=PLANNED if is_planned(opened) else _preset_called(metadata.get("general.file_type")),
+        file_type=PLANNED if is_planned(opened) else preset,
         parameters=opened.parameters,
         bytes=size,
         bits_per_weight=8 * size / max(1, opened.parameters),
@@ -111,12 +113,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _preset_called(number: Any) -> str | None:
-    if number is None:
-        return None
-    return preset_of(number) or f"file type {number}"
 
 
 def _by_group(model: Model) -> dict[str, dict[str, int]]:

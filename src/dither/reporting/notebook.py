@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dither import display
-from dither.reporting import charts, choice, frontier
+from dither.reporting import charts, frontier
 from dither.reporting.document import Document, RunRecord
 from dither.units import format_bytes, parse_bytes
 
@@ -40,16 +40,16 @@ class Runs:
 
         None where nothing that was measured fits.
         """
-        best = frontier.best_under(choice.points(self, by), parse_bytes(size))
+        best = frontier.best_under(frontier.points(self, by), parse_bytes(size))
         return None if best is None else next(run for run in self if run.id == best["id"])
 
     def sentence(self, size: int | str) -> str:
         """The best of at most `size`, to be read aloud; empty where nothing so small is measured."""
-        return frontier.sentence(choice.listed(self, by_label=False), parse_bytes(size))
+        return frontier.sentence(self.document.runs, parse_bytes(size))
 
     def chart(self, by: str = "kl_mean", size: int | str | None = None) -> dict[str, Any]:
         """Size against a metric, as a Vega-Lite 6 specification with its data inside."""
-        return frontier.chart(choice.listed(self), by, None if size is None else parse_bytes(size))
+        return frontier.chart(self.document.runs, by, None if size is None else parse_bytes(size))
 
     def to_json(self) -> dict[str, Any]:
         return self.document.to_json()
@@ -72,7 +72,7 @@ class Runs:
         return bundle
 
     def _drawn(self) -> bool:
-        return len(choice.points(self)) > 1
+        return len(frontier.points(self)) > 1
 
     def __repr__(self) -> str:
         return f"<Runs: {len(self)} files of {self.document.title}>"

@@ -8,7 +8,7 @@ files lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,8 +27,7 @@ from dither.reporting import charts, discover, frontier, writing
 from dither.reporting.card import MARK as CARD_MARK
 from dither.reporting.card import PICTURE
 from dither.reporting.card import card as model_card
-from dither.reporting.choice import listed, points
-from dither.reporting.document import Document, FitInput, Frontier, Problem, RunRecord, Weights, WeightsQuality, now
+from dither.reporting.document import Document, FitInput, Problem, RunRecord, Weights, WeightsQuality, now
 from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide
 from dither.reporting.notebook import Runs
@@ -62,7 +61,7 @@ class Report:
             "picture": self.picture,
             "title": self.document.title,
             "runs": [run.file for run in self.document.runs],
-            "frontier": [point["id"] for point in points(self.document.runs) if point["pareto"]],
+            "frontier": [point["id"] for point in frontier.points(self.document.runs) if point["pareto"]],
             "problems": [problem.model_dump() for problem in self.document.problems],
         }
 
@@ -122,9 +121,9 @@ def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None
 
 def _write_card(readme: Path, made: Document) -> str | None:
     """The card and its picture.  Returns where the picture is, if there is anything to draw."""
-    picture = readme.with_name(PICTURE) if len(points(made.runs)) > 1 else None
+    picture = readme.with_name(PICTURE) if len(frontier.points(made.runs)) > 1 else None
     if picture is not None:
-        writing.write(picture, charts.png(frontier.chart(listed(made.runs))))
+        writing.write(picture, charts.png(frontier.chart(made.runs)))
     writing.write(readme, model_card(made, picture.name if picture else None).encode())
     return None if picture is None else str(picture)
 
@@ -156,18 +155,13 @@ def document(
         title=shown(title or _title(found), 400),
         reference=found.reference,
         runs=tuple(found.runs),
-        frontier=_frontier(found.runs),
+        frontier=frontier.shipped(found.runs),
         fit=judged,
         guide=guide(),
         speed=tuple(run.timed for run in found.runs if run.timed is not None),
         glossary=cast("JsonValue", glossary()),
         problems=(*found.problems, *problems),
     )
-
-
-def _frontier(runs: Sequence[RunRecord]) -> Frontier:
-    largest = max((run.bytes for run in runs), default=0)
-    return Frontier.model_validate(frontier.shipped(listed(runs, by_label=False), largest))
 
 
 def _title(found: discover.Discovered) -> str:

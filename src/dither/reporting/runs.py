@@ -186,12 +186,8 @@ def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], 
     if facts.bytes > HASHED:
         newer = f"{facts.path.name} is newer than its measurement, which may be of an earlier one."
         return [*notes, newer], False
-    return ([*notes, stale], True) if _sha256(facts) != found.file_sha256 else (notes, False)
-
-
-def _sha256(facts: Facts) -> str:
-    model = Model("", "", {}, (), str(facts.path), "gguf", facts.files, "")
-    return content_sha256(model)
+    sha256 = content_sha256(Model("", "", {}, (), str(facts.path), "gguf", facts.files, ""))
+    return ([*notes, stale], True) if sha256 != found.file_sha256 else (notes, False)
 
 
 def run_of(facts: Facts) -> tuple[RunRecord, list[FormatError]]:
