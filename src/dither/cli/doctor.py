@@ -25,7 +25,7 @@ from dither.units import format_bytes
 OK, MISSING, NOTE = "ok", "missing", "note"
 _MARKS = {OK: "[green]✓[/]", MISSING: "[red]✗[/]", NOTE: "[dim]·[/]"}
 
-# package → is Dither lame without it?, what it is for
+# package → whether Dither needs it, what it is for
 _PACKAGES = {
     "numba": (True, "compiles the quantization kernels"),
     "libgguf": (True, "the lower IQ types, through ggml's own encoders"),
@@ -172,7 +172,7 @@ def _kernel_cache() -> Finding:
         "kernel cache",
         MISSING,
         "no folder can be written",
-        "Kernels are compiled anew in every run; set NUMBA_CACHE_DIR to a folder of yours.",
+        "Kernels are compiled again in every run; set NUMBA_CACHE_DIR to a writable folder.",
         {"path": None},
     )
 

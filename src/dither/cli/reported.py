@@ -1,4 +1,4 @@
-"""Progress for who looks on from another process.
+"""Progress for another process that watches.
 
 Where DITHER_PROGRESS names a file, a command keeps in it where it stands: one small JSON object, replaced as
 a whole, so that a reader never sees half of one and the file never grows.
@@ -6,7 +6,7 @@ a whole, so that a reader never sees half of one and the file never grows.
     {"done": 120, "total": 300, "what": "blk.3.ffn_down", "left": 41.5, "at": 1767225600.0}
 
 `left` is an estimate in seconds, null at first; `at` is the time of writing (seconds since 1970).  A file,
-not a pipe: whoever started the command may go and come back while it runs.
+not a pipe: the watching process may end and start again while the command runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EVERY = 0.25  # seconds between two writings
 
 
 class Reported:
-    """Writes where the work stands, if anyone asked.  Never stops the work: a full disk is ignored."""
+    """Writes how far the work is, if asked to.  Never stops the work: a full disk is ignored."""
 
     def __init__(self, path: str | None = None) -> None:
         named = os.environ.get(VARIABLE) if path is None else path

@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from types import FrameType, TracebackType
+from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -69,61 +69,51 @@ def copyable(*words: object) -> str:
     return plain(shlex.join([first, *(f"./{word}" if word.startswith("-") else word for word in rest)]))
 
 
-class stop_on_error:  # noqa: N801 — reads as a statement: `with stop_on_error(as_json):`
+@contextlib.contextmanager
+def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[None]:
     """Turns what stops a command into its message, its JSON document and its exit code.
 
     A DitherError has its own code; Ctrl-C is 130 and SIGTERM 143, both after everything below has
     put its work in order, and with a word on whether it can be resumed.
     """
-
-    def __init__(self, as_json: bool = False, resumable: bool = False) -> None:
-        self.as_json, self.resumable = as_json, resumable
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        with contextlib.suppress(ValueError):  # only the main thread may
-            self._before = signal.signal(signal.SIGTERM, _terminate)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._before is not None:  # whoever called the command from Python gets their handler back
-            signal.signal(signal.SIGTERM, self._before)
-        if isinstance(error, BrokenPipeError):
-            _let_go_of_stdout()
-            raise typer.Exit(1)
-        if isinstance(error, DitherError):
-            self._tell(error)
-            raise typer.Exit(error.exit_code)
-        if isinstance(error, OSError):
-            _tell_of_system(error)
-            raise typer.Exit(1)
-        terminated = isinstance(error, SystemExit) and error.code == _TERMINATED
-        if terminated or isinstance(error, KeyboardInterrupt):
-            self._tell_interrupted("terminated" if terminated else "interrupted")
-            raise typer.Exit(_TERMINATED if terminated else _INTERRUPTED)
-
-    def _tell(self, error: DitherError) -> None:
-        if self.as_json:
-            print_json({"error": {"thing": error.thing, "reason": error.reason, "way_out": error.way_out}})
+    before: Any = None
+    with contextlib.suppress(ValueError):  # only the main thread may
+        before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        raise typer.Exit(1) from None
+    except DitherError as error:
+        if as_json:
+            _print_error(error.thing, error.reason, error.way_out)
         err.print(f"[bold red]error:[/] {plain(error)}")
-
-    def _tell_interrupted(self, how: str) -> None:
-        way_out = "the same command continues where this stopped" if self.resumable else ""
-        if self.as_json:
-            print_json({"error": {"thing": "the run", "reason": f"was {how}", "way_out": way_out}})
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:  # refused outside the work itself: a full disk behind stdout, most often
+        _let_go_of_stdout()
+        name = error.filename if error.filename is not None else "standard output"
+        err.print(f"[bold red]error:[/] {plain(DitherError(str(name), str(error.strerror or error)))}")
+        raise typer.Exit(1) from None
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != _TERMINATED:
+            raise
+        how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", _INTERRUPTED)
+        way_out = "the same command continues where this stopped" if resumable else ""
+        if as_json:
+            _print_error("the run", f"was {how}", way_out)
         err.print(f"\n{how}" + (f"; {way_out}" if way_out else ""))
+        raise typer.Exit(code) from None
+    finally:
+        if before is not None:  # a program that calls the command gets its own handler back
+            signal.signal(signal.SIGTERM, before)
+
+
+def _print_error(thing: str, reason: str, way_out: str) -> None:
+    print_json({"error": {"thing": thing, "reason": reason, "way_out": way_out}})
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(_TERMINATED)
-
-
-def _tell_of_system(error: OSError) -> None:
-    """What the system refused outside the work itself: a full disk behind stdout, most often."""
-    _let_go_of_stdout()
-    name = error.filename if error.filename is not None else "standard output"
-    err.print(f"[bold red]error:[/] {plain(DitherError(str(name), str(error.strerror or error)))}")
 
 
 def _let_go_of_stdout() -> None:
@@ -136,7 +126,7 @@ def _let_go_of_stdout() -> None:
 class Meter:
     """`dither.progress.Progress` on a terminal: a bar with an ETA; in a log, a line every ten seconds.
 
-    Who looks on from another process reads the same from a file (`dither.cli.reported`).
+    A watching process reads the same from a file (`dither.cli.reported`).
     """
 
     def __init__(self, quiet: bool = False) -> None:

@@ -5,7 +5,7 @@
 
 llama.cpp runs GGUFs.  An original that is a checkpoint becomes an F16 GGUF in a temporary folder first, and
 a checkpoint of a GPU format likewise, from the very numbers that it stands for.  F16 keeps eleven bits of
-a weight: next to what quantization costs, that is nothing, but it is said.
+a weight, which costs next to nothing beside quantization; a note says so.
 """
 
 from __future__ import annotations

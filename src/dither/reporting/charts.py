@@ -46,7 +46,7 @@ def spec(name: str, rows: Rows | Mapping[str, Rows], **params: Any) -> dict[str,
     """A whole specification: a template, its parameters, its rows; {"points": rows,
     …} where it names several.
 
-    Raises UsageError for a chart there is none of, and for a parameter that is missing.
+    Raises UsageError for an unknown chart and for a missing parameter.
     """
     made = template(name)
     meta = made.pop("usermeta", {})

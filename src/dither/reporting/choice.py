@@ -1,7 +1,7 @@
-"""What may be chosen among: runs that were measured alike, each under a name of its own.
+"""Which runs can be compared: those measured on the same text, each under a name of its own.
 
 A KL divergence on one text says nothing beside one on another, and the numbers of a file that has changed
-since are nobody's.  So every run of the document says whether it may be compared with the others, and what to
+since describe no file.  So every run of the document says whether it may be compared with the others, and what to
 call it where two have the same type.
 """
 

@@ -6,7 +6,7 @@
     x.measure.json                           of the file beside it; a run of its own where that is gone
     x.gguf without a measurement             a run of weights alone
 
-What lies about is a stranger's: nothing is executed, sizes are held against limits before anything is read,
+Files may come from strangers: nothing is executed, sizes are held against limits before anything is read,
 and what cannot be read becomes a *problem*, a line of text, and stops nothing else.
 """
 

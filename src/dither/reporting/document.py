@@ -365,7 +365,7 @@ def now() -> str:
 def load(path: str | Path) -> Document:
     """Reads and checks a document.
 
-    Raises SourceError where there is none, FormatError where it is none, UnsupportedError where a newer
+    Raises SourceError where there is none, FormatError where it is something else, UnsupportedError where a newer
     version wrote it.
     """
     return parse(read_text(Path(path), LARGEST, _AGAIN), str(path))

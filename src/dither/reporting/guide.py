@@ -53,7 +53,7 @@ class Step(texts.Entry):
 
 
 class Advice(texts.Entry):
-    """What is said to the combinations that it is `for`; steps by their names."""
+    """The answer, or part of it, to the combinations that it is `for`; steps by their names."""
 
     patterns: Patterns
     method: str = ""
@@ -100,7 +100,7 @@ class Guide(texts.Entry):
     arithmetic: Arithmetic
 
     def answer(self, path: str) -> dict[str, Any]:
-        """All that is said to one combination, "laptop/run/yes".  Raises FormatError where something is missing."""
+        """The whole answer to one combination, "laptop/run/yes".  Raises FormatError where something is missing."""
         said: dict[str, Any] = {name: () if name in ("steps", "better") else "" for name in _SAID}
         for entry in _fitting(self.answers, path):
             said |= entry.model_dump(include=entry.model_fields_set & set(_SAID))

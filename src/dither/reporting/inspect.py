@@ -97,7 +97,7 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
 
 
 def _measurement(metadata: Mapping[str, Any], origin: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The measurement that the metadata carries, and a note where it is none."""
+    """The measurement that the metadata carries, and a note where it cannot be read."""
     text = str(metadata.get(MEASUREMENT, "")).strip()
     if text in ("", "{}"):
         return None, []

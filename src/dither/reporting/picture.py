@@ -7,7 +7,7 @@ or 256 neighbors under one scale.  One column, a beam, is eight times as bright 
 it is white like any other; in its blocks the scale must reach that far, and little is left for the rest.
 
 Weights are no pixels: neighbors among them have nothing to do with each other, there is no sky to band, and
-a network forgives errors that an eye does not.  What carries over is how a block is rounded, no more.
+a network forgives errors that an eye does not.  Only the way a block is rounded carries over.
 
 Legend: R rows, C columns of the picture.
 """

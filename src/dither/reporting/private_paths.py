@@ -1,6 +1,6 @@
 """Texts that leave this machine: files keep their names and lose the folders they lie in.
 
-Reasons, notes and commands were written for whoever sits here, and name files as they were typed.  In a
+Reasons, notes and commands were written for the person at this machine, and name files as they were typed.  In a
 report or a card somebody else reads them, and `/home/ada/secret-project/a.gguf` tells more than it should.
 """
 

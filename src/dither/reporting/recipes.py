@@ -23,7 +23,7 @@ _MOST_OVERRIDES = 32  # in a command that people are to copy
 
 
 def read_recipe(text: object) -> dict[str, Any]:
-    """The recipe of a file's metadata; empty where there is none or it is no JSON object."""
+    """The recipe of a file's metadata; empty where there is none or it is not a JSON object."""
     if not isinstance(text, str) or len(text) > _MOST:
         return {}
     try:
@@ -131,7 +131,7 @@ def _calibrate(evidence: Mapping[str, Any], source: str) -> str | None:
 
 
 def measure_command(found: Measurement) -> str | None:
-    """The command that measures the same again; None where its text is not to be had by a name."""
+    """The command that measures the same again; None where its text cannot be named."""
     words = ["dither", "measure", _name(found.file), "--against", _name(found.reference)]
     if found.data.startswith("self"):
         if found.data != f"self (seed {SEED})":

@@ -142,7 +142,7 @@ def document(
 
     `against` is the original, looked for beside the files where it is not named.  With `compare`, relative
     errors that files do not keep are counted against the original, which reads weights.  Without `fit`
-    nothing is said of this machine.  What cannot be read is among the document's problems.
+    this machine is left out.  What cannot be read is among the document's problems.
     """
     found = discover.find(paths, against)
     if compare and found.reference is not None and found.reference.path is not None:

@@ -34,7 +34,7 @@ from dither.reporting.tensors import rows_of
 from dither.system.text import shown
 from dither.types import Model
 
-HASHED = 64 * 2**20  # bytes; a file of so many is hashed where its measurement's age is in doubt
+HASHED = 64 * 2**20  # bytes; files up to this size are hashed where their measurement's age is in doubt
 KEPT_BYTES = 128 * 2**20  # of what headers tell that is remembered; a model of 300 tensors takes about 0.6 MiB
 _SIDE = 2**20  # bytes of config.json and dither.json that are read
 _INTERVALS = ("kl_mean", "kl_median", "kl_p99", "kl_max", "same_top", "ppl", "ppl_ratio")

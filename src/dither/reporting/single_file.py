@@ -80,7 +80,7 @@ def charts() -> dict[str, Any]:
 
 
 def bundle(sources: Mapping[str, str], entry: str = _ENTRY) -> str:
-    """One script of all modules; those that are not there are told to whoever asks for them."""
+    """One script of all modules; importing one that is missing throws an error that names it."""
     parts = ['"use strict";', "const ditherModules = {"]
     for name, source in sorted(sources.items()):
         parts.append(f"{json.dumps(name)}() {{\n{_wrapped(name, source)}\n}},")

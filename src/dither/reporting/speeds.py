@@ -1,7 +1,7 @@
 """How fast a file ran: the benchmark beside it (`dither bench`), as the results document has it.
 
 A benchmark is of one machine, which it names, and of one state of the file: another size makes it stale, and
-another time is said, since copying a file changes it too.
+another time only adds a note, since copying a file changes it too.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _error(tensor: Tensor, other: Tensor, count: int) -> float | None:
 
 
 def _pieces(rows: int, count: int) -> list[tuple[int, int]]:
-    """`count` of so many rows, in at most 16 runs of neighbors spread evenly."""
+    """`count` of all rows, in at most 16 contiguous runs spread evenly."""
     if count >= rows:
         return [(0, rows)]
     runs = min(16, count)

@@ -1,6 +1,6 @@
-"""Writing a page or a card: under a temporary name, synced, renamed; nobody else's file is replaced.
+"""Writing a page or a card: under a temporary name, synced, renamed; files of other programs are not replaced.
 
-A file that carries a mark of ours may be written anew, since it can be made again; anything else stays unless
+A file that carries Dither's mark may be replaced, since it can be made again; anything else stays unless
 it is forced, and the models that are shown stay in any case.
 """
 

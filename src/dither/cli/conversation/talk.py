@@ -90,7 +90,7 @@ def _reply(talks: Sequence[Conversation], line: str) -> None:
     except KeyboardInterrupt:
         err.print("[dim]stopped[/]")
     except DitherError as error:
-        _tell(error, " /clear starts anew.")
+        _tell(error, " /clear starts again.")
     else:
         err.print(f"[dim]{_account(reply, talks[0].sampling.max_tokens)}[/]")
 
@@ -101,7 +101,7 @@ def _account(reply: Generation, max_tokens: int) -> str:
         return account
     if reply.tokens >= max_tokens:
         return f"{account}; cut off, -n allows more"
-    return f"{account}; the context is full, /clear starts anew"
+    return f"{account}; the context is full, /clear starts again"
 
 
 def _retry(talks: Sequence[Conversation]) -> None:

@@ -1,7 +1,7 @@
 """What a writer edits: the prose of the page as data (`guide.toml`, `glossary.toml`), read when it is asked for.
 
 A file is checked as it is read.  What breaks a rule is told by the name of the file, the entry and the field,
-so that whoever wrote it can find the place without knowing the code.
+so that a writer finds the place without knowing the code.
 """
 
 from __future__ import annotations
