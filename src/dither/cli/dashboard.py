@@ -52,7 +52,7 @@ def dashboard(
         served = serve(runs or [Path()], host=host, port=port, against=against, state=state, ready=ready)
         if served.jobs:
             words = "1 job goes" if served.jobs == 1 else f"{served.jobs} jobs go"
-            err.print(f"{words} on running; the next `dither dashboard` shows them again.")
+            err.print(f"{words} on; the next `dither dashboard` shows them again.")
 
 
 def _open(url: str) -> None:

@@ -23,7 +23,7 @@ _MOST_OVERRIDES = 32  # in a command that people are to copy
 
 
 def read_recipe(text: object) -> dict[str, Any]:
-    """The recipe of a file's metadata; empty where there is none or it is not a JSON object."""
+    """The recipe of a file's metadata; empty where there is none or it is no JSON object."""
     if not isinstance(text, str) or len(text) > _MOST:
         return {}
     try:
