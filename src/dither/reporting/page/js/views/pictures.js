@@ -332,7 +332,7 @@ async function picturesLandscape(place, store, view) {
   const captions = [el("figcaption", {}, "A picture, before"), el("figcaption", {})];
   place.append(el("h3", {}, "The same quantizer on a picture"), el("div", {class: "panels two"}, canvases.map((canvas, index) =>
     el("figure", {class: "panel"}, captions[index], el("div", {class: "pixel-stage wide"}, canvas)))),
-  el("p", {class: "hint"}, "Weights are no pixels: neighbors among them have nothing to do with each other, and a network forgives what an eye does not. "
+  el("p", {class: "hint"}, "Weights are not pixels: neighbors among them have nothing to do with each other, and a network forgives what an eye does not. "
     + "What carries over is how a block is rounded. The thin white beam is eight times as bright as white: look at what it does to the sky beside it."));
   const asked = new Map();
   picturesGray(canvases[0], picture, picture.original);

@@ -14,7 +14,7 @@ export async function mount(root, store) {
   const measured = knownMetrics(frontier);
   if (!measured.length) {
     root.append(emptyState(
-      runs.length ? "None of these files is measured yet, so nothing says what they lost." : "No quantized file to choose among yet.",
+      runs.length ? "None of these files is measured yet, so what they lost is unknown." : "No quantized file to choose among yet.",
       runs.length ? whichMeasure(store.getDocument()) : "dither quantize MODEL --to Q4_K_M --measure"));
     if (runs.length) root.append(whichSizes(runs));
     return null;
