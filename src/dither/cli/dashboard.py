@@ -33,6 +33,8 @@ def dashboard(
 ) -> None:
     """Show what was measured, live, and start work from the page."""
     with stop_on_error(as_json):
+        from dither.cli.forms import forms
+        from dither.dashboard.forms import Forms
         from dither.dashboard.serve import serve
 
         def ready(url: str) -> None:
@@ -44,9 +46,9 @@ def dashboard(
             if not no_open:
                 _open(url)
 
-        served = serve(runs or [Path()], host=host, port=port, against=against, state=state, ready=ready)
-        if served.jobs:
-            words = "1 job goes" if served.jobs == 1 else f"{served.jobs} jobs go"
+        jobs = serve(runs or [Path()], Forms(forms), host=host, port=port, against=against, state=state, ready=ready)
+        if jobs:
+            words = "1 job goes" if jobs == 1 else f"{jobs} jobs go"
             err.print(f"{words} on; the next `dither dashboard` shows them again.")
 
 

@@ -29,7 +29,6 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from dither.dashboard import commands
 from dither.dashboard.events import Hub
 from dither.dashboard.jobs import Jobs, reason_of
 from dither.dashboard.results import Results
@@ -43,7 +42,7 @@ _NOT_KEPT = {"cache-control": "no-store"}
 _ASK_AGAIN = {"cache-control": "no-cache"}  # kept, but asked about
 
 
-class Form(BaseModel):
+class JobRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     kind: Annotated[str, Field(max_length=40)]
     fields: Annotated[dict[str, Any], Field(max_length=60)] = {}
@@ -63,7 +62,7 @@ class Text(BaseModel):
 
 
 Name = Annotated[str, Query(max_length=500)]
-Place = Annotated[int, Query(ge=0, le=2**40)]
+Index = Annotated[int, Query(ge=0, le=2**40)]
 
 
 def build(results: Results, jobs: Jobs, watch: Watch) -> FastAPI:
@@ -134,7 +133,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         said = {"thing": request.url.path[:200], "reason": str(error.detail), "way_out": ""}
-        return JSONResponse({"error": said}, error.status_code)
+        return JSONResponse({"error": said}, error.status_code, error.headers)
 
 
 def _make_library() -> None:
@@ -186,12 +185,12 @@ def _add_results(app: FastAPI, results: Results, hub: Hub) -> None:
 
     @app.get("/api/tile")
     def tile(
-        run: Name, tensor: Name, row: Place = 0, column: Place = 0, size: Annotated[int, Query(ge=1, le=256)] = 64
+        run: Name, tensor: Name, row: Index = 0, column: Index = 0, size: Annotated[int, Query(ge=1, le=256)] = 64
     ) -> dict[str, Any]:
         return results.tile(run, tensor, row, column, size)
 
     @app.get("/api/palette")
-    def palette(run: Name, tensor: Name, row: Place = 0, block: Place = 0) -> dict[str, Any]:
+    def palette(run: Name, tensor: Name, row: Index = 0, block: Index = 0) -> dict[str, Any]:
         return results.palette(run, tensor, row, block)
 
     @app.get("/api/picture")
@@ -243,19 +242,19 @@ def _turn(busy: threading.Lock) -> Iterator[None]:
 def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
     @app.get("/api/forms")
     def forms() -> list[dict[str, Any]]:
-        return commands.forms()
+        return jobs.forms.to_json()
 
     @app.post("/api/command")
-    def command(form: Form) -> dict[str, Any]:
-        return commands.build(form.kind, form.fields).to_json()
+    def command(job: JobRequest) -> dict[str, Any]:
+        return jobs.forms.command(job.kind, job.fields).to_json()
 
     @app.get("/api/jobs")
     def all_jobs() -> list[dict[str, Any]]:
         return jobs.all()
 
     @app.post("/api/jobs")
-    def start(form: Form) -> dict[str, Any]:
-        return jobs.start(form.kind, form.fields)
+    def start(job: JobRequest) -> dict[str, Any]:
+        return jobs.start(job.kind, job.fields)
 
     @app.get("/api/jobs/{job_id}")
     def one(job_id: str) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dither.dashboard import commands, processes
+from dither.dashboard import processes
+from dither.dashboard.forms import Command, Forms
 from dither.errors import DitherError, OutputError, SourceError, UsageError
 from dither.system import isolated
 
@@ -55,7 +56,8 @@ def state_folder() -> Path:
 class Jobs:
     """All jobs of a folder.  `tick` moves them on, and is called about twice a second."""
 
-    def __init__(self, folder: Path | None = None, work_in: Path | None = None) -> None:
+    def __init__(self, forms: Forms, folder: Path | None = None, work_in: Path | None = None) -> None:
+        self.forms = forms
         self.folder = folder or state_folder()
         self.work_in = (work_in or Path.cwd()).absolute()
         self._told: Told = lambda _job: None
@@ -78,7 +80,7 @@ class Jobs:
 
     def start(self, kind: str, fields: Mapping[str, object]) -> dict[str, Any]:
         """Takes a job.  Raises UsageError where the form is not filled in, or too many wait."""
-        command = commands.build(kind, fields)
+        command = self.forms.command(kind, fields)
         if command.problems:
             first = command.problems[0]
             raise UsageError(first["field"], first["reason"], "Correct the form.")
@@ -248,7 +250,7 @@ class Jobs:
         job = {
             "id": job_id,
             "kind": record["kind"],
-            "command": commands.Command(tuple(record["words"]), ()).line,
+            "command": Command(tuple(record["words"]), ()).line,
             "folder": record["folder"],
             "state": state,
             "cancelling": state == "running" and record["cancelled"] is not None,

@@ -9,7 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 INVALID, NOT_FOUND, SERVER = "invalid_request_error", "not_found_error", "server_error"
+UNSUPPORTED = "unsupported_value"
 _RETRY = 1  # seconds; a place in the queue comes free within that on most machines
 
 
@@ -41,7 +44,12 @@ def invalid(param: str | None, message: str, code: str | None = "invalid_value")
 
 
 def unsupported(param: str, message: str) -> ApiError:
-    return ApiError(400, message, INVALID, "unsupported_value", param)
+    return ApiError(400, message, INVALID, UNSUPPORTED, param)
+
+
+def wrong(reason: str, code: str = "invalid_value") -> PydanticCustomError:
+    """Raised in a field's own check; `requests.py` makes an ApiError of it, with the field's name before the reason."""
+    return PydanticCustomError(code, "{reason}", {"reason": reason})  # type: ignore[arg-type]
 
 
 def draining() -> ApiError:
@@ -77,7 +85,7 @@ def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
     if kind == "unavailable_error" or status == 503:
         return ApiError(503, message, SERVER, "unavailable", retry_after=_RETRY)
     if kind == "not_supported_error":
-        return ApiError(400, message, INVALID, "unsupported_value")
+        return ApiError(400, message, INVALID, UNSUPPORTED)
     if 400 <= status < 500:
         return ApiError(status, message, INVALID, "invalid_value")
     return ApiError(status if status >= 500 else 500, message, SERVER, "engine")
