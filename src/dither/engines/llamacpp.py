@@ -23,16 +23,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from dither.engines.settings import Keywords, Settings
 from dither.errors import DitherError, UsageError
 from dither.formats.gguf import read_header
 from dither.types import Floats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_CONTEXT = 4096  # tokens; a model trained on fewer gets its own number
 _LEAST_CONTEXT = 2  # llama.cpp computes two tokens while it loads, and aborts where they have no room
@@ -57,6 +62,23 @@ def usable_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return max(1, len(cores))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the defaults are llama.cpp's."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+
+
+class SamplingKeywords(TypedDict, total=False):
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 class Generation(Iterator[str]):
@@ -99,53 +121,26 @@ class Generation(Iterator[str]):
 class LlamaCpp:
     """A GGUF loaded by llama.cpp.  A context manager; `close` gives the memory back.
 
-    `context` is in tokens (0: up to 4096, or what the model was trained on), `threads` defaults to
-    the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit,
-    where the wheel knows one), `seed` is the default for sampling.  `slots` requests run at a time,
-    each with `context` tokens of its own; others wait.  `kv` is the cache's type (f16, q8_0, q4_0),
-    `loras` are adapters as GGUF files, laid over the weights.  `embeddings` makes it an engine for
-    `/v1/embeddings` alone, `metrics` counts for Prometheus, `alias` is the model's name in answers.
-    Raises EngineError with llama.cpp's own reason when it cannot load the file.
+    The keywords are those of `Settings`.  Raises EngineError with llama.cpp's own reason when it cannot load the
+    file.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        context: int = 0,
-        threads: int | None = None,
-        seed: int = 0,
-        gpu_layers: int = 0,
-        slots: int = 1,
-        kv: str = "f16",
-        loras: Sequence[str | Path] = (),
-        embeddings: bool = False,
-        metrics: bool = False,
-        alias: str = "",
-    ) -> None:
-        if context < 0 or (threads is not None and threads < 1) or slots < 1:
+    def __init__(self, path: str | Path, **settings: Unpack[Keywords]) -> None:
+        asked = Settings(**settings)
+        if asked.context < 0 or (asked.threads is not None and asked.threads < 1) or asked.slots < 1:
             raise UsageError(
-                f"context {context}, threads {threads}, slots {slots}",
+                f"context {asked.context}, threads {asked.threads}, slots {asked.slots}",
                 "none may be negative; a thread and a slot are needed",
                 "Leave them out to get the defaults.",
             )
         self.path = Path(path)
-        self.seed = seed
+        self.seed = asked.seed
         if self.path.is_dir():
             raise EngineError(str(path), "is a folder", "Make a GGUF of it with `dither quantize`.")
         if not self.path.is_file():
             raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
         self._key = secrets.token_urlsafe(24)
-        params = self._params(context, threads or usable_cores(), gpu_layers)
-        if slots > 1:  # llama.cpp divides the context among them; a running answer occupies a thread
-            params.n_parallel, params.n_ctx, params.n_threads_http = slots, slots * params.n_ctx, slots + 4
-        params.cache_type_k = params.cache_type_v = _cache_type(kv)
-        params.lora_adapters = [_lora(adapter) for adapter in loras]
-        params.endpoint_metrics = metrics
-        if alias:
-            params.model_alias = {alias}
-        if embeddings:
-            _embed(params, self._pooling())
+        params = self._params(asked)
         self._server: Any = _start(params, str(path))
         self._address = urlsplit(self._server.listening_address).netloc
         # Answered by the serving loop itself: a server that is destroyed before its loop runs waits forever.
@@ -155,19 +150,29 @@ class LlamaCpp:
         self.vocabulary_size: int = int(described["n_vocab"])
         self.context: int = int(properties["default_generation_settings"]["n_ctx"])
 
-    def _params(self, context: int, threads: int, gpu_layers: int) -> Any:
+    def _params(self, asked: Settings) -> Any:
         params = _xllamacpp().CommonParams()
         params.model.path = os.fspath(self.path)
-        params.n_ctx = max(context or DEFAULT_CONTEXT, _LEAST_CONTEXT)
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        wanted = gpu_layers if gpu_layers >= 0 or _accelerated() else 0
+        params.n_ctx = max(asked.context or DEFAULT_CONTEXT, _LEAST_CONTEXT)
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked.threads or usable_cores()
+        wanted = asked.gpu_layers if asked.gpu_layers >= 0 or _accelerated() else 0
         params.n_gpu_layers, params.fit_params = wanted, wanted < 0
         params.verbosity = _SILENT
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
         params.endpoint_props, params.endpoint_slots, params.ui = True, True, False
+        params.endpoint_metrics = asked.metrics
         params.offline, params.warmup, params.n_parallel = True, False, 1
         params.cache_ram_mib = 0  # prompts of earlier conversations are not worth gigabytes here
         params.n_threads_http = 2
+        if asked.slots > 1:  # llama.cpp divides the context among them; a running answer occupies a thread
+            params.n_parallel, params.n_ctx = asked.slots, asked.slots * params.n_ctx
+            params.n_threads_http = asked.slots + 4
+        params.cache_type_k = params.cache_type_v = _cache_type(asked.kv)
+        params.lora_adapters = [_lora(adapter) for adapter in asked.loras]
+        if asked.alias:
+            params.model_alias = {asked.alias}
+        if asked.embeddings:
+            _embed(params, self._pooling())
         return params
 
     def _pooling(self) -> bool:
@@ -241,25 +246,22 @@ class LlamaCpp:
         prompt: Sequence[int] | str,
         *,
         max_tokens: int | None = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
         seed: int | None = None,
         stop: Sequence[str] = (),
         reuse: bool = False,
         ignore_end: bool = False,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Generation:
         """Continue `prompt`, piece by piece; a piece never ends inside a character.
 
-        The sampling defaults are llama.cpp's; temperature 0 always takes the likeliest token.
+        `sampling` are the fields of `Sampling`; temperature 0 always takes the likeliest token.
         `max_tokens` None runs until the model ends or its context is full.  The same seed on the
         same machine gives the same text, unless `reuse` continues from what the last prompt left in
         the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
         text, so that the answer is `max_tokens` long.
         """
         body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
-        body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        body |= asdict(Sampling(**sampling))
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
         body |= {"ignore_eos": True} if ignore_end else {}
         return Generation(self._stream("/completion", body))

@@ -77,15 +77,10 @@ class _Writer(LlamaCpp):
 
     def __init__(self, path: Path, context: int, seed: int, threads: int | None) -> None:
         self._longest = context
-        super().__init__(path, context=context, seed=seed, threads=threads)
+        super().__init__(path, context=context, seed=seed, threads=threads, slots=SLOTS)
         plain, special = (self.tokenize("a", add_special=add) for add in (False, True))
         begins = len(special) > len(plain) and special[0] != plain[0]
         self.bos = special[0] if begins else None
-
-    def _params(self, context: int, threads: int, gpu_layers: int) -> Any:
-        params = super()._params(context * SLOTS, threads, gpu_layers)
-        params.n_parallel = SLOTS
-        return params
 
     def __enter__(self) -> _Writer:
         return self

@@ -35,6 +35,13 @@ class ApiError(Exception):
     def document(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """A refusal ends the connection where the body may not have been read."""
+        made = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
+        made |= {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return made | ({"connection": "close"} if self.status in (408, 413, 503) else {})
+
     def encoded(self) -> bytes:
         return json.dumps(self.document()).encode()
 
@@ -49,7 +56,7 @@ def unsupported(param: str, message: str) -> ApiError:
 
 def wrong(reason: str, code: str = "invalid_value") -> PydanticCustomError:
     """Raised in a field's own check; `requests.py` makes an ApiError of it, with the field's name before the reason."""
-    return PydanticCustomError(code, "{reason}", {"reason": reason})  # type: ignore[arg-type]
+    return PydanticCustomError(code, "{reason}", {"reason": reason})
 
 
 def draining() -> ApiError:

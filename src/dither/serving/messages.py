@@ -17,6 +17,7 @@ from pydantic import (
     Discriminator,
     FailFast,
     Field,
+    RootModel,
     Tag,
     ValidationInfo,
     field_validator,
@@ -53,6 +54,10 @@ class Part(Checked):
         return part
 
 
+class Parts(RootModel[Any]):
+    root: Annotated[list[Part], FailFast()]
+
+
 class Function(Checked):
     name: str
     arguments: str = "{}"
@@ -65,11 +70,11 @@ class Call(Checked):
 
 
 def _kind_of_content(value: object) -> str | None:
-    return "<parts>" if isinstance(value, list) else "<text>" if isinstance(value, str) else None
+    return "<parts>" if isinstance(value, (list, Parts)) else "<text>" if isinstance(value, str) else None
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Part], FailFast(), Tag("<parts>")],
+    Annotated[str, Tag("<text>")] | Annotated[Parts, Tag("<parts>")],
     Discriminator(
         _kind_of_content, custom_error_type="invalid_value", custom_error_message="must be a text or a list of parts"
     ),
@@ -77,9 +82,12 @@ Content = Annotated[
 
 
 class Message(Checked):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool"],
+        AfterValidator(lambda role: "system" if role == "developer" else role),
+    ]
     content: Content | None = Field(None, validate_default=True)
-    tool_calls: Annotated[list[Call], FailFast(), Field(max_length=MOST_TOOLS)] | None = None
+    tool_calls: Annotated[list[Call], FailFast(), Field(max_length=MOST_TOOLS)] = []
     reasoning_content: str | None = None
     name: str | None = None
     tool_call_id: str | None = Field(None, validate_default=True)
@@ -87,46 +95,41 @@ class Message(Checked):
     @field_validator("tool_calls", mode="before")
     @classmethod
     def _by_the_assistant(cls, calls: object, info: ValidationInfo) -> object:
-        return calls if calls and info.data.get("role") == "assistant" else None
+        return calls if calls and info.data.get("role") == "assistant" else []
 
     @field_validator("content", "tool_call_id")
     @classmethod
     def _needed(cls, value: object, info: ValidationInfo) -> object:
-        role = info.data.get("role")
-        if info.field_name == "content" and value is None and role not in ("assistant", None):
-            raise wrong("must be a text or a list of parts")
-        if info.field_name == "tool_call_id" and value is None and role == "tool":
-            raise wrong("is needed: without it, the message answers no call")
+        needing = ("tool",) if info.field_name == "tool_call_id" else ("system", "user", "tool")
+        if value is None and info.data.get("role") in needing:
+            raise wrong("is needed in a message of this role")
         return value
 
     def passed_on(self) -> dict[str, Any]:
-        made = {"content": None, **self.model_dump(exclude_none=True)}
-        return made | {"role": "system" if self.role == "developer" else self.role}
+        left_out = None if self.tool_calls else {"tool_calls"}
+        return {"role": self.role, "content": None, **self.model_dump(exclude_none=True, exclude=left_out)}
 
 
-def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    check_schema(schema)
-    return schema
+def check_size(schema: Any) -> None:
+    if len(json.dumps(schema)) > MOST_SCHEMA:
+        raise wrong(f"is longer than {MOST_SCHEMA} characters")
 
 
-def _or_nothing(schema: Any) -> Any:
+def _parameters(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        check_schema(schema)
     return schema or {"type": "object", "properties": {}}
 
 
 class Described(Checked):
     name: str = Field(min_length=1, max_length=256)
     description: Annotated[str, BeforeValidator(lambda text: str(text or ""))] = ""
-    parameters: Annotated[dict[str, Any], BeforeValidator(_or_nothing), AfterValidator(_bounded)] = _or_nothing(None)
+    parameters: Annotated[dict[str, Any], BeforeValidator(_parameters)] = _parameters(None)
 
 
 class Tool(Checked):
     type: Literal["function"] = "function"
     function: Described
-
-
-def check_size(schema: Any) -> None:
-    if len(json.dumps(schema)) > MOST_SCHEMA:
-        raise wrong(f"is longer than {MOST_SCHEMA} characters")
 
 
 class Tools(Checked):
@@ -158,13 +161,11 @@ class Tools(Checked):
         if not self.tools:
             return {}
         only = self.tool_choice["name"] if isinstance(self.tool_choice, dict) else None
-        made: dict[str, Any] = {
-            "tools": [tool.model_dump() for tool in self.tools if only in (None, tool.function.name)],
-            "tool_choice": self.tool_choice if only is None else "required",
-        }
-        if self.parallel_tool_calls is not None:
-            made["parallel_tool_calls"] = self.parallel_tool_calls
-        return made
+        made = self.model_dump(include={"tools", "parallel_tool_calls"}, exclude_none=True)
+        if only is None:
+            return made | {"tool_choice": self.tool_choice}
+        one = [tool for tool in made["tools"] if tool["function"]["name"] == only]
+        return made | {"tools": one, "tool_choice": "required"}
 
 
 def no_place_for_tools(model: str) -> ApiError:

@@ -29,11 +29,11 @@ class Metrics:
 
     async def text(self, pool: Pool) -> str:
         lines = [*self._own(pool)]
-        for place in pool.places:
-            if place.engine is not None and place.ready:
-                found = await place.engine.metrics()
-                purpose = "embeddings" if place.embeddings else "text"
-                lines += labelled(found, {"model": place.model.name, "purpose": purpose})
+        for held in pool.models:
+            if held.engine is not None and held.ready:
+                found = await held.engine.metrics()
+                purpose = "embeddings" if held.embeddings else "text"
+                lines += labelled(found, {"model": held.model.name, "purpose": purpose})
         return "\n".join(_grouped(lines)) + "\n"
 
     def _own(self, pool: Pool) -> Iterable[str]:
@@ -54,17 +54,17 @@ class Metrics:
             ("dither_model_memory_bytes", "gauge", "Memory the model needs, as predicted."),
         ):
             yield from _family(name, kind, said)
-            for place in pool.places:
-                if place.embeddings and not place.loads:
+            for held in pool.models:
+                if held.embeddings and not held.loads:
                     continue
-                purpose = "embeddings" if place.embeddings else "text"
+                purpose = "embeddings" if held.embeddings else "text"
                 values = {
-                    "dither_requests_running": place.running,
-                    "dither_model_loaded": int(place.ready),
-                    "dither_model_loads_total": place.loads,
-                    "dither_model_memory_bytes": place.need,
+                    "dither_requests_running": held.running,
+                    "dither_model_loaded": int(held.ready),
+                    "dither_model_loads_total": held.loads,
+                    "dither_model_memory_bytes": held.need,
                 }
-                yield _sample(name, {"model": place.model.name, "purpose": purpose}, values[name])
+                yield _sample(name, {"model": held.model.name, "purpose": purpose}, values[name])
 
 
 def labelled(text: str, labels: dict[str, str]) -> list[str]:

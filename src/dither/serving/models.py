@@ -14,10 +14,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from dither.capacity.memory import BATCH, Memory, needed
 from dither.capacity.shape import shape_of
-from dither.engines.processes import Settings
+from dither.engines.processes import LlamaProcess
+from dither.engines.protocol import Engine
+from dither.engines.settings import Settings
+from dither.engines.transformers import TransformersEngine
 from dither.errors import DitherError, UsageError
 from dither.models.outline import outline
 from dither.models.source import open_headers
@@ -28,7 +32,19 @@ CONTEXT = 8192  # tokens per slot; a model trained on fewer gets its own number
 EMBEDDED = 2048  # tokens of a text to embed: they are computed in one batch, whose buffers grow with it
 SLOTS = (4, 2, 1)  # the most of these that fits
 GGUF, FOLDER = "llamacpp", "transformers"
+ENGINES: dict[str, type[Engine]] = {GGUF: LlamaProcess, FOLDER: TransformersEngine}
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+class WishKeywords(TypedDict, total=False):
+    """`Wishes` as keywords of a call (PEP 692)."""
+
+    context: int | None
+    slots: int | None
+    kv: str
+    threads: int | None
+    gpu_layers: int
+    loras: Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -40,16 +56,16 @@ class Wishes:
     kv: str = "f16"
     threads: int | None = None
     gpu_layers: int = -1
-    loras: tuple[str, ...] = ()
+    loras: Sequence[str | Path] = ()
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One model.  `memory` is predicted, in bytes; None where its headers leave something open."""
 
     name: str
     path: Path
-    engine: str  # GGUF or FOLDER
+    engine: str  # one of ENGINES
     created: int
     aliases: tuple[str, ...]
     context: int
@@ -60,18 +76,21 @@ class Served:
     notes: tuple[str, ...] = ()
 
     def settings(self, embeddings: bool) -> Settings:
-        context = min(self.context, EMBEDDED) if embeddings else self.context
-        return Settings(
-            path=str(self.path),
-            context=context,
+        wishes = self.wishes
+        common = Settings(
+            context=min(self.context, EMBEDDED) if embeddings else self.context,
             slots=self.slots,
-            kv="f16" if embeddings else self.wishes.kv,
-            threads=self.wishes.threads,
-            gpu_layers=self.wishes.gpu_layers,
-            loras=() if embeddings else self.wishes.loras,
+            threads=wishes.threads,
+            gpu_layers=wishes.gpu_layers,
             embeddings=embeddings,
+            metrics=True,
             alias=self.name,
         )
+        return common if embeddings else replace(common, kv=wishes.kv, loras=wishes.loras)
+
+    @property
+    def takes_embeddings(self) -> bool:
+        return ENGINES[self.engine].takes_embeddings
 
     def needs(self, embeddings: bool) -> int:
         """An embedding engine computes a whole text at once: its buffers are that much larger."""
@@ -81,7 +100,7 @@ class Served:
         return self.need + self.memory.compute * max(0, -(-context // BATCH) - 1)
 
 
-def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[Served]:
+def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[ServedModel]:
     """The models of these files.
 
     Raises UsageError where two have one name, SourceError and its kin where a file cannot be read."""
@@ -119,7 +138,7 @@ def _stem(path: Path) -> str:
     return _PART.sub("", name) or name
 
 
-def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> Served:
+def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> ServedModel:
     with open_headers(path, outline) as (model, _, _):
         kind = _engine_of(model, path, engine)
         trained = _trained(model)
@@ -131,7 +150,7 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
         slots, memory = _fitting(model, weights, context, wishes, budget, kind)
         if wishes.slots is None and slots < SLOTS[0] and kind == GGUF:
             notes.append(f"{name}: {slots} at once, as more do not fit into memory; --slots insists")
-        return Served(
+        return ServedModel(
             name=name,
             path=_weights_of(model, path),
             engine=kind,
@@ -194,11 +213,11 @@ def _fitting(
 class Catalog:
     """The models by name."""
 
-    def __init__(self, served: Sequence[Served]) -> None:
+    def __init__(self, served: Sequence[ServedModel]) -> None:
         self.served = tuple(served)
         self._by_name = {name.lower(): model for model in served for name in (*model.aliases, model.name)}
 
-    def find(self, asked: object) -> Served:
+    def find(self, asked: object) -> ServedModel:
         """The model a request names; where it names none, the only one.  Raises ApiError."""
         listed = ", ".join(model.name for model in self.served)
         if asked is None and len(self.served) == 1:

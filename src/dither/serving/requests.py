@@ -12,19 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from itertools import groupby
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    FailFast,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, FailFast, Field, ValidationError
 
 from dither.serving.errors import INVALID, UNSUPPORTED, ApiError, invalid, unsupported, wrong
 from dither.serving.grammars import check_grammar, check_schema
@@ -46,26 +38,18 @@ def parse(raw: bytes) -> dict[str, Any]:
     """The body as JSON.  Raises ApiError where it is none, or no object, or nested beyond sense."""
     try:
         found = json.loads(raw, parse_constant=_no_constant)
+        json.dumps(found, ensure_ascii=False).encode()  # Python reads half characters; no engine has a place for them
     except RecursionError:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeEncodeError:
+        raise invalid(None, "the body holds half a character: a surrogate without its other", "invalid_json") from None
+    except ValueError as error:
         raise invalid(None, f"the body is not JSON: {error}", "invalid_json") from None
     if not isinstance(found, dict):
         raise invalid(None, "the body must be a JSON object", "invalid_json")
     if _depth_exceeds(found, MOST_DEPTH):
         raise invalid(None, f"the body is nested more than {MOST_DEPTH} deep", "invalid_json")
-    if _has_half_characters(found):
-        raise invalid(None, "the body holds half a character: a surrogate without its other", "invalid_json")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _has_half_characters(found: Any) -> bool:
-    """Python reads what no engine and no UTF-8 has a place for."""
-    try:
-        json.dumps(found, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _no_constant(name: str) -> None:
@@ -171,35 +155,22 @@ class _Sampled(Checked):
     grammar: Annotated[Any, AfterValidator(check_grammar)] = None
 
 
-class JsonSchema(Checked):
-    its: dict[str, Any] = Field(alias="schema")
+def _schema(described: dict[str, Any]) -> dict[str, Any]:
+    schema = described.get("schema")
+    if not isinstance(schema, dict):
+        raise wrong("needs a schema, which must be an object")
+    check_size(schema)
+    check_schema(schema)
+    return {"name": "answer", "schema": schema}
 
 
-class ResponseFormat(Checked):
-    type: str
-    json_schema: JsonSchema | None = Field(None, validate_default=True)
+class _Form(Checked):
+    type: Literal["text", "json_object"]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") not in ("text", "json_object", "json_schema"):
-            raise wrong('needs a type: "text", "json_object" or "json_schema"')
-        return value
 
-    @field_validator("json_schema")
-    @classmethod
-    def _bounded(cls, value: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
-        if info.data["type"] != "json_schema":
-            return None
-        if value is None:
-            raise wrong("is needed: an object with a schema")
-        check_size(value.its)
-        check_schema(value.its)
-        return value
-
-    def passed_on(self) -> dict[str, Any]:
-        made: dict[str, Any] = {"type": self.type}
-        return made | ({"json_schema": {"name": "answer", "schema": self.json_schema.its}} if self.json_schema else {})
+class _SchemaForm(Checked):
+    type: Literal["json_schema"]
+    json_schema: Annotated[dict[str, Any], AfterValidator(_schema)]
 
 
 class Chat(_Sampled, Tools):
@@ -208,7 +179,7 @@ class Chat(_Sampled, Tools):
     logprobs: bool = False
     top_logprobs: int | None = _within(0, 20)
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_template_arguments)] | None = None
-    response_format: ResponseFormat | None = None
+    response_format: _Form | _SchemaForm | None = Field(None, discriminator="type")
 
 
 class Completion(_Sampled):
@@ -221,15 +192,35 @@ class Embedding(Checked):
     encoding_format: Literal["float", "base64"] = "float"
 
 
+# what nobody here can do, the values that do not ask for it, and why
+_OFF: tuple[Any, ...] = (False, "", [], {})
+_NOT_IN_CHAT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((1,), "ask once for each answer"),
+    "functions": (_OFF, "they became `tools`"),
+    "function_call": (_OFF, "it became `tool_choice`"),
+    "audio": (_OFF, "the model writes text"),
+    "modalities": ((["text"],), "the model writes text"),
+    "prediction": (_OFF, "no engine here takes one"),
+    "web_search_options": (_OFF, "the server reaches no network"),
+}
+_NOT_IN_COMPLETIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((1,), "ask once for each answer"),
+    "best_of": ((1,), "ask once for each answer"),
+    "echo": (_OFF, "the prompt is yours already"),
+    "suffix": (_OFF, "no engine here fills in the middle"),
+}
+_NOT_IN_EMBEDDINGS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "dimensions": ((), "the vectors have the model's own length")
+}
+
+
 def chat(body: Mapping[str, Any]) -> dict[str, Any]:
     """What of a chat request goes to the engine."""
     _refuse(body, _NOT_IN_CHAT)
     found = _checked(Chat, body)
-    made = found.model_dump(exclude_unset=True, exclude={*Tools.model_fields, "messages", "response_format"})
+    made = found.model_dump(exclude_unset=True, exclude={*Tools.model_fields, "messages"})
     made["messages"] = [message.passed_on() for message in found.messages]
     made |= found.offered()
-    if found.response_format is not None:
-        made["response_format"] = found.response_format.passed_on()
     if "max_completion_tokens" in made:
         made["max_tokens"] = made.pop("max_completion_tokens")
     return made
@@ -260,8 +251,16 @@ _REASONS = {
     "float_type": "must be a number",
     "string_type": "must be a text",
     "list_type": "must be a list",
+    "too_short": "must hold at least {min_length}",
+    "too_long": "must hold at most {max_length}",
     "dict_type": "must be an object",
     "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "union_tag_invalid": "must have one of the types {expected_tags}",
+    "union_tag_not_found": "must have a type",
+    "greater_than_equal": "must be at least {ge:.15g}",
+    "less_than_equal": "must be at most {le:.15g}",
 }
 
 
@@ -272,47 +271,20 @@ def _checked(kind: type[Body], body: Mapping[str, Any]) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         param = _path(first["loc"])
-        reason = _REASONS.get(first["type"]) or re.sub(r"^\w+ should ", "must ", first["msg"])
+        known = _REASONS.get(first["type"])
+        reason = known.format(**first.get("ctx", {})) if known else re.sub(r"^\w+ should ", "must ", first["msg"])
         code = UNSUPPORTED if first["type"] == UNSUPPORTED else "invalid_value"
         raise ApiError(400, f"{param} {reason}", INVALID, code, param) from None
 
 
 def _path(place: tuple[int | str, ...]) -> str:
     """messages[0].content, say.  What tells kinds of a value apart is no part of it, nor are the keys of a table."""
-    names = [name for name in place if not str(name).startswith("<")]
+    names = [name for name, _ in groupby(place) if not str(name).startswith("<")]  # a type's name follows its field's
     names = names[:1] if names[0] == "logit_bias" else names
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).removeprefix(".")
 
 
-def _refuse(body: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+def _refuse(body: Mapping[str, Any], fields: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
     for name, (harmless, why) in fields.items():
-        if name in body and not harmless(body[name]):
+        if body.get(name) not in (None, *harmless):
             raise unsupported(name, f"{name} is not supported: {why}")
-
-
-def _one(value: Any) -> bool:
-    return type(value) is int and value == 1
-
-
-def _off(value: Any) -> bool:
-    return value in (False, "", [], {}) or value is None
-
-
-_NOT_IN_CHAT: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n": (_one, "ask once for each answer"),
-    "functions": (_off, "they became `tools`"),
-    "function_call": (_off, "it became `tool_choice`"),
-    "audio": (_off, "the model writes text"),
-    "modalities": (lambda value: value == ["text"], "the model writes text"),
-    "prediction": (_off, "no engine here takes one"),
-    "web_search_options": (_off, "the server reaches no network"),
-}
-_NOT_IN_COMPLETIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n": (_one, "ask once for each answer"),
-    "best_of": (_one, "ask once for each answer"),
-    "echo": (_off, "the prompt is yours already"),
-    "suffix": (_off, "no engine here fills in the middle"),
-}
-_NOT_IN_EMBEDDINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dimensions": (_off, "the vectors have the model's own length")
-}
