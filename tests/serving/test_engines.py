@@ -15,7 +15,7 @@ from dither.engines.settings import Settings
 from dither.serving import models, server
 from dither.serving.access import Access
 from dither.serving.app import App
-from dither.serving.models import Catalog, ServedModel, Wishes
+from dither.serving.models import Catalog, ServedModel
 from dither.serving.pool import Pool
 
 
@@ -70,7 +70,7 @@ async def posted(app: App, path: str, document: Any) -> tuple[int, Any]:
 
 def embed(kind: type[Vectors], monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
     monkeypatch.setitem(models.ENGINES, "another", kind)
-    model = ServedModel("m", Path(), "another", 0, (), 100, 1, None, 0, Wishes())
+    model = ServedModel("m", Path(), "another", 0, (), 100, 1, None, 0, Settings())
 
     async def asked() -> tuple[int, Any]:
         pool = Pool([model], 10, 10, server.load)

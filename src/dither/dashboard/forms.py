@@ -10,7 +10,6 @@ The forms themselves are made of the command line's own options, above here (`cl
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,13 @@ from dither.units import parse_bytes
 
 LONGEST = 4096  # characters of a value
 MOST = 64  # values of a field that takes several
-_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_SHAPES = {  # by kind: what a value looks like, and what is said of one that does not
+    "name": (_NAME, "is not a name: letters, digits, _ . and - only"),
+    "names": (f"({_NAME}(,{_NAME})*)?", "is not a name: letters, digits, _ . and - only"),
+    "integer": ("0*[1-9][0-9]{0,11}", "is not a whole number above zero"),
+    "number": (r"\+?(?=[0.]*[1-9])[0-9]{0,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,2})?", "is not a positive number"),
+}
 
 
 @dataclass(frozen=True)
@@ -145,16 +150,16 @@ def _values(field: FormField, given: object) -> list[str]:
         lines = given.splitlines() if isinstance(given, str) else given
         if not isinstance(lines, Sequence) or len(lines) > MOST:
             raise ValueError(f"is a list of at most {MOST}")
-        return [_path(_text(line)) for line in lines if _text(line)]
+        return [_word(field, _text(line)) for line in lines if _text(line)]
     text = _text(given)
-    return [_CHECKS[field.kind](text) if field.kind in _CHECKS else _choice(field, text)] if text else []
+    return [_word(field, text)] if text else []
 
 
 def _text(given: object) -> str:
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         given = repr(given)
     if not isinstance(given, str):
-        raise ValueError("is no text")
+        raise ValueError("is not a text")
     if len(given) > LONGEST:
         raise ValueError(f"is longer than {LONGEST} characters")
     if not given.isprintable():
@@ -162,49 +167,21 @@ def _text(given: object) -> str:
     return given.strip()
 
 
-def _path(text: str) -> str:
-    """A name that begins with a dash is a file's all the same."""
-    return f"./{text}" if text.startswith("-") else text
-
-
-def _name(text: str) -> str:
-    if not _TYPE.fullmatch(text):
-        raise ValueError("is no name: letters, digits, _ . and - only")
-    return text
-
-
-def _several(text: str) -> str:
-    return ",".join(_name(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _size(text: str) -> str:
-    try:
-        parse_bytes(text, least=1)
-    except UsageError as error:
-        raise ValueError(f"{error.reason}; {error.way_out}".rstrip("; ")) from None
-    return text.replace(" ", "")
-
-
-def _number(text: str) -> str:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError("is no number") from None
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError("is no positive number")
-    return text.removeprefix("+")
-
-
-def _integer(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
-        raise ValueError("is no whole number above zero")
-    return text
-
-
-def _choice(field: FormField, text: str) -> str:
-    if text not in field.choices:
+def _word(field: FormField, text: str) -> str:
+    """A value as the command line takes it."""
+    if field.kind in ("path", "paths"):
+        return f"./{text}" if text.startswith("-") else text  # begins with a dash, and is a file's name all the same
+    if field.kind == "choice" and text not in field.choices:
         raise ValueError(f"is none of {', '.join(field.choices)}")
-    return text
-
-
-_CHECKS = {"path": _path, "name": _name, "names": _several, "size": _size, "number": _number, "integer": _integer}
+    if field.kind == "size":
+        try:
+            parse_bytes(text, least=1)
+        except UsageError as error:
+            raise ValueError(f"{error.reason}; {error.way_out}".rstrip("; ")) from None
+        return text.replace(" ", "")
+    if field.kind == "names":
+        text = ",".join(part.strip() for part in text.split(",") if part.strip())
+    pattern, reason = _SHAPES.get(field.kind, (".*", ""))
+    if not re.fullmatch(pattern, text):
+        raise ValueError(reason)
+    return text.removeprefix("+")

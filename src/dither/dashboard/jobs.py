@@ -283,7 +283,7 @@ def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] 
         return ("waiting" if record["process"] is None else "running"), None
     if record["process"] is None:
         if record.get("failed"):
-            return "failed", _error("the job", record["failed"], "")
+            return "failed", DitherError("the job", record["failed"]).to_json()
         return "cancelled", None
     result = _read_json(place / "result.json", _LARGEST)
     error = result.get("error") if isinstance(result, dict) else None
@@ -293,12 +293,12 @@ def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] 
     if record["cancelled"] is not None:
         return "cancelled", None
     if isinstance(error, dict):
-        return "failed", _error(*(str(error.get(part, ""))[:2000] for part in ("thing", "reason", "way_out")))
+        return "failed", {part: str(error.get(part, ""))[:2000] for part in ("thing", "reason", "way_out")}
     lines = _lines(place / "log.txt")
     killed = record["code"] is not None and record["code"] < 0
     reason = f"was ended by {_signal(-record['code'])}" if killed else "ended without a result"
     told = f"Its last words: {lines[-1]}" if lines else "It may have run out of memory."
-    return "failed", _error("the job", reason, told)
+    return "failed", DitherError("the job", reason, told).to_json()
 
 
 def _signal(number: int) -> str:
@@ -306,10 +306,6 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _error(thing: str, reason: str, way_out: str) -> dict[str, str]:
-    return {"thing": thing, "reason": reason, "way_out": way_out}
 
 
 def _progress(path: Path, state: str) -> tuple[dict[str, Any], float | None]:
@@ -357,7 +353,3 @@ def _read_json(path: Path, limit: int) -> object:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def reason_of(error: DitherError) -> dict[str, str]:
-    return _error(error.thing, error.reason, error.way_out)

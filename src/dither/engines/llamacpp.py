@@ -19,11 +19,8 @@ import http.client
 import json
 import os
 import secrets
-import sys
-import tempfile
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -31,21 +28,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from dither.engines.llama_start import EngineError as EngineError
+from dither.engines.llama_start import start
 from dither.engines.settings import Keywords, Settings
-from dither.errors import DitherError, UsageError
+from dither.errors import UsageError
 from dither.formats.gguf import read_header
 from dither.types import Floats
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-DEFAULT_CONTEXT = 4096  # tokens; a model trained on fewer gets its own number
-_LEAST_CONTEXT = 2  # llama.cpp computes two tokens while it loads, and aborts where they have no room
-_SILENT, _ERRORS = -1, 1  # llama.cpp's verbosity
-
-
-class EngineError(DitherError):
-    """llama.cpp is missing, refuses the file, or fails while it runs."""
 
 
 def usable_cores() -> int:
@@ -127,7 +118,8 @@ class LlamaCpp:
 
     def __init__(self, path: str | Path, **settings: Unpack[Keywords]) -> None:
         asked = Settings(**settings)
-        if asked.context < 0 or (asked.threads is not None and asked.threads < 1) or asked.slots < 1:
+        least = ((asked.context, 0), (asked.threads, 1), (asked.slots, 1))
+        if any(number is not None and number < lowest for number, lowest in least):
             raise UsageError(
                 f"context {asked.context}, threads {asked.threads}, slots {asked.slots}",
                 "none may be negative; a thread and a slot are needed",
@@ -140,8 +132,7 @@ class LlamaCpp:
         if not self.path.is_file():
             raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
         self._key = secrets.token_urlsafe(24)
-        params = self._params(asked)
-        self._server: Any = _start(params, str(path))
+        self._server: Any = start(self.path, replace(asked, threads=asked.threads or usable_cores()), self._key)
         self._address = urlsplit(self._server.listening_address).netloc
         # Answered by the serving loop itself: a server that is destroyed before its loop runs waits forever.
         self._call("/slots")
@@ -149,37 +140,6 @@ class LlamaCpp:
         described = self._call("/v1/models")["data"][0]["meta"]
         self.vocabulary_size: int = int(described["n_vocab"])
         self.context: int = int(properties["default_generation_settings"]["n_ctx"])
-
-    def _params(self, asked: Settings) -> Any:
-        params = _xllamacpp().CommonParams()
-        params.model.path = os.fspath(self.path)
-        params.n_ctx = max(asked.context or DEFAULT_CONTEXT, _LEAST_CONTEXT)
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked.threads or usable_cores()
-        wanted = asked.gpu_layers if asked.gpu_layers >= 0 or _accelerated() else 0
-        params.n_gpu_layers, params.fit_params = wanted, wanted < 0
-        params.verbosity = _SILENT
-        params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
-        params.endpoint_props, params.endpoint_slots, params.ui = True, True, False
-        params.endpoint_metrics = asked.metrics
-        params.offline, params.warmup, params.n_parallel = True, False, 1
-        params.cache_ram_mib = 0  # prompts of earlier conversations are not worth gigabytes here
-        params.n_threads_http = 2
-        if asked.slots > 1:  # llama.cpp divides the context among them; a running answer occupies a thread
-            params.n_parallel, params.n_ctx = asked.slots, asked.slots * params.n_ctx
-            params.n_threads_http = asked.slots + 4
-        params.cache_type_k = params.cache_type_v = _cache_type(asked.kv)
-        params.lora_adapters = [_lora(adapter) for adapter in asked.loras]
-        if asked.alias:
-            params.model_alias = {asked.alias}
-        if asked.embeddings:
-            _embed(params, self._pooling())
-        return params
-
-    def _pooling(self) -> bool:
-        """Whether the file says how its tokens become one vector."""
-        metadata = read_header(self.path).metadata
-        architecture = metadata.get("general.architecture")
-        return architecture is not None and f"{architecture.value}.pooling_type" in metadata
 
     @property
     def address(self) -> str:
@@ -354,97 +314,3 @@ class LlamaCpp:
         if error.get("type") == "exceed_context_size_error":
             way_out = f"Give a larger context than {self.context}, or a shorter prompt."
         return EngineError(str(self.path), f"llama.cpp says: {error.get('message', error)}", way_out)
-
-
-def _xllamacpp() -> Any:
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # or an assertion that fails calls a debugger first
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise EngineError(
-            "llama.cpp", f"its wheel cannot be imported ({error})", "Install it with: pip install xllamacpp"
-        ) from error
-    return xllamacpp
-
-
-def _cache_type(kv: str) -> Any:
-    kinds = _xllamacpp().ggml_type
-    known = {"f16": kinds.GGML_TYPE_F16, "q8_0": kinds.GGML_TYPE_Q8_0, "q4_0": kinds.GGML_TYPE_Q4_0}
-    if kv not in known:
-        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(known)}.")
-    return known[kv]
-
-
-def _lora(path: str | Path) -> Any:
-    if not Path(path).is_file():
-        raise EngineError(str(path), "there is no such file", "Give the path of a LoRA adapter as GGUF.")
-    adapter = _xllamacpp().CommonAdapterLoraInfo()
-    adapter.path, adapter.scale = os.fspath(path), 1.0
-    return adapter
-
-
-def _embed(params: Any, pooled: bool) -> None:
-    """llama.cpp must see a text in one batch to pool over it; a chat model, which names no pooling, gets
-    the mean of its tokens."""
-    params.embedding = True
-    params.n_batch = params.n_ubatch = params.n_ctx // params.n_parallel
-    if not pooled:
-        params.pooling_type = _xllamacpp().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-
-
-def _accelerated() -> bool:
-    kinds = _xllamacpp().ggml_backend_dev_type
-    gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
-    return any(device["type"] in gpus for device in _xllamacpp().get_device_info())
-
-
-def _start(params: Any, path: str) -> Any:
-    """A running server.  llama.cpp tells why a load failed on stderr alone, so a failed load is
-    repeated with stderr caught: nothing is redirected while things go well."""
-    xllamacpp = _xllamacpp()
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        params.verbosity = _ERRORS
-        with _caught_stderr() as caught:
-            with contextlib.suppress(RuntimeError):
-                xllamacpp.Server(params)
-            _silence(params)
-        raise EngineError(
-            path,
-            f"llama.cpp cannot load it: {_reason(caught) or error}",
-            "`dither inspect` tells whether the file is whole and which architecture it is.",
-        ) from None
-
-
-def _silence(params: Any) -> None:
-    """Verbosity is one variable of the process, set by the last load: fail once more, in silence."""
-    params.verbosity, params.model.path = _SILENT, os.devnull
-    with contextlib.suppress(RuntimeError):
-        _xllamacpp().Server(params)
-
-
-@contextlib.contextmanager
-def _caught_stderr() -> Iterator[list[str]]:
-    """What C code writes to file descriptor 2 inside the block, as lines in the yielded list."""
-    lines: list[str] = []
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            time.sleep(0.2)  # llama.cpp logs from a thread of its own
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines.extend(file.read().decode("utf-8", "replace").splitlines())
-
-
-def _reason(lines: Sequence[str]) -> str:
-    """The most telling of llama.cpp's error lines (`time E function: message`): the first one that
-    says more than that the load failed."""
-    errors = [line.split(" E ", 1)[1].strip() for line in lines if " E " in line]
-    telling = [line for line in errors if "failed to load model" not in line]
-    return (telling or errors or [""])[0].split(": ", 1)[-1].removeprefix("error loading model: ")

@@ -53,13 +53,15 @@ class LlamaProcess:
                 process.stdin.write(json.dumps({"path": path, **asdict(settings)}, default=str).encode() + b"\n")
                 await process.stdin.drain()
             line = await process.stdout.readline()
-            said = json.loads(line) if line else await _silence(process, path)
+            if not line:
+                raise await _silence(process, path)
+            said = json.loads(line)
             if "error" in said:
                 raise EngineError(**said["error"])
         except BaseException:
             await asyncio.shield(_end(process))
             raise
-        return cls(process, said, settings.slots)
+        return cls(process, said, settings.slots or 1)
 
     @property
     def alive(self) -> bool:
@@ -101,16 +103,12 @@ class LlamaProcess:
         await _end(self._process)
 
 
-async def _silence(process: asyncio.subprocess.Process, path: str | Path) -> dict[str, Any]:
+async def _silence(process: asyncio.subprocess.Process, path: str | Path) -> EngineError:
     code = await process.wait()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return {
-        "error": {
-            "thing": str(path),
-            "reason": f"llama.cpp's process ended while it loaded the file ({how})",
-            "way_out": "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0.",
-        }
-    }
+    reason = f"llama.cpp's process ended while it loaded the file ({how})"
+    way_out = "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0."
+    return EngineError(str(path), reason, way_out)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

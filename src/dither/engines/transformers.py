@@ -24,6 +24,7 @@ from dither.engines.protocol import CHAT, EngineGoneError, Reply
 from dither.engines.settings import Settings
 from dither.errors import UnsupportedError
 
+DEFAULT_CONTEXT = 4096  # tokens
 _INSTALL = "Install it with: pip install 'dither[calibrate]'"
 _COLDEST = 1e-3  # below this temperature logits divided by it may overflow, and only the likeliest is left
 _LEAST_PENALTY = 0.01
@@ -90,7 +91,7 @@ class TransformersEngine:
     async def start(cls, path: str | Path, settings: Settings) -> TransformersEngine:
         """Raises UnsupportedError where the packages for it are missing, or transformers refuses it."""
         model, tokenizer = await asyncio.to_thread(_load, str(path), settings.threads)
-        return cls(model, tokenizer, settings.context)
+        return cls(model, tokenizer, settings.context or DEFAULT_CONTEXT)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
         from jinja2.exceptions import TemplateError

@@ -16,12 +16,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from dither.engines.settings import RunKeywords, Settings
 from dither.errors import SourceError, UnsupportedError, UsageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _MOST_CONFIG = 2**24
-_CACHES = {"f16": "auto", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
+_CACHES = {"f16": "", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
 # quant_method in config.json → vLLM's --quantization ("" leaves it to vLLM, which then picks the fastest
 # kernel of that method), and the bits per weight it has kernels for
 _METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -59,46 +63,45 @@ def plan(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_keys: Sequence[str] = (),
-    context: int | None = None,
-    slots: int | None = None,
-    kv: str = "f16",
-    loras: Sequence[str | Path] = (),
     gpus: int = 1,
     machines: int = 1,
+    **run: Unpack[RunKeywords],
 ) -> Launch:
     """The command that serves a folder with vLLM.
 
-    `gpus` share each layer, as far as its heads can be divided among them, `machines` share the layers,
-    over a Ray cluster that must run already.
+    `run` may name `context`, `slots`, `kv` and `loras`, as for `dither.serve`.  `gpus` share each layer, as far as
+    its heads can be divided among them, `machines` share the layers, over a Ray cluster that must run already.
     Raises UnsupportedError where vLLM does not take the folder or is not there, UsageError for an option
     that it has nothing like.
     """
     folder = Path(path).expanduser()
     program = find()
     quantization, notes = accepted(folder)
+    asked = Settings(**run)
+    for option in ("threads", "gpu_layers"):
+        if option in run:
+            raise UsageError(f"--{option.replace('_', '-')}", "has no like in vLLM", "Leave it out.")
     cards = _dividing(folder, gpus)
     if cards < gpus:
         notes.append(f"{cards} of {gpus} GPUs are used: the model's heads cannot be divided among more")
-    name = folder.resolve().name
-    command = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
-    if quantization:
-        command += ["--quantization", quantization]
-    if context:
-        command += ["--max-model-len", str(context)]
-    if slots:
-        command += ["--max-num-seqs", str(slots)]
-    if kv != "f16":
-        command += ["--kv-cache-dtype", _cache(kv)]
-    if cards > 1:
-        command += ["--tensor-parallel-size", str(cards)]
     if machines > 1:
-        command += ["--pipeline-parallel-size", str(machines), "--distributed-executor-backend", "ray"]
         notes.append("start Ray on every machine first: `ray start --head`, then `ray start --address=…`")
-    command += _adapters(loras)
-    environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
     if len(api_keys) > 1:
         notes.append("vLLM takes one key: the first of the file is used")
-    return Launch(tuple(command), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
+    name = folder.resolve().name
+    command = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
+    for option, value in (
+        ("--quantization", quantization),
+        ("--max-model-len", asked.context),
+        ("--max-num-seqs", asked.slots),
+        ("--kv-cache-dtype", _cache(asked.kv)),
+        ("--tensor-parallel-size", cards if cards > 1 else None),
+        ("--pipeline-parallel-size", machines if machines > 1 else None),
+        ("--distributed-executor-backend", "ray" if machines > 1 else None),
+    ):
+        command += [option, str(value)] if value else []
+    environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
+    return Launch((*command, *_adapters(asked.loras)), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
 
 
 def find() -> str:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dither.engines import llamacpp
+from dither.engines.llama_start import accelerated
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import DitherError
 from dither.running.energy import Meter
@@ -180,7 +180,7 @@ def _load(request: Mapping[str, Any]) -> tuple[LlamaCpp, int, dict[str, Any]]:
         "load_seconds": seconds,
         "context": engine.context,
         "engine": f"llama.cpp (xllamacpp {build})",
-        "gpu": llamacpp._accelerated(),
+        "gpu": accelerated(),
     }
     return engine, before, about
 

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
 
 from dither.capacity.memory import BATCH, Memory, needed
 from dither.capacity.shape import shape_of
@@ -36,29 +35,6 @@ ENGINES: dict[str, type[Engine]] = {GGUF: LlamaProcess, FOLDER: TransformersEngi
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 
-class WishKeywords(TypedDict, total=False):
-    """`Wishes` as keywords of a call (PEP 692)."""
-
-    context: int | None
-    slots: int | None
-    kv: str
-    threads: int | None
-    gpu_layers: int
-    loras: Sequence[str | Path]
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the person asked of every model."""
-
-    context: int | None = None
-    slots: int | None = None
-    kv: str = "f16"
-    threads: int | None = None
-    gpu_layers: int = -1
-    loras: Sequence[str | Path] = ()
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """One model.  `memory` is predicted, in bytes; None where its headers leave something open."""
@@ -72,21 +48,14 @@ class ServedModel:
     slots: int
     memory: Memory | None
     need: int  # bytes, whatever is known
-    wishes: Wishes
+    wishes: Settings
     notes: tuple[str, ...] = ()
 
     def settings(self, embeddings: bool) -> Settings:
-        wishes = self.wishes
-        common = Settings(
-            context=min(self.context, EMBEDDED) if embeddings else self.context,
-            slots=self.slots,
-            threads=wishes.threads,
-            gpu_layers=wishes.gpu_layers,
-            embeddings=embeddings,
-            metrics=True,
-            alias=self.name,
-        )
-        return common if embeddings else replace(common, kv=wishes.kv, loras=wishes.loras)
+        made = replace(self.wishes, context=self.context, slots=self.slots, metrics=True, alias=self.name)
+        if embeddings:
+            made = replace(made, context=min(self.context, EMBEDDED), kv="f16", loras=(), embeddings=True)
+        return made
 
     @property
     def takes_embeddings(self) -> bool:
@@ -100,7 +69,7 @@ class ServedModel:
         return self.need + self.memory.compute * max(0, -(-context // BATCH) - 1)
 
 
-def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[ServedModel]:
+def serve_files(files: Sequence[str | Path], wishes: Settings, budget: int, engine: str) -> list[ServedModel]:
     """The models of these files.
 
     Raises UsageError where two have one name, SourceError and its kin where a file cannot be read."""
@@ -138,7 +107,7 @@ def _stem(path: Path) -> str:
     return _PART.sub("", name) or name
 
 
-def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> ServedModel:
+def _served(path: Path, name: str, wishes: Settings, budget: int, engine: str) -> ServedModel:
     with open_headers(path, outline) as (model, _, _):
         kind = _engine_of(model, path, engine)
         trained = _trained(model)
@@ -198,7 +167,7 @@ def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[s
 
 
 def _fitting(
-    model: Model, weights: int, context: int, wishes: Wishes, budget: int, kind: str
+    model: Model, weights: int, context: int, wishes: Settings, budget: int, kind: str
 ) -> tuple[int, Memory | None]:
     """How many slots, and the memory that takes.  transformers answers one request at a time."""
     choices = (1,) if kind == FOLDER else (wishes.slots,) if wishes.slots else SLOTS

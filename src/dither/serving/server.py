@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,13 @@ from dither.capacity.machine import detect
 from dither.capacity.memory import KV_TYPES, margin
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import Engine
+from dither.engines.settings import RunKeywords, Settings
 from dither.errors import DitherError, UsageError
 from dither.serving.access import Access
 from dither.serving.app import App
 from dither.serving.connection import Connection
 from dither.serving.errors import ApiError
-from dither.serving.models import ENGINES, Catalog, ServedModel, Wishes, WishKeywords, serve_files
+from dither.serving.models import ENGINES, Catalog, ServedModel, serve_files
 from dither.serving.pool import Pool
 from dither.units import format_bytes, parse_bytes
 from dither.web.listening import in_url, listen, settings
@@ -53,7 +55,7 @@ def serve(
     memory: int | str | None = None,
     queue: int = QUEUE,
     grammars: bool = False,
-    **wishes: Unpack[WishKeywords],
+    **wishes: Unpack[RunKeywords],
 ) -> Server:
     """Serves models over HTTP, in OpenAI's form, until the `Server` is closed.
 
@@ -70,7 +72,7 @@ def serve(
     EngineError where the first model cannot be loaded or the port is taken.
     """
     named = [files] if isinstance(files, (str, Path)) else list(files)
-    wished = Wishes(**wishes)
+    wished = replace(Settings(gpu_layers=-1), **wishes)
     _check(wished, queue, port, engine)
     access = Access(api_keys, host, insecure)
     budget, told = _budget(memory, wished.gpu_layers)
@@ -80,7 +82,7 @@ def serve(
     return Server(Catalog(models), access, budget, queue, host, port, grammars)
 
 
-def _check(wished: Wishes, queue: int, port: int, engine: str) -> None:
+def _check(wished: Settings, queue: int, port: int, engine: str) -> None:
     for option, value, least, most, reason, way_out in (
         ("--context", wished.context, 1, 2**28, "is no number of tokens", "Give 1 or more: 8192, say."),
         ("--slots", wished.slots, 1, 1024, "is no number of conversations", "Give 1 to 1024."),
