@@ -172,7 +172,7 @@ def _word(field: FormField, text: str) -> str:
     if field.kind in ("path", "paths"):
         return f"./{text}" if text.startswith("-") else text  # begins with a dash, and is a file's name all the same
     if field.kind == "choice" and text not in field.choices:
-        raise ValueError(f"is none of {', '.join(field.choices)}")
+        raise ValueError(f"is not one of {', '.join(field.choices)}")
     if field.kind == "size":
         try:
             parse_bytes(text, least=1)

@@ -21,7 +21,7 @@ from dither.dashboard.security import Guard, bound_names
 from dither.dashboard.watch import Watch
 from dither.errors import UsageError
 from dither.web.access import is_loopback
-from dither.web.listening import in_url, listen, settings
+from dither.web.listening import in_url, listen, uvicorn_config
 
 PORT = 8765
 _TRIED = 20  # ports after the default one
@@ -54,7 +54,9 @@ def serve(
     guard = Guard(app, bound_names(host, number), token, addresses=everywhere, port=number)
     shown = socket.gethostname() if everywhere else in_url(host)  # a name that others can open
     url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
-    config = settings(guard, log_level="warning", lifespan="on", timeout_graceful_shutdown=3, limit_concurrency=200)
+    config = uvicorn_config(
+        guard, log_level="warning", lifespan="on", timeout_graceful_shutdown=3, limit_concurrency=200
+    )
     server = _Server(config, app.state.hub.close, lambda: ready(url))
     with contextlib.closing(bound), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[bound]))
@@ -98,5 +100,5 @@ def _no_port(host: str, port: int, error: OSError, several: bool) -> UsageError:
         reason = f"and the {_TRIED - 1} before it are in use" if several else "is in use"
         return UsageError(thing, reason, "Choose another with --port, or --port 0 for any that is free.")
     if isinstance(error, socket.gaierror):
-        return UsageError(f"host {host}", "is no address of this machine", "Try --host 127.0.0.1.")
+        return UsageError(f"host {host}", "is not an address of this machine", "Try --host 127.0.0.1.")
     return UsageError(thing, f"cannot be listened at ({error.strerror})", "Try another --host or --port.")

@@ -88,7 +88,7 @@ def _cache_type(kv: str) -> Any:
     kinds = _xllamacpp().ggml_type
     known = {"f16": kinds.GGML_TYPE_F16, "q8_0": kinds.GGML_TYPE_Q8_0, "q4_0": kinds.GGML_TYPE_Q4_0}
     if kv not in known:
-        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(known)}.")
+        raise UsageError(f"--kv {kv}", "is not a type that the cache can have", f"Choose one of {', '.join(known)}.")
     return known[kv]
 
 

@@ -181,7 +181,7 @@ class LlamaCpp:
 
         Softmax of the raw logits at temperature 1, no sampler in between, computed afresh without a
         cached prefix so that equal prompts give equal numbers.  Text is tokenized with the model's
-        begin token.  Raises EngineError where llama.cpp computed something that is no number.
+        begin token.  Raises EngineError where llama.cpp computed something that is not a number.
         """
         body = self._completion(prompt, max_tokens=1, cache=False)
         # One token must be drawn, and llama.cpp reports nothing for a token that ends the text or

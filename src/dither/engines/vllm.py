@@ -1,7 +1,7 @@
 """vLLM where the user has it: the exact command that serves a folder, and whether vLLM takes that folder.
 
 vLLM keeps many users' answers going at once on one GPU, on several (tensor parallel), or on several machines
-(pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is no dependency: its
+(pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is not a dependency: its
 `vllm` is looked for on PATH, and this process becomes it.
 
 Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distributed inference and serving".
@@ -80,7 +80,7 @@ def plan(
     asked = Settings(**run)
     for option in ("threads", "gpu_layers"):
         if option in run:
-            raise UsageError(f"--{option.replace('_', '-')}", "has no like in vLLM", "Leave it out.")
+            raise UsageError(f"--{option.replace('_', '-')}", "has no counterpart in vLLM", "Leave it out.")
     cards = _dividing(folder, gpus)
     if cards < gpus:
         notes.append(f"{cards} of {gpus} GPUs are used: the model's heads cannot be divided among more")
@@ -128,7 +128,7 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
         if folder.suffix == ".gguf":
             reason = "is a GGUF: vLLM reads few of its types, slowly and without the file's own tokenizer"
             raise UnsupportedError(str(folder), reason, f"Serve it with --engine llamacpp. {_WAY_OUT}")
-        raise SourceError(str(folder), "is no folder of a checkpoint", "Name the folder with config.json.")
+        raise SourceError(str(folder), "is not a checkpoint's folder", "Name the folder with config.json.")
     config = _config(folder)
     if not any(folder.glob("*.safetensors")):
         reason = "holds no safetensors, and pickles are not handed on"
@@ -137,7 +137,7 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
     if not found:
         return "", []
     if not isinstance(found, dict):
-        raise SourceError(str(folder), "quantization_config is no object", "Fetch config.json again.")
+        raise SourceError(str(folder), "quantization_config is not an object", "Fetch config.json again.")
     return _method(folder, found)
 
 
@@ -171,13 +171,13 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(str(path), f"cannot be read ({error})", "Name a checkpoint's folder.") from None
     if not isinstance(found, dict):
-        raise SourceError(str(path), "is no object", "Fetch it again.")
+        raise SourceError(str(path), "is not a JSON object", "Fetch it again.")
     return found
 
 
 def _cache(kv: str) -> str:
     if kv not in _CACHES:
-        raise UsageError(f"--kv {kv}", "has no like in vLLM", f"Choose one of {', '.join(_CACHES)}.")
+        raise UsageError(f"--kv {kv}", "has no counterpart in vLLM", f"Choose one of {', '.join(_CACHES)}.")
     return _CACHES[kv]
 
 
@@ -186,7 +186,7 @@ def _adapters(loras: Sequence[str | Path]) -> list[str]:
         return []
     for lora in loras:
         if not (Path(lora) / "adapter_config.json").is_file():
-            raise UsageError(str(lora), "is no folder of an adapter, which is what vLLM takes", "Name PEFT's folder.")
+            raise UsageError(str(lora), "is not an adapter's folder, which is what vLLM takes", "Name PEFT's folder.")
     return ["--enable-lora", "--lora-modules", *(f"{Path(lora).resolve().name}={lora}" for lora in loras)]
 
 

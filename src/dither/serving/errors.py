@@ -64,12 +64,12 @@ def draining() -> ApiError:
 
 
 def crowded(connections: int) -> ApiError:
-    message = f"{connections} connections are open, which is more than may; try again shortly"
+    message = f"{connections} connections are open, which is more than this server takes; try again shortly"
     return ApiError(503, message, SERVER, "too_many_connections", retry_after=_RETRY)
 
 
 def busy(waiting: int) -> ApiError:
-    message = f"{waiting} requests are waiting already, which is as many as may; try again shortly"
+    message = f"{waiting} requests are waiting already, which is the most that this server lets wait; try again shortly"
     return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=_RETRY)
 
 

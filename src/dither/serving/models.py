@@ -4,7 +4,7 @@ A model is called by its file's stem (of a split file, without the part's number
 name in its metadata works too where no other has it, and capitals do not matter.  Two files of one name
 get their folders' names in front.
 
-The memory is `fitting/memory.py`'s: weights as stored, the cache of every slot, buffers, overhead.
+The memory is `capacity/memory.py`'s: weights as stored, the cache of every slot, buffers, overhead.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _served(path: Path, name: str, wishes: Settings, budget: int, engine: str) -
         titles = (model.metadata[key].value for key in ("general.name",) if key in model.metadata)
         weights = sum(tensor.stored_bytes for tensor in model.tensors)
         weights += sum(Path(lora).stat().st_size for lora in wishes.loras if Path(lora).is_file())
-        slots, memory = _fitting(model, weights, context, wishes, budget, kind)
+        slots, memory = _slots_that_fit(model, weights, context, wishes, budget, kind)
         if wishes.slots is None and slots < SLOTS[0] and kind == GGUF:
             notes.append(f"{name}: {slots} at once, as more do not fit into memory; --slots insists")
         return ServedModel(
@@ -146,7 +146,7 @@ def _engine_of(model: Model, path: Path, asked: str) -> str:
     if asked not in ("auto", found):
         raise UsageError(
             str(path),
-            f"is no file for {asked}: {'a GGUF' if found == GGUF else 'a checkpoint'}",
+            f"is not a file for {asked}: it is {'a GGUF' if found == GGUF else 'a checkpoint'}",
             f"Leave --engine out, or say --engine {found}.",
         )
     return found
@@ -166,7 +166,7 @@ def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[s
     return notes
 
 
-def _fitting(
+def _slots_that_fit(
     model: Model, weights: int, context: int, wishes: Settings, budget: int, kind: str
 ) -> tuple[int, Memory | None]:
     """How many slots, and the memory that takes.  transformers answers one request at a time."""

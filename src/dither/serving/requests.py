@@ -35,7 +35,7 @@ _TEMPLATES_OWN = {
 
 
 def parse(raw: bytes) -> dict[str, Any]:
-    """The body as JSON.  Raises ApiError where it is none, or no object, or nested beyond sense."""
+    """The body as JSON.  Raises ApiError where it is not JSON, not an object, or nested too deeply."""
     try:
         found = json.loads(raw, parse_constant=_no_constant)
         json.dumps(found, ensure_ascii=False).encode()  # Python reads half characters; no engine has a place for them
@@ -278,7 +278,7 @@ def _checked(kind: type[Body], body: Mapping[str, Any]) -> Body:
 
 
 def _path(place: tuple[int | str, ...]) -> str:
-    """messages[0].content, say.  What tells kinds of a value apart is no part of it, nor are the keys of a table."""
+    """messages[0].content, say.  Tags of a union are left out, and so are the keys of a table."""
     names = [name for name, _ in groupby(place) if not str(name).startswith("<")]  # a type's name follows its field's
     names = names[:1] if names[0] == "logit_bias" else names
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).removeprefix(".")

@@ -33,7 +33,7 @@ from dither.serving.errors import ApiError
 from dither.serving.models import ENGINES, Catalog, ServedModel, serve_files
 from dither.serving.pool import Pool
 from dither.units import format_bytes, parse_bytes
-from dither.web.listening import in_url, listen, settings
+from dither.web.listening import in_url, listen, uvicorn_config
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,19 +83,17 @@ def serve(
 
 
 def _check(wished: Settings, queue: int, port: int, engine: str) -> None:
-    for option, value, least, most, reason, way_out in (
-        ("--context", wished.context, 1, 2**28, "is no number of tokens", "Give 1 or more: 8192, say."),
-        ("--slots", wished.slots, 1, 1024, "is no number of conversations", "Give 1 to 1024."),
-        ("--queue", queue, 0, 100_000, "is no number of requests", "Give 0 to 100000."),
-        ("--port", port, 0, 2**16 - 1, "is no port", "Give 1 to 65535, or 0 for a free one."),
+    for option, value, least, most, way_out in (
+        ("--context", wished.context, 1, 2**28, "Give a number of tokens: 8192, say."),
+        ("--slots", wished.slots, 1, 1024, "Give a number of conversations: 4, say."),
+        ("--queue", queue, 0, 100_000, "Give a number of requests: 128, say."),
+        ("--port", port, 0, 2**16 - 1, "0 takes a free one."),
     ):
         if value is not None and not least <= value <= most:
-            raise UsageError(f"{option} {value}", reason, way_out)
-    if wished.kv not in KV_TYPES:
-        raise UsageError(f"--kv {wished.kv}", "is no type of the cache", f"Choose one of {', '.join(KV_TYPES)}.")
-    if engine not in ("auto", *ENGINES):
-        known = ", ".join(("auto", *ENGINES))
-        raise UsageError(f"--engine {engine}", "is none that serves from here", f"Choose one of {known}.")
+            raise UsageError(f"{option} {value}", f"is not a whole number from {least} to {most}", way_out)
+    for option, name, known in (("--kv", wished.kv, KV_TYPES), ("--engine", engine, ("auto", *ENGINES))):
+        if name not in known:
+            raise UsageError(f"{option} {name}", "is not known", f"Choose one of {', '.join(known)}.")
 
 
 def _budget(memory: int | str | None, gpu_layers: int) -> tuple[int, bool]:
@@ -191,7 +189,7 @@ class Server:
         self.app = app = App(self.access, self._catalog, pool, self._grammars)
         try:
             await _try_first(pool, self.models[0])
-            config = settings(
+            config = uvicorn_config(
                 app,
                 log_config=None,
                 log_level="error",

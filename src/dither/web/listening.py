@@ -36,6 +36,6 @@ def in_url(host: str) -> str:
     return f"[{plain}]" if ":" in plain else plain
 
 
-def settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
     """No log of requests, no Server header, no web sockets, and no trust in what a proxy says."""
     return uvicorn.Config(app, access_log=False, server_header=False, proxy_headers=False, ws="none", **more)
