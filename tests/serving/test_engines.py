@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dither.engines.protocol import EMBEDDINGS, Reply
-from dither.engines.settings import Settings
+from dither.engines.settings import Settings, Wishes
 from dither.serving import models, server
 from dither.serving.access import Access
 from dither.serving.app import App
@@ -70,7 +70,7 @@ async def posted(app: App, path: str, document: Any) -> tuple[int, Any]:
 
 def embed(kind: type[Vectors], monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
     monkeypatch.setitem(models.ENGINES, "another", kind)
-    model = ServedModel("m", Path(), "another", 0, (), 100, 1, None, 0, Settings())
+    model = ServedModel("m", Path(), "another", 0, (), 100, 1, None, 0, Wishes())
 
     async def asked() -> tuple[int, Any]:
         pool = Pool([model], 10, 10, server.load)

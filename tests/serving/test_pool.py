@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dither.engines.llamacpp import EngineError
-from dither.engines.settings import Settings
+from dither.engines.settings import Wishes
 from dither.serving.errors import ApiError
 from dither.serving.models import ServedModel
 from dither.serving.pool import Pool
@@ -38,7 +38,7 @@ class World:
     def __init__(self, needs: dict[str, int], budget: int, queue: int = 100, slots: int = 2) -> None:
         self.log: list[str] = []
         self.failing = False
-        base = ServedModel("", Path(), "llamacpp", 0, (), 100, slots, None, 0, Settings())
+        base = ServedModel("", Path(), "llamacpp", 0, (), 100, slots, None, 0, Wishes())
         self.models = {name: replace(base, name=name, need=need) for name, need in needs.items()}
         self.pool = Pool(list(self.models.values()), budget, queue, self.load)
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from dither.engines.llama_start import EngineError as EngineError
 from dither.engines.llama_start import start
-from dither.engines.settings import Keywords, Settings
+from dither.engines.settings import Settings, SettingsKeywords
 from dither.errors import UsageError
 from dither.formats.gguf import read_header
 from dither.types import Floats
@@ -116,7 +116,7 @@ class LlamaCpp:
     file.
     """
 
-    def __init__(self, path: str | Path, **settings: Unpack[Keywords]) -> None:
+    def __init__(self, path: str | Path, **settings: Unpack[SettingsKeywords]) -> None:
         asked = Settings(**settings)
         least = ((asked.context, 0), (asked.threads, 1), (asked.slots, 1))
         if any(number is not None and number < lowest for number, lowest in least):

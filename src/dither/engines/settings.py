@@ -9,13 +9,14 @@ from typing import TypedDict
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`context` is in tokens (none: up to 4096, or what the model was trained on), `threads` defaults to the
-    physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit, where the wheel
-    knows one), `seed` is the default for sampling.  `slots` requests run at a time, each with `context` tokens
-    of its own; others wait.  `kv` is the cache's type (f16, q8_0, q4_0), `loras` are adapters as GGUF files, laid
-    over the weights.  `embeddings` makes it an engine for `/v1/embeddings` alone, `metrics` counts for
-    Prometheus, `alias` is the model's name in answers."""
+class Wishes:
+    """What a person may ask for.
+
+    `context` is in tokens (none: up to 4096, or what the model was trained on).  `slots` requests run at a time, each
+    with `context` tokens of its own; others wait.  `kv` is the cache's type (f16, q8_0, q4_0), `threads` defaults to
+    the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit, where the wheel
+    knows one), `loras` are adapters as GGUF files, laid over the weights.
+    """
 
     context: int | None = None
     slots: int | None = None
@@ -23,14 +24,24 @@ class Settings:
     threads: int | None = None
     gpu_layers: int = 0
     loras: Sequence[str | Path] = ()
+
+
+@dataclass(frozen=True)
+class Settings(Wishes):
+    """And what a program asks for.
+
+    `seed` is the default for sampling, `embeddings` makes it an engine for `/v1/embeddings` alone, `metrics` counts for
+    Prometheus, `alias` is the model's name in answers.
+    """
+
     seed: int = 0
     embeddings: bool = False
     metrics: bool = False
     alias: str = ""
 
 
-class RunKeywords(TypedDict, total=False):
-    """Those that a person chooses, as keywords of a call (PEP 692)."""
+class WishKeywords(TypedDict, total=False):
+    """`Wishes` as keywords of a call (PEP 692)."""
 
     context: int | None
     slots: int | None
@@ -40,9 +51,7 @@ class RunKeywords(TypedDict, total=False):
     loras: Sequence[str | Path]
 
 
-class Keywords(RunKeywords, total=False):
-    """All of them."""
-
+class SettingsKeywords(WishKeywords, total=False):
     seed: int
     embeddings: bool
     metrics: bool

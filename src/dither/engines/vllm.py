@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dither.engines.settings import RunKeywords, Settings
+from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import SourceError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def plan(
     api_keys: Sequence[str] = (),
     gpus: int = 1,
     machines: int = 1,
-    **run: Unpack[RunKeywords],
+    **run: Unpack[WishKeywords],
 ) -> Launch:
     """The command that serves a folder with vLLM.
 
@@ -77,7 +77,7 @@ def plan(
     folder = Path(path).expanduser()
     program = find()
     quantization, notes = accepted(folder)
-    asked = Settings(**run)
+    asked = Wishes(**run)
     for option in ("threads", "gpu_layers"):
         if option in run:
             raise UsageError(f"--{option.replace('_', '-')}", "has no counterpart in vLLM", "Leave it out.")

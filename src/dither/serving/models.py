@@ -19,7 +19,7 @@ from dither.capacity.memory import BATCH, Memory, needed
 from dither.capacity.shape import shape_of
 from dither.engines.processes import LlamaProcess
 from dither.engines.protocol import Engine
-from dither.engines.settings import Settings
+from dither.engines.settings import Settings, Wishes
 from dither.engines.transformers import TransformersEngine
 from dither.errors import DitherError, UsageError
 from dither.models.outline import outline
@@ -48,11 +48,12 @@ class ServedModel:
     slots: int
     memory: Memory | None
     need: int  # bytes, whatever is known
-    wishes: Settings
+    wishes: Wishes
     notes: tuple[str, ...] = ()
 
     def settings(self, embeddings: bool) -> Settings:
-        made = replace(self.wishes, context=self.context, slots=self.slots, metrics=True, alias=self.name)
+        made = Settings(**{**vars(self.wishes), "context": self.context, "slots": self.slots})
+        made = replace(made, metrics=True, alias=self.name)
         if embeddings:
             made = replace(made, context=min(self.context, EMBEDDED), kv="f16", loras=(), embeddings=True)
         return made
@@ -69,7 +70,7 @@ class ServedModel:
         return self.need + self.memory.compute * max(0, -(-context // BATCH) - 1)
 
 
-def serve_files(files: Sequence[str | Path], wishes: Settings, budget: int, engine: str) -> list[ServedModel]:
+def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[ServedModel]:
     """The models of these files.
 
     Raises UsageError where two have one name, SourceError and its kin where a file cannot be read."""
@@ -107,7 +108,7 @@ def _stem(path: Path) -> str:
     return _PART.sub("", name) or name
 
 
-def _served(path: Path, name: str, wishes: Settings, budget: int, engine: str) -> ServedModel:
+def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> ServedModel:
     with open_headers(path, outline) as (model, _, _):
         kind = _engine_of(model, path, engine)
         trained = _trained(model)
@@ -167,7 +168,7 @@ def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[s
 
 
 def _slots_that_fit(
-    model: Model, weights: int, context: int, wishes: Settings, budget: int, kind: str
+    model: Model, weights: int, context: int, wishes: Wishes, budget: int, kind: str
 ) -> tuple[int, Memory | None]:
     """How many slots, and the memory that takes.  transformers answers one request at a time."""
     choices = (1,) if kind == FOLDER else (wishes.slots,) if wishes.slots else SLOTS

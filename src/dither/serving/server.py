@@ -24,7 +24,7 @@ from dither.capacity.machine import detect
 from dither.capacity.memory import KV_TYPES, margin
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import Engine
-from dither.engines.settings import RunKeywords, Settings
+from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import DitherError, UsageError
 from dither.serving.access import Access
 from dither.serving.app import App
@@ -55,7 +55,7 @@ def serve(
     memory: int | str | None = None,
     queue: int = QUEUE,
     grammars: bool = False,
-    **wishes: Unpack[RunKeywords],
+    **wishes: Unpack[WishKeywords],
 ) -> Server:
     """Serves models over HTTP, in OpenAI's form, until the `Server` is closed.
 
@@ -72,7 +72,7 @@ def serve(
     EngineError where the first model cannot be loaded or the port is taken.
     """
     named = [files] if isinstance(files, (str, Path)) else list(files)
-    wished = replace(Settings(gpu_layers=-1), **wishes)
+    wished = replace(Wishes(gpu_layers=-1), **wishes)
     _check(wished, queue, port, engine)
     access = Access(api_keys, host, insecure)
     budget, told = _budget(memory, wished.gpu_layers)
@@ -82,7 +82,7 @@ def serve(
     return Server(Catalog(models), access, budget, queue, host, port, grammars)
 
 
-def _check(wished: Settings, queue: int, port: int, engine: str) -> None:
+def _check(wished: Wishes, queue: int, port: int, engine: str) -> None:
     for option, value, least, most, way_out in (
         ("--context", wished.context, 1, 2**28, "Give a number of tokens: 8192, say."),
         ("--slots", wished.slots, 1, 1024, "Give a number of conversations: 4, say."),
