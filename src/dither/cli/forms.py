@@ -8,7 +8,7 @@ them, what a value must look like, which are folded away.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from dither.dashboard.forms import FormField, JobForm
@@ -22,42 +22,33 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """How a page shows an option; `placeholder` where it has no default, `hint` added to its help."""
-
-    label: str
-    kind: str
-    placeholder: str = ""
-    hint: str = ""
-    one_of: str = ""
-    more: bool = False
-
-
+# What a page adds to an option: its placeholder stands where the option has no default, its hint behind the help.
 _SHOWN = {
-    "model": _Shown("Model", "path", "path/to/model"),
-    "files": _Shown("Files", "paths", "model-Q4_K_M.gguf", "One a line."),
-    "against": _Shown("Original", "path", "path/to/model"),
-    "to": _Shown("Type", "name", "Q4_K_M", one_of="target"),
-    "size": _Shown("Size of the file", "size", "4.2GiB", one_of="target"),
-    "bpw": _Shown("Bits per weight", "number", "4.5", one_of="target"),
-    "memory": _Shown("Memory while it runs", "size", "8GiB", one_of="target"),
-    "max_kld": _Shown("KL divergence at most", "number", "0.02", one_of="target"),
-    "plan": _Shown("A plan", "path", "plan.toml", one_of="target"),
-    "evidence": _Shown("Evidence", "path", "evidence"),
-    "solver": _Shown("Solver", "choice"),
-    "measure": _Shown("Measure what it cost", "flag", hint="It is then on this page too. A budget always measures."),
-    "data": _Shown("Text", "path", "self"),
-    "tokens": _Shown("Tokens", "integer", "8192"),
-    "gradients": _Shown("Gradients too", "flag"),
-    "output": _Shown("Write to", "path"),
-    "quantize.output": _Shown("Write to", "path", "beside the others", "In the folder this page began in.", more=True),
-    "transform": _Shown("Rewrite the model first", "choice", more=True),
-    "types": _Shown("Choose among", "names", "Q3_K,Q4_K,Q6_K", "With a budget.", more=True),
-    "context": _Shown("Context", "integer", "512", more=True),
-    "threads": _Shown("Threads", "integer", "all cores", more=True),
-    "device": _Shown("Device", "choice", more=True),
-    "force": _Shown("Replace what is already there", "flag", more=True),
+    "model": FormField("Model", "path", "path/to/model"),
+    "files": FormField("Files", "paths", "model-Q4_K_M.gguf", "One a line."),
+    "against": FormField("Original", "path", "path/to/model"),
+    "to": FormField("Type", "name", "Q4_K_M", one_of="target"),
+    "size": FormField("Size of the file", "size", "4.2GiB", one_of="target"),
+    "bpw": FormField("Bits per weight", "number", "4.5", one_of="target"),
+    "memory": FormField("Memory while it runs", "size", "8GiB", one_of="target"),
+    "max_kld": FormField("KL divergence at most", "number", "0.02", one_of="target"),
+    "plan": FormField("A plan", "path", "plan.toml", one_of="target"),
+    "evidence": FormField("Evidence", "path", "evidence"),
+    "solver": FormField("Solver", "choice"),
+    "measure": FormField("Measure what it cost", "flag", hint="It is then on this page too. A budget always measures."),
+    "data": FormField("Text", "path", "self"),
+    "tokens": FormField("Tokens", "integer", "8192"),
+    "gradients": FormField("Gradients too", "flag"),
+    "output": FormField("Write to", "path"),
+    "quantize.output": FormField(
+        "Write to", "path", "beside the others", "In the folder this page began in.", more=True
+    ),
+    "transform": FormField("Rewrite the model first", "choice", more=True),
+    "types": FormField("Choose among", "names", "Q3_K,Q4_K,Q6_K", "With a budget.", more=True),
+    "context": FormField("Context", "integer", "512", more=True),
+    "threads": FormField("Threads", "integer", "all cores", more=True),
+    "device": FormField("Device", "choice", more=True),
+    "force": FormField("Replace what is already there", "flag", more=True),
 }
 
 
@@ -72,27 +63,21 @@ def forms() -> Iterator[JobForm]:
     for kind, names in _FORMS.items():
         command = commands.commands[kind]
         options = {option.name: option for option in command.params}
-        fields = tuple(_field(options[name], _shown(kind, name), choices.get(name, ())) for name in names.split())
-        yield JobForm(kind, kind.capitalize(), command.help, fields)
+        shown = {name: _SHOWN.get(f"{kind}.{name}") or _SHOWN[name] for name in names.split()}
+        fields = (_field(options[name], field, choices.get(name, ())) for name, field in shown.items())
+        yield JobForm(kind, kind.capitalize(), command.help, tuple(fields))
 
 
-def _shown(kind: str, name: str) -> _Shown:
-    return _SHOWN.get(f"{kind}.{name}") or _SHOWN[name]
-
-
-def _field(option: Any, shown: _Shown, choices: tuple[str, ...]) -> FormField:
+def _field(option: Any, shown: FormField, choices: tuple[str, ...]) -> FormField:
     default = "" if option.default is None or shown.kind in ("flag", "choice") else str(option.default)
-    return FormField(
+    return replace(
+        shown,
         name=option.name,
-        label=shown.label,
-        kind=shown.kind,
         option=next((word for word in option.opts if word.startswith("--")), ""),
         hint=f"{option.help} {shown.hint}".strip(),
         placeholder=default or shown.placeholder,
         choices=choices,
         required=option.required,
-        one_of=shown.one_of,
-        more=shown.more,
     )
 
 

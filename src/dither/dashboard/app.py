@@ -252,26 +252,15 @@ def _turn(busy: threading.Lock) -> Iterator[None]:
 
 
 def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
-    @app.get("/api/forms")
-    def forms() -> list[dict[str, Any]]:
-        return jobs.forms.to_json()
+    app.get("/api/forms")(jobs.forms.to_json)
+    app.get("/api/jobs")(jobs.all)
+    app.get("/api/jobs/{job_id}")(jobs.get)
+    app.post("/api/jobs/{job_id}/cancel")(jobs.cancel)
 
     @app.post("/api/command")
     def command(job: JobRequest) -> dict[str, Any]:
         return jobs.forms.command(job.kind, job.fields).to_json()
 
-    @app.get("/api/jobs")
-    def all_jobs() -> list[dict[str, Any]]:
-        return jobs.all()
-
     @app.post("/api/jobs")
     def start(job: JobRequest) -> dict[str, Any]:
         return jobs.start(job.kind, job.fields)
-
-    @app.get("/api/jobs/{job_id}")
-    def one(job_id: str) -> dict[str, Any]:
-        return jobs.get(job_id)
-
-    @app.post("/api/jobs/{job_id}/cancel")
-    def cancel(job_id: str) -> dict[str, Any]:
-        return jobs.cancel(job_id)

@@ -40,16 +40,16 @@ class FormField:
     Of the fields with the same `one_of` a command takes one.  `more` fields are folded away at first.
     """
 
-    name: str
     label: str
     kind: str
-    option: str = ""  # none: a word on its own
-    hint: str = ""
     placeholder: str = ""
-    choices: tuple[str, ...] = ()
-    required: bool = False
+    hint: str = ""
     one_of: str = ""
     more: bool = False
+    name: str = ""
+    option: str = ""  # none: a word on its own
+    choices: tuple[str, ...] = ()
+    required: bool = False
 
 
 @dataclass(frozen=True)

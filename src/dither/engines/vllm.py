@@ -137,7 +137,7 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
     if not found:
         return "", []
     if not isinstance(found, dict):
-        raise SourceError(str(folder), "quantization_config is not an object", "Fetch config.json again.")
+        raise SourceError(str(folder), "quantization_config is no object", "Fetch config.json again.")
     return _method(folder, found)
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from struct import pack
 from typing import Any
 from urllib.parse import unquote
@@ -42,6 +43,7 @@ from dither.web.body import TooLargeError, limited
 BODY_LIMIT = 16 * 2**20  # bytes
 BODY_SECONDS = 30.0  # for a body to arrive
 MOST_CONNECTIONS = 1024
+Check = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class App:
@@ -55,8 +57,8 @@ class App:
         self.connections: Collection[Any] = ()  # those that are open, once a server has told
         self.active: dict[asyncio.Task[Any], Watched] = {}  # POST requests under way
         self._posts: dict[str, Callable[[ServedModel, dict[str, Any], _Exchange], Awaitable[None]]] = {
-            "/chat/completions": self._chat,
-            "/completions": self._completions,
+            "/chat/completions": partial(self._generate, CHAT, requests.chat),
+            "/completions": partial(self._generate, COMPLETIONS, requests.completions),
             "/embeddings": self._embeddings,
             "/api/embed": self._ollama_embed,
         }
@@ -118,13 +120,10 @@ class App:
             if watched.stalled():
                 task.cancel()
 
-    async def _chat(self, model: ServedModel, body: dict[str, Any], asked: _Exchange) -> None:
-        await self._generate(model, CHAT, requests.chat(body), asked)
-
-    async def _completions(self, model: ServedModel, body: dict[str, Any], asked: _Exchange) -> None:
-        await self._generate(model, COMPLETIONS, requests.completions(body), asked)
-
-    async def _generate(self, model: ServedModel, path: str, body: dict[str, Any], asked: _Exchange) -> None:
+    async def _generate(
+        self, path: str, check: Check, model: ServedModel, body: dict[str, Any], asked: _Exchange
+    ) -> None:
+        body = check(body)
         if "grammar" in body and not self.grammars:
             raise unsupported("grammar", "this server takes no grammars: serve with --grammars, or send a schema")
         started = time.monotonic()

@@ -32,9 +32,6 @@ class ApiError(Exception):
         self.status, self.message, self.kind = status, message, kind
         self.code, self.param, self.retry_after = code, param, retry_after
 
-    def document(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
-
     @property
     def headers(self) -> dict[str, str]:
         """A refusal ends the connection where the body may not have been read."""
@@ -43,7 +40,8 @@ class ApiError(Exception):
         return made | ({"connection": "close"} if self.status in (408, 413, 503) else {})
 
     def encoded(self) -> bytes:
-        return json.dumps(self.document()).encode()
+        inner = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": inner}).encode()
 
 
 def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:

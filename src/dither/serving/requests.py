@@ -70,10 +70,6 @@ def _depth_exceeds(value: Any, most: int) -> bool:
     return True
 
 
-def _seed(value: int) -> int:
-    return value % 2**31  # llama.cpp has 32 bits for it, and takes the largest for a wish for chance
-
-
 def _stop(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     good = isinstance(stops, list) and len(stops) <= _MOST_STOPS
@@ -142,7 +138,8 @@ class _Sampled(Checked):
     top_p: float | None = _within(0, 1)
     max_tokens: int | None = Field(None, ge=1)
     stop: Annotated[Any, AfterValidator(_stop)] = None
-    seed: Annotated[int, AfterValidator(_seed)] | None = None
+    # llama.cpp has 32 bits for a seed, and takes the largest for a wish for chance
+    seed: Annotated[int, AfterValidator(lambda seed: seed % 2**31)] | None = None
     presence_penalty: float | None = _within(-2, 2)
     frequency_penalty: float | None = _within(-2, 2)
     logit_bias: Annotated[dict[str, float], AfterValidator(_bias)] | None = None

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,19 +138,17 @@ class Server:
             reason = f"cannot be listened on ({error.strerror})"
             raise EngineError(f"{host}:{port}", reason, "Choose another --port, or 0.") from None
         self.url = f"http://{in_url(host)}:{self._socket.getsockname()[1]}/v1"
-        self._began: threading.Event = threading.Event()
-        self._failed: BaseException | None = None
+        self._began: Future[None] = Future()
         self._stop: asyncio.Event | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.app: App | None = None
         self._patience = DRAIN
         self._thread = threading.Thread(target=self._run, name="dither-serve", daemon=True)
         self._thread.start()
-        self._began.wait()
-        if self._failed is not None:
-            self._thread.join()
-            self._socket.close()
-            raise self._failed
+        failed = self._began.exception()
+        if failed is not None:
+            self.close()
+            raise failed
 
     def drain(self, patience: float = DRAIN) -> None:
         """Refuses what is new from now on, and ends when the rest is done, or after `patience` seconds."""
@@ -178,10 +177,9 @@ class Server:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # handed to whoever waits for the start
-            self._failed = error
-        finally:
-            self._began.set()
+        except BaseException as error:
+            if not self._began.done():  # whoever waits for the start gets it
+                self._began.set_exception(error)
 
     async def _serve(self) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -204,7 +202,7 @@ class Server:
             serving = asyncio.ensure_future(server.serve(sockets=[self._socket]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
-            self._began.set()
+            self._began.set_result(None)
             await self._until_drained(app, serving)
             server.should_exit = True
             await serving
