@@ -112,8 +112,9 @@ class Generation(Iterator[str]):
 class LlamaCpp:
     """A GGUF loaded by llama.cpp.  A context manager; `close` gives the memory back.
 
-    The keywords are those of `Settings`.  Raises EngineError with llama.cpp's own reason when it cannot load the
-    file.
+    The keywords are those of `Settings`.  `address` (host:port) is where llama.cpp's own server listens on the loopback
+    interface, `key` what it wants as a bearer token.  Raises EngineError with llama.cpp's own reason when it cannot
+    load the file.
     """
 
     def __init__(self, path: str | Path, **settings: Unpack[SettingsKeywords]) -> None:
@@ -131,25 +132,15 @@ class LlamaCpp:
             raise EngineError(str(path), "is a folder", "Make a GGUF of it with `dither quantize`.")
         if not self.path.is_file():
             raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
-        self._key = secrets.token_urlsafe(24)
-        self._server: Any = start(self.path, replace(asked, threads=asked.threads or usable_cores()), self._key)
-        self._address = urlsplit(self._server.listening_address).netloc
+        self.key = secrets.token_urlsafe(24)
+        self._server: Any = start(self.path, replace(asked, threads=asked.threads or usable_cores()), self.key)
+        self.address: str = urlsplit(self._server.listening_address).netloc
         # Answered by the serving loop itself: a server that is destroyed before its loop runs waits forever.
         self._call("/slots")
         properties = self._call("/props")
         described = self._call("/v1/models")["data"][0]["meta"]
         self.vocabulary_size: int = int(described["n_vocab"])
         self.context: int = int(properties["default_generation_settings"]["n_ctx"])
-
-    @property
-    def address(self) -> str:
-        """`host:port` of llama.cpp's own server, on the loopback interface."""
-        return str(self._address)
-
-    @property
-    def key(self) -> str:
-        """What that server wants as a bearer token."""
-        return self._key
 
     @cached_property
     def has_chat_template(self) -> bool:
@@ -288,8 +279,8 @@ class LlamaCpp:
     def _request(self, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         if self._server is None:
             raise EngineError(str(self.path), "the engine is closed", "Open the file again.")
-        connection = http.client.HTTPConnection(self._address)
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(self.address)
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         try:
             payload = None if body is None else json.dumps(body).encode()
             connection.request("GET" if body is None else "POST", path, payload, headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,8 +79,7 @@ class LlamaProcess:
             raise
         return replace(reply, pieces=self._watched(reply.pieces))
 
-    async def _watched(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        assert isinstance(pieces, AsyncGenerator)
+    async def _watched(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(pieces) as found:
             try:
                 async for piece in found:

@@ -14,8 +14,8 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from struct import pack
@@ -139,7 +139,7 @@ class App:
                 elif body.get("stream"):
                     await relay.stream(reply, asked.send, held.aclose)
                 else:
-                    async with relay.pieces_of(reply) as pieces:
+                    async with aclosing(reply.pieces) as pieces:
                         document = await fold(pieces)
                     await asked.answer(document)
             except EngineGoneError as error:
@@ -250,7 +250,6 @@ async def _asked(engine: Engine, path: str, body: dict[str, Any]) -> Reply:
     reply = await engine.ask(path, body | {"logprobs": max(1, most)})
     if reply.status != 200:
         return reply
-    assert isinstance(reply.pieces, AsyncGenerator)
     return replace(reply, pieces=as_completions(reply.pieces, most))
 
 

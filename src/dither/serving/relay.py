@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Send
@@ -79,7 +79,7 @@ async def whole(reply: Reply) -> bytes:
     """A reply that is one document.  Raises ApiError where it is an error, or breaks off."""
     pieces, size = [], 0
     try:
-        async with pieces_of(reply) as found:
+        async with contextlib.aclosing(reply.pieces) as found:
             async for piece in found:
                 pieces.append(piece)
                 size += len(piece)
@@ -107,7 +107,7 @@ async def stream(reply: Reply, send: Send, finished: Callable[[], Awaitable[None
     kept = Kept()
 
     async def fill() -> None:
-        async with pieces_of(reply) as pieces:
+        async with contextlib.aclosing(reply.pieces) as pieces:
             await kept.fill(pieces)
         await finished()
 
@@ -129,12 +129,6 @@ _STREAM = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # or nginx keeps the pieces until there are many
 ]
-
-
-def pieces_of(reply: Reply) -> contextlib.aclosing[AsyncGenerator[bytes, None]]:
-    """The pieces, for a `with` that hangs up at its end."""
-    assert isinstance(reply.pieces, AsyncGenerator)
-    return contextlib.aclosing(reply.pieces)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[None]) -> None:
