@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from dashboard.conftest import FORMS
 from dither.cli import app
-from dither.cli.forms import forms
 from dither.containers.folders import schemes
 from dither.containers.presets import preset_names
-from dither.dashboard.forms import Forms
 from dither.errors import UsageError
 from dither.solvers import solver_names
 from dither.transforms import TRANSFORMS
 
-FORMS = Forms(forms)
 build = FORMS.command
 
 

@@ -11,6 +11,7 @@ from dither.cli.screen import err, out, plain, print_json, stop_on_error
 
 
 def dashboard(
+    context: typer.Context,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(metavar="RUNS", help="Files, or folders of them; default: this folder.", show_default=False),
@@ -46,7 +47,15 @@ def dashboard(
             if not no_open:
                 _open(url)
 
-        jobs = serve(runs or [Path()], Forms(forms), host=host, port=port, against=against, state=state, ready=ready)
+        jobs = serve(
+            runs or [Path()],
+            Forms(lambda: forms(context.find_root().command)),
+            host=host,
+            port=port,
+            against=against,
+            state=state,
+            ready=ready,
+        )
         if jobs:
             words = "1 job goes" if jobs == 1 else f"{jobs} jobs go"
             err.print(f"{words} on; the next `dither dashboard` shows them again.")

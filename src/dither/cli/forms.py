@@ -52,16 +52,11 @@ _SHOWN = {
 }
 
 
-def forms() -> Iterator[JobForm]:
-    """The forms, in the order of the page."""
-    from typer.main import get_command
-
-    from dither.cli import app
-
-    commands: Any = get_command(app)
+def forms(program: Any) -> Iterator[JobForm]:
+    """The forms, in the order of the page, of the commands that typer made of `program`."""
     choices = _choices()
     for kind, names in _FORMS.items():
-        command = commands.commands[kind]
+        command = program.commands[kind]
         options = {option.name: option for option in command.params}
         shown = {name: _SHOWN.get(f"{kind}.{name}") or _SHOWN[name] for name in names.split()}
         fields = (_field(options[name], field, choices.get(name, ())) for name, field in shown.items())
