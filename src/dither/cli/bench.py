@@ -12,7 +12,7 @@ from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
 from dither.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from dither.running.benchmark import Benchmark
+    from dither.running.benchmark import Benchmark, Spread
 
 
 def bench(
@@ -70,8 +70,8 @@ def show(found: Sequence[Benchmark]) -> None:
     for result in found:
         if result.decode_ratio is not None and result.prefill_ratio is not None:
             out.print(
-                f"{plain(result.file)} reads ×{_range(result, 'prefill_ratio', 2)} and writes "
-                f"×{_range(result, 'decode_ratio', 2)} as fast as {plain(result.against)}."
+                f"{plain(result.file)} reads ×{_range(result.prefill_ratio, 2)} and writes "
+                f"×{_range(result.decode_ratio, 2)} as fast as {plain(result.against)}."
             )
         out.print(_engine(result))
 
@@ -91,8 +91,8 @@ def _table(found: Sequence[Benchmark]) -> Table:
         joules = "–" if result.joules_per_token is None else f"{result.joules_per_token:.3g}"
         shown.add_row(
             plain(result.file),
-            _range(result, "prefill_tokens_per_second"),
-            _range(result, "decode_tokens_per_second"),
+            _range(result.prefill_tokens_per_second),
+            _range(result.decode_tokens_per_second),
             f"{1000 * result.time_to_first_token_seconds:.0f} ms",
             format_seconds(result.load_seconds),
             format_bytes(result.peak_memory_bytes),
@@ -114,6 +114,5 @@ def _engine(result: Benchmark) -> str:
     return f"{told}; llama-bench {beside:.1f} t/s, of which {100 * ratio:.1f} %."
 
 
-def _range(result: Benchmark, name: str, digits: int = 1) -> str:
-    low, high = getattr(result, f"{name}_low"), getattr(result, f"{name}_high")
-    return f"{getattr(result, name):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+def _range(spread: Spread, digits: int = 1) -> str:
+    return f"{spread:.{digits}f} ({spread.low:.{digits}f}–{spread.high:.{digits}f})"

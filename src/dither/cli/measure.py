@@ -109,7 +109,7 @@ def table(found: Sequence[Measurement], titles: Sequence[str] = ()) -> Table:
             format_bytes(measurement.bytes),
             f"{measurement.bpw:.2f}",
             short(measurement.kl_mean),
-            f"{short(measurement.kl_mean_low)}–{short(measurement.kl_mean_high)}",
+            f"{short(measurement.kl_mean.low)}–{short(measurement.kl_mean.high)}",
             short(measurement.kl_p99),
             f"{100 * measurement.same_top:.1f} %",
             f"×{measurement.ppl_ratio:.3f}",

@@ -281,7 +281,7 @@ def print_result(result: object) -> None:
 
 def measured(found: Measurement) -> str:
     return (
-        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean_low:.4f} … {found.kl_mean_high:.4f}), "
+        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean.low:.4f} … {found.kl_mean.high:.4f}), "
         f"same top token {100 * found.same_top:.1f} %, perplexity × {found.ppl_ratio:.3f}, "
         f"on {format_count(found.tokens)} tokens of text {plain(found.data)}"
     )

@@ -25,7 +25,7 @@ def card(model: Model, options: Options, plan: Mix, recipe: str, size: int, meas
         rows += [
             (
                 "KL divergence from the original",
-                f"{measured.kl_mean:.4f} nats per token ({measured.kl_mean_low:.4f} … {measured.kl_mean_high:.4f})",
+                f"{measured.kl_mean:.4f} nats per token ({measured.kl_mean.low:.4f} … {measured.kl_mean.high:.4f})",
             ),
             ("same most likely token", f"{100 * measured.same_top:.1f} %"),
             ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),

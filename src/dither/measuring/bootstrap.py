@@ -23,27 +23,18 @@ Legend: N tokens, S sequences, D draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UsageError
+from dither.formats.intervals import Interval
 from dither.measuring.per_token import Doubles, Integers, PerToken
 
 DRAWS = 1000
 FEW_SEQUENCES = 8
 QUANTILES: Mapping[str, float] = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_p999": 0.999}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A statistic of the sample, and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def summarize(per_token: PerToken, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Interval]:

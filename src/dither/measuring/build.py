@@ -59,11 +59,9 @@ class About:
 
 def statistics(found: PerToken, *, skip: int | None = None) -> dict[str, Any]:
     """The fields of a `Measurement` that come from the tokens: statistics, intervals, drift."""
-    fields: dict[str, Any] = {}
-    for name, interval in summarize(found).items():
-        fields |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     kl_of = [found.kl_N[found.sequence_N == sequence] for sequence in sorted(set(found.sequence_N.tolist()))]
-    return fields | {
+    return {
+        **summarize(found),
         "sequences": len(kl_of),
         "tokens": len(found.kl_N),
         "skipped": "half" if skip is None else skip,

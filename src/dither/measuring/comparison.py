@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dither.measuring.bootstrap import Interval, difference
+from dither.formats.intervals import Interval
+from dither.measuring.bootstrap import difference
 from dither.measuring.schema import Measurement
 
 
@@ -37,7 +38,7 @@ class Comparison:
         """Whether the intervals of both kl_mean share a point; None where they mean different things."""
         if self.a is None or other_terms(self.a, self.b):
             return None
-        return self.a.kl_mean_low <= self.b.kl_mean_high and self.b.kl_mean_low <= self.a.kl_mean_high
+        return self.a.kl_mean.low <= self.b.kl_mean.high and self.b.kl_mean.low <= self.a.kl_mean.high
 
     @property
     def verdict(self) -> str:

@@ -23,6 +23,7 @@ from dither.containers.mix import count_by_type
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError, FormatError
 from dither.formats.ggml import STORED_FLOATS, string
+from dither.formats.intervals import Interval
 from dither.measuring import schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
@@ -263,17 +264,10 @@ def _said(found: Measurement | None) -> list[str]:
 def metrics_of(found: Measurement) -> dict[str, Metric]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
-    metrics = {
-        key: Metric(
-            value=_drawn(getattr(found, key)),
-            low=_drawn(getattr(found, f"{key}_low")),
-            high=_drawn(getattr(found, f"{key}_high")),
-        )
-        for key in _INTERVALS
-    }
-    value, low, high = (
-        found.ppl_reference * (ratio - 1) for ratio in (found.ppl_ratio, found.ppl_ratio_low, found.ppl_ratio_high)
-    )
+    known: dict[str, Interval] = {key: getattr(found, key) for key in _INTERVALS}
+    metrics = {key: Metric(value=_drawn(x.value), low=_drawn(x.low), high=_drawn(x.high)) for key, x in known.items()}
+    ratio = found.ppl_ratio
+    value, low, high = (found.ppl_reference * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
     return {**metrics, "delta_ppl": Metric(value=value, low=low, high=high)}
 
 

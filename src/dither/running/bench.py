@@ -25,8 +25,8 @@ from dither.errors import UnsupportedError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.running import benchmark, llama_bench
-from dither.running.benchmark import Benchmark, spread
-from dither.running.energy import Meter
+from dither.running.benchmark import Benchmark, Spread, spread
+from dither.running.energy import EnergyMeter
 from dither.running.llama_bench import Opinion
 from dither.running.worker import Trial, Worker
 from dither.types import Model
@@ -96,13 +96,12 @@ def bench(
     command = shlex.join(["dither", "bench", *(Path(file).name for file in named)])
     command += f" --against {shlex.quote(Path(against).name)}" if against else ""
     command += f" --threads {threads} -c {context} -p {prompt} -n {generate} -r {repeats}"
-    energy = Meter().note
     shared = {
-        "energy_note": energy,
-        "threads": threads,
-        "repeats": repeats,
-        "generated_tokens": generate,
         "command": command,
+        "threads": threads,
+        "generated_tokens": generate,
+        "repeats": repeats,
+        "energy_note": EnergyMeter().note,
     }
     other = runners[-1] if against is not None else None
     results = [_result(runner, other, _prompt(runners, prompt, generate), shared) for runner in runners]
@@ -181,47 +180,45 @@ def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: i
 
 
 def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[str, Any]) -> Benchmark:
-    trials, status = runner.trials, runner.path.stat()
+    trials, opinions = runner.trials, runner.opinions
     joules = [trial.joules_per_token for trial in trials if trial.joules_per_token is not None]
-    fields: dict[str, Any] = {**shared}
-    fields |= spread("prefill_tokens_per_second", [trial.prefill for trial in trials])
-    fields |= spread("decode_tokens_per_second", [trial.decode for trial in trials])
-    fields |= spread("engine_decode_tokens_per_second", [trial.engine_decode for trial in trials])
-    fields |= spread("time_to_first_token_seconds", [trial.first_token for trial in trials])
-    fields |= spread("joules_per_token", joules) if joules else {}
-    if runner.opinions:
-        fields |= spread("llama_bench_prefill_tokens_per_second", [o.prefill for o in runner.opinions])
-        fields |= spread("llama_bench_decode_tokens_per_second", [o.decode for o in runner.opinions])
-    if other is not None and other is not runner:
-        pairs = list(zip(trials, other.trials, strict=True))
-        fields |= {"against": other.path.name}
-        fields |= _ratio("prefill_ratio", [(ours.prefill, theirs.prefill) for ours, theirs in pairs])
-        fields |= _ratio("decode_ratio", [(ours.decode, theirs.decode) for ours, theirs in pairs])
+    rival = None if other is None or other is runner else other
+    pairs = [] if rival is None else list(zip(trials, rival.trials, strict=True))
     return Benchmark(
         tool=f"dither {__version__}",
         engine=runner.engine,
         file=runner.path.name,
         file_bytes=runner.bytes,
-        file_modified_ns=status.st_mtime_ns,
+        file_modified_ns=runner.path.stat().st_mtime_ns,
         type=_type(runner.model),
         cpu=cpu_name(),
         cores=usable_cores(),
         context=runner.context,
         prompt_tokens=prompt,
+        prefill_tokens_per_second=spread([trial.prefill for trial in trials]),
+        decode_tokens_per_second=spread([trial.decode for trial in trials]),
+        engine_decode_tokens_per_second=spread([trial.engine_decode for trial in trials]),
+        time_to_first_token_seconds=spread([trial.first_token for trial in trials]),
         load_seconds=min(runner.loads),
         peak_memory_bytes=runner.peak,
         memory_before_load_bytes=runner.before,
+        joules_per_token=spread(joules) if joules else None,
+        llama_bench_prefill_tokens_per_second=spread([o.prefill for o in opinions]) if opinions else None,
+        llama_bench_decode_tokens_per_second=spread([o.decode for o in opinions]) if opinions else None,
         llama_bench_note=runner.doubt,
+        against="" if rival is None else rival.path.name,
+        prefill_ratio=_ratio([(ours.prefill, theirs.prefill) for ours, theirs in pairs]),
+        decode_ratio=_ratio([(ours.decode, theirs.decode) for ours, theirs in pairs]),
         decode_samples=tuple(trial.decode for trial in trials),
         prefill_samples=tuple(trial.prefill for trial in trials),
         notes=runner.model.notes,
-        **fields,
+        **shared,
     )
 
 
-def _ratio(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Spread | None:
     known = [ours / theirs for ours, theirs in pairs if theirs]
-    return spread(name, known) if known else {}
+    return spread(known) if known else None
 
 
 def _type(model: Model) -> str:

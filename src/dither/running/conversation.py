@@ -14,7 +14,7 @@ from typing import Any
 
 from dither.engines.llamacpp import Generation, LlamaCpp
 from dither.errors import DitherError
-from dither.running.energy import Meter
+from dither.running.energy import EnergyMeter
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Conversation:
     system: str | None = None
     turns: list[tuple[str, str]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
-    meter: Meter = field(default_factory=Meter)
+    meter: EnergyMeter = field(default_factory=EnergyMeter)
 
     @property
     def templated(self) -> bool:

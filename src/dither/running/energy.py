@@ -30,7 +30,7 @@ class Reading:
     cards: dict[int, float] = field(default_factory=dict)
 
 
-class Meter:
+class EnergyMeter:
     """What can be read on this machine; `note` says what that is, or why there is nothing."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:

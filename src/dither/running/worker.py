@@ -25,7 +25,7 @@ from typing import IO, Any
 from dither.engines.llama_start import accelerated
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import DitherError
-from dither.running.energy import Meter
+from dither.running.energy import EnergyMeter
 from dither.running.memory import peak_bytes
 from dither.system import isolated
 
@@ -41,7 +41,7 @@ class Trial:
     joules_per_token: float | None
 
 
-def run_trial(engine: LlamaCpp, meter: Meter, prompt: int, generate: int, seed: int) -> Trial:
+def run_trial(engine: LlamaCpp, meter: EnergyMeter, prompt: int, generate: int, seed: int) -> Trial:
     """Tokens are drawn, as llama-bench does: what they mean costs nothing."""
     import numpy as np
 
@@ -147,7 +147,7 @@ class Worker:
 
 
 def _serve(requests: IO[str], answers: IO[str]) -> None:
-    engine, meter, before = None, Meter(), 0
+    engine, meter, before = None, EnergyMeter(), 0
     try:
         for line in requests:
             request = json.loads(line)
