@@ -3,7 +3,7 @@
 One decoder block is in memory at a time (`measuring.walk`).  All sequences go through block 0, batch by
 batch, while a `Collector` adds up what its layers see; its statistics are written, the block is dropped, and
 the hidden states that left it enter block 1; at the end the output matrix's own input is seen.  With
-`gradients` a second walk, back from the predictions (`measuring.traced`), learns how strongly a loss pulls at
+`gradients` a second walk, back from the predictions (`measuring.backward`), learns how strongly a loss pulls at
 what each layer puts out.
 
 Legend: S sequences, T token positions, E experts, C columns.
@@ -124,7 +124,7 @@ def calibrate(
         "device": device,
         "version": __version__,
     }
-    from dither.measuring.backward import TracedWalk
+    from dither.measuring.backward import BackwardWalk
     from dither.measuring.walk import Walk
 
     with Folder(Path(out).expanduser(), force=force) as folder, _threads(threads):
@@ -132,7 +132,7 @@ def calibrate(
         if folder.discarded:
             report.note("An unfinished calibration with other settings was discarded.")
         text = _text(folder, opened, data, tokens, context, seed, threads, report)
-        walk = (TracedWalk if gradients else Walk)(opened, blocks, text, folder, hessians, batch, report)
+        walk = (BackwardWalk if gradients else Walk)(opened, blocks, text, folder, hessians, batch, report)
         for note in walk.notes:
             report.note(note)
         resumed = walk.run(afresh=not continued)
