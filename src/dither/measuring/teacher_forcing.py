@@ -1,8 +1,8 @@
-"""Two models reading one text: what each expects next, at every token, and how far apart they are.
+"""Two models read one text (teacher forcing): what each predicts at every token, and how far apart they are.
 
-`stream` measures thousands of tokens and keeps five numbers of each.  Here it is one short text to be looked
-at, so what is kept is what a person asks for: the divergence of every position and the likeliest tokens of
-both.  The walk is the same: one block of each model at a time, so that models larger than memory can be read.
+`stream` measures thousands of tokens and keeps five numbers of each.  This is for one short text that a person
+looks at: the divergence at every position and the likeliest tokens of both.  Here too there is one block of each
+model in memory at a time, so that models larger than memory can be run.
 
 Legend: T tokens of the text, H hidden width, V vocabulary, K likeliest tokens.
 """
@@ -34,9 +34,9 @@ class Expectation:
 def expectations(
     reference: Blocks, quantized: Blocks, tokens: Sequence[int], *, top: int = 5, progress: Progress | None = None
 ) -> list[Expectation]:
-    """What both expect before `tokens[1]`, `tokens[2]`, …: one less than there are tokens.
+    """What both predict for `tokens[1]`, `tokens[2]`, …: one less than there are tokens.
 
-    Raises DitherError where a model computes NaN.
+    Raises DitherError if a model computes NaN.
     """
     report = progress or Silent()
     tokens_1T = torch.tensor([list(tokens)], dtype=torch.int64)
@@ -59,18 +59,10 @@ def expectations(
         )
         scores = score(first_TV, second_TV, tokens_1T[0, at.start + 1 : at.stop + 1])
         if not torch.isfinite(scores.kl_N).all():
-            raise DitherError(
-                quantized.model.origin,
-                "or its original computes NaN or infinity",
-                "Their weights are damaged: `dither inspect` looks at them.",
-            )
+            way_out = "Their weights are damaged: `dither inspect` looks at them."
+            raise DitherError(quantized.model.origin, "or its original computes NaN or infinity", way_out)
         tops = [_likeliest(logits_TV, top) for logits_TV in (first_TV, second_TV)]
-        found += [
-            Expectation(kl, same, *both)
-            for kl, same, both in zip(
-                scores.kl_N.tolist(), scores.same_top_N.tolist(), zip(*tops, strict=True), strict=True
-            )
-        ]
+        found += map(Expectation, scores.kl_N.tolist(), scores.same_top_N.tolist(), *tops)
     return found
 
 
