@@ -175,6 +175,11 @@ class Model:
     def parameters(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
 
+    def value(self, key: str, default: Any = None) -> Any:
+        """What the metadata say under `key`."""
+        field = self.metadata.get(key)
+        return default if field is None else field.value
+
 
 @dataclass(frozen=True)
 class Transformed:

@@ -16,7 +16,7 @@ from dither.models.source import open_model
 from dither.running import hub_upload
 from dither.running.benchmark import Benchmark, spread
 from dither.running.ollama import describe, pieces_of
-from dither.running.paired import Difference
+from dither.running.paired_difference import Difference
 from dither.running.tasks import Score, Scores
 
 

@@ -115,9 +115,9 @@ def type_name(model: Model) -> str:
     """The preset a GGUF names ("plan" if a plan made it), or the type that most of a checkpoint is stored in."""
     if is_planned(model):
         return PLANNED
-    number = model.metadata.get("general.file_type")
+    number = model.value("general.file_type")
     if model.kind == "gguf" and number is not None:
-        return preset_of(number.value) or f"type {number.value}"
+        return preset_of(number) or f"type {number}"
     weights: dict[str, int] = {}
     for tensor in model.tensors:
         weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size

@@ -22,7 +22,7 @@ def check_comparable(name: str, model: Model, reference: Model) -> list[str]:
         reason = f"is of architecture {model.arch}, the reference of {reference.arch}"
         raise UsageError(name, reason, way_out)
     notes = []
-    ours, theirs = (list(value_of(m, _TOKEN_LIST) or ()) for m in (model, reference))
+    ours, theirs = (list(m.value(_TOKEN_LIST, ())) for m in (model, reference))
     if ours and theirs and ours != theirs:
         first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
         differs = f"has {len(ours)} tokens, the reference {len(theirs)}"
@@ -31,7 +31,7 @@ def check_comparable(name: str, model: Model, reference: Model) -> list[str]:
         raise UsageError(name, f"has another vocabulary: it {differs}", way_out)
     if not ours:
         notes.append("It carries no tokenizer: the reference's token ids were taken for its own.")
-    elif any(_plain(value_of(model, key)) != _plain(value_of(reference, key)) for key in _TEXT_RULES):
+    elif any(_plain(model.value(key)) != _plain(reference.value(key)) for key in _TEXT_RULES):
         notes.append("It splits text into tokens by other rules; both were given the reference's tokens.")
     _check_shapes(name, model, reference, way_out)
     return notes + _other_settings(model, reference)
@@ -57,15 +57,10 @@ def _other_settings(model: Model, reference: Model) -> list[str]:
         setting = key.removeprefix(f"{model.arch}.")
         if setting == key or setting in _NO_FUNCTION:
             continue
-        ours, theirs = (_plain(value_of(m, key)) for m in (model, reference))
+        ours, theirs = (_plain(m.value(key)) for m in (model, reference))
         if ours is not None and theirs is not None and ours != theirs:
             notes.append(f"{key} is {ours} here and {theirs} in the reference: each ran with its own.")
     return notes
-
-
-def value_of(model: Model, key: str) -> Any:
-    field = model.metadata.get(key)
-    return None if field is None else field.value
 
 
 def _plain(value: Any) -> Any:

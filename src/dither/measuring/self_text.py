@@ -31,6 +31,7 @@ from dither.containers.gguf import GGUFOutput, can_hold, recipe_metadata
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import OutputError
 from dither.measuring.calibration_folder import WRITER
+from dither.measuring.text import pieces
 from dither.progress import Progress, Silent
 from dither.types import Model, Tensor, Yes
 
@@ -66,10 +67,8 @@ def write_text(
         report.note("The model writes its own text.")
         with _Writer(path, context, seed, threads) as writer:
             stream, more = _write(writer, model, tokens // context, context, seed, report)
-    found = [stream[at : at + context] for at in range(0, len(stream) - context + 1, context)]
-    if writer.bos is not None:
-        found = [[writer.bos, *text[1:]] for text in found]
-    return found[: tokens // context], f"self (seed {seed})", (*notes, *more)
+    found = pieces(stream, context, writer.bos)[: tokens // context]
+    return found, f"self (seed {seed})", (*notes, *more)
 
 
 class _Writer(LlamaCpp):
@@ -171,9 +170,8 @@ def _user_opening(writer: _Writer) -> _Text:
 
 def _word_starts(model: Model) -> Any:
     """Ids of ordinary tokens that begin a word, a space and then letters; all ordinary ones if there are none."""
-    tokens = model.metadata["tokenizer.ggml.tokens"].value
-    kinds = model.metadata.get("tokenizer.ggml.token_type")
-    kind_V = np.full(len(tokens), _NORMAL) if kinds is None else np.asarray(kinds.value)
+    tokens = model.value("tokenizer.ggml.tokens")
+    kind_V = np.asarray(model.value("tokenizer.ggml.token_type", np.full(len(tokens), _NORMAL)))
     words = [
         number
         for number, token in enumerate(tokens)

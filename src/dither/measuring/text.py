@@ -20,6 +20,7 @@ Legend: S sequences, T token positions of the longest one.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -107,22 +108,17 @@ def checked_context(model: Model, tokens: int, context: int | None) -> int:
     if context < _SHORTEST:
         raise UsageError(f"a context of {context}", "is too short", f"Give at least {_SHORTEST} tokens.")
     if trained and context > trained:
-        raise UsageError(
-            f"a context of {context}", f"is longer than {model.name}'s {trained}", f"Give at most {trained} with -c."
-        )
+        reason = f"is longer than {model.name}'s {trained}"
+        raise UsageError(f"a context of {context}", reason, f"Give at most {trained} with -c.")
     if tokens < context:
-        raise UsageError(
-            f"{tokens} tokens",
-            f"do not fill one sequence of {context}",
-            "Ask for more with --tokens, or for a shorter context with -c.",
-        )
+        way_out = "Ask for more with --tokens, or for a shorter context with -c."
+        raise UsageError(f"{tokens} tokens", f"do not fill one sequence of {context}", way_out)
     return context
 
 
 def trained_context(model: Model) -> int:
     """The context length in the model's metadata, 0 if there is none."""
-    field = model.metadata.get(f"{model.arch}.context_length")
-    return int(field.value) if field is not None else 0
+    return int(model.value(f"{model.arch}.context_length", 0))
 
 
 def pack(ids: Iterable[list[int]], name: str, seed: int, notes: Iterable[str] = ()) -> Sequences:
@@ -155,7 +151,11 @@ def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: i
     if name.startswith(HUB):
         return _from_records(vocabulary, hub_records(name.removeprefix(HUB)), tokens, context, seed, name)
     path = Path(data).expanduser()
-    _check_file(path)
+    if path.is_dir():
+        raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
+    if not path.is_file():
+        way_out = "Name a text file, hf:DATASET, or `self` to let the model write its own text."
+        raise SourceError(str(path), "no such file", way_out)
     if path.suffix.lower() in _RECORDS:
         return _from_records(vocabulary, json_records(path), tokens, context, seed, path.name)
     count = tokens // context
@@ -166,15 +166,6 @@ def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: i
     if len(found) < count:
         notes.append(f"{path.name} fills {len(found)} sequences of {context} tokens, not the {count} asked for.")
     return pack(found, path.name, seed, notes)
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
-    if not path.is_file():
-        raise SourceError(
-            str(path), "no such file", "Name a text file, hf:DATASET, or `self` to let the model write its own text."
-        )
 
 
 def _too_short(name: str, found: int, needed: int) -> UsageError:
@@ -205,23 +196,13 @@ def _prefix(path: Path, size: int | None) -> str:
         raise SourceError(str(path), f"cannot be read ({error.strerror})", "Check its permissions.") from None
     cut = size is not None and len(raw) < path.stat().st_size
     if cut:
-        raw = raw[: raw.rfind(b"\n") + 1] or _whole_characters(raw)
+        raw = raw[: raw.rfind(b"\n") + 1] or raw
     try:
-        return raw.decode("utf-8-sig")
+        # Unless the text is final, the decoder leaves out a character that the cut has split.
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(raw, final=not cut)
     except UnicodeDecodeError as error:
-        raise SourceError(
-            str(path), f"is not UTF-8 text (byte {error.start})", "Convert it: iconv -t UTF-8 FILE."
-        ) from None
-
-
-def _whole_characters(raw: bytes) -> bytes:
-    """Without the character that the cut split: at most three bytes of its beginning."""
-    for back in range(1, min(4, len(raw)) + 1):
-        if raw[-back] >= 0xC0:
-            return raw[:-back]
-        if raw[-back] < 0x80:
-            break
-    return raw
+        reason = f"is not UTF-8 text (byte {error.start})"
+        raise SourceError(str(path), reason, "Convert it: iconv -t UTF-8 FILE.") from None
 
 
 def _from_records(

@@ -2,9 +2,9 @@
 
     check everything → a process for each file → a round to warm up → rounds, every file in each → medians
 
-The files take turns within each round, so that a machine that grows warm or busy does so for all of them;
-ratios are taken round by round.  Each model lives in a process of its own (`running.worker`), whose
-memory is the model's.  Where all models do not fit into memory together, each is loaded anew for its turn.
+The files take turns within each round, so that a machine that gets warm or busy does so for all of them; ratios
+are taken round by round.  Each model has a process of its own (`running.worker`), so that the process's memory is
+the model's.  If the models do not fit into memory together, each is loaded again for every turn.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from dither.running.worker import Trial, Worker
 from dither.types import Model
 
 PROMPT, GENERATE, REPEATS = 512, 64, 5
-_SHARE = 0.7  # of the free memory, that all models together may take
+_SHARE = 0.7  # of the free memory that all models together may take
 
 
 @dataclass
 class _Runner:
-    """A file and what became of it so far."""
+    """A file and what was timed of it so far."""
 
     model: Model
     trials: list[Trial] = field(default_factory=list)
@@ -48,7 +48,7 @@ class _Runner:
     context: int = 0
     engine: str = ""
     gpu: bool = False
-    doubt: str = ""  # why llama-bench said nothing
+    doubt: str = ""  # why there is nothing from llama-bench
 
     @property
     def path(self) -> Path:
@@ -73,12 +73,12 @@ def bench(
 ) -> list[Benchmark]:
     """Speeds, times, memory and energy of GGUFs on this machine, in the order given; `against` last.
 
-    Every round reads a prompt of `prompt` tokens and writes `generate`; the first is not counted.
-    `against` is another GGUF, to whose speed the others' are ratios.  `context` 0 is up to 4096.  With
-    `save`, each result is written as `<file>.bench.json`.
+    Every round reads a prompt of `prompt` tokens and writes `generate`; the first round is not counted.
+    `against` is another GGUF, to whose speed the others get a ratio.  `context` 0 is up to 4096.  With `save`,
+    each result is written as `<file>.bench.json`.
 
-    Raises UsageError where the request makes no sense, UnsupportedError for what is no GGUF,
-    EngineError where llama.cpp refuses a file, OutputError where a result cannot be written.
+    Raises UsageError if the request makes no sense, UnsupportedError for a file that is not a GGUF, EngineError
+    if llama.cpp refuses a file, OutputError if a result cannot be written.
     """
     report = progress or Silent()
     named = [files] if isinstance(files, str | Path) else list(files)
@@ -130,18 +130,22 @@ def _run(
     (_, free), needed = system_memory(), sum(runner.bytes for runner in runners)
     together = len(runners) == 1 or free is None or needed < _SHARE * free
     if not together:
-        report.note("the models do not fit into memory together: each is loaded anew for its turn")
+        report.note("the models do not fit into memory together: each is loaded again for every turn")
     asked = llama_bench.program()
     report.start(len(runners) * (1 + repeats), 0)
     with ExitStack() as stack:
         workers: dict[int, Worker] = {}
         for turn in range(1 + repeats):
             for index, runner in enumerate(runners):
-                worker = workers.get(index) or stack.enter_context(_start(runner, threads, context))
+                worker = workers.get(index)
+                if worker is None:
+                    worker = stack.enter_context(Worker(runner.path, context=context, threads=threads))
+                    runner.loads.append(worker.load_seconds)
+                    runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
                 size = _prompt(runners, prompt, generate)
                 trial = worker.trial(size, generate, seed=turn)
                 runner.peak, runner.before = worker.memory()
-                if turn:
+                if turn:  # round 0 warms up
                     runner.trials.append(trial)
                     _second_opinion(runner, asked, size, generate, threads)
                 if together:
@@ -151,32 +155,22 @@ def _run(
                 report.advance(1, f"{runner.path.name}, {f'round {turn}' if turn else 'warming up'}")
 
 
-def _start(runner: _Runner, threads: int, context: int) -> Worker:
-    worker = Worker(runner.path, context=context, threads=threads)
-    runner.loads.append(worker.load_seconds)
-    runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
-    return worker
-
-
 def _prompt(runners: Sequence[_Runner], prompt: int, generate: int) -> int:
-    """One length for all, that leaves room for the answer in the smallest context."""
-    known = [runner.context for runner in runners if runner.context]
-    least = min(known) - generate
-    if least < 1:
-        reason = f"of {min(known)} tokens has no room for a prompt and {generate} more"
+    """One prompt length for all, which leaves room for the answer in the smallest context."""
+    context = min(runner.context for runner in runners if runner.context)
+    if context <= generate:
+        reason = f"of {context} tokens has no room for a prompt and {generate} more"
         raise UsageError("a context", reason, "Generate fewer with -n, or allow more with -c.")
-    return min(prompt, least)
+    return min(prompt, context - generate)
 
 
 def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: int, threads: int) -> None:
     if asked is None:
         runner.doubt = f"no {llama_bench.PROGRAM} on the PATH"
     elif not runner.doubt:
-        found, runner.doubt = llama_bench.ask(
-            asked, runner.path, prompt=prompt, generate=generate, threads=threads, gpu=runner.gpu
-        )
-        if found is not None:
-            runner.opinions.append(found)
+        work = {"prompt": prompt, "generate": generate, "threads": threads}
+        found, runner.doubt = llama_bench.ask(asked, runner.path, **work, gpu=runner.gpu)
+        runner.opinions += [found] if found else []
 
 
 def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[str, Any]) -> Benchmark:
@@ -222,8 +216,5 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> Spread | None:
 
 
 def _type(model: Model) -> str:
-    """The preset that the file names; empty where it names none."""
-    if is_planned(model):
-        return PLANNED
-    found = model.metadata.get("general.file_type")
-    return (found and preset_of(found.value)) or ""
+    """The preset that the file names, or "plan" if it was made by one; empty if it names none."""
+    return PLANNED if is_planned(model) else preset_of(model.value("general.file_type")) or ""

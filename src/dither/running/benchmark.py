@@ -1,8 +1,8 @@
 """A benchmark as it is kept: `<file>.bench.json`, one flat object beside the file, like the measurement.
 
-Every figure is the median of the repeats; `<field>_low` and `<field>_high` are the smallest and the
-largest of them.  With five repeats that is an interval which a sixth would leave one time in three: it
-shows how steady the machine was, and is no confidence interval.
+Every figure is the median of the repeats; `<field>_low` and `<field>_high` are the smallest and the largest of
+them.  After five repeats a sixth would lie outside these one time in three: they show how steady the machine was,
+and are not a confidence interval.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class Benchmark(IntervalRecord):
     repeats: PositiveInt
 
     prefill_tokens_per_second: Spread  # reading the prompt, by the engine's clock
-    decode_tokens_per_second: Spread  # writing, as they arrive here: what a person sees
+    decode_tokens_per_second: Spread  # writing, as the tokens arrive here: what a person sees
     engine_decode_tokens_per_second: Spread  # writing, by the engine's clock
     time_to_first_token_seconds: Spread
     load_seconds: Speed
     peak_memory_bytes: NonNegativeInt  # of the process that ran it alone
-    memory_before_load_bytes: NonNegativeInt  # of that, what the interpreter had before the model came
+    memory_before_load_bytes: NonNegativeInt  # of that, what the interpreter had before it loaded the model
     joules_per_token: Spread | None = None  # while writing
-    energy_note: str  # where the joules are from, or why there are none
+    energy_note: str  # where the joules were read, or why they were not
 
     llama_bench_prefill_tokens_per_second: Spread | None = None  # llama.cpp's own benchmark, the same file
     llama_bench_decode_tokens_per_second: Spread | None = None

@@ -1,12 +1,12 @@
 """Joules, where the machine counts them: the processor's RAPL counters, the driver's for NVIDIA's cards.
 
 RAPL (running average power limit) is a counter of microjoules per processor package that Linux shows in
-/sys/class/powercap; AMD's processors have it under Intel's name.  It wraps around.  Since 2020 most
-systems let root alone read it (CVE-2020-8694: power betrays secrets), and virtual machines have none.
-NVML counts millijoules of a whole card since the driver was loaded.
+/sys/class/powercap; on AMD's processors it has Intel's name too.  It wraps around.  Since 2020 most systems let
+only root read it (CVE-2020-8694: power leaks secrets), and virtual machines have none.  NVML counts millijoules of a
+whole card since the driver was loaded.
 
-Both count everything that runs there, not this process alone: numbers are worth something on a machine
-that does nothing else.  Where nothing can be read, the reason is part of the result.
+Both count everything that runs there, not this process alone: the numbers mean something only on a machine that
+does nothing else.  If nothing can be read, the reason is part of the result.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class EnergyMeter:
         return reading
 
     def between(self, before: Reading, after: Reading) -> float | None:
-        """Joules from one reading to a later one; None where there is no counter.
+        """Joules from one reading to a later one; None if there is no counter.
 
-        One turn of a counter is made good; a trial that lasts two (minutes, at full power) is not.
+        A counter that wrapped around once is corrected for; twice (minutes, at full power) cannot be seen.
         """
         if not self.readable:
             return None

@@ -17,7 +17,7 @@ from dither.errors import UnsupportedError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.running import hub_upload
-from dither.running.hand_over import one_name, place, write_text
+from dither.running.link_or_copy import one_name, place, write_text
 from dither.running.ollama import Ollama, describe
 from dither.types import Model
 from dither.units import parse_bytes

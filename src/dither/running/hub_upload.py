@@ -28,7 +28,7 @@ from dither.errors import OutputError, SourceError, UsageError
 from dither.models.gguf_source import PART
 from dither.models.hub import first_line
 from dither.progress import Progress
-from dither.running.hand_over import place, write_text
+from dither.running.link_or_copy import place, write_text
 from dither.types import Model
 from dither.units import format_bytes, format_count
 

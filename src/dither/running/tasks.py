@@ -15,7 +15,7 @@ from dither.capacity.machine import system_memory
 from dither.errors import SourceError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
-from dither.running.paired import Difference, difference, standard_error
+from dither.running.paired_difference import Difference, difference, standard_error
 
 CONTEXT = 4096  # tokens, or what the model was trained on where that is less
 

@@ -1,8 +1,8 @@
-"""Folders that other programs read: a file brought to its place without a second copy where that can be.
+"""Puts a file into a folder of another program, by a hard link if possible and otherwise by a copy.
 
-LM Studio finds models as `publisher/model/file.gguf` below its models folder.  Ollama wants the file
-beside its Modelfile.  A hard link costs nothing and stays whole when the first name is deleted; across
-file systems the bytes are copied, under a temporary name until they are all there.
+LM Studio finds models as `publisher/model/file.gguf` below its models folder.  Ollama wants the file beside its
+Modelfile.  A hard link takes no space and stays valid when the first name is deleted; across file systems the bytes
+are copied, under a temporary name until they are complete.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dither.units import format_bytes
 
 
 def place(source: Path, target: Path) -> str:
-    """Brings `source` to `target`: "linked", "copied", or "kept" where it stands there already.
+    """Makes `source` available as `target`: "linked", "copied", or "kept" if it is there already.
 
-    Raises OutputError where another file has that name, or where it cannot be written.
+    Raises OutputError if another file has that name, or if it cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def place(source: Path, target: Path) -> str:
 
 
 def _same(source: Path, target: Path) -> bool:
-    """One file under two names, or a copy: as large, and as old."""
+    """Whether both are one file, or a copy of the same size and time."""
     ours, theirs = source.stat(), target.stat()
     return target.samefile(source) or (
         (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
@@ -65,9 +65,9 @@ def _copy(source: Path, target: Path) -> str:
 
 
 def write_text(text: str, path: Path, mark: str = "") -> None:
-    """A small file of ours: one that stands there is replaced only where it begins with `mark`.
+    """Writes a small text file.  An existing one is replaced only if it begins with `mark`.
 
-    Without a mark it is never replaced, only kept where it says the same.  Raises OutputError.
+    Without a mark it is never replaced, only kept if it has the same text.  Raises OutputError.
     """
     try:
         if path.exists():
