@@ -18,7 +18,7 @@ from dither.formats.sidecars import replace
 from dither.units import format_bytes
 
 
-def place(source: Path, target: Path) -> str:
+def link_or_copy(source: Path, target: Path) -> str:
     """Makes `source` available as `target`: "linked", "copied", or "kept" if it is there already.
 
     Raises OutputError if another file has that name, or if it cannot be written.
