@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs, which take turns.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs; they take turns.")],
     against: Annotated[
         str | None, typer.Option("--against", metavar="FILE", help="Another GGUF: speeds as ratios to its.")
     ] = None,
@@ -24,7 +24,7 @@ def bench(
     context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")] = 0,
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, help="Tokens to read.")] = 512,
     generate: Annotated[int, typer.Option("-n", "--generate", min=2, help="Tokens to write.")] = 64,
-    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1000, help="Rounds counted.")] = 5,
+    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1000, help="Rounds that count.")] = 5,
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.bench.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -102,7 +102,7 @@ def _table(found: Sequence[Benchmark]) -> Table:
 
 
 def _engine(result: Benchmark) -> str:
-    """What stands between llama.cpp and the person, in its own words and in llama-bench's."""
+    """How much of llama.cpp's speed arrives here, by its own clock and by llama-bench's."""
     own = result.engine_decode_tokens_per_second
     share = result.decode_tokens_per_second / own if own else 1.0
     told = f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, "

@@ -34,7 +34,7 @@ def measure(
     tokens: Tokens = None,
     context: Context = None,
     skip: Annotated[
-        int | None, typer.Option(min=0, help="First positions of each sequence not scored; default: its first half.")
+        int | None, typer.Option(min=0, help="Positions not scored at the start of each sequence; default: half.")
     ] = None,
     device: Device = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,

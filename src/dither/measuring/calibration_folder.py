@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.errors import OutputError
-from dither.formats.evidence import IMATRIX, MANIFEST, TOKENS
+from dither.formats.evidence import MANIFEST
 from dither.units import format_bytes
 
 RUN = "run.json"
@@ -110,8 +110,7 @@ class Folder:
 
     def clear(self) -> None:
         """Removes what runs wrote here, the manifest first: half a folder must not look complete."""
-        for name in (MANIFEST, IMATRIX, TOKENS, RUN):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
         for entry in list(self.path.iterdir()):
             if _OURS.fullmatch(entry.name):
                 entry.unlink()

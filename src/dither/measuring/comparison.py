@@ -68,23 +68,21 @@ class Comparison:
         }
 
 
-def contrast(
-    a: Measurement | None, b: Measurement, *, max_kld: float | None = None, notes: tuple[str, ...] = ()
-) -> Comparison:
+def contrast(a: Measurement | None, b: Measurement, *, max_kld: float | None = None) -> Comparison:
     """Both measurements, their paired difference where it can be computed, and why it cannot be where it cannot."""
     if a is None:
-        return Comparison(None, b, None, max_kld, notes)
+        return Comparison(None, b, None, max_kld)
     terms = other_terms(a, b)
     if terms:
         different = f"A and B were measured on different terms ({', '.join(terms)}): "
         different += "read their own intervals, not their difference."
-        return Comparison(a, b, None, max_kld, (*notes, different))
+        return Comparison(a, b, None, max_kld, (different,))
     pairs = len(a.sequence_kl) == len(b.sequence_kl) > 0 and a.sequence_tokens == b.sequence_tokens
     found = None
     if pairs and len(a.sequence_tokens) == len(a.sequence_kl):
         tokens_S = np.array(a.sequence_tokens, dtype=np.float64)
         found = difference(np.array(a.sequence_kl), np.array(b.sequence_kl), tokens_S)
-    return Comparison(a, b, found, max_kld, notes)
+    return Comparison(a, b, found, max_kld)
 
 
 def other_terms(a: Measurement, b: Measurement) -> list[str]:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dither.errors import UsageError
 from dither.measuring import schema
@@ -115,25 +116,15 @@ def compare(
     if reference is None and "a" in missing:
         reference = missing.pop("a")
         if "b" in found and found["b"].reference_sha256 != content_sha256(reference):
-            raise UsageError(
-                str(a),
-                f"has no measurement, and {b} was measured against {found['b'].reference}",
-                f"Give --against {found['b'].reference}; or --against {a}, if that is the original.",
-            )
+            other = found["b"].reference
+            way_out = f"Give --against {other}; or --against {a}, if that is the original."
+            raise UsageError(str(a), f"has no measurement, and {b} was measured against {other}", way_out)
     if "b" in missing and reference is None:
         way_out = "Measure it with --against MODEL, or name its original first."
         raise UsageError(str(b), "has no measurement", way_out)
     if missing and reference is not None:
-        results = measure(
-            list(missing.values()),
-            reference,
-            data=data,
-            tokens=tokens or TOKENS,
-            context=context,
-            device=device,
-            save=save,
-            progress=progress,
-        )
+        text: dict[str, Any] = {"data": data, "tokens": tokens or TOKENS, "context": context}
+        results = measure(list(missing.values()), reference, **text, device=device, save=save, progress=progress)
         found |= dict(zip(missing, results, strict=True))
     return contrast(found.get("a"), found["b"], max_kld=max_kld)
 

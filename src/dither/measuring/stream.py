@@ -31,6 +31,7 @@ from dither.errors import DitherError, OutputError
 from dither.measuring.metrics import ChunkScores, gather, rows_per_chunk, score
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.text import BATCH_TOKENS
+from dither.measuring.walk import weights_of
 from dither.models.blocks import Blocks, open_blocks
 from dither.progress import Progress, Silent
 from dither.types import Model
@@ -115,7 +116,7 @@ class Lockstep:
         """Tells the progress how much work there is."""
         sizes = sum(self._block_weights(index) for index in range(self.reference.count))
         files = len(self.drift)
-        self.progress.start(sizes * (1 + files) + 2 * files * self._head_weights(), 0)
+        self.progress.start(sizes * (1 + files) + files * self._head_weights(), 0)
 
     @torch.no_grad()
     def embed(self, files: Mapping[str, Stages]) -> None:
@@ -144,7 +145,7 @@ class Lockstep:
             scores = self._scores(name, self.reference.head(), stages.head())
             found[name] = gather(scores, self.sequence_N, self.drift[name])
             _check_finite(name, found[name])
-            self.progress.advance(2 * self._head_weights(), "output")
+            self.progress.advance(self._head_weights(), "output")
         self.hidden.clear()
         return found
 
@@ -173,11 +174,8 @@ class Lockstep:
             away_N = (self.hidden[name][at].double() - reference_NH).norm(dim=-1)
             total += float((away_N / size_N.clamp_min(torch.finfo(torch.float32).tiny)).sum())
         if not np.isfinite(total):
-            raise DitherError(
-                "the reference" if name is None else name,
-                f"computes NaN or infinity in block {index}",
-                "Its weights are damaged, or too large for float32: fetch or make it again.",
-            )
+            way_out = "Its weights are damaged, or too large for float32: fetch or make it again."
+            raise DitherError(name or "the reference", f"computes NaN or infinity in block {index}", way_out)
         if name is not _REFERENCE:
             self.drift[name].append(total / max(1, len(self.sequence_N)))
 
@@ -193,11 +191,11 @@ class Lockstep:
             yield slice(start, start + step)
 
     def _block_weights(self, index: int) -> int:
-        prefix = f"blk.{index}."
-        return sum(tensor.size for tensor in self.reference.model.tensors if tensor.name.startswith(prefix))
+        return weights_of(self.reference.model, f"blk.{index}.")
 
     def _head_weights(self) -> int:
-        return int(self.reference.width * self.reference.vocabulary)
+        """Of both output matrices."""
+        return 2 * self.reference.width * self.reference.vocabulary
 
 
 def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
@@ -213,19 +211,14 @@ def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
         except OSError as error:
-            raise OutputError(
-                str(folder or tempfile.gettempdir()),
-                f"cannot hold {format_bytes(size)} of hidden states ({error.strerror})",
-                "Take fewer tokens, or set TMPDIR to a larger disk.",
-            ) from None
+            reason = f"cannot hold {format_bytes(size)} of hidden states ({error.strerror})"
+            way_out = "Take fewer tokens, or set TMPDIR to a larger disk."
+            raise OutputError(str(folder or tempfile.gettempdir()), reason, way_out) from None
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
 
 
 def _check_finite(name: str, found: PerToken) -> None:
     for values_N, whose in ((found.nll_reference_N, "the reference"), (found.kl_N, name)):
         if not np.isfinite(values_N).all():
-            raise DitherError(
-                whose,
-                "gives logits that are NaN or infinite",
-                "Its output matrix is damaged: fetch or make the file again.",
-            )
+            way_out = "Its output matrix is damaged: fetch or make the file again."
+            raise DitherError(whose, "gives logits that are NaN or infinite", way_out)

@@ -12,7 +12,6 @@ does nothing else.  If nothing can be read, the reason is part of the result.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,7 @@ POWERCAP = Path("/sys/class/powercap")
 NOT_READABLE = "not readable here"
 
 
-@dataclass
-class Reading:
-    """Counters at one moment, in joules."""
-
-    rapl: dict[Path, float] = field(default_factory=dict)
-    cards: dict[int, float] = field(default_factory=dict)
+Reading = dict[Path | int, float]  # joules counted so far, by RAPL's package or the card's index
 
 
 class EnergyMeter:
@@ -48,13 +42,13 @@ class EnergyMeter:
         return bool(self._packages or self._cards)
 
     def read(self) -> Reading:
-        reading = Reading()
+        reading: Reading = {}
         for package in self._packages:
             with suppress(OSError, ValueError):
-                reading.rapl[package] = int((package / "energy_uj").read_text()) / 1e6
+                reading[package] = int((package / "energy_uj").read_text()) / 1e6
         for index, card in self._cards.items():
             with suppress(self._nvml.NVMLError):
-                reading.cards[index] = self._nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
+                reading[index] = self._nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
         return reading
 
     def between(self, before: Reading, after: Reading) -> float | None:
@@ -65,11 +59,10 @@ class EnergyMeter:
         if not self.readable:
             return None
         joules = 0.0
-        for package, end in after.rapl.items():
-            spent = end - before.rapl.get(package, end)
-            joules += spent if spent >= 0 else spent + _range(package)
-        for index, end in after.cards.items():
-            joules += max(0.0, end - before.cards.get(index, end))
+        for counter, end in after.items():
+            spent = end - before.get(counter, end)
+            wrapped = _range(counter) if spent < 0 and isinstance(counter, Path) else 0.0
+            joules += max(0.0, spent + wrapped)
         return joules
 
 
@@ -77,14 +70,15 @@ def _packages(powercap: Path) -> tuple[list[Path], str]:
     """The counters of whole packages that can be read; cores and graphics are parts of these."""
     if not powercap.is_dir():
         return [], f"the system shows no {powercap}"
-    domains = []
+    names: dict[Path, str] = {}
     for domain in sorted(powercap.glob("intel-rapl:*")):
         with suppress(OSError):
-            if (domain / "name").read_text().startswith(("package", "psys")):
-                domains.append(domain)
-    if not domains:
+            names[domain] = (domain / "name").read_text()
+    # "psys" is the whole platform: it counts where packages are not counted by themselves.
+    packages = [domain for domain, name in names.items() if name.startswith("package")]
+    packages = packages or [domain for domain, name in names.items() if name.startswith("psys")]
+    if not packages:
         return [], f"{powercap} counts no processor package"
-    packages = [domain for domain in domains if (domain / "name").read_text().startswith("package")] or domains
     readable = []
     for domain in packages:
         with suppress(OSError, ValueError):
