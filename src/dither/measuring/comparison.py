@@ -69,7 +69,7 @@ class Comparison:
 
 
 def contrast(a: Measurement | None, b: Measurement, *, max_kld: float | None = None) -> Comparison:
-    """Both measurements, their paired difference where it can be computed, and why it cannot be where it cannot."""
+    """Compares two measurements, pairwise by sequence if they share their text; notes say why not otherwise."""
     if a is None:
         return Comparison(None, b, None, max_kld)
     terms = other_terms(a, b)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 
 from dither.errors import DitherError, OutputError
-from dither.measuring.metrics import ChunkScores, gather, rows_per_chunk, score
+from dither.measuring.metrics import gather, rows_per_chunk, score
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.text import BATCH_TOKENS
 from dither.measuring.walk import weights_of
@@ -142,24 +142,23 @@ class Lockstep:
         """Scores every file against the reference, and forgets the hidden states."""
         found = {}
         for name, stages in files.items():
-            scores = self._scores(name, self.reference.head(), stages.head())
+            scores = [score(*chunk) for chunk in self.logits(name, stages)]
             found[name] = gather(scores, self.sequence_N, self.drift[name])
             _check_finite(name, found[name])
-            self.progress.advance(self._head_weights(), "output")
         self.hidden.clear()
         return found
 
-    def _scores(self, name: str, reference_head: Step, head: Step) -> list[ChunkScores]:
-        scores = []
+    @torch.no_grad()
+    def logits(self, name: str, stages: Stages) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The reference's logits (N, V), those of a file, and the tokens that came next (N,), chunk by chunk."""
+        heads = ((_REFERENCE, self.reference.head()), (name, stages.head()))
         for chunk in self._chunks():
-            sequence_N, position_N = self.sequence_N[chunk], self.position_N[chunk]
+            at = (self.sequence_N[chunk], self.position_N[chunk])
             reference_NV, logits_NV = (
-                run(self.hidden[lane][sequence_N, position_N].to(self.reference.device)[None])[0]
-                for lane, run in ((_REFERENCE, reference_head), (name, head))
+                head(self.hidden[lane][at].to(self.reference.device)[None])[0] for lane, head in heads
             )
-            next_N = self.tokens_ST[sequence_N, position_N + 1]
-            scores.append(score(reference_NV, logits_NV, next_N))
-        return scores
+            yield reference_NV, logits_NV, self.tokens_ST[at[0], at[1] + 1]
+        self.progress.advance(self._head_weights(), "output")
 
     def _compare_hidden(self, name: str | None, index: int) -> None:
         """Appends to the file's drift; of the reference, checks only that its numbers are finite."""

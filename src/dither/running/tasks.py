@@ -79,8 +79,8 @@ def tasks(
 ) -> Scores:
     """Scores of a model (a GGUF, a checkpoint, a packed folder) on lm-evaluation-harness's tasks.
 
-    `against` is asked the same questions, and every difference comes with its paired standard error.  `limit`
-    takes the first questions of each task, so many of them; `data` is a folder of task files with their data;
+    `against` is asked the same questions, and every difference comes with its paired standard error.  `limit` is
+    how many questions of each task are asked, the first ones; `data` is a folder of task files with their data;
     `chat` asks through the model's chat template.
 
     Raises UsageError if the harness is missing or has no such task, SourceError if a task's data or a model
