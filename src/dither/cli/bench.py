@@ -60,9 +60,10 @@ def show(found: Sequence[Benchmark]) -> None:
             err.print(f"[yellow]note:[/] {plain(result.file)}: {plain(note)}")
     out.print(_table(found))
     first = found[0]
+    several = f"the median of {first.repeats} rounds and their least and most"
     out.print()
     out.print(
-        f"Tokens per second, {_rounds(first.repeats)}; "
+        f"Tokens per second, {'of one round' if first.repeats == 1 else several}; "
         f"{counted(first.prompt_tokens, 'token')} read, {first.generated_tokens} written, "
         f"{counted(first.threads, 'thread')} on {plain(first.cpu)}."
     )
@@ -74,10 +75,6 @@ def show(found: Sequence[Benchmark]) -> None:
                 f"×{_range(result.decode_ratio, 2)} as fast as {plain(result.against)}."
             )
         out.print(_engine(result))
-
-
-def _rounds(count: int) -> str:
-    return "of one round" if count == 1 else f"the median of {count} rounds and their least and most"
 
 
 def _table(found: Sequence[Benchmark]) -> Table:
