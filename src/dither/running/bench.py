@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _run(
             for index, runner in enumerate(runners):
                 worker = workers.get(index)
                 if worker is None:
-                    worker = stack.enter_context(Worker(runner.path, context=context, threads=threads))
+                    worker = stack.enter_context(closing(Worker(runner.path, context=context, threads=threads)))
                     runner.loads.append(worker.load_seconds)
                     runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
                 size = _prompt(runners, prompt, generate)

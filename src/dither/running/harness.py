@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _SAMPLES_LEFT_OUT = ("doc", "arguments", "resps", "filtered_resps", "target")
 
 
 class Answers:
-    """Answers the three kinds of requests by one model.  A context manager."""
+    """Answers the three kinds of requests by one model; to be closed."""
 
     def __init__(self, model: Model, likelihood: Likelihood, context: int) -> None:
         self.model, self.context = model, context
@@ -94,12 +95,6 @@ class Answers:
         if self._engine is not None:
             self._engine.close()
 
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def adapter(answers: Answers) -> Any:
     """`answers` as the harness's own kind of model."""
@@ -108,22 +103,8 @@ def adapter(answers: Answers) -> Any:
 
     class Adapter(TemplateLM):  # type: ignore[misc, unused-ignore]
         tokenizer_name = "dither"
-
-        @property
-        def eot_token_id(self) -> int:
-            return answers.end
-
-        @property
-        def prefix_token_id(self) -> int:
-            return answers.begin
-
-        @property
-        def max_length(self) -> int:
-            return answers.context
-
-        @property
-        def max_gen_toks(self) -> int:
-            return WRITTEN
+        eot_token_id, prefix_token_id = answers.end, answers.begin
+        max_length, max_gen_toks = answers.context, WRITTEN
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             return answers.tokens(string, add_special_tokens)
@@ -132,22 +113,13 @@ def adapter(answers: Answers) -> Any:
             return answers.likely([(question, answer) for _, question, answer in requests])
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-            windows, owners = [], []
-            for index, request in enumerate(requests):
-                (text,) = request.args
-                rolled = utils.get_rolling_token_windows(
-                    token_list=answers.tokens(text, False),
-                    prefix_token=answers.begin,
-                    max_seq_len=answers.context,
-                    context_len=1,
-                )
-                for window in map(utils.make_disjoint_window, rolled):
-                    windows.append(window)
-                    owners.append(index)
-            sums = [0.0] * len(requests)
-            for index, (log, _) in zip(owners, answers.likely(windows), strict=True):
-                sums[index] += log
-            return sums
+            # A text longer than the context is scored in windows, whose log-likelihoods add up.
+            size = {"prefix_token": answers.begin, "max_seq_len": answers.context, "context_len": 1}
+            texts = [answers.tokens(request.args[0], False) for request in requests]
+            rolled = [utils.get_rolling_token_windows(token_list=text, **size) for text in texts]
+            windows = [list(map(utils.make_disjoint_window, windows)) for windows in rolled]
+            scores = iter(answers.likely(list(chain.from_iterable(windows))))
+            return [sum((log for log, _ in islice(scores, len(own))), 0.0) for own in windows]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             return [answers.write(request.args[0], request.args[1]) for request in requests]

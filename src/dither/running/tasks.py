@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _evaluated(
     _, free = system_memory()
     likelihood = Likelihood(model, device=device, keep=(free or 0) // 2, progress=report)
     size = min(context or CONTEXT, likelihood.context)
-    with Answers(model, likelihood, size) as answers:
+    with closing(Answers(model, likelihood, size)) as answers:
         return evaluate(answers, names, **asked), [*model.notes, *likelihood.notes]
 
 

@@ -74,7 +74,7 @@ def _rate(count: float, seconds: float) -> float:
 
 
 class Worker:
-    """The parent's side.  A context manager; raises EngineError if the process dies."""
+    """The parent's side, to be closed; raises EngineError if the process dies."""
 
     def __init__(self, path: Path, *, context: int, threads: int) -> None:
         self.path = path
@@ -114,12 +114,6 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._complaints.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         pipe_in, pipe_out = self._process.stdin, self._process.stdout
