@@ -127,7 +127,7 @@ def calibrate(
     running = _Running(**how)
     report = running.progress or Silent()
     if gradients and not hessians:
-        raise UsageError("--gradients", "needs the Hessians that --no-hessians leaves out", "Leave out one of them.")
+        raise UsageError("--gradients", "weights tokens in the Hessians, so it needs them", "Leave out --no-hessians.")
     opened = model if isinstance(model, Model) else open_model(model)
     context = checked_context(opened, tokens, context)
     blocks = open_blocks(opened, device=running.device)
