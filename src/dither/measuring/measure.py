@@ -50,7 +50,6 @@ def measure(
     Raises UsageError if the files cannot be compared or the text is too short, SourceError if one cannot be
     read, OutputError if a result cannot be written: all before the pass begins.
     """
-    from dither.measuring.stream import measure_stream  # imports torch
     from dither.measuring.text import sequences
     from dither.models.blocks import open_blocks
 
@@ -71,6 +70,8 @@ def measure(
         report.note(line)
     # Hashed before the pass: a file that changes during the pass must not get the other one's measurement.
     sums = {name: content_sha256(model) for name, model in named.items()}
+    from dither.measuring.stream import measure_stream  # imports torch, which open_blocks has asked for
+
     found = measure_stream(blocks, networks, text.tokens_ST, text.lengths_S, skip=skip, progress=report)
     about = About(reference, content_sha256(reference), text, skip, time.monotonic() - started)
     results = []
