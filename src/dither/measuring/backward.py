@@ -162,5 +162,9 @@ def kept_per_token(tensor: Tensor) -> float:
 
 def outputs_bytes(tensors: Sequence[Tensor]) -> int:
     """What the output Hessians take on disk."""
-    matrices = [tensor for tensor in tensors if tensor.name.startswith("blk.") and len(tensor.shape) > 1]
-    return sum(4 * tensor.rows * (tensor.shape[-2] // diagonal_blocks(tensor.shape[-2])) for tensor in matrices)
+    total = 0
+    for tensor in tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            rows = tensor.shape[-2]
+            total += 4 * (tensor.rows // rows) * rows * (rows // diagonal_blocks(rows))
+    return total

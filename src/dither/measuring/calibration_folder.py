@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.errors import OutputError
-from dither.formats.evidence import MANIFEST
+from dither.formats.evidence import IMATRIX, MANIFEST, TOKENS
 from dither.units import format_bytes
 
 RUN = "run.json"
@@ -86,7 +86,7 @@ class Folder:
         return False
 
     def save(self) -> None:
-        """Writes what is done so far to the disk.  Raises OutputError."""
+        """What is done so far, to the disk.  Raises OutputError."""
         part = self.path / (RUN + ".part")
         try:
             with part.open("w", encoding="utf-8") as file:
@@ -96,8 +96,9 @@ class Folder:
             part.replace(self.path / RUN)
             os.fsync(self._lock)
         except OSError as error:
-            reason = f"cannot be written ({error.strerror})"
-            raise OutputError(str(part), reason, "Free some space and run it again.") from None
+            raise OutputError(
+                str(part), f"cannot be written ({error.strerror})", "Free some space and run it again."
+            ) from None
 
     def need(self, size: int) -> None:
         """Raises OutputError unless so many more bytes are free."""
@@ -110,7 +111,8 @@ class Folder:
 
     def clear(self) -> None:
         """Removes what runs wrote here, the manifest first: half a folder must not look complete."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, IMATRIX, TOKENS, RUN):
+            (self.path / name).unlink(missing_ok=True)
         for entry in list(self.path.iterdir()):
             if _OURS.fullmatch(entry.name):
                 entry.unlink()

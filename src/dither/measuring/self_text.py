@@ -199,7 +199,7 @@ def _runnable(model: Model, scratch: Path | None, report: Progress) -> Iterator[
 
 
 def write_q8_0(model: Model, path: Path, report: Progress) -> None:
-    """Writes a GGUF of the model by plain Q8_0 rounding, a chunk of rows at a time; routers and vectors stay floats."""
+    """A GGUF of the model by plain Q8_0 rounding, a chunk of rows at a time; routers and vectors float."""
     metadata = {**model.metadata, **recipe_metadata(_FILE_TYPE_Q8_0, "{}", __version__)}
     types = {tensor.name: _small_type(tensor) for tensor in model.tensors}
     entries = [(tensor.name, tensor.shape, types[tensor.name]) for tensor in model.tensors]

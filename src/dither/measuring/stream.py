@@ -31,7 +31,6 @@ from dither.errors import DitherError, OutputError
 from dither.measuring.metrics import gather, rows_per_chunk, score
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.text import BATCH_TOKENS
-from dither.measuring.walk import weights_of
 from dither.models.blocks import Blocks, open_blocks
 from dither.progress import Progress, Silent
 from dither.types import Model
@@ -190,7 +189,8 @@ class Lockstep:
             yield slice(start, start + step)
 
     def _block_weights(self, index: int) -> int:
-        return weights_of(self.reference.model, f"blk.{index}.")
+        prefix = f"blk.{index}."
+        return sum(tensor.size for tensor in self.reference.model.tensors if tensor.name.startswith(prefix))
 
     def _head_weights(self) -> int:
         """Of both output matrices."""

@@ -8,7 +8,6 @@ Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -152,15 +151,22 @@ def weights_of(model: Model, prefix: str) -> int:
 
 
 def statistics_bytes(tensors: Sequence[Tensor], hessians: bool) -> int:
-    """About how much the statistics will take on disk: layers that share an input are counted once."""
-    inputs: dict[str, Tensor] = {}
-    for tensor in tensors:
-        if len(tensor.shape) > 1 and tensor.name.startswith(("blk.", "output.weight")):
-            shared = re.sub(r"attn_[kv]\.", "attn_q.", tensor.name)
-            inputs[re.sub(r"ffn_(up|gate_inp)", "ffn_gate", shared)] = tensor
+    """About what the statistics will take on disk: layers that share an input are counted once."""
+    inputs = {_input_of(tensor): tensor for tensor in tensors if _is_linear(tensor)}
     total = 0
     for tensor in inputs.values():
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
         rows = tensor.columns + HELD_ROWS if hessians else 0
         total += 4 * experts * tensor.columns * (1 + rows)
-    return total if hessians else 2 * total  # mean squares stand in the importance matrix once more
+    return total if hessians else 2 * total  # the importance matrix has the mean squares once more
+
+
+def _is_linear(tensor: Tensor) -> bool:
+    return len(tensor.shape) > 1 and (tensor.name.startswith("blk.") or tensor.name == "output.weight")
+
+
+def _input_of(tensor: Tensor) -> str:
+    name = tensor.name
+    for part in ("attn_k.", "attn_v."):
+        name = name.replace(part, "attn_q.")
+    return name.replace("ffn_up", "ffn_gate").replace("ffn_gate_inp", "ffn_gate")

@@ -31,15 +31,6 @@ class Spread(Interval):
     LEAST = 0.0
 
 
-def spread(samples: Sequence[float]) -> Spread:
-    """
-    >>> found = spread([3.0, 1.0, 2.0])
-    >>> found, found.low, found.high
-    (2.0, 1.0, 3.0)
-    """
-    return Spread(median(samples), min(samples), max(samples))
-
-
 class Benchmark(IntervalRecord):
     """How fast one file ran on one machine; speeds in tokens per second, times in seconds."""
 
@@ -82,6 +73,15 @@ class Benchmark(IntervalRecord):
     decode_samples: tuple[Speed, ...] = ()
     prefill_samples: tuple[Speed, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """
+    >>> found = spread([3.0, 1.0, 2.0])
+    >>> found, found.low, found.high
+    (2.0, 1.0, 3.0)
+    """
+    return Spread(median(samples), min(samples), max(samples))
 
 
 _KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "a benchmark", "is no benchmark", _LARGEST_FILE, _AGAIN)
