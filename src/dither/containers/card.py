@@ -8,6 +8,7 @@ from typing import Any
 
 from dither._version import __version__
 from dither.containers.mix import Mix, Options
+from dither.system.text import printable
 from dither.types import Model
 from dither.units import format_bytes, format_count
 
@@ -40,8 +41,7 @@ def card(model: Model, options: Options, plan: Mix, recipe: str, size: int, meas
 
 def cell(text: str) -> str:
     """Text of strangers inside a table."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return printable(text, " ").replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:

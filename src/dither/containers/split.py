@@ -12,10 +12,8 @@ names, keys and types.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from dither.formats.ggml import Field, ValueType
 from dither.formats.gguf import ALIGNMENT_KEY, Header, Layout, TensorEntry, lay_out, padded, parse_header
 from dither.formats.mapped import MappedFile
 from dither.progress import Progress, Silent
+from dither.system.files import replacing
 from dither.units import format_bytes
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -134,23 +133,12 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 
 def _write(part: Part, source: MappedFile, report: Progress) -> None:
-    temporary = part.path.with_name(f"{part.path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(part.layout.header)
-            for entry, offset in zip(part.entries, part.layout.offsets, strict=True):
-                file.seek(offset)
-                for at in range(0, entry.nbytes, _COPIED):
-                    size = min(_COPIED, entry.nbytes - at)
-                    file.write(source.view(entry.offset + at, size).data)
-                    report.advance(size, part.path.name)
-            file.truncate(part.layout.total)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(part.path)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(part.path), reason, "Free some space, or name another folder.") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with replacing(part.path, "Free some space, or name another folder.") as file:
+        file.write(part.layout.header)
+        for entry, offset in zip(part.entries, part.layout.offsets, strict=True):
+            file.seek(offset)
+            for at in range(0, entry.nbytes, _COPIED):
+                size = min(_COPIED, entry.nbytes - at)
+                file.write(source.view(entry.offset + at, size).data)
+                report.advance(size, part.path.name)
+        file.truncate(part.layout.total)

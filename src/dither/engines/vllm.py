@@ -9,7 +9,6 @@ Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distribut
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.system.json_text import read_object
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -129,7 +129,7 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
             reason = "is a GGUF: vLLM reads few of its types, slowly and without the file's own tokenizer"
             raise UnsupportedError(str(folder), reason, f"Serve it with --engine llamacpp. {_WAY_OUT}")
         raise SourceError(str(folder), "is not a checkpoint's folder", "Name the folder with config.json.")
-    config = _config(folder)
+    config = read_object(folder / "config.json", _MOST_CONFIG, "Name a checkpoint's folder.")
     if not any(folder.glob("*.safetensors")):
         reason = "holds no safetensors, and pickles are not handed on"
         raise UnsupportedError(str(folder), reason, _WAY_OUT)
@@ -162,19 +162,6 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     return option, notes
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        if path.stat().st_size > _MOST_CONFIG:
-            raise SourceError(str(path), "is too large to be one", "Fetch it again.")
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(str(path), f"cannot be read ({error})", "Name a checkpoint's folder.") from None
-    if not isinstance(found, dict):
-        raise SourceError(str(path), "is not a JSON object", "Fetch it again.")
-    return found
-
-
 def _cache(kv: str) -> str:
     if kv not in _CACHES:
         raise UsageError(f"--kv {kv}", "has no counterpart in vLLM", f"Choose one of {', '.join(_CACHES)}.")
@@ -192,7 +179,7 @@ def _adapters(loras: Sequence[str | Path]) -> list[str]:
 
 def _dividing(folder: Path, gpus: int) -> int:
     """The most GPUs that get equally many of the model's heads."""
-    config = _config(folder)
+    config = read_object(folder / "config.json", _MOST_CONFIG, "Name a checkpoint's folder.")
     text = config.get("text_config")
     heads = (text if isinstance(text, dict) else config).get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:

@@ -8,13 +8,14 @@ A recipe is a stranger's text: what has not the expected kind counts as absent.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dither.errors import FormatError
 from dither.measuring.build import SEED
 from dither.measuring.schema import Measurement
+from dither.system.json_text import parse_object
 from dither.system.text import shown
 
 _EVIDENCE = "evidence"  # the folder that commands name
@@ -27,10 +28,9 @@ def read_recipe(text: object) -> dict[str, Any]:
     if not isinstance(text, str) or len(text) > _MOST:
         return {}
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_object(text, "the recipe", finite=False)
+    except FormatError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def in_words(recipe: Mapping[str, Any]) -> str:

@@ -96,6 +96,6 @@ def spread(name: str, samples: Sequence[float]) -> dict[str, float]:
     return {name: median(samples), f"{name}_low": min(samples), f"{name}_high": max(samples)}
 
 
-_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "a benchmark", "is no benchmark", _LARGEST_FILE, _AGAIN)
+_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "is no benchmark", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable
