@@ -29,7 +29,7 @@ MEASUREMENT_ROOM = 8192  # bytes of metadata kept free for what is measured afte
 class GGUFTarget:
     options: Options
 
-    def plan(self, model: Model, known: Collection[str]) -> Mix:
+    def mix(self, model: Model, known: Collection[str]) -> Mix:
         return make_mix(model, self.options, known)
 
     def name(self, stem: str, label: str) -> str:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from dither.codecs import codec as find_codec
@@ -75,12 +76,15 @@ class MixTensor:
     wanted: str  # the preset's type before any fallback
     reason: str  # why it is not `wanted`, or why it is not quantized; "" otherwise
 
+    @classmethod
+    def of(cls, tensor: Tensor, kind: str, size: int, wanted: str = "", reason: str = "") -> MixTensor:
+        """A source's tensor as it becomes `kind` in `size` bytes."""
+        stored, stored_bytes = tensor.stored, tensor.stored_bytes
+        return cls(tensor.name, tensor.shape, stored, stored_bytes, kind, size, wanted or kind, reason)
+
     @property
     def size(self) -> int:
-        size = 1
-        for dimension in self.shape:
-            size *= dimension
-        return size
+        return prod(self.shape)
 
     @property
     def is_fallback(self) -> bool:
@@ -233,6 +237,4 @@ def plan_tensor(tensor: Tensor, assignment: Assignment, kind: str) -> MixTensor:
     if isinstance(verdict, No):
         raise UsageError(tensor.name, verdict.reason, "Choose another type for it with --tensor.")
     size = tensor.rows * GGML_TYPES[chosen].row_bytes(tensor.columns)
-    return MixTensor(
-        tensor.name, tensor.shape, tensor.stored, tensor.stored_bytes, chosen, size, wanted, assignment.reason
-    )
+    return MixTensor.of(tensor, chosen, size, wanted, assignment.reason)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.formats.layouts.methods import methods
 from dither.system.json_text import read_object
 
 if TYPE_CHECKING:
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
 
 _MOST_CONFIG = 2**24
 _CACHES = {"f16": "", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
-# quant_method in config.json → vLLM's --quantization ("" leaves it to vLLM, which then picks the fastest
-# kernel of that method), and the bits per weight it has kernels for
-_METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "gptq": ("", (2, 3, 4, 8)),
-    "awq": ("", (4,)),
-    "compressed-tensors": ("", ()),
-    "bitsandbytes": ("bitsandbytes", ()),
-    "fp8": ("", ()),
-    "mxfp4": ("", ()),
-    "auto-round": ("", ()),
-    "modelopt": ("", ()),
-}
 _WAY_OUT = "Make one that it takes: `dither quantize MODEL --to w4a16`, or gptq, awq, fp8."
 
 
@@ -143,14 +132,14 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
 
 def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     method = str(found.get("quant_method", "")).lower()
-    if method not in _METHODS:
-        known = ", ".join(_METHODS)
-        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {known}"
+    known = methods().get(method)
+    if known is None or known.vllm is None:
+        taken = ", ".join(name for name, other in methods().items() if other.vllm is not None)
+        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {taken}"
         raise UnsupportedError(str(folder), reason, _WAY_OUT)
-    option, bits = _METHODS[method]
     stated = found.get("bits", found.get("w_bit"))
-    if bits and stated not in bits:
-        listed = ", ".join(map(str, bits))
+    if known.vllm_bits and stated not in known.vllm_bits:
+        listed = ", ".join(map(str, known.vllm_bits))
         raise UnsupportedError(str(folder), f"is {method} of {stated} bits; vLLM has {listed}", _WAY_OUT)
     notes = []
     if method == "gptq" and stated in (2, 3):
@@ -159,7 +148,7 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
         notes.append("act-order in groups cannot be split among GPUs as well as other layouts")
     if method == "bitsandbytes":
         notes.append("bitsandbytes is the slowest of vLLM's methods: w4a16 or awq serve faster")
-    return option, notes
+    return known.vllm, notes
 
 
 def _cache(kv: str) -> str:

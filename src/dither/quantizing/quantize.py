@@ -79,7 +79,7 @@ def preview(
     store = open_evidence(evidence, imatrix)
     if store:
         store.check(opened)
-    plan = target_of(options, opened).plan(opened, store.tensors if store else ())
+    plan = target_of(options, opened).mix(opened, store.tensors if store else ())
     check_evidence(plan, store)
     return plan
 
@@ -314,7 +314,7 @@ class _Job:
         if self.store is not None:
             evidence = self.store
         known = self.store.tensors if self.store else ()
-        first = (self._plan_so_far if transforms else self.target.plan)(self.opened, known)
+        first = (self._plan_so_far if transforms else self.target.mix)(self.opened, known)
         self.say(*source_notes(self.opened, first))
         prepare_started = time.monotonic()
         prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.report)
@@ -347,7 +347,7 @@ class _Job:
             names = [tensor.name for tensor in model.tensors]
             there = [pair for pair in options.tensors if any(re.search(pair[0], name) for name in names)]
             options = replace(options, tensors=tuple(there))
-        return target_of(options, self.opened).plan(model, known)
+        return target_of(options, self.opened).mix(model, known)
 
     def _fill(
         self,

@@ -6,138 +6,252 @@
     mxfp4, nvfp4   four-bit floats under tiny float scales, per 32 or 16 columns
 
 Scales are stored in the model's dtype.  A file may mix them: each codec has a group in the configuration that
-lists its modules.
+lists its modules.  What is particular to a grid stands in its `Format`; the first of a folder's formats whose
+pattern a codec's name matches stores it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from dither.codecs import codec as find_codec
+from dither.codecs.integers import NAME
 from dither.containers.folders.scheme import (
+    BITS,
+    STORED,
     Arrays,
-    Integers,
     Order,
     Parts,
     Scheme,
+    SplitCodec,
     Wish,
-    group_name,
-    integers_of,
-    refuse,
+    integer_codec,
+    known_integers,
     signed,
     whole_groups,
 )
 from dither.formats.layouts import Affine, Float8, Micro, compressed, float8, integers, micro
-from dither.types import Bytes, Codec, No, Tensor, Yes
+from dither.types import Bytes, No, Tensor, Yes
 
-BITS = (2, 3, 4, 8)
 _MOST = 6 * 448.0  # the largest code under the largest scale of NVFP4
 _CHUNK = 2**22  # weights read at a time
 
 
-class Compressed(Scheme):
-    """One of the names above; `activations` are what the consumer rounds them to."""
+@dataclass(frozen=True)
+class Format:
+    """Integers packed into words, and what the other formats answer differently."""
 
-    def __init__(self, name: str, words: str, bits: int | None, group: int, activations: bool = False) -> None:
-        self.name, self.title = name, f"compressed-tensors {name.upper()}"
-        self.words = f"compressed-tensors: {words}; vLLM, transformers"
-        self.bits, self.group, self.activations = bits, group, activations
+    name: str  # in the configuration
+    codecs: re.Pattern[str]  # the names of those that are stored so
+    activations: str = "int"  # what they are rounded to, where the folder rounds them
 
-    def codec(self, wish: Wish) -> str:
-        if self.bits is None or self.activations:
-            if (wish.bits, wish.group, wish.sym) not in ((None, None, None), (self.bits, None, None)):
-                raise refuse(self, "a grid", "has one already", "Leave --bits, --group and --sym out.")
-            return self._fixed(wish)
-        bits = wish.bits or self.bits
-        if bits not in BITS:
-            raise refuse(self, f"--bits {bits}", "is not one of 2, 3, 4 and 8", "Choose one of them.")
-        group = self.group if wish.group is None else wish.group
-        sign = "int" if wish.sym in (None, True) else "uint"
-        return f"{sign}{bits}-{group_name(group)}{wish.scale_suffix}"
+    def can_hold(self, codec: str, columns: int) -> Yes | No:
+        return whole_groups(known_integers(codec), columns)
 
-    def _fixed(self, wish: Wish) -> str:
-        return {
-            "w8a8": f"int8-channel{wish.scale_suffix}",
-            "fp8": f"fp8-channel{wish.scale_suffix or '-bf16'}",
-            "mxfp4": "MXFP4",
-            "nvfp4": "nvfp4",
-        }[self.name]
+    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
+        kind = known_integers(codec.name)
+        group = kind.group or columns
+        return compressed.parts(rows, columns, kind.bits, group, symmetric=not kind.affine, scale=kind.scale)
+
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
+        kind = known_integers(codec.name)
+        affine = Affine(*codec.split(raw_RN))
+        return compressed.pack(affine, kind.bits, symmetric=not kind.affine, scale=kind.scale)
+
+    def weights(self, codec: str) -> dict[str, Any]:
+        """What the configuration says of them."""
+        kind = known_integers(codec)
+        group = {"strategy": "group", "group_size": kind.group} if kind.group else {"strategy": "channel"}
+        return {**_numbers(kind.bits, "int", symmetric=not kind.affine), "actorder": None, **group}
+
+    def generic(self, codec: str) -> str:
+        """A codec's name without what differs from tensor to tensor."""
+        return codec
 
     def codec_of(self, tensor: Tensor, codec: str) -> str:
-        """NVFP4 has a scale for the whole tensor besides: the power of two that its largest weight leaves."""
-        if codec.upper() != "NVFP4":
-            return codec
+        return codec
+
+    def shared(self, kinds: Collection[str]) -> str | None:
+        return None
+
+
+class _WholeBytes(Format):
+    """Codes one to a byte, for kernels that multiply integers."""
+
+    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
+        return integers.parts(rows, columns, "int-quantized", scale=known_integers(codec.name).scale)
+
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
+        numbers = signed(*codec.split(raw_RN))
+        return integers.pack(numbers, "int-quantized", scale=known_integers(codec.name).scale)
+
+
+class _Float8(Format):
+    def can_hold(self, codec: str, columns: int) -> Yes | No:
+        return Yes()
+
+    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
+        return float8.parts(rows, columns, "channel", scale=_scale_of(codec))
+
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
+        codes_RC, scale_R1 = codec.split(raw_RN)
+        return float8.pack(Float8(codes_RC, scale_R1, (1, columns)), "channel", scale=_scale_of(codec))
+
+    def weights(self, codec: str) -> dict[str, Any]:
+        return {**_numbers(8, "float"), "strategy": "channel"}
+
+
+@dataclass(frozen=True)
+class _Micro(Format):
+    """Four-bit floats.  `grid` is what the layout calls them; `strategy` and `scale` are the configuration's."""
+
+    grid: str = "MXFP4"
+    strategy: str = "group"
+    scale: str = "torch.uint8"
+
+    def can_hold(self, codec: str, columns: int) -> Yes | No:
+        block = find_codec(codec).block
+        return No(f"{columns} columns; {codec} needs a multiple of {block}") if columns % block else Yes()
+
+    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
+        return micro.parts(rows, columns, self.grid)
+
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
+        codes_RC, scale_RG = codec.split(raw_RN)
+        return micro.pack(Micro(codes_RC, scale_RG))
+
+    def weights(self, codec: str) -> dict[str, Any]:
+        size = {"strategy": self.strategy, "group_size": micro.GROUPS[self.grid]}
+        return {**_numbers(4, "float"), **size, "scale_dtype": self.scale}
+
+
+class _ScaledMicro(_Micro):
+    """With a scale for the whole tensor besides: a power of two, which is part of the codec's name (nvfp4-e8)."""
+
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
+        exponent = int(codec.name.partition("-e")[2])
+        codes_RC, scale_RG = codec.split(raw_RN)
+        return micro.pack(Micro(codes_RC, scale_RG, 2.0**exponent))
+
+    def generic(self, codec: str) -> str:
+        return codec.partition("-")[0]
+
+    def codec_of(self, tensor: Tensor, codec: str) -> str:
+        """The power of two that the tensor's largest weight leaves."""
         step, largest = max(1, _CHUNK // tensor.columns), 0.0
         for start in range(0, tensor.rows, step):
             largest = max(largest, float(np.abs(tensor.read(start, min(start + step, tensor.rows))).max(initial=0)))
         exponent = math.floor(math.log2(_MOST / largest)) if 0 < largest < math.inf else 0
-        return f"nvfp4-e{exponent}"
+        return f"{self.grid.lower()}-e{exponent}"
 
     def shared(self, kinds: Collection[str]) -> str | None:
         """One scale for matrices that are computed as one: that of the largest weight among them."""
-        exponents = [kind.partition("-e")[2] for kind in kinds if kind.startswith("nvfp4-e")]
-        return f"nvfp4-e{min(map(int, exponents))}" if len(exponents) == len(kinds) else None
+        exponents = [kind.partition("-e")[2] for kind in kinds]
+        return f"{self.grid.lower()}-e{min(map(int, exponents))}" if all(exponents) else None
+
+
+_FORMATS = (
+    Format("pack-quantized", NAME),
+    _Float8("float-quantized", re.compile("fp8-channel.*"), "float"),
+    _Micro("mxfp4-pack-quantized", re.compile("(?i:mxfp4)")),
+    _ScaledMicro(
+        "nvfp4-pack-quantized", re.compile("(?i:nvfp4)(-e.+)?"), "int", "NVFP4", "tensor_group", "torch.float8_e4m3fn"
+    ),
+)
+_BYTES_FIRST = (_WholeBytes("int-quantized", re.compile("int8-channel.*")), *_FORMATS)
+
+
+def _scale_of(codec: SplitCodec) -> str:
+    return STORED[codec.stored]  # type: ignore[attr-defined]
+
+
+def _numbers(bits: int, kind: str, *, symmetric: bool = True) -> dict[str, Any]:
+    return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False}
+
+
+def _rounded(kind: str) -> dict[str, Any]:
+    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+class CompressedFolder(Scheme):
+    """One of the names above.
+
+    Its integers have `bits` in groups of `group` columns unless a wish says otherwise; a `fixed` grid knows no
+    wish.  With `activations` the consumer rounds them to eight bits.
+    """
+
+    listed = 1
+
+    def __init__(
+        self,
+        name: str,
+        what: str,
+        bits: int | None = None,
+        group: int = 0,
+        fixed: Callable[[Wish], str] | None = None,
+        activations: bool = False,
+    ) -> None:
+        self.name, self.title = name, f"compressed-tensors {name.upper()}"
+        self.words = f"compressed-tensors: {what}; vLLM, transformers"
+        self.bits, self.group, self.fixed, self.activations = bits, group, fixed, activations
+
+    def codec(self, wish: Wish) -> str:
+        if self.fixed is not None:
+            self.check_no_grid(wish, self.bits)
+            return self.fixed(wish)
+        return integer_codec(self, wish, self.bits or 4, self.group) + wish.scale_suffix
 
     def choices(self, wish: Wish) -> tuple[str, ...]:
-        if self.bits is None or self.activations:
+        if self.fixed is not None:
             return (self.codec(wish),)
         return tuple(self.codec(replace(wish, bits=bits)) for bits in BITS)
 
+    def _find(self, codec: str) -> Format | None:
+        formats = _BYTES_FIRST if self.activations else _FORMATS
+        return next((one for one in formats if one.codecs.fullmatch(codec)), None)
+
+    def _format(self, codec: str) -> Format:
+        found = self._find(codec)
+        assert found is not None, codec  # `can_hold` was asked first
+        return found
+
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
-        columns, kind = shape[-1], integers_of(codec)
-        if kind is not None:
-            return whole_groups(kind, columns)
-        block = {"MXFP4": 32, "NVFP4": 64}.get(codec.partition("-")[0].upper())
-        if block is not None:
-            return No(f"{columns} columns; {codec} needs a multiple of {block}") if columns % block else Yes()
-        return Yes() if codec.startswith("fp8-channel") else No(f"compressed-tensors has no {codec}")
+        found = self._find(codec)
+        return found.can_hold(codec, shape[-1]) if found else No(f"compressed-tensors has no {codec}")
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
-        kind = integers_of(codec.name)
-        if kind is None:
-            if codec.name.startswith("fp8"):
-                return float8.parts(rows, columns, "channel", scale=_scale_of(codec.name))
-            return micro.parts(rows, columns, codec.name.partition("-")[0].upper())
-        if self._is_plain(kind):
-            return integers.parts(rows, columns, "int-quantized", scale=kind.scale)
-        return compressed.parts(
-            rows, columns, kind.bits, kind.group or columns, symmetric=not kind.affine, scale=kind.scale
-        )
+    def codec_of(self, tensor: Tensor, codec: str) -> str:
+        return self._format(codec).codec_of(tensor, codec)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
-        codes_RC, scale_RG, *zeros = codec.split(raw_RN)  # type: ignore[attr-defined]
-        kind = integers_of(codec.name)
-        if kind is None:
-            if codec.name.startswith("fp8"):
-                whole_row = Float8(codes_RC, scale_RG, (1, columns))
-                return float8.pack(whole_row, "channel", scale=_scale_of(codec.name))
-            scale = 2.0 ** int(codec.name.partition("-e")[2]) if codec.name.startswith("nvfp4") else None
-            return micro.pack(Micro(codes_RC, scale_RG, scale))
-        if self._is_plain(kind):
-            return integers.pack(signed(codes_RC, scale_RG, zeros[0]), "int-quantized", scale=kind.scale)
-        affine = Affine(codes_RC, scale_RG, zeros[0])
-        return compressed.pack(affine, kind.bits, symmetric=not kind.affine, scale=kind.scale)
+    def shared(self, kinds: Collection[str]) -> str | None:
+        first, *others = {self._find(kind) for kind in kinds}
+        return None if others or first is None else first.shared(kinds)
 
-    def _is_plain(self, kind: Integers) -> bool:
-        """Whether codes are stored one to a byte, for kernels that multiply integers."""
-        return self.activations and kind.bits == 8
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
+        return self._format(codec.name).parts(codec, rows, columns)
+
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+        return self._format(codec.name).pack(codec, raw_RN, columns)
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
-        kinds = [kind for kind, _ in Counter(_generic(codec) for codec in modules.values()).most_common()]
+        generic = {name: self._format(codec).generic(codec) for name, codec in modules.items()}
+        kinds = [kind for kind, _ in Counter(generic.values()).most_common()]
         groups = {}
         for number, kind in enumerate(kinds):
-            targets = [name for name, codec in modules.items() if _generic(codec) == kind]
+            found = self._format(kind)
+            targets = [name for name, codec in generic.items() if codec == kind]
             groups[f"group_{number}"] = {
                 "targets": targets if len(kinds) > 1 else ["Linear"],
-                "weights": self._weights(kind),
-                "input_activations": self._activations(kind),
+                "weights": found.weights(kind),
+                "input_activations": _rounded(found.activations) if self.activations else None,
                 "output_activations": None,
-                "format": self._format(kind),
+                "format": found.name,
             }
         formats = {group["format"] for group in groups.values()}
         return {
@@ -150,59 +264,23 @@ class Compressed(Scheme):
             "global_compression_ratio": None,
         }
 
-    def _format(self, codec: str) -> str:
-        kind = integers_of(codec)
-        if kind is None:
-            return {"MXFP4": "mxfp4-pack-quantized", "nvfp4": "nvfp4-pack-quantized"}.get(codec, "float-quantized")
-        return "int-quantized" if self._is_plain(kind) else "pack-quantized"
-
-    def _weights(self, codec: str) -> dict[str, Any]:
-        kind = integers_of(codec)
-        if kind is not None:
-            group = {"strategy": "group", "group_size": kind.group} if kind.group else {"strategy": "channel"}
-            return {
-                "num_bits": kind.bits,
-                "type": "int",
-                "symmetric": not kind.affine,
-                "dynamic": False,
-                "actorder": None,
-                **group,
-            }
-        if codec.startswith("fp8"):
-            return {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "channel"}
-        scale = {"MXFP4": (32, "group", "torch.uint8"), "nvfp4": (16, "tensor_group", "torch.float8_e4m3fn")}
-        group_size, strategy, dtype = scale[codec]
-        return {
-            "num_bits": 4,
-            "type": "float",
-            "symmetric": True,
-            "dynamic": False,
-            "strategy": strategy,
-            "group_size": group_size,
-            "scale_dtype": dtype,
-        }
-
-    def _activations(self, codec: str) -> dict[str, Any] | None:
-        if not self.activations:
-            return None
-        kind = "float" if codec.startswith("fp8") else "int"
-        return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
-
-
-def _generic(codec: str) -> str:
-    """A codec's name without what differs from tensor to tensor."""
-    return "nvfp4" if codec.startswith("nvfp4") else codec
-
-
-def _scale_of(codec: str) -> str:
-    return "BF16" if codec.endswith("-bf16") else "F32"
-
 
 SCHEMES = (
-    Compressed("w4a16", "integers of 4 bits (or 2, 3, 8) in groups, mixed if wished", 4, 128),
-    Compressed("w8a16", "integers of 8 bits per row", 8, 0),
-    Compressed("w8a8", "8 bits per row, activations rounded to 8 bits too", 8, 0, activations=True),
-    Compressed("fp8", "e4m3 per row, activations too", None, 0, activations=True),
-    Compressed("mxfp4", "4-bit floats under a power of two per 32 weights", None, 32),
-    Compressed("nvfp4", "4-bit floats under a tiny float per 16 weights", None, 16),
+    CompressedFolder("w4a16", "integers of 4 bits (or 2, 3, 8) in groups, mixed if wished", 4, 128),
+    CompressedFolder("w8a16", "integers of 8 bits per row", 8),
+    CompressedFolder(
+        "w8a8",
+        "8 bits per row, activations rounded to 8 bits too",
+        8,
+        fixed=lambda wish: f"int8-channel{wish.scale_suffix}",
+        activations=True,
+    ),
+    CompressedFolder(
+        "fp8",
+        "e4m3 per row, activations too",
+        fixed=lambda wish: f"fp8-channel{wish.scale_suffix or '-bf16'}",
+        activations=True,
+    ),
+    CompressedFolder("mxfp4", "4-bit floats under a power of two per 32 weights", fixed=lambda _: "MXFP4"),
+    CompressedFolder("nvfp4", "4-bit floats under a tiny float per 16 weights", fixed=lambda _: "nvfp4"),
 )

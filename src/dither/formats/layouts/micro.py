@@ -25,9 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UnsupportedError
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.parts import Arrays, Micro, Shapes
 
 GROUPS = {"MXFP4": 32, "MXFP6": 32, "NVFP4": 16}
+METHODS = (Method("mxfp4", "MXFP4"), Method("modelopt", "ModelOpt"))
 
 
 def parts(rows: int, columns: int, kind: str) -> Shapes:

@@ -38,3 +38,6 @@ def _weight(module: Module) -> Joined:
         return awq.unpack(module.arrays(PARTS), start, stop)
 
     return module.joined((rows, columns), kind_of(awq.BITS, False, columns, groups), unpack)
+
+
+METHODS = {"awq": join}

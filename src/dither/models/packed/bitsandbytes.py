@@ -81,3 +81,6 @@ def _eight_bits(module: Module) -> Joined:
         return integers.unpack(arrays, start, stop)
 
     return module.joined((rows, columns), "int8-channel", unpack)
+
+
+METHODS = {"bitsandbytes": join}

@@ -22,7 +22,6 @@ from dither.models.packed.matrix import FLOATS, Joined, Module, kind_of, modules
 from dither.models.packed.settings import WAY_OUT, Quantization, flag, matches, whole
 from dither.models.stored import PlainTensor
 
-METHOD = "compressed-tensors"
 FORMATS = (
     "", "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision",
     "mxfp4-pack-quantized", "nvfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized",
@@ -200,3 +199,7 @@ def _micro(module: Module) -> Joined:
         return read(module.arrays(suffixes), start, stop)
 
     return module.joined((rows, columns), kind, unpack)
+
+
+METHODS = {"compressed-tensors": join}
+LEAVES_FLOATS = True

@@ -40,3 +40,6 @@ def _stack(module: Module) -> Joined:
         return micro.unpack_experts(arrays["blocks"], arrays["scales"], start, stop)
 
     return module.joined((experts, rows, groups * 2 * half), "MXFP4", unpack)
+
+
+METHODS = {"mxfp4": join}

@@ -97,3 +97,6 @@ def _overrides(name: str, found: Quantization) -> Mapping[str, Any]:
         if matches(pattern, name, f"{found.thing}, dynamic"):
             return settings if isinstance(settings, dict) and not rule.startswith("-:") else {}
     return {}
+
+
+METHODS = {"gptq": join, "auto-round": join_auto_round, "intel/auto-round": join_auto_round}

@@ -20,7 +20,6 @@ from dither.models.packed.matrix import Joined, Module, modules
 from dither.models.packed.settings import Quantization
 from dither.models.stored import PlainTensor
 
-METHOD = "modelopt"
 READ = ("fp8", "fp8_per_channel_per_token", "mxfp8", "nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
 _PARTS = ("weight", "weight_scale", "weight_scale_2")
 _SCALES_INPUTS = "pre_quant_scale"
@@ -62,3 +61,7 @@ def _nvfp4(module: Module) -> Joined:
         return micro.unpack_modelopt(module.arrays(_PARTS), start, stop)
 
     return module.joined((rows, columns), "NVFP4", unpack)
+
+
+METHODS = {"modelopt": join}
+LEAVES_FLOATS = True

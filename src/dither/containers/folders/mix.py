@@ -1,4 +1,4 @@
-"""From a wish ("awq, 4 bits, groups of 128") to a plan: what every tensor of the folder becomes.
+"""From a wish ("awq, 4 bits, groups of 128") to a mix: what every tensor of the folder becomes.
 
 The matrices of the blocks are quantized; the embedding, the output matrix, routers, norms and biases stay
 numbers, as every consumer expects of these files.  A matrix that the container cannot hold as wished gets a
@@ -40,7 +40,7 @@ def is_linear(tensor: Tensor) -> bool:
     return len(tensor.shape) > 1 and parts[0] == "blk" and parts[2] not in _KEPT and parts[-1] == "weight"
 
 
-def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
+def make_folder_mix(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
     """Raises UsageError: a pattern that matches nothing, a type that the container cannot hold."""
     if options.output_type or options.embedding_type:
         raise UsageError(
@@ -109,7 +109,7 @@ def _common(model: Model, scheme: Scheme, wanted: str) -> str:
 
 def tears(kind: str, entry: Written) -> bool:
     """Whether rows that share scales would be parted by putting them into the checkpoint's order."""
-    if not entry.heads or len(entry.shape) < 2 or kind in FLOAT_TYPES or kind == "nvfp4":
+    if not entry.heads or len(entry.shape) < 2 or kind in FLOAT_TYPES:
         return False
     together = find_codec(kind, entry.shape[-1]).rows_together
     return together > 1 and together % (entry.shape[0] // entry.heads) != 0
@@ -138,45 +138,24 @@ def _planned(
     for fitting in (usual, scheme.smaller(wanted, tensor.columns)):
         if fitting is not None and not isinstance(scheme.can_hold(fitting, tensor.shape), No):
             kind = scheme.codec_of(tensor, fitting)
-            return _quantized(tensor, scheme, kind, wanted if reason else kind, reason)
+            size = scheme.bytes_of(kind, tensor.shape)
+            return MixTensor.of(tensor, kind, size, wanted if reason else kind, reason)
     return _numbers(tensor, wish.dtype, reason, wanted)
 
 
 def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> MixTensor:
     if asked.upper() in FLOAT_TYPES:
         return _numbers(tensor, wish.dtype, "")
-    kind = asked.upper() if asked.upper() == "MXFP4" else asked.lower()
+    kind = find_codec(asked, tensor.columns).name
     verdict = scheme.can_hold(kind, tensor.shape)
     if isinstance(verdict, No):
         raise UsageError(tensor.name, verdict.reason, "Choose another type for it.")
     kind = scheme.codec_of(tensor, kind)
-    return _quantized(tensor, scheme, kind, kind, "")
-
-
-def _quantized(tensor: Tensor, scheme: Scheme, kind: str, wanted: str, reason: str) -> MixTensor:
-    return MixTensor(
-        tensor.name,
-        tensor.shape,
-        tensor.stored,
-        tensor.stored_bytes,
-        kind,
-        scheme.bytes_of(kind, tensor.shape),
-        wanted,
-        reason,
-    )
+    return MixTensor.of(tensor, kind, scheme.bytes_of(kind, tensor.shape))
 
 
 def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> MixTensor:
-    return MixTensor(
-        tensor.name,
-        tensor.shape,
-        tensor.stored,
-        tensor.stored_bytes,
-        dtype,
-        nbytes(dtype, tensor.shape),
-        wanted or dtype,
-        reason,
-    )
+    return MixTensor.of(tensor, dtype, nbytes(dtype, tensor.shape), wanted, reason)
 
 
 def _check_mix(scheme: Scheme, planned: Sequence[MixTensor]) -> None:
