@@ -33,6 +33,7 @@ from dither.containers.folders.scheme import (
     SplitCodec,
     Wish,
     integer_codec,
+    integers_of,
     known_integers,
     signed,
     whole_groups,
@@ -46,138 +47,93 @@ _CHUNK = 2**22  # weights read at a time
 
 @dataclass(frozen=True)
 class Format:
-    """Integers packed into words, and what the other formats answer differently."""
+    """How one kind of grid is stored, and what the configuration says of it."""
 
     name: str  # in the configuration
     codecs: re.Pattern[str]  # the names of those that are stored so
+    parts: Callable[[SplitCodec, int, int], Parts]  # of a matrix of so many rows and columns
+    pack: Callable[[SplitCodec, Bytes], Arrays]
+    weights: Callable[[str], dict[str, Any]]  # the configuration's arguments, of a codec's name
     activations: str = "int"  # what they are rounded to, where the folder rounds them
-
-    def can_hold(self, codec: str, columns: int) -> Yes | No:
-        return whole_groups(known_integers(codec), columns)
-
-    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
-        kind = known_integers(codec.name)
-        group = kind.group or columns
-        return compressed.parts(rows, columns, kind.bits, group, symmetric=not kind.affine, scale=kind.scale)
-
-    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
-        kind = known_integers(codec.name)
-        affine = Affine(*codec.split(raw_RN))
-        return compressed.pack(affine, kind.bits, symmetric=not kind.affine, scale=kind.scale)
-
-    def weights(self, codec: str) -> dict[str, Any]:
-        """What the configuration says of them."""
-        kind = known_integers(codec)
-        group = {"strategy": "group", "group_size": kind.group} if kind.group else {"strategy": "channel"}
-        return {**_numbers(kind.bits, "int", symmetric=not kind.affine), "actorder": None, **group}
-
-    def generic(self, codec: str) -> str:
-        """A codec's name without what differs from tensor to tensor."""
-        return codec
-
-    def codec_of(self, tensor: Tensor, codec: str) -> str:
-        return codec
-
-    def shared(self, kinds: Collection[str]) -> str | None:
-        return None
+    generic: str = ""  # the codec's name without the exponent that differs from tensor to tensor
 
 
-class _WholeBytes(Format):
-    """Codes one to a byte, for kernels that multiply integers."""
-
-    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
-        return integers.parts(rows, columns, "int-quantized", scale=known_integers(codec.name).scale)
-
-    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
-        numbers = signed(*codec.split(raw_RN))
-        return integers.pack(numbers, "int-quantized", scale=known_integers(codec.name).scale)
-
-
-class _Float8(Format):
-    def can_hold(self, codec: str, columns: int) -> Yes | No:
-        return Yes()
-
-    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
-        return float8.parts(rows, columns, "channel", scale=_scale_of(codec))
-
-    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
-        codes_RC, scale_R1 = codec.split(raw_RN)
-        return float8.pack(Float8(codes_RC, scale_R1, (1, columns)), "channel", scale=_scale_of(codec))
-
-    def weights(self, codec: str) -> dict[str, Any]:
-        return {**_numbers(8, "float"), "strategy": "channel"}
-
-
-@dataclass(frozen=True)
-class _Micro(Format):
-    """Four-bit floats.  `grid` is what the layout calls them; `strategy` and `scale` are the configuration's."""
-
-    grid: str = "MXFP4"
-    strategy: str = "group"
-    scale: str = "torch.uint8"
-
-    def can_hold(self, codec: str, columns: int) -> Yes | No:
-        block = find_codec(codec).block
-        return No(f"{columns} columns; {codec} needs a multiple of {block}") if columns % block else Yes()
-
-    def parts(self, codec: SplitCodec, rows: int, columns: int) -> Parts:
-        return micro.parts(rows, columns, self.grid)
-
-    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
-        codes_RC, scale_RG = codec.split(raw_RN)
-        return micro.pack(Micro(codes_RC, scale_RG))
-
-    def weights(self, codec: str) -> dict[str, Any]:
-        size = {"strategy": self.strategy, "group_size": micro.GROUPS[self.grid]}
-        return {**_numbers(4, "float"), **size, "scale_dtype": self.scale}
-
-
-class _ScaledMicro(_Micro):
-    """With a scale for the whole tensor besides: a power of two, which is part of the codec's name (nvfp4-e8)."""
-
-    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int) -> Arrays:
-        exponent = int(codec.name.partition("-e")[2])
-        codes_RC, scale_RG = codec.split(raw_RN)
-        return micro.pack(Micro(codes_RC, scale_RG, 2.0**exponent))
-
-    def generic(self, codec: str) -> str:
-        return codec.partition("-")[0]
-
-    def codec_of(self, tensor: Tensor, codec: str) -> str:
-        """The power of two that the tensor's largest weight leaves."""
-        step, largest = max(1, _CHUNK // tensor.columns), 0.0
-        for start in range(0, tensor.rows, step):
-            largest = max(largest, float(np.abs(tensor.read(start, min(start + step, tensor.rows))).max(initial=0)))
-        exponent = math.floor(math.log2(_MOST / largest)) if 0 < largest < math.inf else 0
-        return f"{self.grid.lower()}-e{exponent}"
-
-    def shared(self, kinds: Collection[str]) -> str | None:
-        """One scale for matrices that are computed as one: that of the largest weight among them."""
-        exponents = [kind.partition("-e")[2] for kind in kinds]
-        return f"{self.grid.lower()}-e{min(map(int, exponents))}" if all(exponents) else None
-
-
-_FORMATS = (
-    Format("pack-quantized", NAME),
-    _Float8("float-quantized", re.compile("fp8-channel.*"), "float"),
-    _Micro("mxfp4-pack-quantized", re.compile("(?i:mxfp4)")),
-    _ScaledMicro(
-        "nvfp4-pack-quantized", re.compile("(?i:nvfp4)(-e.+)?"), "int", "NVFP4", "tensor_group", "torch.float8_e4m3fn"
-    ),
-)
-_BYTES_FIRST = (_WholeBytes("int-quantized", re.compile("int8-channel.*")), *_FORMATS)
-
-
-def _scale_of(codec: SplitCodec) -> str:
-    return STORED[codec.stored]  # type: ignore[attr-defined]
-
-
-def _numbers(bits: int, kind: str, *, symmetric: bool = True) -> dict[str, Any]:
+def _numbers(bits: int, kind: str, symmetric: bool = True) -> dict[str, Any]:
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False}
 
 
 def _rounded(kind: str) -> dict[str, Any]:
     return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def _integers(codec: str) -> dict[str, Any]:
+    kind = known_integers(codec)
+    group = {"strategy": "group", "group_size": kind.group} if kind.group else {"strategy": "channel"}
+    return {**_numbers(kind.bits, "int", not kind.affine), "actorder": None, **group}
+
+
+def _word_parts(codec: SplitCodec, rows: int, columns: int) -> Parts:
+    kind = known_integers(codec.name)
+    return compressed.parts(
+        rows, columns, kind.bits, kind.group or columns, symmetric=not kind.affine, scale=kind.scale
+    )
+
+
+def _pack_words(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
+    kind = known_integers(codec.name)
+    return compressed.pack(Affine(*codec.split(raw_RN)), kind.bits, symmetric=not kind.affine, scale=kind.scale)
+
+
+def _byte_parts(codec: SplitCodec, rows: int, columns: int) -> Parts:
+    return integers.parts(rows, columns, "int-quantized", scale=STORED[codec.stored])
+
+
+def _pack_bytes(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
+    return integers.pack(signed(*codec.split(raw_RN)), "int-quantized", scale=STORED[codec.stored])
+
+
+def _float8_parts(codec: SplitCodec, rows: int, columns: int) -> Parts:
+    return float8.parts(rows, columns, "channel", scale=STORED[codec.stored])
+
+
+def _pack_float8(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
+    codes_RC, scale_R1 = codec.split(raw_RN)
+    return float8.pack(Float8(codes_RC, scale_R1, (1, codes_RC.shape[1])), "channel", scale=STORED[codec.stored])
+
+
+def _pack_micro(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
+    codes_RC, scale_RG = codec.split(raw_RN)
+    exponent = codec.name.partition("-e")[2]
+    return micro.pack(Micro(codes_RC, scale_RG, 2.0 ** int(exponent) if exponent else None))
+
+
+def _micro(grid: str, strategy: str, scale: str, **named: str) -> Format:
+    size = {"strategy": strategy, "group_size": micro.GROUPS[grid], "scale_dtype": scale}
+    return Format(
+        f"{grid.lower()}-pack-quantized",
+        re.compile(f"(?i:{grid})(-e.+)?"),
+        lambda _, rows, columns: micro.parts(rows, columns, grid),
+        _pack_micro,
+        lambda _: {**_numbers(4, "float"), **size},
+        **named,
+    )
+
+
+# Codes one to a byte, for kernels that multiply integers.
+_BYTES = Format("int-quantized", re.compile("int8-channel.*"), _byte_parts, _pack_bytes, _integers)
+_FORMATS = (
+    Format("pack-quantized", NAME, _word_parts, _pack_words, _integers),
+    Format(
+        "float-quantized",
+        re.compile("fp8-channel.*"),
+        _float8_parts,
+        _pack_float8,
+        lambda _: {**_numbers(8, "float"), "strategy": "channel"},
+        activations="float",
+    ),
+    _micro("MXFP4", "group", "torch.uint8"),
+    _micro("NVFP4", "tensor_group", "torch.float8_e4m3fn", generic="nvfp4"),
+)
 
 
 class CompressedFolder(Scheme):
@@ -214,7 +170,7 @@ class CompressedFolder(Scheme):
         return tuple(self.codec(replace(wish, bits=bits)) for bits in BITS)
 
     def _find(self, codec: str) -> Format | None:
-        formats = _BYTES_FIRST if self.activations else _FORMATS
+        formats = (_BYTES, *_FORMATS) if self.activations else _FORMATS
         return next((one for one in formats if one.codecs.fullmatch(codec)), None)
 
     def _format(self, codec: str) -> Format:
@@ -223,24 +179,39 @@ class CompressedFolder(Scheme):
         return found
 
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
-        found = self._find(codec)
-        return found.can_hold(codec, shape[-1]) if found else No(f"compressed-tensors has no {codec}")
+        columns, kind = shape[-1], integers_of(codec)
+        if self._find(codec) is None:
+            return No(f"compressed-tensors has no {codec}")
+        if kind is not None:
+            return whole_groups(kind, columns)
+        block = find_codec(codec, columns).block
+        return No(f"{columns} columns; {codec} needs a multiple of {block}") if columns % block else Yes()
 
     def codec_of(self, tensor: Tensor, codec: str) -> str:
-        return self._format(codec).codec_of(tensor, codec)
+        """NVFP4 has a scale for the whole tensor besides: the power of two that its largest weight leaves."""
+        generic = self._format(codec).generic
+        if not generic:
+            return codec
+        step, largest = max(1, _CHUNK // tensor.columns), 0.0
+        for start in range(0, tensor.rows, step):
+            largest = max(largest, float(np.abs(tensor.read(start, min(start + step, tensor.rows))).max(initial=0)))
+        exponent = math.floor(math.log2(_MOST / largest)) if 0 < largest < math.inf else 0
+        return f"{generic}-e{exponent}"
 
     def shared(self, kinds: Collection[str]) -> str | None:
-        first, *others = {self._find(kind) for kind in kinds}
-        return None if others or first is None else first.shared(kinds)
+        """One scale for matrices that are computed as one: that of the largest weight among them."""
+        first, *others = {found.generic if (found := self._find(kind)) else "" for kind in kinds}
+        exponents = [kind.partition("-e")[2] for kind in kinds]
+        return f"{first}-e{min(map(int, exponents))}" if first and not others and all(exponents) else None
 
     def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         return self._format(codec.name).parts(codec, rows, columns)
 
     def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
-        return self._format(codec.name).pack(codec, raw_RN, columns)
+        return self._format(codec.name).pack(codec, raw_RN)
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
-        generic = {name: self._format(codec).generic(codec) for name, codec in modules.items()}
+        generic = {name: self._format(codec).generic or codec for name, codec in modules.items()}
         kinds = [kind for kind, _ in Counter(generic.values()).most_common()]
         groups = {}
         for number, kind in enumerate(kinds):

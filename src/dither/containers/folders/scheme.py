@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +50,9 @@ class Wish:
         return {"F16": "", "BF16": "-bf16", "F32": "-f32"}[self.dtype]
 
 
-@runtime_checkable
 class SplitCodec(Codec, Protocol):
+    @property
+    def stored(self) -> str: ...
     def split(self, raw_RN: Bytes) -> tuple[npt.NDArray[Any], ...]: ...
 
 
@@ -137,9 +138,7 @@ class Scheme(ABC):
 
 def split_codec(name: str, columns: int) -> SplitCodec:
     """The codec of a matrix that a folder stores in parts."""
-    found = find_codec(name, columns)
-    assert isinstance(found, SplitCodec), name  # `Scheme.can_hold` lets no other in
-    return found
+    return cast("SplitCodec", find_codec(name, columns))
 
 
 def refuse(scheme: Scheme, option: str, reason: str, way_out: str) -> UsageError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.formats.layouts import Affine, gptq
+from dither.formats.layouts import gptq
 from dither.formats.layouts.words import words
 from dither.models.packed import awq
 from dither.models.packed.matrix import FLOATS, Joined, Module, kind_of, modules
@@ -60,11 +60,8 @@ def _weight(module: Module, found: Quantization, v1: bool) -> Joined:
     if not module.has("g_idx") and columns % groups:
         raise module.wrong(f"has {columns} columns in {groups} groups, and no g_idx says which is in which")
     symmetric = flag(settings, "sym", found.thing, True)
-
-    def unpack(start: int, stop: int) -> Affine:
-        return gptq.unpack(module.arrays(PARTS), start, stop, bits=bits, v1=v1, columns=columns)
-
-    return module.joined((rows, columns), kind_of(bits, symmetric, columns, groups), unpack)
+    kind = kind_of(bits, symmetric, columns, groups)
+    return module.joined((rows, columns), kind, gptq.unpack, PARTS, bits=bits, v1=v1, columns=columns)
 
 
 def _bits(module: Module, stated: int | None, columns: int) -> int:

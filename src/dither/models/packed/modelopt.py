@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dither.formats.layouts import Micro, micro
+from dither.formats.layouts import micro
 from dither.models.packed.matrix import Joined, Module, modules
 from dither.models.packed.settings import Quantization
 from dither.models.stored import PlainTensor
@@ -56,11 +56,7 @@ def _nvfp4(module: Module) -> Joined:
     whole = module.tensors["weight_scale_2"]
     if whole.dtype != "F32" or whole.shape not in ((), (1,)):
         raise module.wrong(f"has a weight_scale_2 of {whole.dtype} and shape {list(whole.shape)}")
-
-    def unpack(start: int, stop: int) -> Micro:
-        return micro.unpack_modelopt(module.arrays(_PARTS), start, stop)
-
-    return module.joined((rows, columns), "NVFP4", unpack)
+    return module.joined((rows, columns), "NVFP4", micro.unpack_modelopt, _PARTS)
 
 
 METHODS = {"modelopt": join}
