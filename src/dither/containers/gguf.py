@@ -82,7 +82,6 @@ class GGUFOutput(PartOutput):
 
     @property
     def total(self) -> int:
-        """Bytes of the finished file."""
         return self._layout.total
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
@@ -108,6 +107,3 @@ class GGUFOutput(PartOutput):
         before = _key_bytes(key)
         at = self._layout.header.index(before) + len(before) + 4 + 4 + 8  # behind two types and the count
         self._file.write_at(at, struct.pack(f"<{len(self._index)}f", *(errors[name] for name in self._index)))
-
-    def describe(self, card: str) -> None:
-        """A GGUF has no place for it."""

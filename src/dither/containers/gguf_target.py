@@ -12,8 +12,9 @@ from dither._version import __version__
 from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved, reserved_numbers
 from dither.containers.mix import Mix, MixTensor, Options, make_mix
+from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
-from dither.containers.target import OrderOf, TargetOutput
+from dither.containers.target import OrderOf
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
@@ -66,7 +67,7 @@ class GGUFTarget:
         identity: str,
         measured: bool,
         order: OrderOf | None = None,
-    ) -> TargetOutput:
+    ) -> PartOutput:
         metadata = self._metadata(model, plan, recipe, store, measured)
         return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in plan.tensors], identity)
 

@@ -14,32 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.containers.mix import Mix, MixTensor, Options
+from dither.containers.part_output import PartOutput
 from dither.formats.evidence import EvidenceStore
-from dither.types import Model, No, Output, Tensor, Yes
+from dither.types import Model, No, Tensor, Yes
 
 OrderOf = Callable[[str, int], "npt.NDArray[np.intp] | None"]
-
-
-class TargetOutput(Output, Protocol):
-    """What is written to, and what a run asks of it besides."""
-
-    @property
-    def total(self) -> int: ...
-    @property
-    def part(self) -> Path: ...
-    @property
-    def discarded(self) -> bool: ...
-    def fill(self, key: str, text: str) -> bool: ...
-    def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
-        """Puts every tensor's relative error into what the file says of itself, under `key`."""
-        ...
-
-    def describe(self, card: str) -> None:
-        """Puts text for people beside the weights, where the container has a place for it."""
-        ...
-
-    def __enter__(self) -> TargetOutput: ...
-    def __exit__(self, *error: Any) -> None: ...
 
 
 class Target(Protocol):
@@ -68,7 +47,7 @@ class Target(Protocol):
         identity: str,
         measured: bool,
         order: OrderOf | None = None,
-    ) -> TargetOutput:
+    ) -> PartOutput:
         """`order` says of a tensor and an expert in which order its columns will come."""
         ...
 

@@ -234,11 +234,6 @@ class EvidenceStore:
         return bool(self.manifest.get("hessians"))
 
     @property
-    def has_gradients(self) -> bool:
-        """Whether there are output Hessians."""
-        return bool(self.manifest.get("gradients"))
-
-    @property
     def notes(self) -> tuple[str, ...]:
         return tuple(map(str, self.manifest.get("notes", ())))
 

@@ -22,9 +22,10 @@ from dither.containers.folders import find_scheme
 from dither.containers.importance import check_evidence, evidence_notes
 from dither.containers.mix import Mix, Options, check_patterns
 from dither.containers.nearest_preset import nearest_preset
+from dither.containers.part_output import PartOutput
 from dither.containers.plan_file import PlanFile, plan_sha256, read_plan
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
-from dither.containers.target import Target, TargetOutput
+from dither.containers.target import Target
 from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
 from dither.executors import local
@@ -351,7 +352,7 @@ class _Job:
 
     def _fill(
         self,
-        output: TargetOutput,
+        output: PartOutput,
         path: Path,
         rewritten: Rewritten,
         recipe: str,
@@ -397,7 +398,7 @@ class _Job:
         before, after = ({t.name for t in m.tensors} for m in (self.opened, rewritten.model))
         return frozenset({*self.store.tensors, *(after - before)})
 
-    def _enliven(self, run: Run, rewritten: Rewritten, output: TargetOutput, sequential: bool) -> None:
+    def _enliven(self, run: Run, rewritten: Rewritten, output: PartOutput, sequential: bool) -> None:
         """Lets the calibration text follow the run through the blocks it has written."""
         from dither.measuring.live import BlockTasks, LiveEvidence, Passage
         from dither.models.blocks import open_blocks
@@ -418,7 +419,7 @@ class _Job:
 
             run.refine = refine
 
-    def _measure(self, output: TargetOutput, path: Path, data: bool | str | Path) -> Measurement:
+    def _measure(self, output: PartOutput, path: Path, data: bool | str | Path) -> Measurement:
         from dither.measuring.embedded import prove
 
         started = time.monotonic()

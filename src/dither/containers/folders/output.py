@@ -47,7 +47,7 @@ class Contents:
 
 
 class FolderOutput(PartOutput):
-    """See `types.Output`; a context manager.  `identity` says what work this is, as for GGUF.
+    """A context manager.  `identity` says what work this is, as for GGUF.
 
     `order` says of a tensor and an expert in which order columns come, where that is not theirs.
     """
@@ -99,7 +99,6 @@ class FolderOutput(PartOutput):
 
     @property
     def total(self) -> int:
-        """Bytes of the finished safetensors."""
         return self._total
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
@@ -147,7 +146,6 @@ class FolderOutput(PartOutput):
         return True
 
     def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
-        """Puts every tensor's relative error into what the folder says of itself."""
         self.fill(key, json.dumps({name: float(f"{error:.6g}") for name, error in errors.items()}))
 
     def describe(self, card: str) -> None:

@@ -17,7 +17,8 @@ from dither.containers.folders.scheme import Scheme, Wish, split_codec
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
-from dither.containers.target import OrderOf, TargetOutput
+from dither.containers.part_output import PartOutput
+from dither.containers.target import OrderOf
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
@@ -68,7 +69,7 @@ class FolderTarget:
         identity: str,
         measured: bool,
         order: OrderOf | None = None,
-    ) -> TargetOutput:
+    ) -> PartOutput:
         family, entries = written(model)
         wish = self.wish()
         kinds = {tensor.name: tensor.type for tensor in plan.tensors}

@@ -55,6 +55,8 @@ def _weight(module: Module, found: Quantization, v1: bool) -> Joined:
     columns = module.part("g_idx", ["I32", "I64"], 1).shape[0] if module.has("g_idx") else 0
     bits = _bits(module, whole(settings, "bits", found.thing), columns)
     columns = columns or qweight.shape[0] * 32 // bits
+    if module.has("g_idx"):
+        module.expect("g_idx", (columns,))
     if whole(settings, "group_size", found.thing, -1) == 0:
         raise module.wrong("has groups of no columns, says its config")
     if not module.has("g_idx") and columns % groups:
