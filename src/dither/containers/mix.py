@@ -17,7 +17,7 @@ from typing import Any
 
 from dither.codecs import codec as find_codec
 from dither.containers.gguf import can_hold
-from dither.containers.presets import Assignment, assign, file_type
+from dither.containers.presets import Assignment, Wanted, assign, file_type
 from dither.display import table
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
@@ -28,18 +28,13 @@ PLANNED = "plan"  # instead of a preset's name
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a person asked for.  `tensors` are (regular expression, type) pairs, first match wins.
+class Options(Wanted):
+    """What a person asked for.
 
     `plan` is the sha256 of a plan file that names every tensor's type (`containers.plan_file`); `to` then only
     says what llama.cpp calls a file of that size.
     """
 
-    to: str
-    tensors: tuple[tuple[str, str], ...] = ()
-    output_type: str | None = None
-    embedding_type: str | None = None
-    pure: bool = False
     plan: str = ""
     folder: bool = False  # a checkpoint folder (`containers.folders`), not a GGUF
     bits: int | None = None  # of a folder's grid, as are the next two; None is the container's own choice
@@ -200,14 +195,10 @@ def make_mix(model: Model, options: Options, importance: Collection[str] = ()) -
     check_patterns(model, options)
     assignments = assign(
         [(tensor.name, tensor.shape) for tensor in model.tensors],
-        preset=options.to,
+        options,
         arch=model.arch,
         metadata=model.metadata,
         has_imatrix=bool(importance),
-        overrides=options.tensors,
-        output_type=options.output_type,
-        embedding_type=options.embedding_type,
-        pure=options.pure,
     )
     planned = tuple(
         plan_tensor(tensor, assignment, model.kind)
