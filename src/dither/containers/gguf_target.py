@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither._version import __version__
 from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved, reserved_numbers
 from dither.containers.mix import Mix, MixTensor, Options, make_mix
 from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
-from dither.containers.target import OrderOf
+from dither.containers.target import Work
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
@@ -57,19 +56,9 @@ class GGUFTarget:
         """llama.cpp multiplies by one tensor at a time, whatever its neighbors are."""
         return [(name,) for name in names]
 
-    def open(
-        self,
-        path: Path,
-        model: Model,
-        plan: Mix,
-        recipe: str,
-        store: EvidenceStore | None,
-        identity: str,
-        measured: bool,
-        order: OrderOf | None = None,
-    ) -> PartOutput:
-        metadata = self._metadata(model, plan, recipe, store, measured)
-        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in plan.tensors], identity)
+    def open(self, path: Path, model: Model, mix: Mix, work: Work) -> PartOutput:
+        metadata = self._metadata(model, mix, work.recipe, work.store, work.measured)
+        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in mix.tensors], work.identity)
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         if asked is None:
@@ -100,7 +89,7 @@ class GGUFTarget:
 
     @staticmethod
     def _metadata(model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, measured: bool) -> dict[str, Any]:
-        metadata = output_metadata(model, plan, recipe, store, __version__)
+        metadata = output_metadata(model, plan, recipe, store)
         metadata[ERRORS] = reserved_numbers(len(plan.tensors))
         if measured:
             metadata[MEASUREMENT] = reserved(MEASUREMENT_ROOM)

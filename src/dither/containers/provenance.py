@@ -58,11 +58,9 @@ def recipe_json(
     return json.dumps(recipe)
 
 
-def output_metadata(
-    model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, version: str
-) -> dict[str, Field]:
+def output_metadata(model: Model, plan: Mix, recipe: str, store: EvidenceStore | None) -> dict[str, Field]:
     metadata = {key: value for key, value in model.metadata.items() if not key.startswith("quantize.")}
-    metadata.update(recipe_metadata(plan.file_type, recipe, version))
+    metadata.update(recipe_metadata(plan.file_type, recipe))
     for key in (MEASUREMENT, ERRORS):  # of the source, if it had them
         metadata.pop(key, None)
     matrix = store.matrix if store else None

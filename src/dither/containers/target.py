@@ -7,6 +7,7 @@ is done to the weights in between knows neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,17 @@ from dither.formats.evidence import EvidenceStore
 from dither.types import Model, No, Tensor, Yes
 
 OrderOf = Callable[[str, int], "npt.NDArray[np.intp] | None"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an output is told besides the weights."""
+
+    recipe: str  # how it is made: it says so of itself
+    identity: str  # by which a later run of the same work knows it
+    store: EvidenceStore | None
+    measured: bool = False  # whether room is kept for a measurement
+    order: OrderOf | None = None  # in which order the columns of a tensor's expert will come
 
 
 class Target(Protocol):
@@ -37,18 +49,8 @@ class Target(Protocol):
         """The output's path, where `path` may also be a folder to put it in, and is with `inside`."""
         ...
 
-    def open(
-        self,
-        path: Path,
-        model: Model,
-        plan: Mix,
-        recipe: str,
-        store: EvidenceStore | None,
-        identity: str,
-        measured: bool,
-        order: OrderOf | None = None,
-    ) -> PartOutput:
-        """`order` says of a tensor and an expert in which order its columns will come."""
+    def open(self, path: Path, model: Model, mix: Mix, work: Work) -> PartOutput:
+        """The output that a model's rows are written to."""
         ...
 
     def header_bytes(

@@ -18,6 +18,15 @@ from dither.errors import FormatError, OutputError, SourceError
 
 
 @contextmanager
+def writing(path: Path, way_out: str) -> Iterator[None]:
+    """What the system refuses within becomes an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(str(path), f"cannot be written ({error.strerror})", way_out) from None
+
+
+@contextmanager
 def replacing(
     path: Path, way_out: str = "Free some space and run it again.", *, sync: bool = True
 ) -> Iterator[BinaryIO]:
@@ -28,15 +37,14 @@ def replacing(
     # The process's number keeps two writers of one file apart: the last to finish wins, and both are whole.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.unlink(missing_ok=True)
-        with part.open("xb") as file:  # never through a link that somebody left under this name
-            yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(str(path), f"cannot be written ({error.strerror})", way_out) from None
+        with writing(path, way_out):
+            part.unlink(missing_ok=True)
+            with part.open("xb") as file:  # never through a link that somebody left under this name
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            part.replace(path)
     finally:
         with suppress(OSError):
             part.unlink()
