@@ -47,10 +47,10 @@ class GGUFTarget:
     ) -> int:
         """Types take as many bytes in a header whichever they are: those of any preset tell."""
         options = Options(_ANY_PRESET.to, plan="0" * 64)
-        plan = make_mix(model, options, store.tensors if store else ())
+        mix = make_mix(model, options, store.tensors if store else ())
         recipe = recipe_json(model, options, store, solver, transforms)
-        metadata = self._metadata(model, plan, recipe, store, True)
-        return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
+        metadata = self._metadata(model, mix, recipe, store, True)
+        return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).header)
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """llama.cpp multiplies by one tensor at a time, whatever its neighbors are."""
@@ -83,14 +83,14 @@ class GGUFTarget:
         return padded(size, alignment_of(model.metadata))
 
     def fixed(self, model: Model) -> dict[str, MixTensor]:
-        plan = make_mix(model, _ANY_PRESET)
+        mix = make_mix(model, _ANY_PRESET)
         # A reason without a fallback says why a tensor is left alone: 1-D, a bias, a router.
-        return {t.name: t for t in plan.tensors if t.reason and not t.is_fallback}
+        return {t.name: t for t in mix.tensors if t.reason and not t.is_fallback}
 
     @staticmethod
-    def _metadata(model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, measured: bool) -> dict[str, Any]:
-        metadata = output_metadata(model, plan, recipe, store)
-        metadata[ERRORS] = reserved_numbers(len(plan.tensors))
+    def _metadata(model: Model, mix: Mix, recipe: str, store: EvidenceStore | None, measured: bool) -> dict[str, Any]:
+        metadata = output_metadata(model, mix, recipe, store)
+        metadata[ERRORS] = reserved_numbers(len(mix.tensors))
         if measured:
             metadata[MEASUREMENT] = reserved(MEASUREMENT_ROOM)
         return metadata

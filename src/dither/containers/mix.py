@@ -1,4 +1,4 @@
-"""From a wish ("Q4_K_M") to a plan: the type and the bytes of every tensor, before any work.
+"""From a wish ("Q4_K_M") to a mix: the type and the bytes of every tensor, before any work.
 
 The preset's mix is llama.cpp's (`presets.py`); what is added here is the arithmetic, and an honest
 account of fallbacks: a row that is not a multiple of 256 cannot be a K-quant, takes a larger type
@@ -187,7 +187,7 @@ def count_by_type(tensors: Iterable[tuple[str, int, int]]) -> dict[str, dict[str
 
 
 def make_mix(model: Model, options: Options, importance: Collection[str] = ()) -> Mix:
-    """The plan for a model; `importance` names the tensors that an importance matrix covers.
+    """The mix for a model; `importance` names the tensors that an importance matrix covers.
 
     Raises UsageError: an unknown preset or type, a pattern that is no regular expression or matches
     nothing, an override that cannot hold the tensor, a type that needs importance and has none.

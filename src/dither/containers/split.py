@@ -31,7 +31,7 @@ _COPIED = 16 * 2**20  # bytes in memory at a time
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPart:
     """A file to come: its name, its first bytes, and where the tensors' bytes go."""
 
     path: Path
@@ -39,7 +39,7 @@ class Part:
     layout: Layout
 
 
-def plan_parts(path: str | Path, folder: str | Path, limit: int) -> list[Part]:
+def plan_parts(path: str | Path, folder: str | Path, limit: int) -> list[SplitPart]:
     """Into which parts of at most `limit` bytes a GGUF would be cut, or one part where it fits.
 
     Raises FormatError where the file is none, UsageError where it is a part itself or where a single
@@ -58,7 +58,7 @@ def plan_parts(path: str | Path, folder: str | Path, limit: int) -> list[Part]:
         name = f"{path.stem}-{number + 1:05d}-of-{len(groups):05d}.gguf"
         metadata = _metadata(header, number, len(groups))
         infos = [(entry.name, entry.shape, entry.kind.name) for entry in group]
-        parts.append(Part(folder / name, tuple(group), lay_out(metadata, infos)))
+        parts.append(SplitPart(folder / name, tuple(group), lay_out(metadata, infos)))
     return parts
 
 
@@ -113,7 +113,7 @@ def split(path: str | Path, folder: str | Path, limit: int, *, progress: Progres
     return [part.path for part in parts]
 
 
-def _is_there(part: Part, source: Path) -> bool:
+def _is_there(part: SplitPart, source: Path) -> bool:
     """Whether a finished part of this very file stands: it got its name once it was whole."""
     try:
         there, now = part.path.stat(), source.stat()
@@ -132,7 +132,7 @@ def _check_disk(folder: Path, needed: int) -> None:
         raise OutputError(str(folder), reason, "Name a folder on a larger disk.")
 
 
-def _write(part: Part, source: MappedFile, report: Progress) -> None:
+def _write(part: SplitPart, source: MappedFile, report: Progress) -> None:
     with replacing(part.path, "Free some space, or name another folder.") as file:
         file.write(part.layout.header)
         for entry, offset in zip(part.entries, part.layout.offsets, strict=True):

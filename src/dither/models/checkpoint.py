@@ -22,6 +22,7 @@ from dither.formats.mapped import MappedFile, fingerprint
 from dither.models import packed
 from dither.models.packed.settings import read_quantization
 from dither.models.stored import PlainTensor, StoredTensor
+from dither.system.files import read_bytes
 from dither.system.json_text import parse_object
 from dither.system.text import shown
 
@@ -93,11 +94,8 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    file = MappedFile(path)
-    if file.size > MAX_JSON:
-        reason = f"has {file.size} bytes, more than the {MAX_JSON} that are read"
-        raise SourceError(str(path), reason, "Check that it is what its name says.")
-    return parse_object(file.data[:], str(path), safetensors.FETCH_AGAIN, finite=False, unique=True)
+    raw = read_bytes(path, MAX_JSON, "Check that it is what its name says.")
+    return parse_object(raw, str(path), safetensors.FETCH_AGAIN, finite=False, unique=True)
 
 
 def _side_files(folder: Path) -> tuple[Path, ...]:

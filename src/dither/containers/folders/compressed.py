@@ -62,6 +62,11 @@ def _numbers(bits: int, kind: str, symmetric: bool = True) -> dict[str, Any]:
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False}
 
 
+def _settings(codec: SplitCodec) -> dict[str, Any]:
+    kind = known_integers(codec.name)
+    return {"bits": kind.bits, "symmetric": not kind.affine, "scale": kind.scale}
+
+
 def _rounded(kind: str) -> dict[str, Any]:
     return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
 
@@ -70,30 +75,6 @@ def _integers(codec: str) -> dict[str, Any]:
     kind = known_integers(codec)
     group = {"strategy": "group", "group_size": kind.group} if kind.group else {"strategy": "channel"}
     return {**_numbers(kind.bits, "int", not kind.affine), "actorder": None, **group}
-
-
-def _word_parts(codec: SplitCodec, rows: int, columns: int) -> Parts:
-    kind = known_integers(codec.name)
-    return compressed.parts(
-        rows, columns, kind.bits, kind.group or columns, symmetric=not kind.affine, scale=kind.scale
-    )
-
-
-def _pack_words(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
-    kind = known_integers(codec.name)
-    return compressed.pack(Affine(*codec.split(raw_RN)), kind.bits, symmetric=not kind.affine, scale=kind.scale)
-
-
-def _byte_parts(codec: SplitCodec, rows: int, columns: int) -> Parts:
-    return integers.parts(rows, columns, "int-quantized", scale=STORED[codec.stored])
-
-
-def _pack_bytes(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
-    return integers.pack(signed(*codec.split(raw_RN)), "int-quantized", scale=STORED[codec.stored])
-
-
-def _float8_parts(codec: SplitCodec, rows: int, columns: int) -> Parts:
-    return float8.parts(rows, columns, "channel", scale=STORED[codec.stored])
 
 
 def _pack_float8(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
@@ -107,7 +88,7 @@ def _pack_micro(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
     return micro.pack(Micro(codes_RC, scale_RG, 2.0 ** int(exponent) if exponent else None))
 
 
-def _micro(grid: str, strategy: str, scale: str, **named: str) -> Format:
+def _micro(grid: str, strategy: str, scale: str, generic: str = "") -> Format:
     size = {"strategy": strategy, "group_size": micro.GROUPS[grid], "scale_dtype": scale}
     return Format(
         f"{grid.lower()}-pack-quantized",
@@ -115,18 +96,30 @@ def _micro(grid: str, strategy: str, scale: str, **named: str) -> Format:
         lambda _, rows, columns: micro.parts(rows, columns, grid),
         _pack_micro,
         lambda _: {**_numbers(4, "float"), **size},
-        **named,
+        generic=generic,
     )
 
 
 # Codes one to a byte, for kernels that multiply integers.
-_BYTES = Format("int-quantized", re.compile("int8-channel.*"), _byte_parts, _pack_bytes, _integers)
+_BYTES = Format(
+    "int-quantized",
+    re.compile("int8-channel.*"),
+    lambda codec, rows, columns: integers.parts(rows, columns, "int-quantized", scale=STORED[codec.stored]),
+    lambda codec, raw_RN: integers.pack(signed(*codec.split(raw_RN)), "int-quantized", scale=STORED[codec.stored]),
+    _integers,
+)
 _FORMATS = (
-    Format("pack-quantized", NAME, _word_parts, _pack_words, _integers),
+    Format(
+        "pack-quantized",
+        NAME,
+        lambda codec, rows, columns: compressed.parts(rows, columns, **_settings(codec), group_size=codec.block),
+        lambda codec, raw_RN: compressed.pack(Affine(*codec.split(raw_RN)), **_settings(codec)),
+        _integers,
+    ),
     Format(
         "float-quantized",
         re.compile("fp8-channel.*"),
-        _float8_parts,
+        lambda codec, rows, columns: float8.parts(rows, columns, "channel", scale=STORED[codec.stored]),
         _pack_float8,
         lambda _: {**_numbers(8, "float"), "strategy": "channel"},
         activations="float",
