@@ -7,7 +7,6 @@ instead, and the file is no longer what its name promises.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -21,6 +20,7 @@ from dither.containers.presets import Assignment, Wanted, assign, file_type
 from dither.display import table
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
+from dither.system.json_text import object_in
 from dither.types import Model, No, Tensor
 from dither.units import format_bytes, format_count
 
@@ -54,10 +54,7 @@ class Options(Wanted):
 def is_planned(model: Model) -> bool:
     """Whether a file's recipe names a plan."""
     recipe = model.metadata.get("dither.recipe")
-    try:
-        return recipe is not None and "plan" in json.loads(recipe.value)
-    except (ValueError, TypeError, RecursionError):
-        return False  # somebody else's
+    return recipe is not None and "plan" in object_in(recipe.value)
 
 
 @dataclass(frozen=True)

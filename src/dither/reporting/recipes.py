@@ -12,10 +12,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from dither.errors import FormatError
 from dither.measuring.build import SEED
 from dither.measuring.schema import Measurement
-from dither.system.json_text import parse_object
+from dither.system.json_text import object_in
 from dither.system.text import shown
 
 _EVIDENCE = "evidence"  # the folder that commands name
@@ -25,12 +24,7 @@ _MOST_OVERRIDES = 32  # in a command that people are to copy
 
 def read_recipe(text: object) -> dict[str, Any]:
     """The recipe of a file's metadata; empty where there is none or it is no JSON object."""
-    if not isinstance(text, str) or len(text) > _MOST:
-        return {}
-    try:
-        return parse_object(text, "the recipe", finite=False)
-    except FormatError:
-        return {}
+    return {} if isinstance(text, str) and len(text) > _MOST else object_in(text)
 
 
 def in_words(recipe: Mapping[str, Any]) -> str:

@@ -22,6 +22,14 @@ def read_object(path: Path, limit: int, way_out: str = "") -> dict[str, Any]:
     return parse_object(read_bytes(path, limit, way_out), str(path), way_out)
 
 
+def object_in(text: object) -> dict[str, Any]:
+    """The JSON object of a metadata value; empty where it is no text, or the text holds none."""
+    try:
+        return parse_object(text, "the text", finite=False) if isinstance(text, str) else {}
+    except FormatError:
+        return {}
+
+
 def parse_object(
     raw: bytes | str, thing: str, way_out: str = "", *, finite: bool = True, unique: bool = False
 ) -> dict[str, Any]:
