@@ -54,16 +54,17 @@ def make_folder_mix(model: Model, options: Options, scheme: Scheme, wish: Wish) 
     _, entries = written(model)
     named = {entry.tensor for entry in entries}
     shifted = {entry.tensor for entry in entries if entry.offset}
-    torn = {entry.tensor for entry in entries if tears(wanted, entry)}
-    planned = tuple(
-        _numbers(tensor, "F32", "stored less one")
-        if tensor.name in shifted
-        else _numbers(tensor, wish.dtype, "heads of its rows do not divide a tile", wanted)
-        if tensor.name in torn
-        else _planned(tensor, options.tensors, scheme, (wanted, usual), wish)
-        for tensor in model.tensors
-        if tensor.name in named
-    )
+    torn = {entry.tensor for entry in entries if splits_scales(wanted, entry)}
+
+    def entry_of(tensor: Tensor) -> MixTensor:
+        # Norms that a checkpoint stores less one lose nothing as float32 alone.
+        if tensor.name in shifted:
+            return _numbers(tensor, "F32", "stored less one")
+        if tensor.name in torn:
+            return _numbers(tensor, wish.dtype, "heads of its rows do not divide a tile", wanted)
+        return _planned(tensor, options.tensors, scheme, (wanted, usual), wish)
+
+    planned = [entry_of(tensor) for tensor in model.tensors if tensor.name in named]
     _check_mix(scheme, planned)
     return Mix(options.label, 0, *_joined(scheme, planned))
 
@@ -107,7 +108,7 @@ def _common(model: Model, scheme: Scheme, wanted: str) -> str:
     return wanted
 
 
-def tears(kind: str, entry: Written) -> bool:
+def splits_scales(kind: str, entry: Written) -> bool:
     """Whether rows that share scales would be parted by putting them into the checkpoint's order."""
     if not entry.heads or len(entry.shape) < 2 or kind in FLOAT_TYPES:
         return False
@@ -135,6 +136,7 @@ def _planned(
         return _numbers(tensor, wanted, "")
     verdict = scheme.can_hold(wanted, tensor.shape)
     reason = verdict.reason if isinstance(verdict, No) else ""
+    # The grid that suits the whole model first: one that differs from the others' is for where nothing else fits.
     for fitting in (usual, scheme.smaller(wanted, tensor.columns)):
         if fitting is not None and not isinstance(scheme.can_hold(fitting, tensor.shape), No):
             kind = scheme.codec_of(tensor, fitting)
