@@ -71,3 +71,9 @@ def test_what_most_engines_read_is_listed_first() -> None:
     names = list(schemes())
     assert names[:2] == ["awq", "gptq"] and names[-1] == "safetensors"
     assert all(scheme.words and scheme.title for scheme in schemes().values())
+
+
+def test_the_documentation_names_every_format_that_is_written() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    missing = [name for name, scheme in schemes().items() if scheme.quantizes and f"`{name}`" not in table]
+    assert not missing
