@@ -117,6 +117,8 @@ class Folder:
     def tidy(self) -> None:
         """The run is over: what only a later run of it would need goes."""
         (self.path / RUN).unlink(missing_ok=True)
+        for part in self.path.glob("*.part"):  # of runs that were killed while they wrote
+            part.unlink(missing_ok=True)
         os.fsync(self._lock)
 
     def __enter__(self) -> Folder:
