@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dither.system.files import replace
+from dither.errors import OutputError
 
 _VERSION = 1
 
@@ -45,8 +46,18 @@ class Costs:
 
     def save(self) -> None:
         """Raises OutputError where the disk refuses."""
+        part = self.path.with_name(self.path.name + ".part")
         document = {"version": _VERSION, "probe": self.probe, "divergence": self.divergence, "ratios": self.ratios}
-        replace(self.path, json.dumps(document, allow_nan=False).encode(), "Free some space and run it again.")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                json.dump(document, file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        except OSError as error:
+            raise OutputError(
+                str(self.path), f"cannot be written ({error.strerror})", "Free some space and run it again."
+            ) from None
 
     def found(self, divergence: Mapping[str, float]) -> None:
         self.divergence |= divergence
