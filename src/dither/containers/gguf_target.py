@@ -13,7 +13,7 @@ from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved,
 from dither.containers.mix import Mix, MixTensor, Options, make_mix
 from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
-from dither.containers.target import Work
+from dither.containers.target import OutputSettings
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
@@ -56,9 +56,9 @@ class GGUFTarget:
         """llama.cpp multiplies by one tensor at a time, whatever its neighbors are."""
         return [(name,) for name in names]
 
-    def open(self, path: Path, model: Model, mix: Mix, work: Work) -> PartOutput:
-        metadata = self._metadata(model, mix, work.recipe, work.store, work.measured)
-        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in mix.tensors], work.identity)
+    def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
+        metadata = self._metadata(model, mix, settings.recipe, settings.store, settings.measured)
+        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in mix.tensors], settings.identity)
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         if asked is None:

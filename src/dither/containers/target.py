@@ -23,7 +23,7 @@ OrderOf = Callable[[str, int], "npt.NDArray[np.intp] | None"]
 
 
 @dataclass(frozen=True)
-class Work:
+class OutputSettings:
     """What an output is told besides the weights."""
 
     recipe: str  # how it is made: it says so of itself
@@ -49,7 +49,7 @@ class Target(Protocol):
         """The output's path, where `path` may also be a folder to put it in, and is with `inside`."""
         ...
 
-    def open(self, path: Path, model: Model, mix: Mix, work: Work) -> PartOutput:
+    def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
         """The output that a model's rows are written to."""
         ...
 

@@ -25,7 +25,7 @@ from dither.containers.nearest_preset import nearest_preset
 from dither.containers.part_output import PartOutput
 from dither.containers.plan_file import PlanFile, plan_sha256, read_plan
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
-from dither.containers.target import Target, Work
+from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
 from dither.executors import local
@@ -336,8 +336,8 @@ class _Job:
             by_size = ActOrder(rewritten.evidence, {t.name for t in plan.tensors if t.type not in FLOAT_TYPES})
             model = by_size.model(rewritten.model)
             rewritten, order = replace(rewritten, model=model, evidence=by_size.evidence), by_size.order
-        work = Work(recipe, identity, self.store, bool(measure), order)
-        with self.target.open(path, rewritten.model, plan, work) as output:
+        settings = OutputSettings(recipe, identity, self.store, bool(measure), order)
+        with self.target.open(path, rewritten.model, plan, settings) as output:
             return self._fill(output, path, rewritten, recipe, sequential, measure)
 
     def _plan_so_far(self, model: Model, known: Collection[str]) -> Mix:

@@ -18,7 +18,7 @@ from dither.containers.folders.side import checkpoint_config, copies, linear_mod
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
 from dither.containers.part_output import PartOutput
-from dither.containers.target import Work
+from dither.containers.target import OutputSettings
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
@@ -59,21 +59,21 @@ class FolderTarget:
             refuse_others(path)
         return path
 
-    def open(self, path: Path, model: Model, mix: Mix, work: Work) -> PartOutput:
+    def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
         family, entries = written(model)
         wish = self.wish()
         kinds = {tensor.name: tensor.type for tensor in mix.tensors}
         linear = linear_modules(model, entries)
         modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOAT_TYPES}
         plain = [module for module, name in linear.items() if kinds[name] in FLOAT_TYPES]
-        documents: dict[str, Any] = {ABOUT: {"version": __version__, "recipe": json.loads(work.recipe)}}
+        documents: dict[str, Any] = {ABOUT: {"version": __version__, "recipe": json.loads(settings.recipe)}}
         config = checkpoint_config(model, family, wish.dtype)
         if self.scheme.quantizes and modules:
             config["quantization_config"] = self.scheme.config(modules, plain, wish)
             documents |= self.scheme.documents(config["quantization_config"])
         documents["config.json"] = config
         contents = Contents(mix.tensors, entries, wish.dtype, documents, copies(model))
-        output = FolderOutput(path, self.scheme, contents, work.identity, work.order)
+        output = FolderOutput(path, self.scheme, contents, settings.identity, settings.order)
         made_files(model, output.part)
         return output
 
