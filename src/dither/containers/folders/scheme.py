@@ -51,6 +51,8 @@ class Wish:
 
 
 class SplitCodec(Codec, Protocol):
+    """A codec whose rows come apart into codes and what they share, whose scales are `stored` as "bfloat16", …"""
+
     @property
     def stored(self) -> str: ...
     def split(self, raw_RN: Bytes) -> tuple[npt.NDArray[Any], ...]: ...
