@@ -40,8 +40,8 @@ def quantize(
         str | None,
         typer.Option(
             "--to",
-            help="A GGUF type, such as Q4_K_M (`dither types`), or a GPU format: gptq, awq, w4a16, w8a16, "
-            "w8a8, fp8, fp8-block, nf4, fp4, int8, mxfp4, nvfp4.",
+            help="A GGUF type, such as Q4_K_M, or a GPU format, such as gptq, awq, w4a16, fp8 or nf4; "
+            "`dither types` lists them all.",
         ),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of a GPU format's integers.")] = None,

@@ -35,6 +35,8 @@ from dither.dashboard import processes
 from dither.dashboard.forms import Command, Forms
 from dither.errors import DitherError, OutputError, SourceError, UsageError
 from dither.system import isolated
+from dither.system.files import read_bytes, replacing
+from dither.system.json_text import parse_json
 
 MOST_KEPT = 50  # jobs that have ended; older ones are forgotten, their files are not
 MOST_WAITING = 20
@@ -231,10 +233,8 @@ class Jobs:
         return found if isinstance(found, dict) and wanted <= set(found) and found["id"] == job_id else None
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        place = self.folder / str(record["id"])
-        beside = place / "job.json.part"
-        beside.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        beside.replace(place / "job.json")
+        with replacing(self.folder / str(record["id"]) / "job.json", sync=False) as file:
+            file.write(json.dumps(record, indent=1).encode())
 
     def _seen(self, job_id: str) -> dict[str, Any] | None:
         """A job as the page gets it."""
@@ -348,8 +348,7 @@ def _clean(text: str) -> str:
 def _read_json(path: Path, limit: int) -> object:
     """What a JSON file holds; None where it is missing, too large or not whole."""
     try:
-        if path.stat().st_size > limit:
-            return None
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found: object = parse_json(read_bytes(path, limit, ""), str(path), finite=False)
+        return found
+    except SourceError:
         return None

@@ -9,7 +9,6 @@ Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distribut
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -20,24 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.formats.layouts.methods import methods
+from dither.system.json_text import read_object
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MOST_CONFIG = 2**24
 _CACHES = {"f16": "", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
-# quant_method in config.json → vLLM's --quantization ("" leaves it to vLLM, which then picks the fastest
-# kernel of that method), and the bits per weight it has kernels for
-_METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "gptq": ("", (2, 3, 4, 8)),
-    "awq": ("", (4,)),
-    "compressed-tensors": ("", ()),
-    "bitsandbytes": ("bitsandbytes", ()),
-    "fp8": ("", ()),
-    "mxfp4": ("", ()),
-    "auto-round": ("", ()),
-    "modelopt": ("", ()),
-}
 _WAY_OUT = "Make one that it takes: `dither quantize MODEL --to w4a16`, or gptq, awq, fp8."
 
 
@@ -129,7 +118,7 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
             reason = "is a GGUF: vLLM reads few of its types, slowly and without the file's own tokenizer"
             raise UnsupportedError(str(folder), reason, f"Serve it with --engine llamacpp. {_WAY_OUT}")
         raise SourceError(str(folder), "is not a checkpoint's folder", "Name the folder with config.json.")
-    config = _config(folder)
+    config = read_object(folder / "config.json", _MOST_CONFIG, "Name a checkpoint's folder.")
     if not any(folder.glob("*.safetensors")):
         reason = "holds no safetensors, and pickles are not handed on"
         raise UnsupportedError(str(folder), reason, _WAY_OUT)
@@ -143,14 +132,14 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
 
 def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     method = str(found.get("quant_method", "")).lower()
-    if method not in _METHODS:
-        known = ", ".join(_METHODS)
-        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {known}"
+    known = methods().get(method)
+    if known is None or known.vllm is None:
+        taken = ", ".join(name for name, other in methods().items() if other.vllm is not None)
+        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {taken}"
         raise UnsupportedError(str(folder), reason, _WAY_OUT)
-    option, bits = _METHODS[method]
     stated = found.get("bits", found.get("w_bit"))
-    if bits and stated not in bits:
-        listed = ", ".join(map(str, bits))
+    if known.vllm_bits and stated not in known.vllm_bits:
+        listed = ", ".join(map(str, known.vllm_bits))
         raise UnsupportedError(str(folder), f"is {method} of {stated} bits; vLLM has {listed}", _WAY_OUT)
     notes = []
     if method == "gptq" and stated in (2, 3):
@@ -159,20 +148,7 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
         notes.append("act-order in groups cannot be split among GPUs as well as other layouts")
     if method == "bitsandbytes":
         notes.append("bitsandbytes is the slowest of vLLM's methods: w4a16 or awq serve faster")
-    return option, notes
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        if path.stat().st_size > _MOST_CONFIG:
-            raise SourceError(str(path), "is too large to be one", "Fetch it again.")
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(str(path), f"cannot be read ({error})", "Name a checkpoint's folder.") from None
-    if not isinstance(found, dict):
-        raise SourceError(str(path), "is not a JSON object", "Fetch it again.")
-    return found
+    return known.vllm, notes
 
 
 def _cache(kv: str) -> str:
@@ -192,7 +168,7 @@ def _adapters(loras: Sequence[str | Path]) -> list[str]:
 
 def _dividing(folder: Path, gpus: int) -> int:
     """The most GPUs that get equally many of the model's heads."""
-    config = _config(folder)
+    config = read_object(folder / "config.json", _MOST_CONFIG, "Name a checkpoint's folder.")
     text = config.get("text_config")
     heads = (text if isinstance(text, dict) else config).get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:

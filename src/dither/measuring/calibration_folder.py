@@ -19,13 +19,14 @@ from typing import Any
 
 from dither.errors import OutputError
 from dither.formats.evidence import IMATRIX, MANIFEST, TOKENS
+from dither.system.files import replace
 from dither.units import format_bytes
 
 RUN = "run.json"
 WRITER = "writer-"  # a temporary folder that a killed run could not remove
 _OURS = re.compile(
-    r"(blk\.\d+|output|tokens)\.npz(\.part)?|(hidden|back|sensitivity)\..*|"
-    r"imatrix\.gguf(\.part)?|(evidence|run)\.json(\.part)?"
+    r"((blk\.\d+|output|tokens)\.npz|imatrix\.gguf|(evidence|run)\.json)((\.\d+)?\.part)?|"
+    r"(hidden|back|sensitivity)\..*"
 )
 
 
@@ -87,18 +88,8 @@ class Folder:
 
     def save(self) -> None:
         """What is done so far, to the disk.  Raises OutputError."""
-        part = self.path / (RUN + ".part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(self.state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path / RUN)
-            os.fsync(self._lock)
-        except OSError as error:
-            raise OutputError(
-                str(part), f"cannot be written ({error.strerror})", "Free some space and run it again."
-            ) from None
+        replace(self.path / RUN, json.dumps(self.state).encode(), "Free some space and run it again.")
+        os.fsync(self._lock)
 
     def need(self, size: int) -> None:
         """Raises OutputError unless so many more bytes are free."""
@@ -120,6 +111,8 @@ class Folder:
     def tidy(self) -> None:
         """Removes what only a continued run would need: this one is finished."""
         (self.path / RUN).unlink(missing_ok=True)
+        for part in self.path.glob("*.part"):  # of runs that were killed while they wrote
+            part.unlink(missing_ok=True)
         os.fsync(self._lock)
 
     def __enter__(self) -> Folder:

@@ -79,6 +79,6 @@ class Measurement(IntervalRecord):
         return pairs(f"{self.file}, {self.type}, against {self.reference}", rows, self.notes)
 
 
-_KEPT = Sidecar(Measurement, SUFFIX, SCHEMA_VERSION, "a measurement", "is no measurement", _LARGEST_FILE, _AGAIN)
+_KEPT = Sidecar(Measurement, SUFFIX, SCHEMA_VERSION, "is no measurement", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from dither._version import __version__
 from dither.codecs import codec as find_codec
 from dither.containers.gguf import GGUFOutput, can_hold, recipe_metadata
 from dither.engines.llamacpp import EngineError, LlamaCpp
@@ -200,7 +199,7 @@ def _runnable(model: Model, scratch: Path | None, report: Progress) -> Iterator[
 
 def write_q8_0(model: Model, path: Path, report: Progress) -> None:
     """A GGUF of the model by plain Q8_0 rounding, a chunk of rows at a time; routers and vectors float."""
-    metadata = {**model.metadata, **recipe_metadata(_FILE_TYPE_Q8_0, "{}", __version__)}
+    metadata = {**model.metadata, **recipe_metadata(_FILE_TYPE_Q8_0, "{}")}
     types = {tensor.name: _small_type(tensor) for tensor in model.tensors}
     entries = [(tensor.name, tensor.shape, types[tensor.name]) for tensor in model.tensors]
     report.start(model.parameters, 0)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from dither.formats.layouts.methods import methods
 from dither.reporting import charts
 from dither.units import format_bytes
 
@@ -28,11 +29,7 @@ METRICS: dict[str, tuple[str, str, bool, str, float]] = {
     "decode_tokens_per_second": ("tokens/s", "tokens per second, decoding (more is better)", False, "linear", 1),
     "joules_per_token": ("J/token", "energy, joules per token (less is better)", True, "linear", 1),
 }
-CONTAINERS = {
-    "gguf": "GGUF", "gptq": "GPTQ", "awq": "AWQ", "compressed-tensors": "compressed-tensors",
-    "compressed": "compressed-tensors", "bitsandbytes": "bitsandbytes", "bnb": "bitsandbytes", "fp8": "FP8",
-    "safetensors": "safetensors",
-}  # fmt: skip
+CONTAINERS = {"gguf": "GGUF", **{name: method.title for name, method in methods().items()}}
 FAMILIES = 8  # as many shapes as can be told apart
 # Where a label may stand beside its point: pixels to the right, pixels down, and which of its ends is there.
 SIDES = (

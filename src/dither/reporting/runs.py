@@ -31,8 +31,9 @@ from dither.models.checkpoint import ABOUT
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.reporting import answer_records, recipes, speeds
-from dither.reporting.document import MeasuredOn, Metric, Run, TensorRow, read_object, read_text
+from dither.reporting.document import MeasuredOn, Metric, Run, TensorRow
 from dither.reporting.tensors import rows_of
+from dither.system.json_text import read_object
 from dither.system.text import shown
 from dither.types import Model
 
@@ -134,7 +135,7 @@ def _with_about(model: Model, path: Path) -> Model:
     """A folder outlined without its tokenizer still says how it was made."""
     if not (path / ABOUT).is_file() or "dither.recipe" in model.metadata:
         return model
-    found = read_object(read_text(path / ABOUT, _SIDE, ""), str(path / ABOUT), "")
+    found = read_object(path / ABOUT, _SIDE)
     about = {f"dither.{key}": string(json.dumps(value)) for key, value in found.items()}
     return replace(model, metadata={**model.metadata, **about})
 
@@ -145,7 +146,7 @@ def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
     if isinstance(recipe.get("to"), str):
         return shown(recipe["to"], 40).lower()
     try:
-        config = read_object(read_text(path / "config.json", _SIDE, ""), "config.json", "")
+        config = read_object(path / "config.json", _SIDE)
     except DitherError:
         return model.kind
     found = config.get("quantization_config")

@@ -84,6 +84,6 @@ def spread(samples: Sequence[float]) -> Spread:
     return Spread(median(samples), min(samples), max(samples))
 
 
-_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "a benchmark", "is no benchmark", _LARGEST_FILE, _AGAIN)
+_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "is no benchmark", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dither._version import __version__
 from dither.containers.card import cell, table
@@ -29,6 +28,7 @@ from dither.models.gguf_source import PART
 from dither.models.hub import first_line
 from dither.progress import Progress
 from dither.running.link_or_copy import link_or_copy, write_text
+from dither.system.json_text import object_in
 from dither.types import Model
 from dither.units import format_bytes, format_count
 
@@ -139,7 +139,7 @@ def card(model: Model, repo: str) -> str:
         ("bits per weight", f"{8 * size / max(1, model.parameters):.2f}"),
         ("types", ", ".join(f"{count} × {kind}" for kind, count in types.most_common())),
     ]
-    measured = _document(metadata.get(MEASUREMENT))
+    measured = object_in(metadata.get(MEASUREMENT))
     if isinstance(measured.get("kl_mean"), int | float):
         rows.append(("KL divergence from the original", f"{measured['kl_mean']:.4f} nats per token"))
     if isinstance(measured.get("same_top"), int | float):
@@ -150,14 +150,6 @@ def card(model: Model, repo: str) -> str:
     if isinstance(metadata.get("general.license"), str):
         front["license"] = metadata["general.license"]
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    recipe = _document(metadata.get("dither.recipe"))
+    recipe = object_in(metadata.get("dither.recipe"))
     made = f"\nMade by Dither; the recipe:\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n" if recipe else ""
     return f"{_MARK}{head}\n---\n\n# {cell(repo.rpartition('/')[2])}\n\n{table(rows)}\n{made}"
-
-
-def _document(text: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, dict) else {}

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
-from dither.formats.sidecars import replace
+from dither.system.files import replace, replacing
 from dither.units import format_bytes
 
 
@@ -51,16 +50,9 @@ def _copy(source: Path, target: Path) -> str:
     if size > free:
         reason = f"has {format_bytes(free)} free; the file takes {format_bytes(size)}"
         raise OutputError(str(target.parent), reason, "Name a folder on a larger disk.")
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        shutil.copystat(source, part)
-        part.replace(target)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with replacing(target, "Check the folder.") as file:
+        shutil.copyfile(source, file.name)  # by name, so that the system copies: its bytes pass no buffer of ours
+        shutil.copystat(source, file.name)
     return "copied"
 
 
