@@ -62,7 +62,7 @@ def relay_seconds(server: dither.Server) -> float:
 def compare(model: Path, rounds: int, tokens: int, threads: int) -> dict[str, Any]:
     with dither.serve(model, context=512, slots=1, threads=threads) as server:
         assert server.app is not None
-        engine: Any = server.app.pool.places[0].engine
+        engine: Any = server.app.pool.models[0].engine
         ways = {"dither": (urlsplit(server.url).netloc, "none"), "direct": (engine.address, engine.key)}
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": "Once"}],

@@ -8,7 +8,7 @@ import inspect as python_inspect
 import dither
 from dither import units
 from dither.cli import harmless, screen
-from dither.running import benchmark, divergence, hand_over, paired
+from dither.running import benchmark, divergence, link_or_copy, paired_difference
 
 
 def test_the_public_names_are_these() -> None:
@@ -209,5 +209,5 @@ def test_doctests_of_units() -> None:
     assert doctest.testmod(units).failed == 0
     assert doctest.testmod(units).attempted >= 4
     assert doctest.testmod(screen) == (0, 1)
-    for module in (benchmark, divergence, hand_over, paired, harmless):
+    for module in (benchmark, divergence, link_or_copy, paired_difference, harmless):
         assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape as _escape
 
+from dither.system.text import printable
+
 _MOST = 400  # characters of one cell
 
 
@@ -17,7 +19,7 @@ def escape(value: object) -> str:
     >>> escape('<b onclick="x()">Q4_K</b>')
     '&lt;b onclick=&quot;x()&quot;&gt;Q4_K&lt;/b&gt;'
     """
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value)[: _MOST + 1])
+    text = printable(str(value)[: _MOST + 1])
     return _escape(text if len(text) <= _MOST else text[:_MOST] + "…")
 
 

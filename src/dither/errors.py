@@ -23,6 +23,9 @@ class DitherError(Exception):
         sentence = f"{thing}: {reason}".rstrip(".") + "."
         super().__init__(f"{sentence} {way_out}".rstrip())
 
+    def to_json(self) -> dict[str, str]:
+        return {"thing": self.thing, "reason": self.reason, "way_out": self.way_out}
+
 
 class UsageError(DitherError):
     exit_code = 2

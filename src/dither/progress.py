@@ -1,4 +1,4 @@
-"""How long work tells what it is doing, without knowing who listens."""
+"""How a long job reports its progress, without knowing who shows it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol
 
 class Progress(Protocol):
     def note(self, text: str) -> None:
-        """Something a person should know, once."""
+        """Shows a person a note."""
         ...
 
     def start(self, total: int, done: int) -> None:
-        """The amount of work, in whatever unit `advance` counts, and how much of it was done before.
+        """Sets the amount of work, in the unit that `advance` counts in, and how much of it was done before.
 
         A second call begins another piece of work.
         """

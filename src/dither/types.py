@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -151,10 +152,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        product = 1
-        for dimension in self.shape:
-            product *= dimension
-        return product
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,11 @@ class Model:
     @property
     def parameters(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """What the metadata say under `key`."""
+        field = self.metadata.get(key)
+        return default if field is None else field.value
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,6 @@ class Yes:
 @dataclass(frozen=True)
 class No:
     reason: str  # as a person reads it
-
-
-class Container(Protocol):
-    """A file format: which codecs it can hold, and where their bytes go."""
-
-    def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No: ...
 
 
 class Output(Protocol):

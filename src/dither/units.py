@@ -27,7 +27,7 @@ _FACTORS = {
 }
 
 
-_MOST = 2**60  # bytes; no memory and no file has as many
+_MOST = 2**60  # bytes, above any memory or file
 
 
 def counted(count: int, what: str) -> str:
@@ -41,8 +41,8 @@ def counted(count: int, what: str) -> str:
 def parse_bytes(text: str | int, thing: str = "", least: int = 0) -> int:
     """Bytes in a size such as `4.2GiB`, `900MB` or `12345`; at least `least`.
 
-    Raises UsageError, which calls the size `thing`, where the text is no size, below `least`, or more
-    than any memory has.
+    Raises UsageError, which calls the size `thing`, if the text is not a size, if it is below `least`, or if it is
+    larger than any memory.
 
     >>> parse_bytes("1.5 KiB"), parse_bytes("16GB")
     (1536, 16000000000)

@@ -230,3 +230,15 @@ def test_a_rewritten_model_keeps_its_dtype(learnt: Path, tmp_path: Path) -> None
     assert {t.type for t in scaled.plan.tensors} == {t.type for t in plain.plan.tensors}
     found = dither.measure([tmp_path / "plain", tmp_path / "scaled"], BUNDLED, tokens=2048, save=False)
     assert found[1].kl_mean < found[0].kl_mean
+
+
+@pytest.mark.parametrize("kind", ["uint8-channel-bf16", "int8-g32-bf16"])
+def test_integers_that_no_byte_kernel_multiplies_are_packed_beside_w8a8(kind: str, tmp_path: Path) -> None:
+    """int-quantized has a scale per row and no zero point: another grid of eight bits is stored in words."""
+    dither.quantize(BUNDLED, "w8a8", tmp_path / "q", tensors=[("ffn_down", kind)])
+    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert sorted(group["format"] for group in config["config_groups"].values()) == ["int-quantized", "pack-quantized"]
+    originals = {tensor.name: tensor for tensor in dither.open_model(BUNDLED).tensors}
+    for tensor in dither.open_model(tmp_path / "q").tensors:
+        w_RC, original_RC = (t.read(0, t.rows) for t in (tensor, originals[tensor.name]))
+        assert np.linalg.norm(w_RC - original_RC) < 0.01 * np.linalg.norm(original_RC), tensor.name

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from dither.containers.presets import assign, canonical, describe, file_type, preset_names, quantized_types
+from dither.containers.presets import Wanted, assign, canonical, describe, file_type, preset_names, quantized_types
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES, Field, ValueType, array, u32
 
@@ -48,9 +48,10 @@ def metadata_of(shape: str, tensors: Tensors) -> dict[str, Field]:
     }
 
 
-def types(tensors: Tensors, preset: str, **asked: Any) -> dict[str, str]:
-    asked = {"arch": "llama", "metadata": {}, "has_imatrix": False} | asked
-    return {each.tensor: each.type for each in assign(tensors, preset=preset, **asked)}
+def types(tensors: Tensors, preset: str, metadata: Any = None, overrides: Any = (), **asked: Any) -> dict[str, str]:
+    wanted = Wanted(preset, tuple(overrides), **asked)
+    given = assign(tensors, wanted, arch="llama", metadata=metadata or {}, has_imatrix=False)
+    return {each.tensor: each.type for each in given}
 
 
 @pytest.mark.parametrize("imatrix", [False, True], ids=["plain", "imatrix"])
@@ -63,7 +64,7 @@ def test_every_preset_gives_the_types_of_llama_quantize(shape: str, imatrix: boo
     assert {*presets, "F32"} == {canonical(name) for name in preset_names()}
     for preset in presets:
         code = entry["presets"].get(f"{preset}+imatrix" if imatrix else preset, entry["presets"][preset])
-        given = assign(tensors, preset=preset, arch="llama", metadata=metadata, has_imatrix=imatrix)
+        given = assign(tensors, Wanted(preset), arch="llama", metadata=metadata, has_imatrix=imatrix)
         assert [each.tensor for each in given] == [name for name, _ in tensors]
         assert [each.type for each in given] == decoded(entry, code), preset
 
@@ -76,14 +77,16 @@ def test_other_families_and_overrides_give_the_types_of_llama_quantize(shape: st
     for asked, code in entry["asked"]:
         given = assign(
             tensors,
-            preset=asked["preset"],
+            Wanted(
+                asked["preset"],
+                tuple((pattern, kind) for pattern, kind in asked.get("overrides", ())),
+                output_type=asked.get("output"),
+                embedding_type=asked.get("embedding"),
+                pure=asked.get("pure", False),
+            ),
             arch=entry["arch"],
             metadata=metadata,
             has_imatrix=asked["imatrix"],
-            overrides=[tuple(pair) for pair in asked.get("overrides", ())],
-            output_type=asked.get("output"),
-            embedding_type=asked.get("embedding"),
-            pure=asked.get("pure", False),
         )
         assert [each.type for each in given] == decoded(entry, code), asked
 
@@ -109,7 +112,7 @@ def test_every_type_fits_the_rows_it_is_given_to() -> None:
 
 def test_a_fallback_says_what_was_wanted_and_why() -> None:
     tensors: Tensors = [("token_embd.weight", (96, 576)), ("blk.0.attn_k.weight", (192, 576))]
-    embedding, keys = assign(tensors, preset="Q4_K_M", arch="llama", metadata={}, has_imatrix=False)
+    embedding, keys = assign(tensors, Wanted("Q4_K_M"), arch="llama", metadata={}, has_imatrix=False)
     assert (embedding.wanted, embedding.type) == ("Q6_K", "Q8_0")
     assert (keys.wanted, keys.type) == ("Q4_K", "Q5_0")
     assert embedding.reason == keys.reason == "576 columns are not a multiple of 256"
@@ -130,10 +133,8 @@ def test_a_fallback_says_what_was_wanted_and_why() -> None:
 )
 def test_what_is_never_quantized(name: str, shape: tuple[int, ...], reason: str) -> None:
     matrix = ("blk.0.attn_q.weight", (256, 256))
-    for asked in ({}, {"pure": True}, {"overrides": [(".", "Q8_0")]}):
-        kept, other = assign(
-            [(name, shape), matrix], preset="Q4_K_M", arch="llama", metadata={}, has_imatrix=False, **asked
-        )
+    for wanted in (Wanted("Q4_K_M"), Wanted("Q4_K_M", pure=True), Wanted("Q4_K_M", ((".", "Q8_0"),))):
+        kept, other = assign([(name, shape), matrix], wanted, arch="llama", metadata={}, has_imatrix=False)
         assert (kept.type, kept.wanted, kept.reason) == ("F32", "F32", reason)
         assert other.type != "F32"
 
@@ -148,11 +149,10 @@ def test_overrides_win_over_the_mix_and_the_first_match_decides() -> None:
     tensors: Tensors = [(f"blk.{i}.attn_v.weight", (256, 256)) for i in range(3)]
     given = assign(
         tensors,
-        preset="Q4_K_M",
+        Wanted("Q4_K_M", ((r"blk\.0\.", "q8_0"), ("attn_v", "F16"))),
         arch="llama",
         metadata={},
         has_imatrix=False,
-        overrides=[(r"blk\.0\.", "q8_0"), ("attn_v", "F16")],
     )
     assert [each.type for each in given] == ["Q8_0", "F16", "F16"]
     assert {each.reason for each in given} == {"override"}
@@ -161,18 +161,17 @@ def test_overrides_win_over_the_mix_and_the_first_match_decides() -> None:
 def test_overrides_apply_to_an_unquantized_preset_too() -> None:
     """llama-quantize ignores them there without a word."""
     tensors: Tensors = [("blk.0.attn_q.weight", (64, 256)), ("blk.0.attn_k.weight", (64, 256))]
-    given = types(tensors, "F16", overrides=[("attn_k", "Q8_0")])
+    given = types(tensors, "F16", overrides=(("attn_k", "Q8_0"),))
     assert given == {"blk.0.attn_q.weight": "F16", "blk.0.attn_k.weight": "Q8_0"}
 
 
 def test_an_override_that_does_not_fit_falls_back_and_says_so() -> None:
     (given,) = assign(
         [("blk.0.attn_k.weight", (64, 320))],
-        preset="Q8_0",
+        Wanted("Q8_0", (("attn_k", "Q6_K"),)),
         arch="llama",
         metadata={},
         has_imatrix=False,
-        overrides=[("attn_k", "Q6_K")],
     )
     assert (given.wanted, given.type) == ("Q6_K", "Q8_0") and "320 columns" in given.reason
 

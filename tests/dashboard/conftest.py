@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from dither.cli import app
+from dither.cli.forms import forms
+from dither.dashboard.forms import Forms
+
+FORMS = Forms(lambda: forms(get_command(app)))
 BUNDLED = Path(str(files("dither") / "demo_model"))
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from dashboard.conftest import FORMS
 from dither.cli import app
-from dither.dashboard.commands import FORMS, SOLVERS, TRANSFORMS, build, forms
+from dither.containers.folders import schemes
+from dither.containers.presets import preset_names
 from dither.errors import UsageError
 from dither.solvers import solver_names
-from dither.transforms import TRANSFORMS as KNOWN_TRANSFORMS
+from dither.transforms import TRANSFORMS
+
+build = FORMS.command
 
 
 def parsed(words: tuple[str, ...]) -> dict[str, Any]:
@@ -24,16 +28,34 @@ def parsed(words: tuple[str, ...]) -> dict[str, Any]:
 
 def test_every_option_of_every_form_is_one_of_the_command_line() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    for form in FORMS.values():
+    for form in FORMS.by_kind.values():
         options = {option for parameter in commands[form.kind].params for option in parameter.opts}
         assert {field.option for field in form.fields if field.option} <= options
         assert "--json" in options
 
 
 def test_the_choices_are_all_there_are() -> None:
-    """They are written down, since finding them imports every solver, and a page should open at once."""
-    assert sorted(SOLVERS) == sorted(solver_names())
-    assert TRANSFORMS == KNOWN_TRANSFORMS
+    for form in FORMS.by_kind.values():
+        choices = {field.name: field.choices for field in form.fields if field.kind == "choice"}
+        assert sorted(choices.get("solver", solver_names())) == sorted(solver_names())
+        assert choices.get("transform", TRANSFORMS) == TRANSFORMS
+    fields = {field.name: field for field in FORMS.by_kind["quantize"].fields}
+    assert {"solver", "transform"} <= fields.keys()
+    assert {*preset_names(), *schemes()} == {*fields["to"].choices}
+
+
+def test_what_a_form_says_of_an_option_is_what_the_command_line_says() -> None:
+    """Names, help, defaults and whether it is needed are typer's; none is spelled a second time."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for form in FORMS.by_kind.values():
+        assert form.says == commands[form.kind].help
+        options = {option.name: option for option in commands[form.kind].params}
+        for field in form.fields:
+            option = options[field.name]
+            assert field.hint.startswith(option.help) and field.required == option.required
+            if option.default is not None and field.kind not in ("flag", "choice"):
+                assert field.placeholder == str(option.default)
+            assert (field.kind == "flag") == bool(getattr(option, "is_flag", False))
 
 
 def test_a_filled_form_is_understood_as_it_was_meant() -> None:
@@ -101,4 +123,4 @@ def test_an_open_form_shows_what_is_to_be_filled_in() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(UsageError, match="quantize, plan, measure, calibrate"):
         build("chat", {})
-    assert [form["kind"] for form in forms()] == ["quantize", "plan", "measure", "calibrate"]
+    assert [form["kind"] for form in FORMS.to_json()] == ["quantize", "plan", "measure", "calibrate"]

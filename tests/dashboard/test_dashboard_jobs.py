@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dashboard.conftest import BUNDLED
+from dashboard.conftest import BUNDLED, FORMS
 from dither.cli.reported import Reported
 from dither.dashboard import processes
 from dither.dashboard.jobs import MOST_WAITING, Jobs
@@ -89,7 +89,7 @@ def stored(jobs: Jobs, job_id: str, **changes: object) -> None:
 def test_a_job_runs_to_its_end_and_its_file_is_whole(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     (tmp_path / "numpy.py").write_text("raise SystemExit('a module of a folder of models was run')")
-    jobs = Jobs(tmp_path / "state", work_in=tmp_path)
+    jobs = Jobs(FORMS, tmp_path / "state", work_in=tmp_path)
     jobs.on_change(told.append)
     first = jobs.start("quantize", {"model": str(BUNDLED), "to": "Q8_0", "output": "a b.gguf"})
     second = jobs.start("quantize", {"model": str(tmp_path / "none"), "to": "Q8_0"})
@@ -107,7 +107,7 @@ def test_a_job_runs_to_its_end_and_its_file_is_whole(tmp_path: Path) -> None:
     assert failed["state"] == "failed"
     assert failed["error"]["thing"].endswith("none") and failed["error"]["reason"]
     # Another server, started later, knows both.
-    later = Jobs(tmp_path / "state")
+    later = Jobs(FORMS, tmp_path / "state")
     assert [job["state"] for job in later.all()] == ["failed", "done"]
 
 
@@ -116,12 +116,12 @@ def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Pa
     child = sleeper()
     process = {"pid": child.pid, "since": processes.started(child.pid), "started": time.time()}
     job_id = "20260101-000000-000000000001"
-    stored(Jobs(tmp_path), job_id, process=process)
+    stored(Jobs(FORMS, tmp_path), job_id, process=process)
     (tmp_path / job_id / "progress.json").write_text(
         json.dumps({"done": 3, "total": 12, "what": "blk.0", "left": 90.0, "at": time.time()})
     )
     try:
-        later = Jobs(tmp_path)
+        later = Jobs(FORMS, tmp_path)
         later.tick()
         job = later.get(job_id)
         assert (job["state"], job["progress"]) == ("running", {"done": 3, "total": 12, "what": "blk.0"})
@@ -142,7 +142,7 @@ def test_a_job_is_found_again_by_a_later_server_and_cancelled_there(tmp_path: Pa
 
 
 def test_a_killed_job_says_so(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FORMS, tmp_path)
     stored(jobs, "20260101-000000-00000000000a", process={"pid": 2**22, "since": "1", "started": 1.0}, code=-9)
     (tmp_path / "20260101-000000-00000000000a" / "log.txt").write_bytes(b"\x1b[31mnote:\x1b[0m block 3\r\n\x00\n")
     job = until(jobs, "20260101-000000-00000000000a", ended)[-1]
@@ -160,7 +160,7 @@ def test_a_process_of_the_same_number_is_not_the_same(tmp_path: Path) -> None:
     try:
         since = processes.started(child.pid)
         assert since and processes.alive(child.pid, since)
-        jobs = Jobs(tmp_path)
+        jobs = Jobs(FORMS, tmp_path)
         process = {"pid": child.pid, "since": since + "0", "started": 1.0}
         stored(jobs, "20260101-000000-00000000000b", process=process)
         assert until(jobs, "20260101-000000-00000000000b", ended)[-1]["state"] == "failed"
@@ -176,14 +176,14 @@ def test_a_process_of_the_same_number_is_not_the_same(tmp_path: Path) -> None:
 
 
 def test_what_a_closed_server_left_waiting_does_not_begin_by_itself(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FORMS, tmp_path)
     stored(jobs, "20260101-000000-00000000000c")
     assert jobs.all()[0]["state"] == "waiting" and jobs.running() == 0  # of which nobody says that it goes on
     assert until(jobs, "20260101-000000-00000000000c", ended)[-1]["state"] == "cancelled"
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_a_full_queue_refuses(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FORMS, tmp_path)
     since = processes.started(os.getpid())
     running = {"pid": os.getpid(), "since": since, "started": time.time()}
     stored(jobs, "20260101-000000-00000000000d", process=running, server=jobs._me)
@@ -197,7 +197,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_full_queue_refuses(tmp_path: P
 
 
 def test_strange_files_in_the_folder_are_no_jobs(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FORMS, tmp_path)
     for name, text in (("20260101-000000-00000000000e", "{"), ("20260101-000000-00000000000f", "[]"), ("x", "{}")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text(text)

@@ -217,7 +217,7 @@ def test_close_unmaps_the_file_and_ends_its_threads(model: TinyLlama, tmp_path: 
 
 
 def test_other_programs_cannot_use_the_server(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_key", "guess")
+    monkeypatch.setattr(engine, "key", "guess")
     with pytest.raises(EngineError, match="Invalid API Key"):
         engine.tokenize("the")
 

@@ -12,14 +12,16 @@ import struct
 import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors
-from gguf_bytes import build, valid
+from gguf_bytes import STRING, build, text, valid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dither
 from dither.errors import DitherError, OutputError
 from dither.formats import gguf
 from dither.formats import safetensors as ours
@@ -209,3 +211,11 @@ def test_safetensors_of_arbitrary_json(header: dict[str, Any], size: int) -> Non
 def test_the_unmutated_safetensors_is_accepted() -> None:
     assert len(ours.parse_header(valid_safetensors(), "file").tensors) == 4
     check_safetensors(valid_safetensors())
+
+
+def test_a_recipe_that_nests_without_end_is_shown_as_text(tmp_path: Path) -> None:
+    deep = b"[" * 100_000
+    fields = [(b"general.architecture", STRING, text(b"llama")), (b"dither.recipe", STRING, text(deep))]
+    (tmp_path / "deep.gguf").write_bytes(build(fields))
+    found = dither.inspect(tmp_path / "deep.gguf").to_json()["made_by"]["recipe"]
+    assert found and deep.decode().startswith(found)

@@ -367,8 +367,9 @@ def test_experts_of_gpt_oss_are_what_transformers_reads() -> None:
     scales = rng.integers(110, 140, (3, 8, 2), dtype=np.uint8)
     expected = mxfp4.convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32)
     stacked = expected.transpose(1, 2).reshape(24, 64).numpy()  # it turns each expert's matrix over
-    assert np.array_equal(micro.unpack_experts(blocks, scales, 0, 24).values(), stacked)
-    assert np.array_equal(micro.unpack_experts(blocks, scales, 5, 19).values(), stacked[5:19])
+    parts = {"blocks": blocks, "scales": scales}
+    assert np.array_equal(micro.unpack_experts(parts, 0, 24).values(), stacked)
+    assert np.array_equal(micro.unpack_experts(parts, 5, 19).values(), stacked[5:19])
 
 
 # ------------------------------------------------------------------------------------------- bitsandbytes

@@ -527,6 +527,7 @@ LIES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("gptq", {"qzeros": torch.zeros(2, 23, dtype=I32)}, {}, "fit none of"),
     ("gptq", {"qweight": torch.zeros(7, 192, dtype=I32)}, {}, "with 64 columns"),
     ("gptq", {"g_idx": torch.zeros(50, dtype=I32)}, {}, "with 50 columns"),
+    ("gptq", {"g_idx": torch.zeros(0, dtype=I32)}, {}, r"shape \[0\], where \[64\] is due"),
     (
         "gptq",
         {"g_idx": None, "scales": torch.ones(3, 192).half(), "qzeros": torch.zeros(3, 24, dtype=I32)},
@@ -662,6 +663,12 @@ def test_any_settings_are_read_or_refused(
         pass
 
 
+def test_a_weight_of_no_numbers_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(folders["int-quantized"], tmp_path / "empty", {"weight": torch.zeros(0)})
+    tensor = open_checkpoint(folder).tensors[f"{UP}.weight"]
+    assert tensor.read(0, tensor.rows).shape == (1, 0)
+
+
 SHAPES = st.lists(st.integers(0, 70), min_size=0, max_size=3)
 KINDS = st.sampled_from([I32, F16, torch.uint8, torch.int8, torch.float32, torch.int64, torch.bfloat16])
 
@@ -704,7 +711,7 @@ def test_the_experts_of_gpt_oss(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "mxfp4"}}))
     tensor = open_checkpoint(tmp_path).tensors["m.down_proj.weight"]
     assert tensor.shape == (2, 6, 96) and tensor.rows == 12 and tensor.dtype == "MXFP4"
-    expected = micro.unpack_experts(blocks, scales, 0, 12).values()
+    expected = micro.unpack_experts({"blocks": blocks, "scales": scales}, 0, 12).values()
     assert np.array_equal(tensor.read(3, 9), expected[3:9])
     del parts["m.down_proj_scales"]
     save_file(parts, tmp_path / "model.safetensors")

@@ -28,10 +28,10 @@ def benchmark(path: Path, **changed: object) -> Benchmark:
         "prompt_tokens": 448,
         "generated_tokens": 64,
         "repeats": 3,
-        **spread("prefill_tokens_per_second", [900.0, 1000.0, 1100.0]),
-        **spread("decode_tokens_per_second", [90.0, 100.0, 110.0]),
-        **spread("engine_decode_tokens_per_second", [91.0, 101.0, 111.0]),
-        **spread("time_to_first_token_seconds", [0.1, 0.2, 0.3]),
+        "prefill_tokens_per_second": spread([900.0, 1000.0, 1100.0]),
+        "decode_tokens_per_second": spread([90.0, 100.0, 110.0]),
+        "engine_decode_tokens_per_second": spread([91.0, 101.0, 111.0]),
+        "time_to_first_token_seconds": spread([0.1, 0.2, 0.3]),
         "load_seconds": 0.5,
         "peak_memory_bytes": 2**26,
         "memory_before_load_bytes": 2**24,
@@ -67,7 +67,7 @@ def test_what_was_timed_is_shown(file: Path) -> None:
 
 
 def test_energy_is_shown_where_it_was_read(file: Path) -> None:
-    save(benchmark(file, **spread("joules_per_token", [1.0, 2.0, 3.0])), path_for(file))
+    save(benchmark(file, joules_per_token=spread([1.0, 2.0, 3.0])), path_for(file))
     assert shown(file).runs[0].metrics["joules_per_token"].value == 2.0
 
 

@@ -210,7 +210,7 @@ def counters(folder: Path, microjoules: int, name: str = "package-0") -> Path:
 
 
 def test_joules_come_from_the_package_counter_over_its_turn(tmp_path: Path) -> None:
-    meter = energy.Meter(counters(tmp_path, 262_143_000_000))
+    meter = energy.EnergyMeter(counters(tmp_path, 262_143_000_000))
     before = meter.read()
     counters(tmp_path, 1_000_000)
     assert meter.between(before, meter.read()) == pytest.approx(1 + 0.328850)  # wrapped once; cores not twice
@@ -219,14 +219,14 @@ def test_joules_come_from_the_package_counter_over_its_turn(tmp_path: Path) -> N
 
 def test_where_nothing_counts_joules_the_reason_is_told(tmp_path: Path) -> None:
     pynvml = sys.modules.get("pynvml")
-    assert pynvml is None or not energy.Meter(tmp_path).sources, "this test needs a machine without a card"
+    assert pynvml is None or not energy.EnergyMeter(tmp_path).sources, "this test needs a machine without a card"
     for place, reason in ((tmp_path / "none", "shows no"), (tmp_path, "no processor package")):
-        meter = energy.Meter(place)
+        meter = energy.EnergyMeter(place)
         assert meter.note.startswith("not readable here: ") and reason in meter.note
         assert meter.between(meter.read(), meter.read()) is None
     folder = counters(tmp_path / "rapl", 5)
     (folder / "intel-rapl:0" / "energy_uj").unlink()
-    assert "only root may read" in energy.Meter(folder).note
+    assert "only root may read" in energy.EnergyMeter(folder).note
 
 
 def test_cards_that_count_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_cards_that_count_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         nvmlDeviceGetTotalEnergyConsumption=energy_of,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    meter = energy.Meter(tmp_path)
+    meter = energy.EnergyMeter(tmp_path)
     before = meter.read()
     counted[0], counted[1] = 6_500, 70_250
     assert meter.between(before, meter.read()) == pytest.approx(1.75)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,7 +153,7 @@ def test_the_adapter_rolls_and_writes_as_transformers_does(harness: Any, folder:
     model = open_model(folder / "F32.gguf")
     text = "The old man looked at the sea and said nothing for a long time, because " * 3
     prompt = "The old man looked at the sea and"
-    with Answers(model, Likelihood(model, keep=2**33), context=32) as answers:
+    with closing(Answers(model, Likelihood(model, keep=2**33), context=32)) as answers:
         ours = adapter(answers)
         assert ours.tok_encode(prompt) == reference.tokens(prompt)
         (rolled,) = ours.loglikelihood_rolling([SimpleNamespace(args=(text,))])

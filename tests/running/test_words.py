@@ -16,7 +16,7 @@ from dither.models.source import open_model
 from dither.running import hub_upload
 from dither.running.benchmark import Benchmark, spread
 from dither.running.ollama import describe, pieces_of
-from dither.running.paired import Difference
+from dither.running.paired_difference import Difference
 from dither.running.tasks import Score, Scores
 
 
@@ -40,10 +40,10 @@ def benchmark(**fields: object) -> Benchmark:
         "memory_before_load_bytes": 2**20,
         "energy_note": "not readable here: no counter",
         "llama_bench_note": "no llama-bench on the PATH",
-        **spread("prefill_tokens_per_second", [90.0, 100.0, 110.0]),
-        **spread("decode_tokens_per_second", [19.0, 19.8, 20.0]),
-        **spread("engine_decode_tokens_per_second", [20.0, 20.0, 20.0]),
-        **spread("time_to_first_token_seconds", [0.5, 0.5, 0.5]),
+        "prefill_tokens_per_second": spread([90.0, 100.0, 110.0]),
+        "decode_tokens_per_second": spread([19.0, 19.8, 20.0]),
+        "engine_decode_tokens_per_second": spread([20.0, 20.0, 20.0]),
+        "time_to_first_token_seconds": spread([0.5, 0.5, 0.5]),
     }
     return Benchmark.model_validate(known | fields)
 
@@ -69,10 +69,10 @@ def test_one_of_a_thing_is_not_several(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_ratio_and_a_second_opinion_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     fields = {
         "against": "b.gguf",
-        **spread("prefill_ratio", [1.5, 2.0, 2.5]),
-        **spread("decode_ratio", [0.9, 1.1, 1.2]),
-        **spread("llama_bench_decode_tokens_per_second", [22.0]),
-        "joules_per_token": 1.234,
+        "prefill_ratio": spread([1.5, 2.0, 2.5]),
+        "decode_ratio": spread([0.9, 1.1, 1.2]),
+        "llama_bench_decode_tokens_per_second": spread([22.0]),
+        "joules_per_token": spread([1.234]),
     }
     show_benchmarks([benchmark(**fields)])
     told = printed(capsys)

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import dither
 from dither.cli import app as command
+from dither.engines import http_client
 from dither.engines.llamacpp import EngineError
 from dither.engines.processes import LlamaProcess
 from dither.errors import UsageError
@@ -42,7 +43,7 @@ def eventually(true: Callable[[], bool], seconds: float = 20) -> None:
 
 def engine_of(server: dither.Server) -> LlamaProcess:
     assert server.app is not None
-    engine = server.app.pool.places[0].engine
+    engine = server.app.pool.models[0].engine
     assert isinstance(engine, LlamaProcess)
     return engine
 
@@ -51,8 +52,13 @@ def busy_slots(server: dither.Server) -> int:
     """By llama.cpp's own account."""
     loop = server.loop
     assert loop is not None
-    state = asyncio.run_coroutine_threadsafe(engine_of(server).slots_state(), loop).result(20)
-    return sum(slot["is_processing"] for slot in state)
+    return asyncio.run_coroutine_threadsafe(slots_in_use(engine_of(server)), loop).result(20)
+
+
+async def slots_in_use(engine: LlamaProcess) -> int:
+    reply = await http_client.request(engine.address, engine.key, "/slots", None)
+    found = json.loads(b"".join([piece async for piece in reply.pieces]))
+    return sum(slot["is_processing"] for slot in found)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +141,7 @@ def test_models_take_turns_where_memory_is_for_one(models: Path) -> None:
             body = {"model": model, "messages": ENDLESS["messages"], "grammar": says("here")}
             assert ask(server.url, CHAT, body).json()["choices"][0]["message"]["content"] == "here"
             assert json.loads(ask(server.url, "/health").body)["loaded"] == [model.lower()]
-        pids = [place.loads for place in server.app.pool.places if not place.embeddings]
+        pids = [held.loads for held in server.app.pool.models if not held.embeddings]
         assert pids == [2, 2]
 
 

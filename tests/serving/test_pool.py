@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from dither.engines.llamacpp import EngineError
+from dither.engines.settings import Wishes
 from dither.serving.errors import ApiError
-from dither.serving.models import Served, Wishes
+from dither.serving.models import ServedModel
 from dither.serving.pool import Pool
 
 
 class Counting:
-    context, takes_tools, takes_schemas = 100, True, True
+    context, takes_tools, takes_schemas, takes_embeddings = 100, True, True, True
 
     def __init__(self, log: list[str], name: str, slots: int) -> None:
         self.log, self.name, self.slots, self.alive = log, name, slots, True
@@ -37,11 +38,11 @@ class World:
     def __init__(self, needs: dict[str, int], budget: int, queue: int = 100, slots: int = 2) -> None:
         self.log: list[str] = []
         self.failing = False
-        base = Served("", Path(), "llamacpp", 0, (), 100, slots, None, 0, Wishes())
+        base = ServedModel("", Path(), "llamacpp", 0, (), 100, slots, None, 0, Wishes())
         self.models = {name: replace(base, name=name, need=need) for name, need in needs.items()}
         self.pool = Pool(list(self.models.values()), budget, queue, self.load)
 
-    async def load(self, model: Served, embeddings: bool) -> Any:
+    async def load(self, model: ServedModel, embeddings: bool) -> Any:
         await asyncio.sleep(0)
         if self.failing:
             raise EngineError(model.name, "is broken")
@@ -148,7 +149,7 @@ def test_an_engine_that_died_is_loaded_again() -> None:
     async def test() -> None:
         world = World({"a": 1}, budget=100)
         await world.use("a")
-        engine = world.pool.places[0].engine
+        engine = world.pool.models[0].engine
         assert engine is not None
         engine.alive = False  # type: ignore[misc]
         await world.use("a")
@@ -171,7 +172,7 @@ def test_cancelled_at_every_stage_nothing_is_lost() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
             await settle()
             assert world.pool.waiting == world.pool.running == 0
-            assert all(place.users == 0 for place in world.pool.places)
+            assert all(held.users == 0 for held in world.pool.models)
         await world.use("b")
         await world.use("a")
 

@@ -131,7 +131,7 @@ def test_whatever_a_kernel_raises_is_told_and_the_model_loaded_anew(served: dith
     def fails(**_: Any) -> None:
         raise AssertionError("of some kernel")
 
-    engine: Any = served.app.pool.places[0].engine
+    engine: Any = served.app.pool.models[0].engine
     engine._model.generate = fails
     body = {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}
     answer = ask(served.url, "/v1/completions", body)

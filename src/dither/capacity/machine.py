@@ -22,6 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dither.errors import OutputError
+from dither.system.files import cache_folder, replacing
+
 MEASURED, ESTIMATED, LITERATURE, TOLD = "measured", "estimated", "literature", "told"
 
 _SHARE_OF_MAC = 0.75  # of a Mac's memory, what Metal lets one process have
@@ -184,11 +187,10 @@ def memory_bandwidth(cpu: str, cores: int) -> float:
     if key in kept:
         return kept[key]
     measured = measure_bandwidth(cores)
-    with suppress(OSError):  # a cache that cannot be written costs a second next time
+    with suppress(OSError, OutputError):  # a cache that cannot be written costs a second next time
         place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f"{place.name}.{os.getpid()}")
-        part.write_text(json.dumps({**kept, key: measured}))
-        part.replace(place)
+        with replacing(place, sync=False) as file:
+            file.write(json.dumps({**kept, key: measured}).encode())
     return measured
 
 
@@ -219,13 +221,6 @@ def last_cache() -> int:
             digits = re.match(r"(\d+)K", file.read_text())
             found = max(found, 1024 * int(digits[1]) if digits else 0)
     return found
-
-
-def cache_folder() -> Path:
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "dither"
-    home = Path.home()
-    return home / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "dither"
 
 
 def _kept(place: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`dither answers`: a file and its original asked the same, recorded for the page to show."""
+"""`dither answers`: a file and its original are asked the same, and their answers recorded for the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def answers(
         str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
     ],
     prompt: Annotated[
-        list[str] | None, typer.Option("-p", "--prompt", help="What both are asked; may be repeated.")
+        list[str] | None, typer.Option("-p", "--prompt", help="What to ask both; may be repeated.")
     ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", metavar="FILE", help="A text both read: KL divergence by token.")
@@ -56,7 +56,7 @@ def answers(
 
 
 def _read(path: Path) -> str:
-    """The file's beginning: no more than is taken.  Raises SourceError where it cannot be read as text."""
+    """The beginning of the file, as much as is used.  Raises SourceError if it cannot be read as text."""
     from dither.errors import SourceError
     from dither.reporting.answer_records import LONGEST_TEXT
 
@@ -86,9 +86,9 @@ def _show_answer(answer: Answer) -> None:
         same, other = (plain(_line("".join(part))) for part in (side.tokens[:at], side.tokens[at:]))
         out.print(f"  {name:9}  {same}{'[bold]▸[/]' if other else ''}{other}", soft_wrap=True)
     if answer.first_divergence is None:
-        out.print("  They answer alike.\n")
+        out.print("  Both answers are the same.\n")
     else:
-        out.print(f"  They part at token {answer.first_divergence + 1}.\n")
+        out.print(f"  They differ from token {answer.first_divergence + 1} on.\n")
 
 
 def _show_forced(forced: Forced) -> None:

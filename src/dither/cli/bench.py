@@ -12,11 +12,11 @@ from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
 from dither.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from dither.running.benchmark import Benchmark
+    from dither.running.benchmark import Benchmark, Spread
 
 
 def bench(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs, which take turns.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs; they take turns.")],
     against: Annotated[
         str | None, typer.Option("--against", metavar="FILE", help="Another GGUF: speeds as ratios to its.")
     ] = None,
@@ -24,7 +24,7 @@ def bench(
     context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")] = 0,
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, help="Tokens to read.")] = 512,
     generate: Annotated[int, typer.Option("-n", "--generate", min=2, help="Tokens to write.")] = 64,
-    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1000, help="Rounds counted.")] = 5,
+    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1000, help="Rounds that count.")] = 5,
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.bench.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -60,9 +60,10 @@ def show(found: Sequence[Benchmark]) -> None:
             err.print(f"[yellow]note:[/] {plain(result.file)}: {plain(note)}")
     out.print(_table(found))
     first = found[0]
+    several = f"the median of {first.repeats} rounds and their least and most"
     out.print()
     out.print(
-        f"Tokens per second, {_rounds(first.repeats)}; "
+        f"Tokens per second, {'of one round' if first.repeats == 1 else several}; "
         f"{counted(first.prompt_tokens, 'token')} read, {first.generated_tokens} written, "
         f"{counted(first.threads, 'thread')} on {plain(first.cpu)}."
     )
@@ -70,14 +71,10 @@ def show(found: Sequence[Benchmark]) -> None:
     for result in found:
         if result.decode_ratio is not None and result.prefill_ratio is not None:
             out.print(
-                f"{plain(result.file)} reads ×{_range(result, 'prefill_ratio', 2)} and writes "
-                f"×{_range(result, 'decode_ratio', 2)} as fast as {plain(result.against)}."
+                f"{plain(result.file)} reads ×{_range(result.prefill_ratio, 2)} and writes "
+                f"×{_range(result.decode_ratio, 2)} as fast as {plain(result.against)}."
             )
         out.print(_engine(result))
-
-
-def _rounds(count: int) -> str:
-    return "of one round" if count == 1 else f"the median of {count} rounds and their least and most"
 
 
 def _table(found: Sequence[Benchmark]) -> Table:
@@ -91,8 +88,8 @@ def _table(found: Sequence[Benchmark]) -> Table:
         joules = "–" if result.joules_per_token is None else f"{result.joules_per_token:.3g}"
         shown.add_row(
             plain(result.file),
-            _range(result, "prefill_tokens_per_second"),
-            _range(result, "decode_tokens_per_second"),
+            _range(result.prefill_tokens_per_second),
+            _range(result.decode_tokens_per_second),
             f"{1000 * result.time_to_first_token_seconds:.0f} ms",
             format_seconds(result.load_seconds),
             format_bytes(result.peak_memory_bytes),
@@ -102,7 +99,7 @@ def _table(found: Sequence[Benchmark]) -> Table:
 
 
 def _engine(result: Benchmark) -> str:
-    """What stands between llama.cpp and the person, in its own words and in llama-bench's."""
+    """How much of llama.cpp's speed arrives here, by its own clock and by llama-bench's."""
     own = result.engine_decode_tokens_per_second
     share = result.decode_tokens_per_second / own if own else 1.0
     told = f"{plain(result.file)}: the engine's own clock says {own:.1f} t/s written, "
@@ -114,9 +111,8 @@ def _engine(result: Benchmark) -> str:
     return f"{told}; llama-bench {beside:.1f} t/s, of which {100 * ratio:.1f} %."
 
 
-def _range(result: Benchmark, name: str, digits: int = 1) -> str:
-    low, high = getattr(result, f"{name}_low"), getattr(result, f"{name}_high")
-    return f"{getattr(result, name):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+def _range(spread: Spread, digits: int = 1) -> str:
+    return f"{spread:.{digits}f} ({spread.low:.{digits}f}–{spread.high:.{digits}f})"
 
 
 COMMANDS = {150: bench}

@@ -11,6 +11,7 @@ from dither.cli.screen import err, out, plain, print_json, stop_on_error
 
 
 def dashboard(
+    context: typer.Context,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -38,6 +39,8 @@ def dashboard(
 ) -> None:
     """Serve a live page of all results, and start jobs from it."""
     with stop_on_error(as_json):
+        from dither.cli.forms import forms
+        from dither.dashboard.forms import Forms
         from dither.dashboard.serve import serve
 
         def ready(url: str) -> None:
@@ -49,9 +52,17 @@ def dashboard(
             if not no_open:
                 _open(url)
 
-        served = serve(runs or [Path()], host=host, port=port, against=against, state=state, ready=ready)
-        if served.jobs:
-            words = "1 job goes" if served.jobs == 1 else f"{served.jobs} jobs go"
+        jobs = serve(
+            runs or [Path()],
+            Forms(lambda: forms(context.find_root().command)),
+            host=host,
+            port=port,
+            against=against,
+            state=state,
+            ready=ready,
+        )
+        if jobs:
+            words = "1 job goes" if jobs == 1 else f"{jobs} jobs go"
             err.print(f"{words} on; the next `dither dashboard` shows them again.")
 
 

@@ -1,4 +1,4 @@
-"""`dither export`: a finished file for Ollama, for LM Studio, for the hub."""
+"""`dither export`: puts a finished file where Ollama, LM Studio or the hub expects it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF, or its first part.", show_default=False)],
     ollama: Annotated[
-        Path | None, typer.Option("--ollama", metavar="DIR", help="Write a Modelfile here, the file beside it.")
+        Path | None, typer.Option("--ollama", metavar="DIR", help="Write a Modelfile and the file into this folder.")
     ] = None,
     lmstudio: Annotated[
         Path | None, typer.Option("--lmstudio", metavar="DIR", help="Put it into LM Studio's models folder.")
@@ -26,14 +26,14 @@ def export(
     hf: Annotated[str | None, typer.Option("--hf", metavar="OWNER/NAME", help="Show what would go to the hub.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="With --hf: send it.")] = False,
     private: Annotated[bool, typer.Option("--private", help="With --hf: make a new repository private.")] = False,
-    shard: Annotated[str, typer.Option("--shard", metavar="SIZE", help="With --hf: no larger parts.")] = "48GB",
-    publisher: Annotated[str, typer.Option("--publisher", help="With --lmstudio: the folder above.")] = "dither",
+    shard: Annotated[str, typer.Option("--shard", metavar="SIZE", help="With --hf: the largest part.")] = "48GB",
+    publisher: Annotated[str, typer.Option("--publisher", help="With --lmstudio: the publisher's folder.")] = "dither",
     context: Annotated[
-        int | None, typer.Option("-c", "--context", min=1, help="With --ollama: tokens; default up to 8192.")
+        int | None, typer.Option("-c", "--context", min=1, help="With --ollama: tokens; default: up to 8192.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Hand a file over to Ollama, LM Studio or the Hugging Face hub."""
+    """Export a file to Ollama, LM Studio or the Hugging Face hub."""
     with stop_on_error(as_json):
         from dither.running import export as job
 

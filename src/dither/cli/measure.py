@@ -34,7 +34,7 @@ def measure(
     tokens: Tokens = None,
     context: Context = None,
     skip: Annotated[
-        int | None, typer.Option(min=0, help="First positions of each sequence not scored; default: its first half.")
+        int | None, typer.Option(min=0, help="Positions not scored at the start of each sequence; default: half.")
     ] = None,
     device: Device = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,
@@ -43,6 +43,7 @@ def measure(
     """Measure what quantization cost: KL divergence, perplexity, lost top tokens."""
     with stop_on_error(as_json):
         from dither.measuring import measure as job
+        from dither.measuring.schema import path_for
 
         with Meter() as meter:
             found = job.measure(
@@ -62,17 +63,11 @@ def measure(
             return
         print_measurements(found)
         if not no_save:
-            kept = [path for path in map(_kept, files) if path]
+            kept = [str(path) for path in map(path_for, files) if path.exists()]
             if kept:
                 out.print(f"Kept as {plain(kept[0])}{' and so on' if len(kept) > 1 else ''}.", soft_wrap=True)
         if len(found) == 2:
             out.print(f"Which is better:  {copyable('dither', 'compare', *files)}", soft_wrap=True)
-
-
-def _kept(file: str) -> str:
-    from dither.measuring.schema import path_for
-
-    return str(path_for(file)) if path_for(file).exists() else ""
 
 
 def print_measurements(found: Sequence[Measurement]) -> None:
@@ -109,7 +104,7 @@ def table(found: Sequence[Measurement], titles: Sequence[str] = ()) -> Table:
             format_bytes(measurement.bytes),
             f"{measurement.bpw:.2f}",
             short(measurement.kl_mean),
-            f"{short(measurement.kl_mean_low)}–{short(measurement.kl_mean_high)}",
+            f"{short(measurement.kl_mean.low)}–{short(measurement.kl_mean.high)}",
             short(measurement.kl_p99),
             f"{100 * measurement.same_top:.1f} %",
             f"×{measurement.ppl_ratio:.3f}",

@@ -40,8 +40,8 @@ def quantize(
         str | None,
         typer.Option(
             "--to",
-            help="A GGUF type, such as Q4_K_M (`dither types`), or a GPU format: gptq, awq, w4a16, w8a16, "
-            "w8a8, fp8, fp8-block, nf4, fp4, int8, mxfp4, nvfp4.",
+            help="A GGUF type, such as Q4_K_M, or a GPU format, such as gptq, awq, w4a16, fp8 or nf4; "
+            "`dither types` lists them all.",
         ),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of a GPU format's integers.")] = None,
@@ -281,7 +281,7 @@ def print_result(result: object) -> None:
 
 def measured(found: Measurement) -> str:
     return (
-        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean_low:.4f} … {found.kl_mean_high:.4f}), "
+        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean.low:.4f} … {found.kl_mean.high:.4f}), "
         f"same top token {100 * found.same_top:.1f} %, perplexity × {found.ppl_ratio:.3f}, "
         f"on {format_count(found.tokens)} tokens of text {plain(found.data)}"
     )

@@ -17,6 +17,9 @@ import os
 import time
 from pathlib import Path
 
+from dither.errors import OutputError
+from dither.system.files import replacing
+
 VARIABLE = "DITHER_PROGRESS"
 _EVERY = 0.25  # seconds between two writings
 
@@ -35,7 +38,5 @@ class Reported:
             return
         self._spoke = now
         said = {"done": done, "total": total, "what": what[:500], "left": left, "at": time.time()}
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            beside.write_text(json.dumps(said), encoding="utf-8")
-            beside.replace(self._path)
+        with contextlib.suppress(OutputError), replacing(self._path, sync=False) as file:
+            file.write(json.dumps(said).encode())

@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from dither.cli.reported import Reported
 from dither.errors import DitherError
+from dither.system.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,8 +36,7 @@ _INTERRUPTED, _TERMINATED = 130, 143  # 128 + the signal's number, as shells hav
 
 def plain(text: object) -> str:
     """Text of unknown origin, safe to print: control characters replaced, markup escaped."""
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-    return escape(printable)
+    return escape(printable(text))
 
 
 def table(*words: str, numbers: Iterable[str] = (), **options: Any) -> Table:

@@ -20,11 +20,11 @@ def tasks(
         str, typer.Option("--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness: arc_easy,hellaswag.")
     ],
     against: Annotated[
-        str | None, typer.Option("--against", metavar="ORIGINAL", help="Ask it the same; tell the difference.")
+        str | None, typer.Option("--against", metavar="ORIGINAL", help="The original: shows the difference to it.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Task files of your own, their data beside them.")
+        str | None, typer.Option(metavar="FOLDER", help="Your own task files, with their data beside them.")
     ] = None,
     fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
@@ -72,7 +72,7 @@ def show(found: Scores) -> None:
     asked = counted(questions, "question")
     out.print(f"± is one standard error; {asked}{' of each task at most' if found.limit else ''}.")
     if found.against:
-        out.print("The difference is taken question by question; * more than chance makes one time in twenty.")
+        out.print("The difference is taken question by question; * is larger than chance makes it one time in twenty.")
 
 
 def _number(value: float | None) -> str:

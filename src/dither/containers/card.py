@@ -8,24 +8,25 @@ from typing import Any
 
 from dither._version import __version__
 from dither.containers.mix import Mix, Options
+from dither.system.text import printable
 from dither.types import Model
 from dither.units import format_bytes, format_count
 
 
-def card(model: Model, options: Options, plan: Mix, recipe: str, size: int, measured: Any = None) -> str:
+def card(model: Model, options: Options, mix: Mix, recipe: str, size: int, measured: Any = None) -> str:
     """README.md.  `measured` is the run's measurement, if there was one."""
     rows = [
         ("made from", model.name),
-        ("weights", format_count(plan.parameters)),
+        ("weights", format_count(mix.parameters)),
         ("size", format_bytes(size)),
-        ("bits per weight", f"{plan.bits_per_weight:.2f}"),
-        ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in plan.by_type().items())),
+        ("bits per weight", f"{mix.bits_per_weight:.2f}"),
+        ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in mix.by_type().items())),
     ]
     if measured is not None:
         rows += [
             (
                 "KL divergence from the original",
-                f"{measured.kl_mean:.4f} nats per token ({measured.kl_mean_low:.4f} … {measured.kl_mean_high:.4f})",
+                f"{measured.kl_mean:.4f} nats per token ({measured.kl_mean.low:.4f} … {measured.kl_mean.high:.4f})",
             ),
             ("same most likely token", f"{100 * measured.same_top:.1f} %"),
             ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),
@@ -40,8 +41,7 @@ def card(model: Model, options: Options, plan: Mix, recipe: str, size: int, meas
 
 def cell(text: str) -> str:
     """Text of strangers inside a table."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return printable(text, " ").replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:

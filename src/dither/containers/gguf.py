@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dither._version import __version__
 from dither.containers.journal import PartFile
 from dither.containers.part_output import PartOutput
 from dither.formats.ggml import GGML_TYPES, Field, ValueType, array, string, u32
@@ -35,12 +36,12 @@ def can_hold(codec: str, shape: tuple[int, ...]) -> Yes | No:
     return Yes()
 
 
-def recipe_metadata(file_type: int, recipe_json: str, version: str) -> dict[str, Field]:
+def recipe_metadata(file_type: int, recipe_json: str) -> dict[str, Field]:
     """What a quantized file says of itself: llama.cpp's two keys, and how Dither made it."""
     return {
         "general.quantization_version": u32(2),
         "general.file_type": u32(file_type),
-        "dither.version": string(version),
+        "dither.version": string(__version__),
         "dither.recipe": string(recipe_json),
     }
 
@@ -82,7 +83,6 @@ class GGUFOutput(PartOutput):
 
     @property
     def total(self) -> int:
-        """Bytes of the finished file."""
         return self._layout.total
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
@@ -108,6 +108,3 @@ class GGUFOutput(PartOutput):
         before = _key_bytes(key)
         at = self._layout.header.index(before) + len(before) + 4 + 4 + 8  # behind two types and the count
         self._file.write_at(at, struct.pack(f"<{len(self._index)}f", *(errors[name] for name in self._index)))
-
-    def describe(self, card: str) -> None:
-        """A GGUF has no place for it."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dither._version import __version__
 from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved, reserved_numbers
 from dither.containers.mix import Mix, MixTensor, Options, make_mix
+from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
-from dither.containers.target import OrderOf, TargetOutput
+from dither.containers.target import OutputSettings
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
@@ -29,7 +29,7 @@ MEASUREMENT_ROOM = 8192  # bytes of metadata kept free for what is measured afte
 class GGUFTarget:
     options: Options
 
-    def plan(self, model: Model, known: Collection[str]) -> Mix:
+    def mix(self, model: Model, known: Collection[str]) -> Mix:
         return make_mix(model, self.options, known)
 
     def name(self, stem: str, label: str) -> str:
@@ -47,28 +47,18 @@ class GGUFTarget:
     ) -> int:
         """Types take as many bytes in a header whichever they are: those of any preset tell."""
         options = Options(_ANY_PRESET.to, plan="0" * 64)
-        plan = make_mix(model, options, store.tensors if store else ())
+        mix = make_mix(model, options, store.tensors if store else ())
         recipe = recipe_json(model, options, store, solver, transforms)
-        metadata = self._metadata(model, plan, recipe, store, True)
-        return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in plan.tensors]).header)
+        metadata = self._metadata(model, mix, recipe, store, True)
+        return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).header)
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """llama.cpp multiplies by one tensor at a time, whatever its neighbors are."""
         return [(name,) for name in names]
 
-    def open(
-        self,
-        path: Path,
-        model: Model,
-        plan: Mix,
-        recipe: str,
-        store: EvidenceStore | None,
-        identity: str,
-        measured: bool,
-        order: OrderOf | None = None,
-    ) -> TargetOutput:
-        metadata = self._metadata(model, plan, recipe, store, measured)
-        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in plan.tensors], identity)
+    def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
+        metadata = self._metadata(model, mix, settings.recipe, settings.store, settings.measured)
+        return GGUFOutput(path, metadata, [(t.name, t.shape, t.type) for t in mix.tensors], settings.identity)
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         if asked is None:
@@ -93,14 +83,14 @@ class GGUFTarget:
         return padded(size, alignment_of(model.metadata))
 
     def fixed(self, model: Model) -> dict[str, MixTensor]:
-        plan = make_mix(model, _ANY_PRESET)
+        mix = make_mix(model, _ANY_PRESET)
         # A reason without a fallback says why a tensor is left alone: 1-D, a bias, a router.
-        return {t.name: t for t in plan.tensors if t.reason and not t.is_fallback}
+        return {t.name: t for t in mix.tensors if t.reason and not t.is_fallback}
 
     @staticmethod
-    def _metadata(model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, measured: bool) -> dict[str, Any]:
-        metadata = output_metadata(model, plan, recipe, store, __version__)
-        metadata[ERRORS] = reserved_numbers(len(plan.tensors))
+    def _metadata(model: Model, mix: Mix, recipe: str, store: EvidenceStore | None, measured: bool) -> dict[str, Any]:
+        metadata = output_metadata(model, mix, recipe, store)
+        metadata[ERRORS] = reserved_numbers(len(mix.tensors))
         if measured:
             metadata[MEASUREMENT] = reserved(MEASUREMENT_ROOM)
         return metadata

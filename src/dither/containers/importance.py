@@ -1,4 +1,4 @@
-"""Evidence meets a plan: what is missing, and what that means.
+"""Evidence meets a mix: what is missing, and what that means.
 
 Legend: E experts (1 for an ordinary layer), C columns.
 """
@@ -12,10 +12,10 @@ from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
 
 
-def check_evidence(plan: Mix, store: EvidenceStore | None) -> None:
+def check_evidence(mix: Mix, store: EvidenceStore | None) -> None:
     """Raises UsageError where a type needs importance that is not there."""
     known = set(store.tensors) if store else set()
-    for planned in plan.tensors:
+    for planned in mix.tensors:
         needs = _needs_importance(planned)
         if needs and planned.name not in known:
             raise UsageError(
@@ -29,11 +29,11 @@ def _needs_importance(planned: MixTensor) -> bool:
     return planned.type not in FLOAT_TYPES and find_codec(planned.type, planned.shape[-1]).needs_importance
 
 
-def evidence_notes(plan: Mix, store: EvidenceStore | None) -> list[str]:
+def evidence_notes(mix: Mix, store: EvidenceStore | None) -> list[str]:
     """What the evidence does not cover."""
     if store is None:
         return []
-    quantized = [t.name for t in plan.tensors if t.type not in FLOAT_TYPES]
+    quantized = [t.name for t in mix.tensors if t.type not in FLOAT_TYPES]
     known = set(store.tensors)
     missing = [name for name in quantized if name not in known]
     notes = []

@@ -25,11 +25,12 @@ from types import TracebackType
 from typing import Any
 
 from dither.errors import OutputError
+from dither.system.files import writing
 from dither.units import format_bytes
 
 _SYNC_BYTES = 64 * 2**20  # unfinished work that a crash may cost
 _SYNC_SECONDS = 5.0
-
+CONTINUES = "Mend that and run the same command again: it continues where it can."
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
@@ -50,30 +51,17 @@ class PartFile:
         self.discarded = False
         self._waiting: list[str] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
-        try:
+        with writing(target, "Choose another name with -o."):
             self._refuse_strangers()
-        except OSError as error:
-            raise OutputError(
-                str(target), f"cannot be written ({error.strerror})", "Choose another name with -o."
-            ) from None
         self._lines = self._lock()
         try:
-            self._open(size, identity)
-        except BaseException as error:
+            with writing(self.part, CONTINUES):
+                self._open(size, identity)
+        except BaseException:
             self._lines.close()
             if not self.part.exists():
                 self.journal.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise self._unwritable(self.part, error) from None
             raise
-
-    @staticmethod
-    def _unwritable(path: Path, error: OSError) -> OutputError:
-        return OutputError(
-            str(path),
-            f"cannot be written ({error.strerror})",
-            "Mend that and run the same command again: it continues where it can.",
-        )
 
     def _is_ours(self, path: Path) -> bool:
         """Whether what stands at one of the three places is of the kind that this run puts there."""
@@ -91,12 +79,8 @@ class PartFile:
             raise OutputError(str(self.part), "has no journal, so it is not an unfinished run's", way_out)
 
     def _lock(self) -> Any:
-        try:
+        with writing(self.target, "Choose another place with -o."):
             lines = self.journal.open("a+", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise OutputError(
-                str(self.target), f"cannot be written ({error.strerror})", "Choose another place with -o."
-            ) from None
         try:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A run that ended between opening and locking took its journal away: this lock guards nothing.
@@ -167,12 +151,10 @@ class PartFile:
     def write_at(self, offset: int, data: bytes | memoryview, piece: str = "") -> None:
         """Writes all of `data`; safe to call from several threads.  Raises OutputError."""
         view = memoryview(data).cast("B")
-        try:
+        with writing(self.part, CONTINUES):
             while view:
                 written = os.pwrite(self._files[piece], view, offset)
                 view, offset = view[written:], offset + written
-        except OSError as error:
-            raise self._unwritable(self.part, error) from None
 
     def finish(self, tensor: str, record: Mapping[str, Any], size: int) -> None:
         """Notes that a tensor's bytes are all written; `record` comes back on resuming."""
@@ -186,27 +168,23 @@ class PartFile:
         """Bytes to the disk, then the lines that promise them.  Raises OutputError."""
         lines = "".join(self._waiting)
         self._waiting.clear()
-        try:
+        with writing(self.part, CONTINUES):
             for file in self._files.values():
                 _sync_data(file)
             # Past Python's buffer: what a full disk refuses must not be tried again on closing.
             os.write(self._lines.fileno(), lines.encode())
             os.fsync(self._lines.fileno())
-        except OSError as error:
-            raise self._unwritable(self.part, error) from None
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def commit(self) -> None:
         """Gives the finished file its name; replaces what stood there.  Raises OutputError."""
-        try:
+        with writing(self.target, CONTINUES):
             for file in self._files.values():
                 os.fsync(file)
             self._publish()
             folder = os.open(self.target.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
-        except OSError as error:
-            raise self._unwritable(self.target, error) from None
         self.journal.unlink()
 
     def _publish(self) -> None:

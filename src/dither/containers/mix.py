@@ -1,4 +1,4 @@
-"""From a wish ("Q4_K_M") to a plan: the type and the bytes of every tensor, before any work.
+"""From a wish ("Q4_K_M") to a mix: the type and the bytes of every tensor, before any work.
 
 The preset's mix is llama.cpp's (`presets.py`); what is added here is the arithmetic, and an honest
 account of fallbacks: a row that is not a multiple of 256 cannot be a K-quant, takes a larger type
@@ -7,19 +7,20 @@ instead, and the file is no longer what its name promises.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from dither.codecs import codec as find_codec
 from dither.containers.gguf import can_hold
-from dither.containers.presets import Assignment, assign, file_type
+from dither.containers.presets import Assignment, Wanted, assign, file_type
 from dither.display import table
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
+from dither.system.json_text import object_in
 from dither.types import Model, No, Tensor
 from dither.units import format_bytes, format_count
 
@@ -27,18 +28,13 @@ PLANNED = "plan"  # instead of a preset's name
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a person asked for.  `tensors` are (regular expression, type) pairs, first match wins.
+class Options(Wanted):
+    """What a person asked for.
 
     `plan` is the sha256 of a plan file that names every tensor's type (`containers.plan_file`); `to` then only
     says what llama.cpp calls a file of that size.
     """
 
-    to: str
-    tensors: tuple[tuple[str, str], ...] = ()
-    output_type: str | None = None
-    embedding_type: str | None = None
-    pure: bool = False
     plan: str = ""
     folder: bool = False  # a checkpoint folder (`containers.folders`), not a GGUF
     bits: int | None = None  # of a folder's grid, as are the next two; None is the container's own choice
@@ -58,10 +54,7 @@ class Options:
 def is_planned(model: Model) -> bool:
     """Whether a file's recipe names a plan."""
     recipe = model.metadata.get("dither.recipe")
-    try:
-        return recipe is not None and "plan" in json.loads(recipe.value)
-    except (ValueError, TypeError, RecursionError):
-        return False  # somebody else's
+    return recipe is not None and "plan" in object_in(recipe.value)
 
 
 @dataclass(frozen=True)
@@ -75,12 +68,15 @@ class MixTensor:
     wanted: str  # the preset's type before any fallback
     reason: str  # why it is not `wanted`, or why it is not quantized; "" otherwise
 
+    @classmethod
+    def of(cls, tensor: Tensor, kind: str, size: int, wanted: str = "", reason: str = "") -> MixTensor:
+        """A source's tensor as it becomes `kind` in `size` bytes."""
+        stored, stored_bytes = tensor.stored, tensor.stored_bytes
+        return cls(tensor.name, tensor.shape, stored, stored_bytes, kind, size, wanted or kind, reason)
+
     @property
     def size(self) -> int:
-        size = 1
-        for dimension in self.shape:
-            size *= dimension
-        return size
+        return prod(self.shape)
 
     @property
     def is_fallback(self) -> bool:
@@ -188,7 +184,7 @@ def count_by_type(tensors: Iterable[tuple[str, int, int]]) -> dict[str, dict[str
 
 
 def make_mix(model: Model, options: Options, importance: Collection[str] = ()) -> Mix:
-    """The plan for a model; `importance` names the tensors that an importance matrix covers.
+    """The mix for a model; `importance` names the tensors that an importance matrix covers.
 
     Raises UsageError: an unknown preset or type, a pattern that is no regular expression or matches
     nothing, an override that cannot hold the tensor, a type that needs importance and has none.
@@ -196,14 +192,10 @@ def make_mix(model: Model, options: Options, importance: Collection[str] = ()) -
     check_patterns(model, options)
     assignments = assign(
         [(tensor.name, tensor.shape) for tensor in model.tensors],
-        preset=options.to,
+        options,
         arch=model.arch,
         metadata=model.metadata,
         has_imatrix=bool(importance),
-        overrides=options.tensors,
-        output_type=options.output_type,
-        embedding_type=options.embedding_type,
-        pure=options.pure,
     )
     planned = tuple(
         plan_tensor(tensor, assignment, model.kind)
@@ -233,6 +225,4 @@ def plan_tensor(tensor: Tensor, assignment: Assignment, kind: str) -> MixTensor:
     if isinstance(verdict, No):
         raise UsageError(tensor.name, verdict.reason, "Choose another type for it with --tensor.")
     size = tensor.rows * GGML_TYPES[chosen].row_bytes(tensor.columns)
-    return MixTensor(
-        tensor.name, tensor.shape, tensor.stored, tensor.stored_bytes, chosen, size, wanted, assignment.reason
-    )
+    return MixTensor.of(tensor, chosen, size, wanted, assignment.reason)

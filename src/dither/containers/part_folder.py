@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dither.containers.journal import PartFile
+from dither.containers.journal import CONTINUES, PartFile
 from dither.errors import OutputError
+from dither.system.files import writing
 
 # What a model's folder holds: a folder with anything else in it is not replaced, whatever the flags.
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".measure.json", ".gitattributes")
@@ -34,24 +35,20 @@ class PartFolder(PartFile):
 
     def write_text(self, name: str, text: str) -> None:
         """A small file, whole.  Raises OutputError."""
-        try:
-            path = self.part / name
+        path = self.part / name
+        with writing(path, CONTINUES):
             path.parent.mkdir(exist_ok=True)
             with path.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritable(self.part / name, error) from None
 
     def copy(self, source: Path, name: str) -> None:
         """A small file of the model's.  Raises OutputError."""
-        try:
-            path = self.part / name
+        path = self.part / name
+        with writing(path, CONTINUES):
             path.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, path)
-        except OSError as error:
-            raise self._unwritable(self.part / name, error) from None
 
     def _is_ours(self, path: Path) -> bool:
         if path == self.journal:

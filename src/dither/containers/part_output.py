@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from dither.containers.journal import PartFile
+from dither.types import Output
 
 _Self = TypeVar("_Self", bound="PartOutput")
 
 
-class PartOutput:
+class PartOutput(Output):
     """A context manager that keeps unfinished work; `commit` gives it its name."""
 
     _file: PartFile
@@ -30,6 +32,23 @@ class PartOutput:
     def discarded(self) -> bool:
         """Whether unfinished work of another recipe was thrown away."""
         return self._file.discarded
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Bytes of the finished file, or of a folder's safetensors."""
+
+    @abstractmethod
+    def fill(self, key: str, text: str) -> bool:
+        """Puts a JSON document into what the file says of itself, under `key`; False where there is no room."""
+
+    @abstractmethod
+    def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
+        """Puts every tensor's relative error into what the file says of itself, under `key`."""
+
+    def describe(self, card: str) -> None:
+        """Puts text for people beside the weights, where the container has a place for it."""
+        return
 
     def commit(self) -> None:
         self._file.commit()

@@ -24,7 +24,7 @@ from typing import Any
 from dither.codecs import codec
 from dither.containers.presets import quantized_types
 from dither.errors import OutputError, UsageError
-from dither.formats.sidecars import replace as replace_file
+from dither.system.files import replace as replace_file
 
 if sys.version_info >= (3, 11):
     import tomllib

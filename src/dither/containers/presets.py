@@ -27,6 +27,21 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a person asked of the types.
+
+    `tensors` are (regular expression, type) pairs, the first that is found in a name wins over the preset's mix;
+    `output_type` and `embedding_type` win over both.  `pure` gives every matrix the preset's base type.
+    """
+
+    to: str  # a preset's name
+    tensors: tuple[tuple[str, str], ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    pure: bool = False
+
+
+@dataclass(frozen=True)
 class Assignment:
     """The type one tensor gets.  `wanted` is what the preset, or the person, asked for before rows
     that do not fit forced another; `reason` says why it is not simply the preset's choice, or ""."""
@@ -161,29 +176,24 @@ def describe(preset: str) -> str:
 
 def assign(
     tensors: Sequence[tuple[str, tuple[int, ...]]],
+    wanted: Wanted,
     *,
-    preset: str,
     arch: str,
     metadata: Mapping[str, Field],
     has_imatrix: bool,
-    overrides: Sequence[tuple[str, str]] = (),
-    output_type: str | None = None,
-    embedding_type: str | None = None,
-    pure: bool = False,
 ) -> list[Assignment]:
     """The type of each tensor, in the order given.
 
     `tensors` are names and shapes, columns last; `metadata` is the model's, for its layers, heads
-    and experts.  `overrides` are (regular expression, type) pairs, the first that is found in a name
-    wins over the mix; `output_type` and `embedding_type` win over both.  `pure` gives every matrix
-    the base type.  Vectors, norms and routers stay F32 whatever is asked.  Raises UsageError for an
+    and experts.  Vectors, norms and routers stay F32 whatever is asked.  Raises UsageError for an
     unknown preset or type, a pattern that is no regular expression or matches nothing to quantize.
     """
-    patterns = _patterns(overrides, tensors)
-    fixed = {"output": output_type and _type(output_type), "token_embd": embedding_type and _type(embedding_type)}
-    name = canonical(preset)
+    patterns = _patterns(wanted.tensors, tensors)
+    named = {"output": wanted.output_type, "token_embd": wanted.embedding_type}
+    fixed = {category: kind and _type(kind) for category, kind in named.items()}
+    name = canonical(wanted.to)
     model = _model(tensors, arch, metadata, has_imatrix)
-    mix = _Mix(name, model, pure or name in BARE)
+    mix = _Mix(name, model, wanted.pure or name in BARE)
     assigned = {}
     for tensor, shape in sorted(tensors, key=lambda entry: _visiting_order(entry[0])):
         kept = _kept(tensor, shape)
@@ -194,8 +204,8 @@ def assign(
         explicit = fixed.get(category) or next((kind for found, kind in patterns if found.search(tensor)), None)
         if explicit is None and category == "token_embd" and model.tied:
             explicit = fixed["output"]
-        wanted = explicit or mix.choose(tensor, shape, category)
-        assigned[tensor] = _fit(tensor, shape, wanted, "override" if explicit else "", mix.misfit(category, wanted))
+        chosen = explicit or mix.choose(tensor, shape, category)
+        assigned[tensor] = _fit(tensor, shape, chosen, "override" if explicit else "", mix.misfit(category, chosen))
     return [assigned[tensor] for tensor, _ in tensors]
 
 

@@ -17,8 +17,8 @@ MEASUREMENT = "dither.measure"  # metadata key: the measurement's JSON
 ERRORS = "dither.relative_errors"  # metadata key: √(Σ(w − ŵ)² / Σw²) of each tensor, in the file's order
 
 
-def source_notes(model: Model, plan: Mix) -> list[str]:
-    lossy = {t.source_type for t in plan.tensors if len(t.shape) > 1 and t.source_type not in STORED_FLOATS}
+def source_notes(model: Model, mix: Mix) -> list[str]:
+    lossy = {t.source_type for t in mix.tensors if len(t.shape) > 1 and t.source_type not in STORED_FLOATS}
     lossy = {name for name in lossy if not name.startswith("F8")}
     if not lossy:
         return []
@@ -58,11 +58,9 @@ def recipe_json(
     return json.dumps(recipe)
 
 
-def output_metadata(
-    model: Model, plan: Mix, recipe: str, store: EvidenceStore | None, version: str
-) -> dict[str, Field]:
+def output_metadata(model: Model, mix: Mix, recipe: str, store: EvidenceStore | None) -> dict[str, Field]:
     metadata = {key: value for key, value in model.metadata.items() if not key.startswith("quantize.")}
-    metadata.update(recipe_metadata(plan.file_type, recipe, version))
+    metadata.update(recipe_metadata(mix.file_type, recipe))
     for key in (MEASUREMENT, ERRORS):  # of the source, if it had them
         metadata.pop(key, None)
     matrix = store.matrix if store else None

@@ -12,10 +12,8 @@ names, keys and types.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from dither.formats.ggml import Field, ValueType
 from dither.formats.gguf import ALIGNMENT_KEY, Header, Layout, TensorEntry, lay_out, padded, parse_header
 from dither.formats.mapped import MappedFile
 from dither.progress import Progress, Silent
+from dither.system.files import replacing
 from dither.units import format_bytes
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -32,7 +31,7 @@ _COPIED = 16 * 2**20  # bytes in memory at a time
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPart:
     """A file to come: its name, its first bytes, and where the tensors' bytes go."""
 
     path: Path
@@ -40,7 +39,7 @@ class Part:
     layout: Layout
 
 
-def plan_parts(path: str | Path, folder: str | Path, limit: int) -> list[Part]:
+def plan_parts(path: str | Path, folder: str | Path, limit: int) -> list[SplitPart]:
     """Into which parts of at most `limit` bytes a GGUF would be cut, or one part where it fits.
 
     Raises FormatError where the file is none, UsageError where it is a part itself or where a single
@@ -59,7 +58,7 @@ def plan_parts(path: str | Path, folder: str | Path, limit: int) -> list[Part]:
         name = f"{path.stem}-{number + 1:05d}-of-{len(groups):05d}.gguf"
         metadata = _metadata(header, number, len(groups))
         infos = [(entry.name, entry.shape, entry.kind.name) for entry in group]
-        parts.append(Part(folder / name, tuple(group), lay_out(metadata, infos)))
+        parts.append(SplitPart(folder / name, tuple(group), lay_out(metadata, infos)))
     return parts
 
 
@@ -114,7 +113,7 @@ def split(path: str | Path, folder: str | Path, limit: int, *, progress: Progres
     return [part.path for part in parts]
 
 
-def _is_there(part: Part, source: Path) -> bool:
+def _is_there(part: SplitPart, source: Path) -> bool:
     """Whether a finished part of this very file stands: it got its name once it was whole."""
     try:
         there, now = part.path.stat(), source.stat()
@@ -133,24 +132,13 @@ def _check_disk(folder: Path, needed: int) -> None:
         raise OutputError(str(folder), reason, "Name a folder on a larger disk.")
 
 
-def _write(part: Part, source: MappedFile, report: Progress) -> None:
-    temporary = part.path.with_name(f"{part.path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(part.layout.header)
-            for entry, offset in zip(part.entries, part.layout.offsets, strict=True):
-                file.seek(offset)
-                for at in range(0, entry.nbytes, _COPIED):
-                    size = min(_COPIED, entry.nbytes - at)
-                    file.write(source.view(entry.offset + at, size).data)
-                    report.advance(size, part.path.name)
-            file.truncate(part.layout.total)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(part.path)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(part.path), reason, "Free some space, or name another folder.") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+def _write(part: SplitPart, source: MappedFile, report: Progress) -> None:
+    with replacing(part.path, "Free some space, or name another folder.") as file:
+        file.write(part.layout.header)
+        for entry, offset in zip(part.entries, part.layout.offsets, strict=True):
+            file.seek(offset)
+            for at in range(0, entry.nbytes, _COPIED):
+                size = min(_COPIED, entry.nbytes - at)
+                file.write(source.view(entry.offset + at, size).data)
+                report.advance(size, part.path.name)
+        file.truncate(part.layout.total)

@@ -7,6 +7,7 @@ is done to the weights in between knows neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,45 +15,29 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.containers.mix import Mix, MixTensor, Options
+from dither.containers.part_output import PartOutput
 from dither.formats.evidence import EvidenceStore
-from dither.types import Bytes, Model, No, Tensor, Yes
+from dither.types import Model, No, Tensor, Yes
 
 OrderOf = Callable[[str, int], "npt.NDArray[np.intp] | None"]
 
 
-class TargetOutput(Protocol):
-    """What is written to (`types.Output`), and what a run asks of it besides."""
+@dataclass(frozen=True)
+class OutputSettings:
+    """What an output is told besides the weights."""
 
-    @property
-    def finished(self) -> Mapping[str, Mapping[str, Any]]: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def part(self) -> Path: ...
-    @property
-    def discarded(self) -> bool: ...
-    def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None: ...
-    def finish(self, tensor: str, record: Mapping[str, Any]) -> None: ...
-    def fill(self, key: str, text: str) -> bool: ...
-    def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
-        """Puts every tensor's relative error into what the file says of itself, under `key`."""
-        ...
-
-    def describe(self, card: str) -> None:
-        """Puts text for people beside the weights, where the container has a place for it."""
-        ...
-
-    def commit(self) -> None: ...
-    def discard(self) -> None: ...
-    def __enter__(self) -> TargetOutput: ...
-    def __exit__(self, *error: Any) -> None: ...
+    recipe: str  # how it is made: it says so of itself
+    identity: str  # by which a later run of the same work knows it
+    store: EvidenceStore | None
+    measured: bool = False  # whether room is kept for a measurement
+    order: OrderOf | None = None  # in which order the columns of a tensor's expert will come
 
 
 class Target(Protocol):
     @property
     def options(self) -> Options: ...
 
-    def plan(self, model: Model, known: Collection[str]) -> Mix:
+    def mix(self, model: Model, known: Collection[str]) -> Mix:
         """`known` names the tensors that have importance."""
         ...
 
@@ -64,18 +49,8 @@ class Target(Protocol):
         """The output's path, where `path` may also be a folder to put it in, and is with `inside`."""
         ...
 
-    def open(
-        self,
-        path: Path,
-        model: Model,
-        plan: Mix,
-        recipe: str,
-        store: EvidenceStore | None,
-        identity: str,
-        measured: bool,
-        order: OrderOf | None = None,
-    ) -> TargetOutput:
-        """`order` says of a tensor and an expert in which order its columns will come."""
+    def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
+        """The output that a model's rows are written to."""
         ...
 
     def header_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dither.containers.folders import find_scheme
-from dither.containers.folders.plan import dtype_of
+from dither.containers.folders.mix import dtype_of
 from dither.containers.folders.target import FolderTarget
 from dither.containers.gguf_target import GGUFTarget
 from dither.containers.mix import Options

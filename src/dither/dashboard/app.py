@@ -29,9 +29,8 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from dither.dashboard import commands
 from dither.dashboard.events import Hub
-from dither.dashboard.jobs import Jobs, reason_of
+from dither.dashboard.jobs import Jobs
 from dither.dashboard.results import Results
 from dither.dashboard.watch import Watch
 from dither.errors import DitherError, SourceError, UsageError
@@ -43,27 +42,28 @@ _NOT_KEPT = {"cache-control": "no-store"}
 _ASK_AGAIN = {"cache-control": "no-cache"}  # kept, but asked about
 
 
-class Form(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class JobRequest(Body):
     kind: Annotated[str, Field(max_length=40)]
     fields: Annotated[dict[str, Any], Field(max_length=60)] = {}
 
 
-class Ask(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Ask(Body):
     run: Annotated[str, Field(max_length=200)]
     prompt: Annotated[str, Field(min_length=1, max_length=20_000)]
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 128
 
 
-class Text(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Text(Body):
     run: Annotated[str, Field(max_length=200)]
     text: Annotated[str, Field(min_length=1, max_length=20_000)]
 
 
 Name = Annotated[str, Query(max_length=500)]
-Place = Annotated[int, Query(ge=0, le=2**40)]
+Index = Annotated[int, Query(ge=0, le=2**40)]
 
 
 def build(results: Results, jobs: Jobs, watch: Watch) -> FastAPI:
@@ -123,7 +123,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DitherError)
     async def known(_: Request, error: DitherError) -> JSONResponse:
         status = 404 if isinstance(error, SourceError) else 400 if isinstance(error, UsageError) else 422
-        return JSONResponse({"error": reason_of(error)}, status)
+        return JSONResponse({"error": error.to_json()}, status)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -134,7 +134,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         said = {"thing": request.url.path[:200], "reason": str(error.detail), "way_out": ""}
-        return JSONResponse({"error": said}, error.status_code)
+        return JSONResponse({"error": said}, error.status_code, error.headers)
 
 
 def _make_library() -> None:
@@ -186,17 +186,24 @@ def _add_results(app: FastAPI, results: Results, hub: Hub) -> None:
 
     @app.get("/api/tile")
     def tile(
-        run: Name, tensor: Name, row: Place = 0, column: Place = 0, size: Annotated[int, Query(ge=1, le=256)] = 64
+        run: Name, tensor: Name, row: Index = 0, column: Index = 0, size: Annotated[int, Query(ge=1, le=256)] = 64
     ) -> dict[str, Any]:
-        return results.tile(run, tensor, row, column, size)
+        from dither.reporting.tiles import tile
+
+        return tile(*results.models(run), tensor, row=row, column=column, size=size).to_json()
 
     @app.get("/api/palette")
-    def palette(run: Name, tensor: Name, row: Place = 0, block: Place = 0) -> dict[str, Any]:
-        return results.palette(run, tensor, row, block)
+    def palette(run: Name, tensor: Name, row: Index = 0, block: Index = 0) -> dict[str, Any]:
+        from dither.reporting.palette import palette
+
+        return palette(*results.models(run), tensor, row=row, block=block).to_json()
 
     @app.get("/api/picture")
     def picture(types: Name = "") -> dict[str, Any]:
-        return results.picture([kind for kind in types.split(",") if kind][:20])
+        from dither.reporting.picture import picture
+
+        kinds = [kind for kind in types.split(",") if kind][:20]
+        return (picture(kinds) if kinds else picture()).to_json()
 
     @app.get("/api/fit")
     def fit(
@@ -204,7 +211,9 @@ def _add_results(app: FastAPI, results: Results, hub: Hub) -> None:
         kv: Name = "f16",
         slots: Annotated[int, Query(ge=1, le=4096)] = 1,
     ) -> dict[str, Any]:
-        return results.fit(context, kv, slots)
+        from dither.capacity.fit import fit
+
+        return fit(results.original(), context=context, kv=kv, slots=slots).to_json()
 
 
 def _add_answers(app: FastAPI, results: Results) -> None:
@@ -216,8 +225,10 @@ def _add_answers(app: FastAPI, results: Results) -> None:
 
     @app.post("/api/forced")
     def forced(given: Text) -> dict[str, Any]:
+        from dither.reporting.answers import forced
+
         with _turn(busy):
-            return results.forced(given.run, given.text)
+            return forced(*results.paths_of(given.run), given.text).model_dump(mode="json")
 
 
 def _told(results: Results, ask: Ask, busy: threading.Lock) -> Iterator[str]:
@@ -227,7 +238,7 @@ def _told(results: Results, ask: Ask, busy: threading.Lock) -> Iterator[str]:
             for piece in results.answer(ask.run, ask.prompt, ask.max_tokens):
                 yield f"data: {json.dumps(piece)}\n\n"
     except DitherError as error:
-        yield f"data: {json.dumps({'error': reason_of(error)})}\n\n"
+        yield f"data: {json.dumps({'error': error.to_json()})}\n\n"
 
 
 @contextlib.contextmanager
@@ -241,26 +252,15 @@ def _turn(busy: threading.Lock) -> Iterator[None]:
 
 
 def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
-    @app.get("/api/forms")
-    def forms() -> list[dict[str, Any]]:
-        return commands.forms()
+    app.get("/api/forms")(jobs.forms.to_json)
+    app.get("/api/jobs")(jobs.all)
+    app.get("/api/jobs/{job_id}")(jobs.get)
+    app.post("/api/jobs/{job_id}/cancel")(jobs.cancel)
 
     @app.post("/api/command")
-    def command(form: Form) -> dict[str, Any]:
-        return commands.build(form.kind, form.fields).to_json()
-
-    @app.get("/api/jobs")
-    def all_jobs() -> list[dict[str, Any]]:
-        return jobs.all()
+    def command(job: JobRequest) -> dict[str, Any]:
+        return jobs.forms.command(job.kind, job.fields).to_json()
 
     @app.post("/api/jobs")
-    def start(form: Form) -> dict[str, Any]:
-        return jobs.start(form.kind, form.fields)
-
-    @app.get("/api/jobs/{job_id}")
-    def one(job_id: str) -> dict[str, Any]:
-        return jobs.get(job_id)
-
-    @app.post("/api/jobs/{job_id}/cancel")
-    def cancel(job_id: str) -> dict[str, Any]:
-        return jobs.cancel(job_id)
+    def start(job: JobRequest) -> dict[str, Any]:
+        return jobs.start(job.kind, job.fields)

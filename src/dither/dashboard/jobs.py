@@ -31,9 +31,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dither.dashboard import commands, processes
+from dither.dashboard import processes
+from dither.dashboard.forms import Command, Forms
 from dither.errors import DitherError, OutputError, SourceError, UsageError
 from dither.system import isolated
+from dither.system.files import read_bytes, replacing
+from dither.system.json_text import parse_json
 
 MOST_KEPT = 50  # jobs that have ended; older ones are forgotten, their files are not
 MOST_WAITING = 20
@@ -55,7 +58,8 @@ def state_folder() -> Path:
 class Jobs:
     """All jobs of a folder.  `tick` moves them on, and is called about twice a second."""
 
-    def __init__(self, folder: Path | None = None, work_in: Path | None = None) -> None:
+    def __init__(self, forms: Forms, folder: Path | None = None, work_in: Path | None = None) -> None:
+        self.forms = forms
         self.folder = folder or state_folder()
         self.work_in = (work_in or Path.cwd()).absolute()
         self._told: Told = lambda _job: None
@@ -78,7 +82,7 @@ class Jobs:
 
     def start(self, kind: str, fields: Mapping[str, object]) -> dict[str, Any]:
         """Takes a job.  Raises UsageError where the form is not filled in, or too many wait."""
-        command = commands.build(kind, fields)
+        command = self.forms.command(kind, fields)
         if command.problems:
             first = command.problems[0]
             raise UsageError(first["field"], first["reason"], "Correct the form.")
@@ -229,10 +233,8 @@ class Jobs:
         return found if isinstance(found, dict) and wanted <= set(found) and found["id"] == job_id else None
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        place = self.folder / str(record["id"])
-        beside = place / "job.json.part"
-        beside.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        beside.replace(place / "job.json")
+        with replacing(self.folder / str(record["id"]) / "job.json", sync=False) as file:
+            file.write(json.dumps(record, indent=1).encode())
 
     def _seen(self, job_id: str) -> dict[str, Any] | None:
         """A job as the page gets it."""
@@ -248,7 +250,7 @@ class Jobs:
         job = {
             "id": job_id,
             "kind": record["kind"],
-            "command": commands.Command(tuple(record["words"]), ()).line,
+            "command": Command(tuple(record["words"]), ()).line,
             "folder": record["folder"],
             "state": state,
             "cancelling": state == "running" and record["cancelled"] is not None,
@@ -281,7 +283,7 @@ def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] 
         return ("waiting" if record["process"] is None else "running"), None
     if record["process"] is None:
         if record.get("failed"):
-            return "failed", _error("the job", record["failed"], "")
+            return "failed", DitherError("the job", record["failed"]).to_json()
         return "cancelled", None
     result = _read_json(place / "result.json", _LARGEST)
     error = result.get("error") if isinstance(result, dict) else None
@@ -291,12 +293,12 @@ def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] 
     if record["cancelled"] is not None:
         return "cancelled", None
     if isinstance(error, dict):
-        return "failed", _error(*(str(error.get(part, ""))[:2000] for part in ("thing", "reason", "way_out")))
+        return "failed", {part: str(error.get(part, ""))[:2000] for part in ("thing", "reason", "way_out")}
     lines = _lines(place / "log.txt")
     killed = record["code"] is not None and record["code"] < 0
     reason = f"was ended by {_signal(-record['code'])}" if killed else "ended without a result"
     told = f"Its last words: {lines[-1]}" if lines else "It may have run out of memory."
-    return "failed", _error("the job", reason, told)
+    return "failed", DitherError("the job", reason, told).to_json()
 
 
 def _signal(number: int) -> str:
@@ -304,10 +306,6 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _error(thing: str, reason: str, way_out: str) -> dict[str, str]:
-    return {"thing": thing, "reason": reason, "way_out": way_out}
 
 
 def _progress(path: Path, state: str) -> tuple[dict[str, Any], float | None]:
@@ -350,12 +348,7 @@ def _clean(text: str) -> str:
 def _read_json(path: Path, limit: int) -> object:
     """What a JSON file holds; None where it is missing, too large or not whole."""
     try:
-        if path.stat().st_size > limit:
-            return None
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found: object = parse_json(read_bytes(path, limit, ""), str(path), finite=False)
+        return found
+    except SourceError:
         return None
-
-
-def reason_of(error: DitherError) -> dict[str, str]:
-    return _error(error.thing, error.reason, error.way_out)

@@ -50,46 +50,21 @@ class Results:
 
     def _current(self) -> dict[str, Any]:
         if self._document is None:
-            self._document = self._collect()
+            from dither.reporting.report import document
+
+            self._document = document(self.paths, against=self.against, live=True).to_json()
             self._text = json.dumps(self._document, ensure_ascii=False, allow_nan=False).encode()
         return self._document
-
-    def _collect(self) -> dict[str, Any]:
-        from dither.reporting.report import document
-
-        return document(self.paths, against=self.against, live=True).to_json()
-
-    def tile(self, run: str, tensor: str, row: int, column: int, size: int) -> dict[str, Any]:
-        from dither.reporting.tiles import tile
-
-        original, quantized = self._pair(run)
-        return tile(original, quantized, tensor, row=row, column=column, size=size).to_json()
-
-    def palette(self, run: str, tensor: str, row: int, block: int) -> dict[str, Any]:
-        from dither.reporting.palette import palette
-
-        original, quantized = self._pair(run)
-        return palette(original, quantized, tensor, row=row, block=block).to_json()
-
-    def picture(self, types: list[str]) -> dict[str, Any]:
-        from dither.reporting.picture import picture
-
-        return (picture(types) if types else picture()).to_json()
 
     def answer(self, run: str, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
         """Pieces of both models' answers; both stay open for the next.  Raises as `dither.reporting.answers` does."""
         from dither.reporting.answers import Sides
 
-        places = self.places(run)
-        if self._sides is None or self._sides[0] != places:
+        paths = self.paths_of(run)
+        if self._sides is None or self._sides[0] != paths:
             self.close()
-            self._sides = (places, Sides(*places))
+            self._sides = (paths, Sides(*paths))
         yield from self._sides[1].stream(prompt, max_tokens)
-
-    def forced(self, run: str, text: str) -> dict[str, Any]:
-        from dither.reporting.answers import forced
-
-        return forced(*self.places(run), text).model_dump(mode="json")
 
     def close(self) -> None:
         """Ends the models that answer."""
@@ -97,28 +72,25 @@ class Results:
             self._sides[1].close()
             self._sides = None
 
-    def fit(self, context: int, kv: str, slots: int) -> dict[str, Any]:
-        from dither.capacity.fit import fit
-
-        return fit(self._reference(), context=context, kv=kv, slots=slots).to_json()
-
-    def places(self, run: str) -> tuple[str, str]:
+    def paths_of(self, run: str) -> tuple[str, str]:
         """Where the original and a run's file lie.  Raises SourceError."""
         for known in self.document()["runs"]:
             if known["id"] == run:
                 if not known.get("path"):
                     break
-                return self._reference(), str(known["path"])
+                return self.original(), str(known["path"])
         raise SourceError(f"run {run[:80]}", "is not among these files", "Reload the page.")
 
-    def _reference(self) -> str:
+    def original(self) -> str:
+        """Where the original lies.  Raises SourceError."""
         reference = self.document().get("reference") or {}
         if not reference.get("path"):
             raise SourceError("the original", "was not found beside the files", "Start with --against MODEL.")
         return str(reference["path"])
 
-    def _pair(self, run: str) -> tuple[Model, Model]:
-        original, quantized = self.places(run)
+    def models(self, run: str) -> tuple[Model, Model]:
+        """The original and a run's file, opened.  Raises SourceError."""
+        original, quantized = self.paths_of(run)
         return self._model(original), self._model(quantized)
 
     def _model(self, path: str) -> Model:

@@ -8,41 +8,38 @@ import errno
 import secrets
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from dither.dashboard.app import build
+from dither.dashboard.forms import Forms
 from dither.dashboard.jobs import Jobs
 from dither.dashboard.results import Results
-from dither.dashboard.security import Guard, bound_names, is_loopback
+from dither.dashboard.security import Guard, bound_names
 from dither.dashboard.watch import Watch
 from dither.errors import UsageError
+from dither.web.access import is_loopback
+from dither.web.listening import in_url, listen, uvicorn_config
 
 PORT = 8765
 _TRIED = 20  # ports after the default one
 
 
-@dataclass(frozen=True)
-class Served:
-    """Where it can be opened, and how many jobs were left running at the end."""
-
-    url: str
-    jobs: int
-
-
 def serve(
     runs: Iterable[str | Path],
+    forms: Forms,
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
     against: str | None = None,
     state: Path | None = None,
     ready: Callable[[str], None] = lambda _url: None,
-) -> Served:
+) -> int:
     """Serves until Ctrl-C.  `ready` hears the address once it answers.
+
+    `forms` are what jobs may be started with.  Returns how many jobs go on after the end.
 
     `port` None takes the default one, or the next that is free; 0 takes any.  Raises UsageError where the
     address cannot be bound, OutputError where jobs cannot be kept.
@@ -51,26 +48,19 @@ def serve(
     number = bound.getsockname()[1]
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
     results = Results(runs, against)
-    jobs = Jobs(state)
+    jobs = Jobs(forms, state)
     app = build(results, jobs, Watch(results.paths))
-    addresses = host in ("0.0.0.0", "::", "")
-    guard = Guard(app, bound_names(host, number), token, addresses=addresses, port=number)
-    url = f"http://{_shown(host)}:{number}/" + (f"?token={token}" if token else "")
-    config = uvicorn.Config(
-        guard,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="on",
-        timeout_graceful_shutdown=3,
-        limit_concurrency=200,
+    everywhere = host in ("0.0.0.0", "::", "")
+    guard = Guard(app, bound_names(host, number), token, addresses=everywhere, port=number)
+    shown = socket.gethostname() if everywhere else in_url(host)  # a name that others can open
+    url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
+    config = uvicorn_config(
+        guard, log_level="warning", lifespan="on", timeout_graceful_shutdown=3, limit_concurrency=200
     )
     server = _Server(config, app.state.hub.close, lambda: ready(url))
     with contextlib.closing(bound), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[bound]))
-    return Served(url, jobs.running())
+    return jobs.running()
 
 
 class _Server(uvicorn.Server):
@@ -96,26 +86,12 @@ def bind(host: str, port: int | None) -> socket.socket:
     wanted = range(PORT, PORT + _TRIED) if port is None else [port]
     for number in wanted:
         try:
-            return _bound(host, number)
+            return listen(host, number)
         except OSError as error:
             if error.errno == errno.EADDRINUSE and number != wanted[-1]:
                 continue
             raise _no_port(host, number, error, port is None) from None
     raise AssertionError("a range of ports is never empty")
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
-        made.set_inheritable(False)  # a job must not keep the port
-    except OSError:
-        made.close()
-        raise
-    return made
 
 
 def _no_port(host: str, port: int, error: OSError, several: bool) -> UsageError:
@@ -124,12 +100,5 @@ def _no_port(host: str, port: int, error: OSError, several: bool) -> UsageError:
         reason = f"and the {_TRIED - 1} before it are in use" if several else "is in use"
         return UsageError(thing, reason, "Choose another with --port, or --port 0 for any that is free.")
     if isinstance(error, socket.gaierror):
-        return UsageError(f"host {host}", "is no address of this machine", "Try --host 127.0.0.1.")
+        return UsageError(f"host {host}", "is not an address of this machine", "Try --host 127.0.0.1.")
     return UsageError(thing, f"cannot be listened at ({error.strerror})", "Try another --host or --port.")
-
-
-def _shown(host: str) -> str:
-    """A host that others can open."""
-    if host in ("0.0.0.0", "::", ""):
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host

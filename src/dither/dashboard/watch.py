@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-DEPTH = 2  # folders below a named one, as `showing.discover` looks
+DEPTH = 2  # folders below a named one, as `reporting.discover` looks
 MOST_ENTRIES = 4096  # of a folder
 _WATCHED = (".gguf", ".measure.json", ".answers.json", ".bench.json", ".safetensors", "config.json", "manifest.json")
 
-_COSTS = re.compile(r"sensitivity\..*\.json")  # what plans keep, which `showing.discover` looks for
+_COSTS = re.compile(r"sensitivity\..*\.json")  # what plans keep, which `reporting.discover` looks for
 _BESIDE = (".measure.json", ".answers.json", ".bench.json")
 
 

@@ -15,7 +15,6 @@ from dither.engines.protocol import EngineGoneError, Reply
 
 GATHER = 0.003  # seconds; slower streams than 300 tokens a second are passed on token by token
 _PIECE = 65536
-_MOST_HEADERS = 65536
 
 
 async def request(address: str, key: str, path: str, body: bytes | None) -> Reply:

@@ -19,28 +19,24 @@ import http.client
 import json
 import os
 import secrets
-import sys
-import tempfile
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from dither.errors import DitherError, UsageError
+from dither.engines.llama_start import EngineError as EngineError
+from dither.engines.llama_start import start
+from dither.engines.settings import Settings, SettingsKeywords
+from dither.errors import UsageError
 from dither.formats.gguf import read_header
 from dither.types import Floats
 
-DEFAULT_CONTEXT = 4096  # tokens; a model trained on fewer gets its own number
-_LEAST_CONTEXT = 2  # llama.cpp computes two tokens while it loads, and aborts where they have no room
-_SILENT, _ERRORS = -1, 1  # llama.cpp's verbosity
-
-
-class EngineError(DitherError):
-    """llama.cpp is missing, refuses the file, or fails while it runs."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def usable_cores() -> int:
@@ -57,6 +53,23 @@ def usable_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return max(1, len(cores))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the defaults are llama.cpp's."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+
+
+class SamplingKeywords(TypedDict, total=False):
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 class Generation(Iterator[str]):
@@ -99,92 +112,35 @@ class Generation(Iterator[str]):
 class LlamaCpp:
     """A GGUF loaded by llama.cpp.  A context manager; `close` gives the memory back.
 
-    `context` is in tokens (0: up to 4096, or what the model was trained on), `threads` defaults to
-    the physical cores at hand, `gpu_layers` counts layers on an accelerator (−1: as many as fit,
-    where the wheel knows one), `seed` is the default for sampling.  `slots` requests run at a time,
-    each with `context` tokens of its own; others wait.  `kv` is the cache's type (f16, q8_0, q4_0),
-    `loras` are adapters as GGUF files, laid over the weights.  `embeddings` makes it an engine for
-    `/v1/embeddings` alone, `metrics` counts for Prometheus, `alias` is the model's name in answers.
-    Raises EngineError with llama.cpp's own reason when it cannot load the file.
+    The keywords are those of `Settings`.  `address` (host:port) is where llama.cpp's own server listens on the loopback
+    interface, `key` what it wants as a bearer token.  Raises EngineError with llama.cpp's own reason when it cannot
+    load the file.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        context: int = 0,
-        threads: int | None = None,
-        seed: int = 0,
-        gpu_layers: int = 0,
-        slots: int = 1,
-        kv: str = "f16",
-        loras: Sequence[str | Path] = (),
-        embeddings: bool = False,
-        metrics: bool = False,
-        alias: str = "",
-    ) -> None:
-        if context < 0 or (threads is not None and threads < 1) or slots < 1:
+    def __init__(self, path: str | Path, **settings: Unpack[SettingsKeywords]) -> None:
+        asked = Settings(**settings)
+        least = ((asked.context, 0), (asked.threads, 1), (asked.slots, 1))
+        if any(number is not None and number < lowest for number, lowest in least):
             raise UsageError(
-                f"context {context}, threads {threads}, slots {slots}",
+                f"context {asked.context}, threads {asked.threads}, slots {asked.slots}",
                 "none may be negative; a thread and a slot are needed",
                 "Leave them out to get the defaults.",
             )
         self.path = Path(path)
-        self.seed = seed
+        self.seed = asked.seed
         if self.path.is_dir():
             raise EngineError(str(path), "is a folder", "Make a GGUF of it with `dither quantize`.")
         if not self.path.is_file():
             raise EngineError(str(path), "there is no such file", "Give the path of a .gguf file.")
-        self._key = secrets.token_urlsafe(24)
-        params = self._params(context, threads or usable_cores(), gpu_layers)
-        if slots > 1:  # llama.cpp divides the context among them; a running answer occupies a thread
-            params.n_parallel, params.n_ctx, params.n_threads_http = slots, slots * params.n_ctx, slots + 4
-        params.cache_type_k = params.cache_type_v = _cache_type(kv)
-        params.lora_adapters = [_lora(adapter) for adapter in loras]
-        params.endpoint_metrics = metrics
-        if alias:
-            params.model_alias = {alias}
-        if embeddings:
-            _embed(params, self._pooling())
-        self._server: Any = _start(params, str(path))
-        self._address = urlsplit(self._server.listening_address).netloc
+        self.key = secrets.token_urlsafe(24)
+        self._server: Any = start(self.path, replace(asked, threads=asked.threads or usable_cores()), self.key)
+        self.address: str = urlsplit(self._server.listening_address).netloc
         # Answered by the serving loop itself: a server that is destroyed before its loop runs waits forever.
         self._call("/slots")
         properties = self._call("/props")
         described = self._call("/v1/models")["data"][0]["meta"]
         self.vocabulary_size: int = int(described["n_vocab"])
         self.context: int = int(properties["default_generation_settings"]["n_ctx"])
-
-    def _params(self, context: int, threads: int, gpu_layers: int) -> Any:
-        params = _xllamacpp().CommonParams()
-        params.model.path = os.fspath(self.path)
-        params.n_ctx = max(context or DEFAULT_CONTEXT, _LEAST_CONTEXT)
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        wanted = gpu_layers if gpu_layers >= 0 or _accelerated() else 0
-        params.n_gpu_layers, params.fit_params = wanted, wanted < 0
-        params.verbosity = _SILENT
-        params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
-        params.endpoint_props, params.endpoint_slots, params.ui = True, True, False
-        params.offline, params.warmup, params.n_parallel = True, False, 1
-        params.cache_ram_mib = 0  # prompts of earlier conversations are not worth gigabytes here
-        params.n_threads_http = 2
-        return params
-
-    def _pooling(self) -> bool:
-        """Whether the file says how its tokens become one vector."""
-        metadata = read_header(self.path).metadata
-        architecture = metadata.get("general.architecture")
-        return architecture is not None and f"{architecture.value}.pooling_type" in metadata
-
-    @property
-    def address(self) -> str:
-        """`host:port` of llama.cpp's own server, on the loopback interface."""
-        return str(self._address)
-
-    @property
-    def key(self) -> str:
-        """What that server wants as a bearer token."""
-        return self._key
 
     @cached_property
     def has_chat_template(self) -> bool:
@@ -216,7 +172,7 @@ class LlamaCpp:
 
         Softmax of the raw logits at temperature 1, no sampler in between, computed afresh without a
         cached prefix so that equal prompts give equal numbers.  Text is tokenized with the model's
-        begin token.  Raises EngineError where llama.cpp computed something that is no number.
+        begin token.  Raises EngineError where llama.cpp computed something that is not a number.
         """
         body = self._completion(prompt, max_tokens=1, cache=False)
         # One token must be drawn, and llama.cpp reports nothing for a token that ends the text or
@@ -241,25 +197,22 @@ class LlamaCpp:
         prompt: Sequence[int] | str,
         *,
         max_tokens: int | None = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
         seed: int | None = None,
         stop: Sequence[str] = (),
         reuse: bool = False,
         ignore_end: bool = False,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Generation:
         """Continue `prompt`, piece by piece; a piece never ends inside a character.
 
-        The sampling defaults are llama.cpp's; temperature 0 always takes the likeliest token.
+        `sampling` are the fields of `Sampling`; temperature 0 always takes the likeliest token.
         `max_tokens` None runs until the model ends or its context is full.  The same seed on the
         same machine gives the same text, unless `reuse` continues from what the last prompt left in
         the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
         text, so that the answer is `max_tokens` long.
         """
         body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
-        body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        body |= asdict(Sampling(**sampling))
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
         body |= {"ignore_eos": True} if ignore_end else {}
         return Generation(self._stream("/completion", body))
@@ -326,8 +279,8 @@ class LlamaCpp:
     def _request(self, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         if self._server is None:
             raise EngineError(str(self.path), "the engine is closed", "Open the file again.")
-        connection = http.client.HTTPConnection(self._address)
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(self.address)
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         try:
             payload = None if body is None else json.dumps(body).encode()
             connection.request("GET" if body is None else "POST", path, payload, headers)
@@ -352,97 +305,3 @@ class LlamaCpp:
         if error.get("type") == "exceed_context_size_error":
             way_out = f"Give a larger context than {self.context}, or a shorter prompt."
         return EngineError(str(self.path), f"llama.cpp says: {error.get('message', error)}", way_out)
-
-
-def _xllamacpp() -> Any:
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # or an assertion that fails calls a debugger first
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise EngineError(
-            "llama.cpp", f"its wheel cannot be imported ({error})", "Install it with: pip install xllamacpp"
-        ) from error
-    return xllamacpp
-
-
-def _cache_type(kv: str) -> Any:
-    kinds = _xllamacpp().ggml_type
-    known = {"f16": kinds.GGML_TYPE_F16, "q8_0": kinds.GGML_TYPE_Q8_0, "q4_0": kinds.GGML_TYPE_Q4_0}
-    if kv not in known:
-        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(known)}.")
-    return known[kv]
-
-
-def _lora(path: str | Path) -> Any:
-    if not Path(path).is_file():
-        raise EngineError(str(path), "there is no such file", "Give the path of a LoRA adapter as GGUF.")
-    adapter = _xllamacpp().CommonAdapterLoraInfo()
-    adapter.path, adapter.scale = os.fspath(path), 1.0
-    return adapter
-
-
-def _embed(params: Any, pooled: bool) -> None:
-    """llama.cpp must see a text in one batch to pool over it; a chat model, which names no pooling, gets
-    the mean of its tokens."""
-    params.embedding = True
-    params.n_batch = params.n_ubatch = params.n_ctx // params.n_parallel
-    if not pooled:
-        params.pooling_type = _xllamacpp().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-
-
-def _accelerated() -> bool:
-    kinds = _xllamacpp().ggml_backend_dev_type
-    gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
-    return any(device["type"] in gpus for device in _xllamacpp().get_device_info())
-
-
-def _start(params: Any, path: str) -> Any:
-    """A running server.  llama.cpp tells why a load failed on stderr alone, so a failed load is
-    repeated with stderr caught: nothing is redirected while things go well."""
-    xllamacpp = _xllamacpp()
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        params.verbosity = _ERRORS
-        with _caught_stderr() as caught:
-            with contextlib.suppress(RuntimeError):
-                xllamacpp.Server(params)
-            _silence(params)
-        raise EngineError(
-            path,
-            f"llama.cpp cannot load it: {_reason(caught) or error}",
-            "`dither inspect` tells whether the file is whole and which architecture it is.",
-        ) from None
-
-
-def _silence(params: Any) -> None:
-    """Verbosity is one variable of the process, set by the last load: fail once more, in silence."""
-    params.verbosity, params.model.path = _SILENT, os.devnull
-    with contextlib.suppress(RuntimeError):
-        _xllamacpp().Server(params)
-
-
-@contextlib.contextmanager
-def _caught_stderr() -> Iterator[list[str]]:
-    """What C code writes to file descriptor 2 inside the block, as lines in the yielded list."""
-    lines: list[str] = []
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            time.sleep(0.2)  # llama.cpp logs from a thread of its own
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines.extend(file.read().decode("utf-8", "replace").splitlines())
-
-
-def _reason(lines: Sequence[str]) -> str:
-    """The most telling of llama.cpp's error lines (`time E function: message`): the first one that
-    says more than that the load failed."""
-    errors = [line.split(" E ", 1)[1].strip() for line in lines if " E " in line]
-    telling = [line for line in errors if "failed to load model" not in line]
-    return (telling or errors or [""])[0].split(": ", 1)[-1].removeprefix("error loading model: ")

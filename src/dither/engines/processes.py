@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from dither.engines import http_client
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import EngineGoneError, Reply
+from dither.engines.settings import Settings
 from dither.system import isolated
 
 _DYING = 1.0  # seconds
@@ -23,32 +25,43 @@ _LAST_WORDS = 5.0  # seconds a child has to end by itself
 _MOST_LINE = 2**20
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a GGUF is run: `context` is in tokens per slot, the rest as in `LlamaCpp`."""
-
-    path: str
-    context: int
-    slots: int = 1
-    kv: str = "f16"
-    threads: int | None = None
-    gpu_layers: int = -1
-    loras: tuple[str, ...] = ()
-    embeddings: bool = False
-    metrics: bool = True
-    alias: str = ""
-
-
 class LlamaProcess:
     """An `Engine`.  Made by `start`."""
 
-    takes_schemas = True
+    takes_schemas: ClassVar = True
+    takes_embeddings: ClassVar = True
 
     def __init__(self, process: asyncio.subprocess.Process, said: Mapping[str, Any], slots: int) -> None:
         self._process = process
         self.address, self.key = str(said["address"]), str(said["key"])
         self.context, self.slots = int(said["context"]), slots
         self.takes_tools = bool(said["takes_tools"])
+
+    @classmethod
+    async def start(cls, path: str | Path, settings: Settings) -> LlamaProcess:
+        """Loads the file in a child.  Raises EngineError with llama.cpp's reason where it cannot."""
+        process = await asyncio.create_subprocess_exec(
+            *isolated.command("dither.engines.worker"),
+            limit=_MOST_LINE,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the server, which lets answers finish
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            with contextlib.suppress(ConnectionError):
+                process.stdin.write(json.dumps({"path": path, **asdict(settings)}, default=str).encode() + b"\n")
+                await process.stdin.drain()
+            line = await process.stdout.readline()
+            if not line:
+                raise await _silence(process, path)
+            said = json.loads(line)
+            if "error" in said:
+                raise EngineError(**said["error"])
+        except BaseException:
+            await asyncio.shield(_end(process))
+            raise
+        return cls(process, said, settings.slots or 1)
 
     @property
     def alive(self) -> bool:
@@ -66,8 +79,7 @@ class LlamaProcess:
             raise
         return replace(reply, pieces=self._watched(reply.pieces))
 
-    async def _watched(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        assert isinstance(pieces, AsyncGenerator)
+    async def _watched(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(pieces) as found:
             try:
                 async for piece in found:
@@ -83,55 +95,19 @@ class LlamaProcess:
             await asyncio.wait_for(self._process.wait(), _DYING)
 
     async def metrics(self) -> str:
-        return (await self._get("/metrics")).decode()
-
-    async def slots_state(self) -> list[dict[str, Any]]:
-        """llama.cpp's own account of its slots."""
-        found = json.loads(await self._get("/slots"))
-        return list(found)
-
-    async def _get(self, path: str) -> bytes:
-        reply = await http_client.request(self.address, self.key, path, None)
-        return b"".join([piece async for piece in reply.pieces])
+        reply = await http_client.request(self.address, self.key, "/metrics", None)
+        return b"".join([piece async for piece in reply.pieces]).decode()
 
     async def close(self) -> None:
         await _end(self._process)
 
 
-async def start(settings: Settings) -> LlamaProcess:
-    """Loads the file in a child.  Raises EngineError with llama.cpp's reason where it cannot."""
-    process = await asyncio.create_subprocess_exec(
-        *isolated.command("dither.engines.worker"),
-        limit=_MOST_LINE,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the server, which lets answers finish
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(json.dumps(asdict(settings)).encode() + b"\n")
-            await process.stdin.drain()
-        line = await process.stdout.readline()
-        said = json.loads(line) if line else await _silence(process, settings)
-        if "error" in said:
-            raise EngineError(**said["error"])
-    except BaseException:
-        await asyncio.shield(_end(process))
-        raise
-    return LlamaProcess(process, said, settings.slots)
-
-
-async def _silence(process: asyncio.subprocess.Process, settings: Settings) -> dict[str, Any]:
+async def _silence(process: asyncio.subprocess.Process, path: str | Path) -> EngineError:
     code = await process.wait()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return {
-        "error": {
-            "thing": settings.path,
-            "reason": f"llama.cpp's process ended while it loaded the file ({how})",
-            "way_out": "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0.",
-        }
-    }
+    reason = f"llama.cpp's process ended while it loaded the file ({how})"
+    way_out = "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0."
+    return EngineError(str(path), reason, way_out)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

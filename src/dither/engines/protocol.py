@@ -7,9 +7,12 @@ whether llama.cpp or transformers is behind it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from dither.engines.settings import Settings
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
@@ -20,7 +23,7 @@ class Reply:
 
     status: int
     content_type: str
-    pieces: AsyncIterator[bytes]
+    pieces: AsyncGenerator[bytes, None]
 
 
 class EngineGoneError(Exception):
@@ -33,7 +36,13 @@ class Engine(Protocol):
     context: int  # tokens a conversation may have
     slots: int
     takes_tools: bool  # whether the model's chat template has a place for them
-    takes_schemas: bool  # whether answers can be forced into a JSON schema
+    takes_schemas: ClassVar[bool]  # whether answers can be forced into a JSON schema
+    takes_embeddings: ClassVar[bool]  # whether it can be started with `Settings.embeddings`; asked before it is
+
+    @classmethod
+    async def start(cls, path: str | Path, settings: Settings) -> Engine:
+        """Loads the model.  Raises a DitherError with the reason where it cannot."""
+        ...
 
     @property
     def alive(self) -> bool: ...

@@ -18,11 +18,13 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dither.engines.protocol import CHAT, EngineGoneError, Reply
+from dither.engines.settings import Settings
 from dither.errors import UnsupportedError
 
+DEFAULT_CONTEXT = 4096  # tokens
 _INSTALL = "Install it with: pip install 'dither[calibrate]'"
 _COLDEST = 1e-3  # below this temperature logits divided by it may overflow, and only the likeliest is left
 _LEAST_PENALTY = 0.01
@@ -76,7 +78,9 @@ def _overlap(text: str, stop: str) -> int:
 class TransformersEngine:
     """An `Engine`.  Made by `start`."""
 
-    slots, takes_tools, takes_schemas, alive = 1, False, False, True
+    slots, takes_tools, alive = 1, False, True
+    takes_schemas: ClassVar = False
+    takes_embeddings: ClassVar = False
 
     def __init__(self, model: Any, tokenizer: Any, context: int) -> None:
         self._model, self._tokenizer, self.context = model, tokenizer, context
@@ -84,10 +88,10 @@ class TransformersEngine:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    async def start(cls, path: str | Path, context: int, threads: int | None = None) -> TransformersEngine:
+    async def start(cls, path: str | Path, settings: Settings) -> TransformersEngine:
         """Raises UnsupportedError where the packages for it are missing, or transformers refuses it."""
-        model, tokenizer = await asyncio.to_thread(_load, str(path), threads)
-        return cls(model, tokenizer, context)
+        model, tokenizer = await asyncio.to_thread(_load, str(path), settings.threads)
+        return cls(model, tokenizer, settings.context or DEFAULT_CONTEXT)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
         from jinja2.exceptions import TemplateError

@@ -1,7 +1,7 @@
 """vLLM where the user has it: the exact command that serves a folder, and whether vLLM takes that folder.
 
 vLLM keeps many users' answers going at once on one GPU, on several (tensor parallel), or on several machines
-(pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is no dependency: its
+(pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is not a dependency: its
 `vllm` is looked for on PATH, and this process becomes it.
 
 Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distributed inference and serving".
@@ -9,31 +9,24 @@ Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distribut
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.formats.layouts.methods import methods
+from dither.system.json_text import read_object
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _MOST_CONFIG = 2**24
-_CACHES = {"f16": "auto", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
-# quant_method in config.json → vLLM's --quantization ("" leaves it to vLLM, which then picks the fastest
-# kernel of that method), and the bits per weight it has kernels for
-_METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "gptq": ("", (2, 3, 4, 8)),
-    "awq": ("", (4,)),
-    "compressed-tensors": ("", ()),
-    "bitsandbytes": ("bitsandbytes", ()),
-    "fp8": ("", ()),
-    "mxfp4": ("", ()),
-    "auto-round": ("", ()),
-    "modelopt": ("", ()),
-}
+_CACHES = {"f16": "", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
 _WAY_OUT = "Make one that it takes: `dither quantize MODEL --to w4a16`, or gptq, awq, fp8."
 
 
@@ -59,46 +52,45 @@ def plan(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_keys: Sequence[str] = (),
-    context: int | None = None,
-    slots: int | None = None,
-    kv: str = "f16",
-    loras: Sequence[str | Path] = (),
     gpus: int = 1,
     machines: int = 1,
+    **run: Unpack[WishKeywords],
 ) -> Launch:
     """The command that serves a folder with vLLM.
 
-    `gpus` share each layer, as far as its heads can be divided among them, `machines` share the layers,
-    over a Ray cluster that must run already.
+    `run` may name `context`, `slots`, `kv` and `loras`, as for `dither.serve`.  `gpus` share each layer, as far as
+    its heads can be divided among them, `machines` share the layers, over a Ray cluster that must run already.
     Raises UnsupportedError where vLLM does not take the folder or is not there, UsageError for an option
     that it has nothing like.
     """
     folder = Path(path).expanduser()
     program = find()
     quantization, notes = accepted(folder)
+    asked = Wishes(**run)
+    for option in ("threads", "gpu_layers"):
+        if option in run:
+            raise UsageError(f"--{option.replace('_', '-')}", "has no counterpart in vLLM", "Leave it out.")
     cards = _dividing(folder, gpus)
     if cards < gpus:
         notes.append(f"{cards} of {gpus} GPUs are used: the model's heads cannot be divided among more")
-    name = folder.resolve().name
-    command = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
-    if quantization:
-        command += ["--quantization", quantization]
-    if context:
-        command += ["--max-model-len", str(context)]
-    if slots:
-        command += ["--max-num-seqs", str(slots)]
-    if kv != "f16":
-        command += ["--kv-cache-dtype", _cache(kv)]
-    if cards > 1:
-        command += ["--tensor-parallel-size", str(cards)]
     if machines > 1:
-        command += ["--pipeline-parallel-size", str(machines), "--distributed-executor-backend", "ray"]
         notes.append("start Ray on every machine first: `ray start --head`, then `ray start --address=…`")
-    command += _adapters(loras)
-    environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
     if len(api_keys) > 1:
         notes.append("vLLM takes one key: the first of the file is used")
-    return Launch(tuple(command), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
+    name = folder.resolve().name
+    command = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
+    for option, value in (
+        ("--quantization", quantization),
+        ("--max-model-len", asked.context),
+        ("--max-num-seqs", asked.slots),
+        ("--kv-cache-dtype", _cache(asked.kv)),
+        ("--tensor-parallel-size", cards if cards > 1 else None),
+        ("--pipeline-parallel-size", machines if machines > 1 else None),
+        ("--distributed-executor-backend", "ray" if machines > 1 else None),
+    ):
+        command += [option, str(value)] if value else []
+    environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
+    return Launch((*command, *_adapters(asked.loras)), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
 
 
 def find() -> str:
@@ -125,8 +117,8 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
         if folder.suffix == ".gguf":
             reason = "is a GGUF: vLLM reads few of its types, slowly and without the file's own tokenizer"
             raise UnsupportedError(str(folder), reason, f"Serve it with --engine llamacpp. {_WAY_OUT}")
-        raise SourceError(str(folder), "is no folder of a checkpoint", "Name the folder with config.json.")
-    config = _config(folder)
+        raise SourceError(str(folder), "is not a checkpoint's folder", "Name the folder with config.json.")
+    config = read_object(folder / "config.json", _MOST_CONFIG, "Name a checkpoint's folder.")
     if not any(folder.glob("*.safetensors")):
         reason = "holds no safetensors, and pickles are not handed on"
         raise UnsupportedError(str(folder), reason, _WAY_OUT)
@@ -140,14 +132,14 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
 
 def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     method = str(found.get("quant_method", "")).lower()
-    if method not in _METHODS:
-        known = ", ".join(_METHODS)
-        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {known}"
+    known = methods().get(method)
+    if known is None or known.vllm is None:
+        taken = ", ".join(name for name, other in methods().items() if other.vllm is not None)
+        reason = f"is quantized with {method[:40] or 'an unnamed method'}; vLLM takes {taken}"
         raise UnsupportedError(str(folder), reason, _WAY_OUT)
-    option, bits = _METHODS[method]
     stated = found.get("bits", found.get("w_bit"))
-    if bits and stated not in bits:
-        listed = ", ".join(map(str, bits))
+    if known.vllm_bits and stated not in known.vllm_bits:
+        listed = ", ".join(map(str, known.vllm_bits))
         raise UnsupportedError(str(folder), f"is {method} of {stated} bits; vLLM has {listed}", _WAY_OUT)
     notes = []
     if method == "gptq" and stated in (2, 3):
@@ -156,25 +148,12 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
         notes.append("act-order in groups cannot be split among GPUs as well as other layouts")
     if method == "bitsandbytes":
         notes.append("bitsandbytes is the slowest of vLLM's methods: w4a16 or awq serve faster")
-    return option, notes
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        if path.stat().st_size > _MOST_CONFIG:
-            raise SourceError(str(path), "is too large to be one", "Fetch it again.")
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(str(path), f"cannot be read ({error})", "Name a checkpoint's folder.") from None
-    if not isinstance(found, dict):
-        raise SourceError(str(path), "is no object", "Fetch it again.")
-    return found
+    return known.vllm, notes
 
 
 def _cache(kv: str) -> str:
     if kv not in _CACHES:
-        raise UsageError(f"--kv {kv}", "has no like in vLLM", f"Choose one of {', '.join(_CACHES)}.")
+        raise UsageError(f"--kv {kv}", "has no counterpart in vLLM", f"Choose one of {', '.join(_CACHES)}.")
     return _CACHES[kv]
 
 
@@ -183,13 +162,13 @@ def _adapters(loras: Sequence[str | Path]) -> list[str]:
         return []
     for lora in loras:
         if not (Path(lora) / "adapter_config.json").is_file():
-            raise UsageError(str(lora), "is no folder of an adapter, which is what vLLM takes", "Name PEFT's folder.")
+            raise UsageError(str(lora), "is not an adapter's folder, which is what vLLM takes", "Name PEFT's folder.")
     return ["--enable-lora", "--lora-modules", *(f"{Path(lora).resolve().name}={lora}" for lora in loras)]
 
 
 def _dividing(folder: Path, gpus: int) -> int:
     """The most GPUs that get equally many of the model's heads."""
-    config = _config(folder)
+    config = read_object(folder / "config.json", _MOST_CONFIG, "Name a checkpoint's folder.")
     text = config.get("text_config")
     heads = (text if isinstance(text, dict) else config).get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:

@@ -26,7 +26,7 @@ def main() -> None:
     try:
         engine = LlamaCpp(settings.pop("path"), **settings)
     except DitherError as error:
-        _say({"error": {"thing": error.thing, "reason": error.reason, "way_out": error.way_out}})
+        _say({"error": error.to_json()})
         return
     _say(
         {

@@ -1,0 +1,7 @@
+"""Bytes on disk: each file format is read with suspicion and written here; what they mean is for other rooms."""
+
+from __future__ import annotations
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

@@ -30,26 +30,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dither.errors import FormatError, OutputError, SourceError, UsageError
+from dither.errors import FormatError, SourceError, UsageError
 from dither.formats.arrays import Member, read_members
 from dither.formats.imatrix import ImportanceMatrix, read_imatrix
+from dither.system.files import replace as replace_file
+from dither.system.files import replacing
 from dither.system.text import shown
 from dither.types import Evidence, Floats, Model, Tensor
 
 SCHEMA_VERSION = 1
 MANIFEST, TOKENS, IMATRIX = "evidence.json", "tokens.npz", "imatrix.gguf"
+_CONTINUE = "Mend that and run the same command again."
 _CALIBRATE_AGAIN = "Calibrate again with `dither calibrate`."
 _CACHE_BYTES = 2**30  # of arrays kept for the next layer that shares them
 _SAMPLED_ROWS = (0.0, 0.31, 0.5, 0.77)  # of each sampled matrix, as a share of its rows
@@ -108,30 +109,14 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
     Raises OutputError where the disk refuses.
     """
-    with _whole_file(path) as file:
+    with replacing(path, _CONTINUE) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(
-            str(path), f"cannot be written ({error.strerror})", "Mend that and run the same command again."
-        ) from None
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """The manifest, last of all: a folder that has one is complete."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **manifest}, indent=1, allow_nan=False)
-    with _whole_file(folder / MANIFEST) as file:
-        file.write(text.encode())
+    replace_file(folder / MANIFEST, text.encode(), _CONTINUE)
 
 
 def model_identity(model: Model) -> str:
@@ -247,11 +232,6 @@ class EvidenceStore:
     @property
     def has_hessians(self) -> bool:
         return bool(self.manifest.get("hessians"))
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether there are output Hessians."""
-        return bool(self.manifest.get("gradients"))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ Legend: E experts (1 for an ordinary layer), C columns.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from dither.errors import FormatError, OutputError, SourceError
 from dither.formats.ggml import ValueType, array, string, u32
 from dither.formats.gguf import Header, TensorEntry, lay_out, read_header
+from dither.system.files import replacing
 from dither.types import Floats
 
 _MAKE_IT_AGAIN = "Make the matrix again, or leave --imatrix out."
@@ -98,25 +98,12 @@ def write_imatrix(
         "imatrix.chunk_size": u32(context),
     }
     layout = lay_out(metadata, [(name, values.shape, "F32") for name, values in arrays.items()])
-    _write_whole(Path(path), layout.header, layout.total, list(zip(layout.offsets, arrays.values(), strict=True)))
-
-
-def _write_whole(path: Path, header: bytes, total: int, parts: Sequence[tuple[int, Floats]]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.truncate(total)
-            file.write(header)
-            for offset, values in parts:
-                file.seek(offset)
-                file.write(values.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(
-            str(path), f"cannot be written ({error.strerror})", "Free some space or choose another place."
-        ) from None
+    with replacing(Path(path), "Free some space or choose another place.") as file:
+        file.truncate(layout.total)
+        file.write(layout.header)
+        for offset, values in zip(layout.offsets, arrays.values(), strict=True):
+            file.seek(offset)
+            file.write(values.tobytes())
 
 
 def _sha256(path: Path) -> str:

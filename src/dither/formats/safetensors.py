@@ -23,6 +23,7 @@ from typing import Any
 
 from dither.errors import FormatError
 from dither.formats.mapped import Buffer, MappedFile
+from dither.system.json_text import parse_object
 from dither.system.text import shown
 
 MAX_HEADER = 100_000_000  # bytes, the reference reader's own limit
@@ -32,7 +33,7 @@ DTYPE_BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-_FETCH_AGAIN = "The file is damaged or incomplete: fetch it again and compare its size."
+FETCH_AGAIN = "The file is damaged or incomplete: fetch it again and compare its size."
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ def parse_header(data: Buffer, file: str) -> Header:
     """`read_header` for a whole file already in memory or mapped; `file` names it in errors."""
     size = len(data)
     if size < 8:
-        raise FormatError(file, f"has {size} bytes, too few for a safetensors header", _FETCH_AGAIN)
+        raise FormatError(file, f"has {size} bytes, too few for a safetensors header", FETCH_AGAIN)
     (length,) = struct.unpack_from("<Q", data)
     if length > min(MAX_HEADER, size - 8):
         reason = f"promises a header of {length} bytes; the file has {size} and the limit is {MAX_HEADER}"
-        raise FormatError(file, reason, _FETCH_AGAIN)
+        raise FormatError(file, reason, FETCH_AGAIN)
     if data[8:9] != b"{":
-        raise FormatError(file, "has a header that does not begin with {", _FETCH_AGAIN)
-    content = parse_json(data[8 : 8 + length], file)
+        raise FormatError(file, "has a header that does not begin with {", FETCH_AGAIN)
+    content = parse_object(data[8 : 8 + length], file, FETCH_AGAIN, finite=False, unique=True)
     metadata = _string_map(content.pop("__metadata__", {}), f"{file}, __metadata__")
     tensors = [_read_entry(name, info, 8 + length, file) for name, info in content.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -81,56 +82,36 @@ def parse_header(data: Buffer, file: str) -> Header:
     return Header(metadata, tuple(tensors), 8 + length)
 
 
-def parse_json(raw: bytes, file: str) -> dict[str, Any]:
-    """An untrusted JSON object.  Raises FormatError where it is none, or where a key occurs twice."""
-
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise FormatError(f"{file}, key {shown(key)}", "occurs twice", "Write the file anew.")
-            found[key] = value
-        return found
-
-    try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(file, f"holds no readable JSON ({error})", _FETCH_AGAIN) from None
-    if not isinstance(content, dict):
-        raise FormatError(file, f"holds a JSON {type(content).__name__}, not an object", _FETCH_AGAIN)
-    return content
-
-
 def _string_map(value: Any, thing: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise FormatError(thing, "is not a map from text to text", _FETCH_AGAIN)
+        raise FormatError(thing, "is not a map from text to text", FETCH_AGAIN)
     return value
 
 
 def _read_entry(name: str, info: Any, data_offset: int, file: str) -> TensorEntry:
     thing = f"{file}, tensor {shown(name)}"
     if not isinstance(info, dict):
-        raise FormatError(thing, "has no description", _FETCH_AGAIN)
+        raise FormatError(thing, "has no description", FETCH_AGAIN)
     dtype = info.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         way_out = "It needs a newer release of Dither, or the file is damaged."
         raise FormatError(thing, f"has dtype {shown(str(dtype))}, which is not known", way_out)
     shape, offsets = _counts(info, "shape", thing), _counts(info, "data_offsets", thing)
     if len(shape) > MAX_DIMENSIONS:
-        raise FormatError(thing, f"has {len(shape)} dimensions", _FETCH_AGAIN)
+        raise FormatError(thing, f"has {len(shape)} dimensions", FETCH_AGAIN)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(thing, f"has data_offsets {shown(str(offsets))}", _FETCH_AGAIN)
+        raise FormatError(thing, f"has data_offsets {shown(str(offsets))}", FETCH_AGAIN)
     begin, end = offsets
     if (end - begin) * 8 != prod(shape) * DTYPE_BITS[dtype]:
         reason = f"has {end - begin} bytes, which is not what {shown(str(shape))} of {dtype} takes"
-        raise FormatError(thing, reason, _FETCH_AGAIN)
+        raise FormatError(thing, reason, FETCH_AGAIN)
     return TensorEntry(name, dtype, tuple(shape), data_offset + begin, end - begin)
 
 
 def _counts(info: dict[str, Any], key: str, thing: str) -> list[int]:
     value = info.get(key)
     if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**62 for item in value):
-        raise FormatError(thing, f"has {key} {shown(str(value))}", _FETCH_AGAIN)
+        raise FormatError(thing, f"has {key} {shown(str(value))}", FETCH_AGAIN)
     return value
 
 
@@ -140,7 +121,7 @@ def _check_tiling(tensors: list[TensorEntry], data_offset: int, size: int, file:
         thing = f"{file}, tensor {shown(tensor.name)}"
         if tensor.offset + tensor.nbytes > size:
             reason = f"ends at byte {tensor.offset + tensor.nbytes}, but the file has {size}: it is truncated"
-            raise FormatError(thing, reason, _FETCH_AGAIN)
+            raise FormatError(thing, reason, FETCH_AGAIN)
         if tensor.offset != end:
             problem = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
             raise FormatError(thing, problem, "The format allows neither: write the file anew.")

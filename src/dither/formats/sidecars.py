@@ -11,9 +11,7 @@ and NaN is no number.  Writing goes to a temporary name, is synced and renamed, 
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -21,6 +19,8 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dither.errors import FormatError, OutputError, SourceError, UnsupportedError
+from dither.system.files import read_bytes, replace
+from dither.system.json_text import parse_json
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -32,7 +32,6 @@ class Sidecar(Generic[Record]):
     model: type[Record]
     suffix: str  # ".measure.json"
     version: int  # of the schema
-    noun: str  # "a measurement"
     refusal: str  # "is no measurement"
     largest: int  # bytes that are read
     again: str  # the way out: how to make it anew
@@ -48,27 +47,11 @@ class Sidecar(Generic[Record]):
         Raises SourceError where there is none, FormatError where it is something else, UnsupportedError
         where a newer version of Dither wrote it.
         """
-        path = Path(path)
-        try:
-            if path.exists() and not path.is_file():
-                raise SourceError(str(path), "is no regular file", self.again)
-            with path.open("rb") as file:
-                raw = file.read(self.largest + 1)
-        except OSError as error:
-            raise SourceError(str(path), f"cannot be read ({error.strerror})", self.again) from None
-        if len(raw) > self.largest:
-            raise FormatError(str(path), f"is far too large for {self.noun}", self.again)
-        try:
-            return self.parse(raw.decode("utf-8"), str(path))
-        except UnicodeDecodeError:
-            raise FormatError(str(path), f"{self.refusal}: it is not even text", self.again) from None
+        return self.parse(read_bytes(Path(path), self.largest, self.again), str(path))
 
-    def parse(self, text: str, thing: str) -> Record:
+    def parse(self, text: str | bytes, thing: str) -> Record:
         """One from its JSON; `thing` names it in errors.  Raises as `load` does."""
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            raise FormatError(thing, f"{self.refusal}: it is no JSON", self.again) from None
+        document = parse_json(text, thing, self.again, said=f"{self.refusal}: it is no JSON", finite=False)
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is not int or version < 1:
             raise FormatError(thing, f"{self.refusal}: it has no schema_version", self.again)
@@ -107,19 +90,3 @@ def first_fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part)[:80] for part in first["loc"][:12]) or "the document"
     return f"{where}: {first['msg']}"
-
-
-def replace(path: Path, data: bytes, way_out: str) -> None:
-    """Writes a whole file: under a temporary name, synced, renamed.  Raises OutputError where that fails."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.unlink(missing_ok=True)
-        with part.open("xb") as file:  # never through a link that somebody left under this name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise OutputError(str(path), f"cannot be written ({error.strerror})", way_out) from None

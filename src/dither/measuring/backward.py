@@ -1,15 +1,15 @@
-"""There and back: the text goes through the model, and the pull of a loss comes back through it.
+"""The walk back: the text goes forward through the model, and the gradient of a loss comes back through it.
 
-On the way forth nothing is learnt, but what enters every block is kept on disk.  At the end each position
-draws a token from the model's own prediction, and the gradient of its log-probability (`Head.trace`) walks
-back block by block: a block is loaded once more, computed from what entered it, and carries the gradient from
-its output to its input, while a `Collector` sees each layer's input together with the gradient at its output.
-The cost is that of three walks, the memory that of one block with the activations of one batch.
+On the way forward nothing is collected, but what enters every block is kept on disk.  At the end each position
+samples a token from the model's own prediction, and the gradient of its log-probability (`Head.trace`) goes back
+block by block: a block is loaded once more, computed again from what entered it, and carries the gradient from its
+output to its input, while a `Collector` sees each layer's input together with the gradient at its output.  This
+takes as long as three forward walks, and the memory of one block with the activations of one batch.
 
-The last blocks, as many as fit into `TURN_BYTES` together, are gone through there and back in one turn, batch
-by batch, so that nothing of theirs is computed twice: all blocks of a small model.  The numbers are the same.
+As many of the last blocks as fit into `TURN_BYTES` together are run forward and back in one turn, batch by batch,
+so that nothing in them is computed twice: in a small model these are all blocks.  The numbers are the same.
 
-What is drawn depends on the seed and on the batch, so that an interrupted walk continues with the same draws.
+Sampling depends on the seed and on the batch alone, so that an interrupted walk continues with the same tokens.
 
 Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
 """
@@ -28,12 +28,12 @@ from dither.measuring.walk import OUTPUT, Walk, statistics_bytes
 from dither.models.blocks import Blocks
 from dither.types import Tensor
 
-TURN_BYTES = 2 * 2**30  # for the blocks of the turn with their statistics and a batch's activations
-_ACTIVATIONS = 1.5  # of the numbers that enter and leave matrices, kept for the way back; 1.0 was seen
+TURN_BYTES = 2 * 2**30  # for the blocks of the turn, with their statistics and a batch's activations
+_ACTIVATIONS = 1.5  # numbers kept for the way back, over those that enter and leave matrices; 1.0 was seen
 
 
-class TracedWalk(Walk):
-    """A walk whose statistics are taken on the way back."""
+class BackwardWalk(Walk):
+    """A walk that collects its statistics on the way back."""
 
     gradients = True
 
@@ -49,13 +49,15 @@ class TracedWalk(Walk):
         return statistics_bytes(tensors, self.hessians) + outputs_bytes(tensors) + states
 
     def run(self, afresh: bool = False) -> int:
-        """Runs what is not done; how many blocks' statistics were."""
+        """Runs what is not done yet; returns how many blocks had their statistics."""
         count, first = self.network.count, self._first
         weights, output = self._weights()
+        # An interrupted walk was on its way forward or on its way back: `back` blocks have their statistics.
         forth = 0 if afresh else self.hidden.resume(first)
         back = 0 if afresh else self._back.resume(self._finished()) if self._has(OUTPUT) else 0
         if forth or back:
             self.report.note(f"Resuming: {forth} of {count} blocks were already run, {back} run back.")
+        # The way back computes a block again and then its gradients: two shares of work beside the one forward.
         turn = 3 * (sum(weights[first:]) + output)
         gone_back = sum(weights[:first]) + turn + 2 * sum(weights[count - back : first])
         self.report.start(3 * (sum(weights) + output), gone_back if back else sum(weights[:forth]))
@@ -87,7 +89,7 @@ class TracedWalk(Walk):
         self.hidden.finished(index + 1)
 
     def _turn(self, weights: int) -> None:
-        """Through the last blocks to the predictions, and back through them."""
+        """Runs each batch through the last blocks to the predictions, and its gradient back through them."""
         self.hidden.go_to(self._first)
         head, head_sees, count = self.network.head(), self.collector(), self.network.count
         last = [(self.network.load(index), self.collector()) for index in range(self._first, count)]
@@ -97,8 +99,9 @@ class TracedWalk(Walk):
                 there.append((block.there(hidden_BTH), collector))
                 hidden_BTH = there[-1][0].reached
             valid_BT = torch.arange(self.shape[1]) < torch.from_numpy(self.text.lengths_S[index_B])[:, None]
+            # The loss: the log-probability of a token that the model itself samples at each position.
             back_BTH = head.trace(hidden_BTH, valid_BT, self._draw(index_B), head_sees.see)
-            while there:  # what is done with is let go
+            while there:  # popped, so that a block's activations are freed as soon as they were used
                 way, collector = there.pop()
                 back_BTH = way.back(back_BTH, collector.see)
             self._back.write(index_B, back_BTH.float().cpu().numpy())
@@ -120,12 +123,12 @@ class TracedWalk(Walk):
         self._keep(index, collector)
 
     def _draw(self, index_B: Any) -> torch.Generator:
-        """On the processor, wherever the network is: every device shall draw the same words."""
+        """On the CPU wherever the network is, so that the same tokens are sampled on every device."""
         seed = (self.text.seed or 0) + 1_000_003 * (int(index_B[0]) + 1)
         return torch.Generator().manual_seed(seed)
 
     def _in_order(self) -> None:
-        """The manifest lists blocks as they stand in the model, whichever way they were walked."""
+        """Sorts the manifest's blocks as they stand in the model, though they were collected backwards."""
         files = self.folder.state["files"]
         names = [f"blk.{index}.npz" for index in range(self.network.count)] + [OUTPUT]
         self.folder.state["files"] = {name: files[name] for name in names}
@@ -134,12 +137,12 @@ class TracedWalk(Walk):
 
 
 def first_of_turn(network: Blocks, tokens: int) -> int:
-    """The first of the last blocks that fit into `TURN_BYTES` together, for batches of so many tokens.
+    """The first of the last blocks that fit into `TURN_BYTES` together, in batches of `tokens` tokens.
 
-    Experts count as if each saw every token, so that a mixture of them is mostly walked block by block.
+    Experts count as if each saw every token, so a mixture of experts is mostly walked block by block.
     """
     if network.skeleton.config._attn_implementation != "sdpa":
-        return network.count  # scores of all pairs of tokens would be kept
+        return network.count  # attention would keep the scores of all pairs of tokens
     left = float(TURN_BYTES)
     for index in reversed(range(network.count)):
         tensors = [tensor for tensor in network.model.tensors if tensor.name.startswith(f"blk.{index}.")]
@@ -152,13 +155,13 @@ def first_of_turn(network: Blocks, tokens: int) -> int:
 
 
 def kept_per_token(tensor: Tensor) -> float:
-    """Numbers, at most, that a matrix's way back needs of each token."""
+    """At most how many numbers per token a matrix's gradient needs."""
     rows = tensor.shape[-2]
     return _ACTIVATIONS * (tensor.rows // rows) * (rows + tensor.columns)
 
 
 def outputs_bytes(tensors: Sequence[Tensor]) -> int:
-    """What output Hessians take on disk."""
+    """What the output Hessians take on disk."""
     total = 0
     for tensor in tensors:
         if tensor.name.startswith("blk.") and len(tensor.shape) > 1:

@@ -23,27 +23,18 @@ Legend: N tokens, S sequences, D draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UsageError
+from dither.formats.intervals import Interval
 from dither.measuring.per_token import Doubles, Integers, PerToken
 
 DRAWS = 1000
 FEW_SEQUENCES = 8
 QUANTILES: Mapping[str, float] = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_p999": 0.999}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A statistic of the sample, and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def summarize(per_token: PerToken, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Interval]:
@@ -55,6 +46,7 @@ def summarize(per_token: PerToken, *, draws: int = DRAWS, seed: int = 0) -> dict
     """
     if not len(per_token.kl_N):
         raise UsageError("the text", "left no position to score", "Take a longer text, or skip less of it.")
+    # Sequences without a scored token are no part of the sample: the others are numbered from 0.
     present, sequence_N = np.unique(per_token.sequence_N, return_inverse=True)
     weight_DS = draw_sequences(len(present), draws, seed)
     found = {
@@ -91,8 +83,8 @@ def difference(a_S: Doubles, b_S: Doubles, tokens_S: Doubles, *, draws: int = DR
 def tail(sequences: int) -> float:
     """The share of draws left out at each end: Φ(−t·√(S/(S − 1))), t Student's 97.5 % point.
 
-    The point comes from the Cornish-Fisher expansion in 1/ν, ν = S − 1 (Abramowitz, Stegun, 26.7.5),
-    right to 0.1 % from ν = 5 on.
+    t comes from the Cornish-Fisher expansion in 1/ν, ν = S − 1 (Abramowitz, Stegun, 26.7.5), which is right to
+    0.1 % from ν = 5 on.
     """
     if sequences < 2:
         return 0.025
@@ -109,7 +101,7 @@ def _interval(values_D: Doubles, sequences: int) -> Interval:
 
 
 def _exp(values_D: Doubles) -> Doubles:
-    """Perplexity; beyond e⁷⁰⁰, which only a ruined model reaches, 1e304 stands for all of it."""
+    """Perplexity; beyond e⁷⁰⁰, which only a ruined model reaches, 1e304 is given instead of infinity."""
     found_D: Doubles = np.exp(np.minimum(values_D, 700.0))
     return found_D
 
@@ -129,11 +121,14 @@ def _maximum(values_N: Doubles, sequence_N: Integers, weight_DS: Integers) -> Do
 
 def _quantiles(values_N: Doubles, sequence_N: Integers, weight_DS: Integers) -> dict[str, Doubles]:
     """Each draw's quantiles, interpolated between neighbors as numpy and llama.cpp do by default."""
+    # Sorted once for all draws: a draw only changes how often each token counts.
     order_N = np.argsort(values_N, kind="stable")
     sorted_N, sequence_N = values_N[order_N], sequence_N[order_N]
     fractions_Q = np.array(list(QUANTILES.values()))
     found_DQ = np.empty((len(weight_DS), len(fractions_Q)))
     for draw, weight_S in enumerate(weight_DS):
+        # The draw's own sorted list holds token n at the places up to reached_N[n]: the quantile's place in it,
+        # a fraction, lies between two whole places, which are looked up.
         reached_N = np.cumsum(weight_S[sequence_N])
         at_Q = fractions_Q * (reached_N[-1] - 1)
         below_Q = np.floor(at_Q).astype(np.int64)

@@ -1,4 +1,4 @@
-"""From values per token to a `Measurement`: which files, which text, what numbers.
+"""Builds a `Measurement` from values per token: which files, which text, what numbers.
 
 Legend: S sequences, N scored positions.
 """
@@ -23,12 +23,12 @@ from dither.types import Model
 if TYPE_CHECKING:
     from dither.measuring.text import Sequences
 
-SEED = 1_000_003  # of the text that a reference writes to be measured on: not the one calibration starts from
+SEED = 1_000_003  # of the text the reference writes for measuring: another one than calibration's
 
 
 @dataclass(frozen=True)
 class About:
-    """What the measurements of one pass share."""
+    """What all measurements of one pass have in common."""
 
     reference: Model
     reference_sha256: str
@@ -37,7 +37,7 @@ class About:
     seconds: float
 
     def measurement(self, model: Model, name: str, sha256: str, found: PerToken, notes: Iterable[str]) -> Measurement:
-        """Of one file: `name` is what people call it, `sha256` its `content_sha256` or empty."""
+        """The measurement of one file: `name` for people, `sha256` its `content_sha256` or empty."""
         size = sum(tensor.stored_bytes for tensor in model.tensors)
         return Measurement(
             tool=f"dither {__version__}",
@@ -59,11 +59,9 @@ class About:
 
 def statistics(found: PerToken, *, skip: int | None = None) -> dict[str, Any]:
     """The fields of a `Measurement` that come from the tokens: statistics, intervals, drift."""
-    fields: dict[str, Any] = {}
-    for name, interval in summarize(found).items():
-        fields |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     kl_of = [found.kl_N[found.sequence_N == sequence] for sequence in sorted(set(found.sequence_N.tolist()))]
-    return fields | {
+    return {
+        **summarize(found),
         "sequences": len(kl_of),
         "tokens": len(found.kl_N),
         "skipped": "half" if skip is None else skip,
@@ -74,7 +72,7 @@ def statistics(found: PerToken, *, skip: int | None = None) -> dict[str, Any]:
 
 
 def check_text(text: Sequences, skip: int | None) -> list[str]:
-    """Notes on the sequences.  Raises UsageError where nothing of them can be scored."""
+    """Notes on the sequences.  Raises UsageError if no position of them can be scored."""
     sequence_N, _ = scored_positions(text.lengths_S, skip)
     scored = len(set(sequence_N.tolist()))
     if not scored:
@@ -108,18 +106,18 @@ def content_sha256(model: Model) -> str:
 
 
 def file_name(model: Model) -> str:
-    """A model's name for people: its file's or folder's, or the hub id; nothing of the machine."""
+    """A model's name for people: the name of its file or folder, or its hub id; no path of this machine."""
     path = Path(model.origin)
     return (path.name or path.resolve().name) if path.exists() else model.origin
 
 
 def type_name(model: Model) -> str:
-    """The preset a GGUF names ("plan" where a plan made it), or what most of a checkpoint is stored in."""
+    """The preset a GGUF names ("plan" if a plan made it), or the type that most of a checkpoint is stored in."""
     if is_planned(model):
         return PLANNED
-    number = model.metadata.get("general.file_type")
+    number = model.value("general.file_type")
     if model.kind == "gguf" and number is not None:
-        return preset_of(number.value) or f"type {number.value}"
+        return preset_of(number) or f"type {number}"
     weights: dict[str, int] = {}
     for tensor in model.tensors:
         weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size

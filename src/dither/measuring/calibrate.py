@@ -1,10 +1,9 @@
-"""Calibrate: run text through a model and keep what each linear layer's input looked like.
+"""Calibrate: run text through a model and keep statistics of each linear layer's input.
 
-One decoder block is in memory at a time (`measuring.walk`).  All sequences go through block 0, batch by
-batch, while a `Collector` adds up what its layers see; its statistics are written, the block is dropped, and
-the hidden states that left it enter block 1; at the end the output matrix's own input is seen.  With
-`gradients` a second walk, back from the predictions (`measuring.traced`), learns how strongly a loss pulls at
-what each layer puts out.
+One decoder block is in memory at a time (`measuring.walk`).  All sequences go through block 0, batch by batch,
+while a `Collector` sums the inputs of its layers; the statistics are written, the block is dropped, and the hidden
+states that left it enter block 1; the output matrix's input comes last.  With `gradients` a second walk, back from
+the predictions (`measuring.backward`), collects the gradients of a loss at each layer's output.
 
 Legend: S sequences, T token positions, E experts, C columns.
 """
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -34,26 +33,27 @@ from dither.formats.evidence import (
 )
 from dither.formats.imatrix import write_imatrix
 from dither.measuring.calibration_folder import Folder
-from dither.measuring.text import SELF, Sequences, checked_context, sequences, tokens_sha256
+from dither.measuring.text import BATCH_TOKENS, SELF, Sequences, checked_context, sequences, tokens_sha256
 from dither.models.blocks import open_blocks
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.types import Model
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from dither.measuring.walk import Walk
 
 DEFAULT_TOKENS = 2**15
-BATCH_TOKENS = 2048
 _SHOWN_EXPERTS = 8
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learnt, and where it is.
+    """What was collected, and where it is.
 
-    `few` names, for each layer with experts, those that saw fewer than 256 tokens; `seconds` is the
-    whole run but for what an interrupted one had done.
+    `few` names, for each layer with experts, those that saw fewer than 256 tokens; `seconds` is the time of the
+    run, without that of an interrupted one before it.
     """
 
     path: str
@@ -76,6 +76,25 @@ class Calibration:
         return {**self.__dict__, "notes": list(self.notes)}
 
 
+class Keywords(TypedDict, total=False):
+    """How a calibration runs, not what it computes."""
+
+    device: str  # "cpu"
+    threads: int | None  # of torch and llama.cpp
+    batch: int  # tokens that go through a block at once
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Running:
+    """`Keywords` with their defaults."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    batch: int = BATCH_TOKENS
+    progress: Progress | None = None
+
+
 def calibrate(
     model: str | Path | Model,
     data: str | Path = SELF,
@@ -86,32 +105,32 @@ def calibrate(
     gradients: bool = False,
     out: str | Path = "evidence",
     seed: int = 0,
-    device: str = "cpu",
-    threads: int | None = None,
-    batch: int = BATCH_TOKENS,
     force: bool = False,
-    progress: Progress | None = None,
+    **how: Unpack[Keywords],
 ) -> Calibration:
     """Runs `tokens` tokens of `data` through `model` and writes the evidence folder `out`.
 
-    `data` is a text file, a file of JSON lines, `hf:DATASET[:SPLIT[:COLUMN]]`, or `self`: text that the
-    model writes with `seed`.  `context` is tokens per sequence (512, or the model's), `batch` tokens
-    that go through a block at once, `threads` for torch and llama.cpp.  Without `hessians` only mean
-    squares are kept: what llama.cpp's importance matrix holds.  With `gradients` the text also goes back
-    through the blocks: Hessians are weighed by how much each token matters, and output Hessians tell error
-    feedback which errors cancel.  That takes about three times as long, and the hidden states of all
-    blocks on disk, 4 bytes × tokens × width × blocks.
+    `data` is a text file, a file of JSON lines, `hf:DATASET[:SPLIT[:COLUMN]]`, or `self`: text that the model
+    writes with `seed`.  `context` is tokens per sequence (512, or the model's).  Without `hessians` only mean
+    squares are kept, as in llama.cpp's importance matrix.  With `gradients` the text also goes back through the
+    blocks: tokens are weighted in the Hessians by how much they matter, and output Hessians tell error feedback
+    which errors cancel.  That takes about three times as long, and disk space for the hidden states of all
+    blocks, 4 bytes × tokens × width × blocks.  `force` replaces existing evidence.
+
+    Further keywords: `device` ("cpu"), `threads` (of torch and llama.cpp; all), `batch` (tokens that go through a
+    block at once; 2048), `progress`.
 
     Raises UsageError (the request), SourceError (model or text), UnsupportedError (the architecture),
-    OutputError (the folder, the disk): before any work wherever that can be known.
+    OutputError (the folder, the disk): before any work if it can be known by then.
     """
     started = time.monotonic()
-    report = progress or Silent()
+    running = _Running(**how)
+    report = running.progress or Silent()
     if gradients and not hessians:
-        raise UsageError("--gradients", "weigh Hessians, and there are to be none", "Leave out --no-hessians.")
+        raise UsageError("--gradients", "weights tokens in the Hessians, so it needs them", "Leave out --no-hessians.")
     opened = model if isinstance(model, Model) else open_model(model)
     context = checked_context(opened, tokens, context)
-    blocks = open_blocks(opened, device=device)
+    blocks = open_blocks(opened, device=running.device)
     request = {
         "model": opened.fingerprint,
         "data": str(data),
@@ -120,19 +139,19 @@ def calibrate(
         "seed": seed,
         "hessians": hessians,
         "gradients": gradients,
-        "batch": batch,
-        "device": device,
+        "batch": running.batch,
+        "device": running.device,
         "version": __version__,
     }
-    from dither.measuring.backward import TracedWalk
+    from dither.measuring.backward import BackwardWalk
     from dither.measuring.walk import Walk
 
-    with Folder(Path(out).expanduser(), force=force) as folder, _threads(threads):
+    with Folder(Path(out).expanduser(), force=force) as folder, _threads(running.threads):
         continued = folder.continues(request)
         if folder.discarded:
             report.note("An unfinished calibration with other settings was discarded.")
-        text = _text(folder, opened, data, tokens, context, seed, threads, report)
-        walk = (TracedWalk if gradients else Walk)(opened, blocks, text, folder, hessians, batch, report)
+        text = _text(folder, opened, data, tokens, context, seed, running)
+        walk = (BackwardWalk if gradients else Walk)(opened, blocks, text, folder, hessians, running.batch, report)
         for note in walk.notes:
             report.note(note)
         resumed = walk.run(afresh=not continued)
@@ -145,26 +164,18 @@ def calibrate(
 
 
 def _text(
-    folder: Folder,
-    model: Model,
-    data: str | Path,
-    tokens: int,
-    context: int,
-    seed: int,
-    threads: int | None,
-    report: Progress,
+    folder: Folder, model: Model, data: str | Path, tokens: int, context: int, seed: int, running: _Running
 ) -> Sequences:
-    """The sequences to run: an interrupted run's own where it wrote them, for writing costs minutes."""
+    """The sequences to run: those an interrupted run let the model write, because writing takes minutes."""
     kept = folder.state.get("text")
     if kept is not None and str(data) == SELF:
         found = _kept_text(folder.path, kept)
         if found is not None:
             return found
-    text = sequences(
-        model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, threads=threads, progress=report
-    )
+    how: dict[str, Any] = {"threads": running.threads, "progress": running.progress}
+    text = sequences(model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, **how)
     if kept is not None and kept["sha256"] != text.sha256:
-        report.note("The text has changed since the unfinished calibration began: it starts over.")
+        (running.progress or Silent()).note("The text has changed since the unfinished calibration: it starts over.")
         folder.state.update(files={}, few={})
     write_arrays(folder.path / TOKENS, {"tokens_ST": text.tokens_ST, "lengths_S": text.lengths_S})
     folder.state["text"] = {"name": text.name, "sha256": text.sha256, "seed": seed, "notes": list(text.notes)}
@@ -199,7 +210,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _manifest(walk: Walk) -> dict[str, Any]:
-    """Nothing in it depends on when or how often the run was interrupted."""
+    """The description of the evidence; nothing in it depends on when or how often the run was interrupted."""
     state, text, model = walk.folder.state, walk.text, walk.model
     few = _few_note(state["few"])
     return {
@@ -228,7 +239,7 @@ def _manifest(walk: Walk) -> dict[str, Any]:
 
 
 def _few_note(few: Mapping[str, list[int]]) -> str:
-    """One line for all experts that saw next to nothing."""
+    """One line for all experts that saw few tokens."""
     from dither.measuring.collect import FEW
 
     layers = {".".join(name.split(".")[:2]): experts for name, experts in few.items()}
@@ -240,7 +251,7 @@ def _few_note(few: Mapping[str, list[int]]) -> str:
 
 
 def _write_importance(folder: Path, manifest: Mapping[str, Any], text: Sequences) -> None:
-    """The mean squares once more, for llama.cpp.  An expert without tokens counts as one: its values
+    """Writes the mean squares once more, for llama.cpp.  An expert without tokens gets a count of one: its values
     came from the pool, and with a count of zero they would be ignored."""
     from dither.formats.arrays import read_members
 
@@ -252,14 +263,8 @@ def _write_importance(folder: Path, manifest: Mapping[str, Any], text: Sequences
             mean_EC, counts_E = members[f"{i}.mean_square"].read(), members[f"{i}.counts"].read()
             for tensor in group["tensors"]:
                 means[tensor], counts[tensor] = mean_EC, np.maximum(counts_E, 1)
-    write_imatrix(
-        folder / IMATRIX,
-        means,
-        counts,
-        datasets=[text.name],
-        chunks=len(text.lengths_S),
-        context=int(text.tokens_ST.shape[1]),
-    )
+    sequences, context = text.tokens_ST.shape
+    write_imatrix(folder / IMATRIX, means, counts, datasets=[text.name], chunks=sequences, context=context)
 
 
 def _summary(folder: Path, manifest: Mapping[str, Any], seconds: float, resumed: int) -> Calibration:

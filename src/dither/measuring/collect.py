@@ -1,36 +1,36 @@
-"""What a block's linear layers see, added up while text goes through it.
+"""Statistics of the inputs of a block's linear layers, summed while text goes through it.
 
-For every distinct input x of C columns, over all tokens that are no padding:
+For every distinct input x of C columns, over all tokens but padding:
 
     E[x_c²]      mean squares, llama.cpp's importance matrix
     E[x xᵀ]      the Hessian of ½‖(w − ŵ)ᵀx‖² up to a factor (GPTQ, arXiv:2210.17323, section 3), over the
                  sequences that are not held back
-    x itself     some rows of the held-back sequences, to judge a solution by inputs it was not fitted to
+    x itself     some rows of the held-back sequences, to validate a solution on inputs it was not fitted to
 
-Where it is known how a loss pulls at the outputs (`models.blocks.Pull`), a token counts in E[x xᵀ] and among
+If the gradient g of a loss at the outputs is known (`models.blocks.Pull`), a token is weighted in E[x xᵀ] and in
 the rows held back by λ = Σ g² over the outputs of all matrices that read x (as GuidedQuant does for groups of
-outputs, Kim et al. 2025, arXiv:2505.07004), with a mean weight of 1, and every matrix has
+outputs, Kim et al. 2025, arXiv:2505.07004), scaled to a mean weight of 1, and every matrix has
 
-    E[g gᵀ]      the *output Hessian* G, tokens weighed by Σ x²: how errors of its outputs add up or cancel
+    E[g gᵀ]      the *output Hessian* G, tokens weighted by Σ x²: how errors of its outputs add up or cancel
 
 The two are Kronecker factors of the Fisher information (Martens and Grosse 2015, arXiv:1503.05671; for
 rounding: YAQA, Tseng et al. 2025, arXiv:2505.22988), scaled so that ½ tr(G E H Eᵀ) is the KL divergence, in
 nats per token, which an error E of the weights would cause if nothing else changed.  Of matrices with many
 rows only diagonal blocks of G are kept, of the output matrix the diagonal alone.
 
-Sums of squares end in float64.  Hessians are matrix products in float32, a panel of columns at a
-time, and only on and above the diagonal: five eighths of the work where there are four panels.
+Sums of squares are float64 in the end.  Hessians are matrix products in float32, a panel of columns at a time,
+and only on and above the diagonal: with four panels that is five eighths of the work.
 
-Experts see the tokens routed to them, and each has counts of its own.  One that saw few is filled up
-from its layer's pool, all experts' tokens together: with n of N wanted tokens of its own it takes
+Experts see the tokens routed to them, and each has its own counts.  An expert with few tokens is filled up from
+its layer's pool, the tokens of all experts together: with n tokens of its own, of N wanted, it gets
 
     (n · own + (N − n) · pool) / N
 
-so that it moves from the pool to its own statistics without a jump.  N is 256 for mean squares; a
-Hessian, which has C² numbers and is singular below C tokens, wants C of them where that is more.
+so that it goes from the pool to its own statistics without a jump.  N is 256 for mean squares; a Hessian, which
+has C² numbers and is singular below C tokens, wants C tokens if that is more.
 
-Which rows are kept is decided by a permutation of all positions drawn from a fixed seed: the held-back
-positions that come first in it, so the choice is spread evenly and no order of batches changes it.
+Which rows are kept is decided by a permutation of all positions, drawn with a fixed seed: those of the held-back
+positions that come first in it, so that the choice is spread evenly and does not depend on the order of batches.
 
 Legend: N tokens of a batch, C columns, R rows, E experts, H rows held back, S sequences, T token positions,
 K diagonal blocks of O rows.
@@ -53,18 +53,18 @@ if TYPE_CHECKING:
     from dither.models.blocks.watch import Pull
 
 FEW = 256  # tokens below which an expert's mean squares are filled up from the pool
-HELD_EVERY = 8  # of eight sequences one is held back
+HELD_EVERY = 8  # one of eight sequences is held back
 HELD_ROWS = 1024
 _HELD_ROWS_PER_EXPERT = 256
 WIDEST = 4096  # rows of a diagonal block of an output Hessian
-_PANEL, _WIDE_PANEL = 128, 512  # columns, on a processor and where short products leave most of a device idle
+_PANEL, _WIDE_PANEL = 128, 512  # columns, on a CPU and on a GPU, which small products would leave mostly idle
 _RUN = 64  # rows whose squares are added in float32
 _SEED = 0x5EED
 
 
 def held_back(sequences: int) -> torch.Tensor:
-    """Which sequences are held back from the Hessians: bool (S,), every eighth; of fewer than eight
-    the last, of fewer than four none."""
+    """Which sequences are held back from the Hessians, bool (S,): every eighth; of four to seven the last; of fewer
+    none."""
     held_S = torch.zeros(sequences, dtype=torch.bool)
     held_S[HELD_EVERY - 1 :: HELD_EVERY] = True
     if 4 <= sequences < HELD_EVERY:
@@ -74,26 +74,26 @@ def held_back(sequences: int) -> torch.Tensor:
 
 @dataclass
 class _Sums:
-    """One expert's, or an ordinary layer's."""
+    """The sums of one expert, or of a layer without experts."""
 
     squares_C: torch.Tensor  # float64
     tokens: int = 0
     hessian_CC: torch.Tensor | None = None  # Σ x xᵀ: the upper triangle, and below it only its panel
     hessian_tokens: int = 0
-    weight: float = 0.0  # Σλ of these tokens, where they are weighed
+    weight: float = 0.0  # Σλ of these tokens, if they are weighted
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # matrix → Σ (x·x) g gᵀ, (K, O, O)
     held_HC: torch.Tensor | None = None
     held_rank_H: torch.Tensor | None = None
 
     @property
     def per_weight(self) -> float:
-        """What brings weights to a mean of 1."""
+        """The factor that gives the weights a mean of 1."""
         return self.hessian_tokens / self.weight if self.weight else 1.0
 
 
 @dataclass
-class _Input:
-    """One input, whichever tensors read it."""
+class _LayerInput:
+    """One input, and the tensors that read it."""
 
     tensors: tuple[str, ...]
     columns: int
@@ -102,10 +102,10 @@ class _Input:
 
 
 class Collector:
-    """Adds up the inputs of one block.
+    """Sums the inputs of one block.
 
-    `experts` says how many matrices each tensor stacks.  Call `batch` before each batch of
-    sequences goes through the block, with `see` as its watcher, and `finish` when all have.
+    `experts` says how many matrices each tensor stacks.  Call `batch` before each batch of sequences goes through
+    the block with `see` as its watcher, and `finish` after the last one.
     """
 
     def __init__(self, experts: dict[str, int], *, sequences: int, context: int, hessians: bool) -> None:
@@ -114,12 +114,12 @@ class Collector:
         generator = torch.Generator().manual_seed(_SEED)
         self._rank_P = torch.randperm(sequences * context, generator=generator)
         self._context = context
-        self._inputs: dict[tuple[str, ...], _Input] = {}
+        self._inputs: dict[tuple[str, ...], _LayerInput] = {}
         self._valid_N = self._held_N = self._batch_rank_N = torch.zeros(0)
         self._all_valid = False
 
     def batch(self, index_B: Sequence[int], lengths_B: Sequence[int], device: Any = "cpu") -> None:
-        """The sequences that come next: their numbers and lengths, the context's width given before."""
+        """Announces the next sequences: their numbers and lengths."""
         chosen_B, length_B = torch.tensor(list(index_B)), torch.tensor(list(lengths_B))
         valid_BT = torch.arange(self._context)[None, :] < length_B[:, None]
         held_BT = self.held_S[chosen_B][:, None] & valid_BT
@@ -137,13 +137,15 @@ class Collector:
         expert: int | None,
         pull: Pull | None = None,
     ) -> None:
-        """One input of this batch (`models.blocks.See`): rows x_NC at `position_N` of the flattened batch."""
+        """Adds one input of this batch (`models.blocks.See`): rows x_NC at `position_N` of the flattened batch."""
         held_N, rank_N = self._held_N[position_N], self._batch_rank_N[position_N]
-        if not self._all_valid:
+        if not self._all_valid:  # padding is no input
             valid_N = self._valid_N[position_N]
             x_NC, held_N, rank_N = x_NC[valid_N], held_N[valid_N], rank_N[valid_N]
-            pull = None if pull is None else _pull_at(pull, valid_N)
-        known = self._inputs.setdefault(names, _Input(names, x_NC.shape[-1]))
+            if pull is not None:
+                gradients = {name: g_NR[valid_N] for name, g_NR in pull.gradients.items()}
+                pull = replace(pull, weight_N=pull.weight_N[valid_N], gradients=gradients)
+        known = self._inputs.setdefault(names, _LayerInput(names, x_NC.shape[-1]))
         known.routed = known.routed or expert is not None
         if not len(x_NC):
             return
@@ -154,33 +156,29 @@ class Collector:
         sums.squares_C += sum_of_squares(x_NC)
         sums.tokens += len(x_NC)
         if self.hessians:
-            limit = HELD_ROWS if expert is None else _HELD_ROWS_PER_EXPERT
+            # √λ on either side of x xᵀ is a weight of λ; the rows held back are weighted alike.
             weighed_NC = x_NC if pull is None else x_NC * pull.weight_N.sqrt()[:, None]
-            self._add_hessian(sums, weighed_NC, held_N)
+            seen_NC = weighed_NC[~held_N] if self._any_held else weighed_NC
+            if sums.hessian_CC is None:
+                sums.hessian_CC = torch.zeros(known.columns, known.columns, device=x_NC.device)
+            add_products(sums.hessian_CC, seen_NC)
+            sums.hessian_tokens += len(seen_NC)
             if pull is not None:
                 self._add_outputs(sums, x_NC, held_N, pull)
             if self._any_held:
+                limit = HELD_ROWS if expert is None else _HELD_ROWS_PER_EXPERT
                 _keep(sums, weighed_NC[held_N], rank_N[held_N], limit)
-
-    def _add_hessian(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor) -> None:
-        if self._any_held:
-            x_NC = x_NC[~held_N]
-        if sums.hessian_CC is None:
-            columns = x_NC.shape[-1]
-            sums.hessian_CC = torch.zeros(columns, columns, device=x_NC.device)
-        add_products(sums.hessian_CC, x_NC)
-        sums.hessian_tokens += len(x_NC)
 
     def _add_outputs(self, sums: _Sums, x_NC: torch.Tensor, held_N: torch.Tensor, pull: Pull) -> None:
         sums.weight += float(pull.weight_N[~held_N].sum(dtype=torch.float64))
-        # What is held back adds nothing.
+        # A token's gradients are scaled by ‖x‖, so that g gᵀ is weighted by Σ x²; by 0 where it is held back.
         size_N = torch.linalg.vector_norm(x_NC, dim=1).masked_fill(held_N, 0)
         for name, g_NR in pull.gradients.items():
             parts = g_NR.shape[1] if pull.apart else diagonal_blocks(g_NR.shape[1])
             if name not in sums.outputs:
                 rows = g_NR.shape[1] // parts
                 sums.outputs[name] = torch.zeros(parts, rows, rows, device=x_NC.device)
-            if pull.apart:
+            if pull.apart:  # the output matrix's diagonal alone
                 sums.outputs[name] += (size_N.square() @ g_NR.square())[:, None, None]
                 continue
             weighed_NR = g_NR * size_N[:, None]
@@ -190,43 +188,34 @@ class Collector:
     def finish(self) -> tuple[list[GroupStatistics], dict[str, list[int]]]:
         """The statistics of every input, and for each layer the experts that saw fewer than 256 tokens.
 
-        Raises DitherError naming the tensor where inputs are not numbers or zero throughout.
+        Raises DitherError naming the tensor if its inputs are not finite, or all zero.
         """
         groups = [self._group(known) for known in self._inputs.values()]
-        few = {
-            group.tensors[0]: [int(e) for e in np.flatnonzero(group.counts_E < FEW)]
-            for group, known in zip(groups, self._inputs.values(), strict=True)
-            if known.routed
-        }
-        return groups, {name: experts for name, experts in few.items() if experts}
+        few = {}
+        for group, known in zip(groups, self._inputs.values(), strict=True):
+            experts = np.flatnonzero(group.counts_E < FEW).tolist()
+            if known.routed and experts:
+                few[group.tensors[0]] = experts
+        return groups, few
 
-    def _group(self, known: _Input) -> GroupStatistics:
+    def _group(self, known: _LayerInput) -> GroupStatistics:
         count = self.experts.get(known.tensors[0], 1) if known.routed else 1
         empty = _Sums(torch.zeros(known.columns, dtype=torch.float64))
         sums_E = [known.experts.get(expert, empty) for expert in range(count)]
         counts_E = np.array([sums.tokens for sums in sums_E], dtype=np.int64)
         mean_EC = _means(np.stack([sums.squares_C.cpu().numpy() for sums in sums_E]), counts_E, FEW)
         if not np.isfinite(mean_EC).all():
-            raise DitherError(
-                known.tensors[0],
-                "its inputs became NaN or infinite",
-                "The weights are damaged, or too large for float32: `dither inspect` looks at them.",
-            )
+            way_out = "The weights are damaged, or too large for float32: `dither inspect` looks at them."
+            raise DitherError(known.tensors[0], "its inputs became NaN or infinite", way_out)
         if not mean_EC.any(axis=-1).all():
-            raise DitherError(
-                known.tensors[0], "its inputs are zero throughout", "The weights before it are damaged or zero."
-            )
-        held = [_held(sums) for sums in sums_E]
-        empty_HC = np.zeros((0, known.columns), dtype=np.float32)
+            way_out = "The weights before it are damaged or zero."
+            raise DitherError(known.tensors[0], "its inputs are zero throughout", way_out)
+        none_HC = torch.zeros(0, known.columns)
+        held = [none_HC if sums.held_HC is None else sums.held_HC * sums.per_weight**0.5 for sums in sums_E]
+        held_EHC = [rows_HC.cpu().numpy() for rows_HC in held] if self.hessians else None
         hessian_ECC = self._hessians(sums_E, known.columns)
-        return GroupStatistics(
-            known.tensors,
-            mean_EC.astype(np.float32),
-            counts_E,
-            hessian_ECC,
-            [empty_HC if rows is None else rows.cpu().numpy() for rows in held] if self.hessians else None,
-            _outputs(sums_E, hessian_ECC),
-        )
+        outputs = _outputs(sums_E, hessian_ECC)
+        return GroupStatistics(known.tensors, mean_EC.astype(np.float32), counts_E, hessian_ECC, held_EHC, outputs)
 
     def _hessians(self, sums_E: list[_Sums], columns: int) -> Any:
         if not self.hessians:
@@ -256,18 +245,8 @@ def diagonal_blocks(rows: int) -> int:
     return parts
 
 
-def _pull_at(pull: Pull, valid_N: torch.Tensor) -> Pull:
-    return replace(
-        pull, weight_N=pull.weight_N[valid_N], gradients={name: g_NR[valid_N] for name, g_NR in pull.gradients.items()}
-    )
-
-
-def _held(sums: _Sums) -> torch.Tensor | None:
-    return None if sums.held_HC is None else sums.held_HC * sums.per_weight**0.5
-
-
 def _outputs(sums_E: list[_Sums], hessian_ECC: Any) -> dict[str, Floats] | None:
-    """E[g gᵀ] of each matrix, (E, K, O, O), divided by what the Hessian already holds: tr H."""
+    """E[g gᵀ] of each matrix, (E, K, O, O), divided by tr H, the part of the scale that the Hessian already has."""
     names = list(dict.fromkeys(name for sums in sums_E for name in sums.outputs))
     if not names or hessian_ECC is None:
         return None
@@ -288,8 +267,8 @@ def _outputs(sums_E: list[_Sums], hessian_ECC: Any) -> dict[str, Floats] | None:
 
 
 def sum_of_squares(x_NC: torch.Tensor) -> torch.Tensor:
-    """Σ x² of each column, float64: short runs of rows in float32, which is four times faster, and their
-    sums in float64, which keeps seven digits."""
+    """Σ x² of each column, float64: short runs of rows are summed in float32, which is four times faster, and the
+    runs in float64, which keeps seven digits."""
     square_NC = x_NC.square()
     whole = len(x_NC) // _RUN * _RUN
     runs_RC = square_NC[:whole].reshape(-1, _RUN, x_NC.shape[-1]).sum(dim=1)
@@ -317,7 +296,7 @@ def mirror(hessian_CC: Any) -> None:
 
 
 def _means(sums_EC: Any, counts_E: Any, wanted: int) -> Any:
-    """Σ/n, float64; a stack's experts with n < wanted filled up from the pool."""
+    """Σ/n, float64; in a stack, experts with n < wanted are filled up from the pool."""
     if len(counts_E) == 1:
         return sums_EC / max(1, counts_E[0])
     pool_C = sums_EC.sum(axis=0) / max(1, counts_E.sum())
@@ -341,7 +320,7 @@ def _divide(sums_ECC: Any, counts_E: Any, wanted: int) -> Any:
 
 
 def _keep(sums: _Sums, x_HC: torch.Tensor, rank_H: torch.Tensor, limit: int) -> None:
-    """Of the rows kept so far and these, the `limit` of lowest rank, in the order of rank."""
+    """Keeps the `limit` rows of lowest rank, of those kept so far and these, in the order of their rank."""
     if sums.held_HC is not None and sums.held_rank_H is not None:
         x_HC, rank_H = torch.cat([sums.held_HC, x_HC]), torch.cat([sums.held_rank_H, rank_H])
     order_H = rank_H.argsort()[:limit]

@@ -1,7 +1,7 @@
 """Two measurements side by side: do they differ, or is it the text's luck?
 
-Intervals that do not overlap differ; ones that do may differ still, because both files met the same
-text.  Where they did, the difference is taken sequence by sequence and has an interval of its own.
+Intervals that do not overlap differ; those that do may still differ, because both files were measured on the
+same text.  Then the difference is taken sequence by sequence and has an interval of its own.
 
 Legend: S sequences.
 """
@@ -13,31 +13,32 @@ from typing import Any
 
 import numpy as np
 
-from dither.measuring.bootstrap import Interval, difference
+from dither.formats.intervals import Interval
+from dither.measuring.bootstrap import difference
 from dither.measuring.schema import Measurement
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A.  `a` is None where A is the reference itself: the original that B was made of."""
+    """B compared with A.  `a` is None if A is the reference itself: the original that B was made of."""
 
     a: Measurement | None
     b: Measurement
-    difference: Interval | None  # kl_mean of B less that of A, where both met the same text
+    difference: Interval | None  # B's kl_mean minus A's, if both were measured on the same text
     max_kld: float | None
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether B's kl_mean keeps the limit; true where there is none."""
+        """Whether B's kl_mean is within the limit; true if there is none."""
         return self.max_kld is None or self.b.kl_mean <= self.max_kld
 
     @property
     def overlap(self) -> bool | None:
-        """Whether the intervals of both kl_mean share a point; None where they mean different things."""
+        """Whether the intervals of both kl_mean overlap; None if they cannot be compared."""
         if self.a is None or other_terms(self.a, self.b):
             return None
-        return self.a.kl_mean_low <= self.b.kl_mean_high and self.b.kl_mean_low <= self.a.kl_mean_high
+        return self.a.kl_mean.low <= self.b.kl_mean.high and self.b.kl_mean.low <= self.a.kl_mean.high
 
     @property
     def verdict(self) -> str:
@@ -57,9 +58,9 @@ class Comparison:
             "a": None if self.a is None else self.a.model_dump(mode="json"),
             "b": self.b.model_dump(mode="json"),
             "overlap": self.overlap,
-            "difference": None if self.difference is None else self.difference.value,
-            "difference_low": None if self.difference is None else self.difference.low,
-            "difference_high": None if self.difference is None else self.difference.high,
+            "difference": self.difference,
+            "difference_low": getattr(self.difference, "low", None),
+            "difference_high": getattr(self.difference, "high", None),
             "verdict": self.verdict,
             "max_kld": self.max_kld,
             "passed": self.passed,
@@ -67,30 +68,25 @@ class Comparison:
         }
 
 
-def contrast(
-    a: Measurement | None, b: Measurement, *, max_kld: float | None = None, notes: tuple[str, ...] = ()
-) -> Comparison:
-    """Both measurements, their difference where it can be taken in pairs, and what keeps them apart."""
+def contrast(a: Measurement | None, b: Measurement, *, max_kld: float | None = None) -> Comparison:
+    """Compares two measurements, pairwise by sequence if they share their text; notes say why not otherwise."""
     if a is None:
-        return Comparison(None, b, None, max_kld, notes)
+        return Comparison(None, b, None, max_kld)
     terms = other_terms(a, b)
     if terms:
-        notes = (
-            *notes,
-            f"A and B were measured on other terms ({', '.join(terms)}): only their own "
-            "intervals can be read, not their difference.",
-        )
-        return Comparison(a, b, None, max_kld, notes)
+        different = f"A and B were measured on different terms ({', '.join(terms)}): "
+        different += "read their own intervals, not their difference."
+        return Comparison(a, b, None, max_kld, (different,))
     pairs = len(a.sequence_kl) == len(b.sequence_kl) > 0 and a.sequence_tokens == b.sequence_tokens
     found = None
     if pairs and len(a.sequence_tokens) == len(a.sequence_kl):
         tokens_S = np.array(a.sequence_tokens, dtype=np.float64)
         found = difference(np.array(a.sequence_kl), np.array(b.sequence_kl), tokens_S)
-    return Comparison(a, b, found, max_kld, notes)
+    return Comparison(a, b, found, max_kld)
 
 
 def other_terms(a: Measurement, b: Measurement) -> list[str]:
-    """In what two measurements differ so that their numbers do not mean the same."""
+    """What differs between two measurements so that their numbers do not mean the same."""
     terms = {
         "reference": (a.reference_sha256, b.reference_sha256),
         "text": (a.data_sha256, b.data_sha256),

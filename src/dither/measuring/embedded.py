@@ -1,4 +1,4 @@
-"""The measurement a file is born with: taken before the file has its name, kept in its metadata.
+"""The measurement embedded in a file: made before the file gets its name, kept in the file's metadata.
 
 Legend: S sequences, T tokens of each.
 """
@@ -27,20 +27,20 @@ TOKENS = 16384
 
 
 @dataclass(frozen=True)
-class Proof:
+class EmbeddedMeasurement:
     measurement: Measurement
     part: Path
-    path: Path  # the file's name to be
+    path: Path  # the name the file will get
 
     @property
     def embedded(self) -> str:
-        """The document that goes into the file: without what one value per block or sequence costs."""
+        """The document that goes into the file; lists of one value per block or sequence would take too much room."""
         return self.measurement.model_copy(
             update={"file_sha256": "", "drift": (), "sequence_kl": (), "sequence_tokens": (), "notes": ()}
         ).model_dump_json()
 
     def save(self) -> None:
-        """Writes `<file>.measure.json`, once the file's bytes are final."""
+        """Writes `<file>.measure.json`; to be called when the file's bytes are final."""
         sha256 = content_sha256(open_model(self.part))
         schema.save(self.measurement.model_copy(update={"file_sha256": sha256}), schema.path_for(self.path))
 
@@ -54,11 +54,11 @@ def prove(
     *,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Proof:
-    """KL divergence and the rest of `written`, a file on its way to `path`, against `reference`.
+) -> EmbeddedMeasurement:
+    """Measures `written`, a file that will be named `path`, against `reference`.
 
-    The text is `data` ("self", a file), or where that is None the sequences that calibration held back:
-    no Hessian has seen them, though the mean squares have.
+    The text is `data` ("self", a file), or if that is None the sequences that calibration held back: they are not
+    in the Hessians, though they are in the mean squares.
     """
     started, report = time.monotonic(), progress or Silent()
     blocks = open_blocks(reference, device=device)
@@ -70,11 +70,11 @@ def prove(
     found = measure_stream(blocks, {"": written}, text.tokens_ST, text.lengths_S, progress=report)[""]
     about = About(reference, content_sha256(reference), text, None, time.monotonic() - started)
     measurement = about.measurement(written, path.name, "", found, notes)
-    return Proof(measurement, Path(written.origin), path)
+    return EmbeddedMeasurement(measurement, Path(written.origin), path)
 
 
 def held_back_text(store: EvidenceStore) -> Sequences:
-    """The sequences of a calibration that its Hessians have not seen."""
+    """The sequences of a calibration that are not in its Hessians."""
     tokens_ST, lengths_S = store.tokens()
     held_S = np.asarray(held_back(len(lengths_S)))
     if not held_S.any():

@@ -1,14 +1,13 @@
-"""A text carried through a model while it is quantized, and what solvers learn on the way.
+"""Evidence from a model while it is quantized: the text runs through the layers as they are written.
 
-Parallel statistics, those of an evidence folder, are taken in the original model.  By the time a deep
-layer is reached its real inputs have drifted, and a solver that knows the drifted ones can make up for
-part of it (GPTQ, arXiv:2210.17323, section 4, quantizes block by block in this way).  `LiveEvidence` is
-asked for a tensor's evidence, runs the calibration text up to there, through the finished layers as they
-stand in the file being written, and watches what arrives.  `BlockTasks` hands a solver that trains a
-whole block what enters it behind the layers already quantized, and what left it in the original.
+The statistics of an evidence folder are those of the original model.  In a deep layer the real inputs have drifted
+from them, and a solver that knows the drifted ones can make up for part of the loss (GPTQ, arXiv:2210.17323,
+section 4, quantizes block by block in this way).  `LiveEvidence`, asked for a tensor, runs the calibration text up
+to it, through the finished layers of the file being written, and collects its inputs.  `BlockTasks` gives a solver
+that trains a whole block what enters the block behind the quantized layers, and what left it in the original.
 
-Both must be asked in the order in which activations flow, each tensor's bytes being written before the
-next is asked for; a resumed run picks up at the first that is not.
+Both must be asked in the order in which activations flow, and each tensor must be written before the next is asked
+for; a resumed run continues with the first that is not.
 
 Legend: S sequences, T tokens of each, H hidden width, C columns.
 """
@@ -24,7 +23,7 @@ import torch
 from dither.codecs import codec as find_codec
 from dither.formats.evidence import GroupStatistics
 from dither.measuring.collect import Collector, held_back
-from dither.measuring.stream import BATCH_TOKENS
+from dither.measuring.text import BATCH_TOKENS
 from dither.models.blocks import Block, Blocks
 from dither.solvers.learned import BlockTask
 from dither.types import Evidence, EvidenceSource, Floats, Model, Solved
@@ -34,9 +33,9 @@ Weights = Callable[[], Model]  # the file as it stands
 
 
 class Passage:
-    """Hidden states of a text on their way through a model, kept at one place.
+    """The hidden states of a text in front of one block of a model.
 
-    `weights` gives the tensors to run with, opened anew for every block; None runs the model's own.
+    `weights` gives the tensors to run with, opened anew for every block; with None the model's own are used.
     """
 
     def __init__(self, blocks: Blocks, tokens_ST: Tokens, lengths_S: Tokens, weights: Weights | None) -> None:
@@ -47,7 +46,7 @@ class Passage:
 
     @torch.no_grad()
     def entering(self, index: int) -> torch.Tensor:
-        """float32 (S, T, H) of what enters block `index`, changed by the next call with a larger one."""
+        """What enters block `index`, float32 (S, T, H); a later call with a larger index overwrites it."""
         if self._hidden_STH is None:
             weights = self.weights() if self.weights else None
             embedded = [self.blocks.embed(self._tokens_ST[batch], weights).float() for batch in self.batches()]
@@ -67,8 +66,8 @@ class Passage:
 class LiveEvidence:
     """An `EvidenceSource` over a file that is being written.
 
-    `known` names the tensors that evidence is wanted of, `written` those that are whole in the file.
-    Tensors outside the blocks, and whatever no block reports, have `base`'s evidence.
+    `known` names the tensors whose evidence is wanted, `written` those that are complete in the file.  For
+    tensors outside the blocks, and those no block reports, `base`'s evidence is given.
     """
 
     def __init__(
@@ -89,10 +88,6 @@ class LiveEvidence:
         group, before = self._groups.get(tensor), self.base(tensor, expert)
         if group is None:
             return before
-        # What errors of outputs do to each other is the original's; tokens here are not weighed.
-        return self._evidence(group, expert, None if before is None else before.output_KOO)
-
-    def _evidence(self, group: GroupStatistics, expert: int, output_KOO: Floats | None) -> Evidence:
         expert = min(expert, len(group.counts_E) - 1)
         hessian_ECC, held_EHC = group.hessian_ECC, group.held_EHC
         return Evidence(
@@ -101,11 +96,12 @@ class LiveEvidence:
             None if hessian_ECC is None else hessian_ECC[expert],
             None if held_EHC is None or not len(held_EHC[expert]) else held_EHC[expert],
             self.sha256,
-            output_KOO,
+            # How errors of outputs act on each other is still the original's: no gradient was computed here.
+            None if before is None else before.output_KOO,
         )
 
     def _watch(self, index: int, tensor: str) -> dict[str, GroupStatistics]:
-        """The inputs of one group of layers: others of the block will have changed by their turn."""
+        """The inputs of the layers that share `tensor`'s; those of the block's other layers will still change."""
         hidden_STH, lengths_S = self.passage.entering(index), self.passage.lengths_S
         block = self._half_written(index)
         sequences, context = hidden_STH.shape[:2]
@@ -122,7 +118,7 @@ class LiveEvidence:
         return {name: group for group in groups for name in group.tensors}
 
     def _half_written(self, index: int) -> Block:
-        """A block of which the finished matrices are the file's, and the others still the model's."""
+        """A block with the file's matrices where they are finished, and the model's own for the rest."""
         block = self.passage.blocks.load(index)
         assert self.passage.weights is not None
         stored = {tensor.name: tensor for tensor in self.passage.weights().tensors}
@@ -133,7 +129,7 @@ class LiveEvidence:
 
 
 class BlockTasks:
-    """What `solvers.learned` trains a block on: `quantized` and `original` carry the same text."""
+    """What `solvers.learned` trains a block on: the same text in the `quantized` and the `original` model."""
 
     def __init__(self, quantized: Passage, original: Passage, evidence: EvidenceSource) -> None:
         self.quantized, self.original, self.evidence = quantized, original, evidence
@@ -160,7 +156,7 @@ class BlockTasks:
         )
 
     def _pieces(self, hidden_STH: torch.Tensor, wanted_S: npt.NDArray[np.bool_]) -> Iterator[torch.Tensor]:
-        """Sequences of equal length together, so that none holds padding."""
+        """Batches of sequences of equal length, so that there is no padding."""
         lengths_S = self.quantized.lengths_S
         for length in np.unique(lengths_S[wanted_S]):
             yield hidden_STH[torch.from_numpy(wanted_S & (lengths_S == length)), : int(length)]

@@ -1,6 +1,6 @@
 """What a measurement keeps of every token, and which tokens those are.
 
-Apart from what computes it (`metrics`), so that statistics need no torch.
+Kept apart from the code that computes it (`metrics`), so that statistics need no torch.
 
 Legend: S sequences, N scored positions of all sequences in order.
 """
@@ -32,15 +32,11 @@ class PerToken:
 def scored_positions(lengths_S: npt.ArrayLike, skip: int | None) -> tuple[Integers, Integers]:
     """Which positions are scored: (sequence_N, position_N), in order.
 
-    A position is scored by the token after it, so the last one of a sequence never is; nor are the
-    first `skip`, or, where that is None, the first half of each sequence (as llama-perplexity does).
+    A position is scored by the token after it, so the last one of a sequence is not scored; nor are the first
+    `skip`, or, if that is None, the first half of each sequence (as in llama-perplexity).
     """
-    sequences, positions = [], []
-    for sequence, length in enumerate(np.asarray(lengths_S, dtype=np.int64)):
-        first = int(length) // 2 if skip is None else skip
-        position_N = np.arange(first, max(first, int(length) - 1), dtype=np.int64)
-        positions.append(position_N)
-        sequences.append(np.full(len(position_N), sequence, dtype=np.int64))
-    if not positions:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    return np.concatenate(sequences), np.concatenate(positions)
+    length_S = np.asarray(lengths_S, dtype=np.int64)
+    first_S = length_S // 2 if skip is None else np.full_like(length_S, skip)
+    count_S = np.maximum(length_S - 1 - first_S, 0)
+    positions = [np.arange(first, first + count) for first, count in zip(first_S, count_S, strict=True)]
+    return np.repeat(np.arange(len(length_S)), count_S), np.concatenate([np.empty(0, np.int64), *positions])

@@ -26,7 +26,7 @@ _EXPECTED = 'Each line needs "text", "messages" or "prompt" with "response".'
 def json_records(path: Path) -> Iterator[str | Conversation]:
     """The records of a file with one JSON object a line; empty lines are skipped.
 
-    Raises SourceError naming the line that is not UTF-8, not JSON or no record.
+    Raises SourceError naming a line that is not UTF-8, not JSON or not a record.
     """
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -66,22 +66,21 @@ def read_record(found: Mapping[str, Any]) -> str | Conversation | None:
 
 
 def _conversation(messages: list[Any]) -> Conversation | None:
-    turns = [
-        {"role": message["role"], "content": message["content"]}
-        for message in messages
-        if isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    ]
-    return turns if turns and len(turns) == len(messages) else None
+    turns: Conversation = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        turns.append({"role": role, "content": content})
+    return turns or None
 
 
 def hub_records(wanted: str) -> Iterator[str | Conversation]:
     """Records of `DATASET[:SPLIT[:COLUMN]]`, streamed; the split is `train` unless named.
 
-    HF_HUB_OFFLINE is honored by the library: offline, only what is in its cache can be read.
-    Raises UsageError where the library is missing or no such column exists, SourceError where the
-    data set cannot be had.
+    The library honors HF_HUB_OFFLINE: offline, only what is in its cache can be read.
+    Raises UsageError if the library is missing or there is no such column, SourceError if the data set cannot be
+    read.
     """
     name, _, rest = wanted.partition(":")
     split, _, column = rest.partition(":")
@@ -90,20 +89,16 @@ def hub_records(wanted: str) -> Iterator[str | Conversation]:
     try:
         library = import_module("datasets")
     except ImportError:
-        raise UsageError(
-            f"hf:{wanted}",
-            "needs the `datasets` library, which is not installed",
-            "pip install datasets, or give a text file with --data FILE.",
-        ) from None
+        reason = "needs the `datasets` library, which is not installed"
+        way_out = "pip install datasets, or give a text file with --data FILE."
+        raise UsageError(f"hf:{wanted}", reason, way_out) from None
     try:
         rows = iter(library.load_dataset(name, split=split or "train", streaming=True))
         first = next(rows, None)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
-        raise SourceError(
-            f"data set {shown(name)}",
-            f"cannot be read ({_first_line(error)})",
-            "Check its name, split and configuration, and the network.",
-        ) from None
+        reason = f"cannot be read ({shown((str(error).splitlines() or [type(error).__name__])[0])})"
+        way_out = "Check its name, split and configuration, and the network."
+        raise SourceError(f"data set {shown(name)}", reason, way_out) from None
     if first is None:
         raise SourceError(f"data set {shown(name)}", "is empty", "Name another split.")
     yield _row(first, column, wanted)
@@ -119,7 +114,3 @@ def _row(row: Mapping[str, Any], column: str, wanted: str) -> str | Conversation
         reason = f"column {column!r} holds no text" if column else "no column is known to hold text"
         raise UsageError(f"hf:{wanted}", reason, f"Name one of: {columns}, as hf:DATASET:SPLIT:COLUMN.")
     return record
-
-
-def _first_line(error: BaseException) -> str:
-    return shown((str(error).splitlines() or [type(error).__name__])[0])

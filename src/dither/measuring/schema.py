@@ -1,7 +1,7 @@
 """The measurement as it is kept: `<file>.measure.json`, one flat object.
 
-Every number that a chart or a CI job may want is a field of its own, with the ends of its 95 % interval
-beside it as `<field>_low` and `<field>_high`.  Two versions travel with it: `schema_version` changes
+Every number that a chart or a CI job may want is a field of its own, the ends of its 95 % interval beside it
+as `<field>_low` and `<field>_high` (`formats.intervals`).  Two versions travel with it: `schema_version` changes
 when a field is renamed or removed, `metric_version` when a number is computed differently, so that
 figures of different meaning are never compared in silence.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from dither.display import interval, pairs
+from dither.display import pairs
+from dither.formats.intervals import Interval, IntervalRecord
 from dither.formats.sidecars import Sidecar
 from dither.units import format_bytes
 
@@ -23,10 +24,8 @@ _LARGEST_FILE = 64 * 2**20  # bytes; a measurement of a thousand blocks and sequ
 _AGAIN = "Measure the file again with `dither measure`."
 
 
-class Measurement(BaseModel):
+class Measurement(IntervalRecord):
     """What one quantized file costs against its reference; KL divergences in nats, shares from 0 to 1."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
 
     schema_version: int = SCHEMA_VERSION
     metric_version: int = METRIC_VERSION
@@ -47,42 +46,18 @@ class Measurement(BaseModel):
     tokens: PositiveInt  # positions scored
     skipped: Literal["half"] | NonNegativeInt = "half"  # leading positions of each sequence not scored
 
-    kl_mean: float
-    kl_mean_low: float
-    kl_mean_high: float
-    kl_median: float
-    kl_median_low: float
-    kl_median_high: float
-    kl_p90: float
-    kl_p90_low: float
-    kl_p90_high: float
-    kl_p99: float
-    kl_p99_low: float
-    kl_p99_high: float
-    kl_p999: float
-    kl_p999_low: float
-    kl_p999_high: float
-    kl_max: float
-    kl_max_low: float
-    kl_max_high: float
-    same_top: float  # share of positions where both find the same token likeliest
-    same_top_low: float
-    same_top_high: float
-    delta_p_mean: float  # of the token that came next; below 0: the quantized model expects it less
-    delta_p_mean_low: float
-    delta_p_mean_high: float
-    delta_p_rms: float
-    delta_p_rms_low: float
-    delta_p_rms_high: float
-    ppl: float  # perplexity of the quantized file
-    ppl_low: float
-    ppl_high: float
-    ppl_reference: float
-    ppl_reference_low: float
-    ppl_reference_high: float
-    ppl_ratio: float
-    ppl_ratio_low: float
-    ppl_ratio_high: float
+    kl_mean: Interval
+    kl_median: Interval
+    kl_p90: Interval
+    kl_p99: Interval
+    kl_p999: Interval
+    kl_max: Interval
+    same_top: Interval  # share of positions where both find the same token likeliest
+    delta_p_mean: Interval  # of the token that came next; below 0: the quantized model expects it less
+    delta_p_rms: Interval
+    ppl: Interval  # perplexity of the quantized file
+    ppl_reference: Interval
+    ppl_ratio: Interval
 
     drift: tuple[float, ...] = ()  # after each block: mean of ‖h − ĥ‖ / ‖h‖ over the scored positions
     sequence_kl: tuple[float, ...] = ()  # each sequence's mean, so that two files can be compared in pairs
@@ -95,15 +70,15 @@ class Measurement(BaseModel):
         """In a notebook."""
         rows = [
             ("size", f"{format_bytes(self.bytes)}, {self.bpw:.2f} bits per weight"),
-            ("KL divergence", f"{interval(self.kl_mean, self.kl_mean_low, self.kl_mean_high)} nats per token"),
-            ("99 % of tokens below", f"{interval(self.kl_p99, self.kl_p99_low, self.kl_p99_high)} nats"),
-            ("same top token", interval(self.same_top, self.same_top_low, self.same_top_high, ".1%")),
-            ("perplexity", f"× {interval(self.ppl_ratio, self.ppl_ratio_low, self.ppl_ratio_high, '.4g')}"),
+            ("KL divergence", f"{self.kl_mean.with_ends()} nats per token"),
+            ("99 % of tokens below", f"{self.kl_p99.with_ends()} nats"),
+            ("same top token", self.same_top.with_ends(".1%")),
+            ("perplexity", f"× {self.ppl_ratio.with_ends('.4g')}"),
             ("measured on", f"{self.tokens} tokens of {self.data}, in sequences of {self.context}"),
         ]
         return pairs(f"{self.file}, {self.type}, against {self.reference}", rows, self.notes)
 
 
-_KEPT = Sidecar(Measurement, SUFFIX, SCHEMA_VERSION, "a measurement", "is no measurement", _LARGEST_FILE, _AGAIN)
+_KEPT = Sidecar(Measurement, SUFFIX, SCHEMA_VERSION, "is no measurement", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable

@@ -1,13 +1,13 @@
 """How much each tensor's rounding costs: one tensor at a time, as KL divergence at the model's output.
 
-A rounded copy of the model is at hand (the *probe*).  For each tensor the original is run with that one
-tensor taken from the probe, and what this does to the predictions is measured.  Small divergences add up
-(the linearity theorem of HIGGS, Malinovskii et al. 2024, arXiv:2411.17525, section 3), so these numbers, each
-scaled by the error that another type would make of the same tensor, predict any mixture of types.
+Given is a rounded copy of the model (the *probe*).  For each tensor the original is run with that one tensor taken
+from the probe, and the KL divergence of its predictions is measured.  Small divergences add up (the linearity
+theorem of HIGGS, Malinovskii et al. 2024, arXiv:2411.17525, section 3), so these numbers, each scaled by the error
+that another type makes in the same tensor, predict any mixture of types.
 
-All tensors of a block are measured together: the text reaches the block once, in the original; from there
-each detour goes on by itself, side by side with the original, to the end.  A block's results are final before
-the next begins, so that an interrupted measurement keeps them.
+All tensors of a block are measured together: the text runs through the original up to the block once; from there
+each changed model (a *detour*) runs to the end, side by side with the original.  A block's results are final
+before the next begins, so that an interrupted measurement keeps them.
 
 Legend: S sequences, T positions, H hidden width.
 """
@@ -28,7 +28,7 @@ from dither.progress import Progress
 from dither.types import Model, Tensor
 
 Found = Callable[[Mapping[str, float]], None]
-FORWARD_TOKENS = 40 * 8192  # of one pass through the whole model, all detours together: 40 measurements'
+FORWARD_TOKENS = 40 * 8192  # through the whole model, of all detours together: as many as 40 measurements take
 
 
 def divergences(
@@ -36,8 +36,8 @@ def divergences(
 ) -> None:
     """KL divergence, in nats per token, of the original with one of `names` taken from `probe`.
 
-    `found` hears of a block's tensors together, and first of those outside blocks.  All positions but the
-    first half of each sequence are scored, as in `measure`.
+    `found` is called with the results of each block, and first with those of tensors outside blocks.  The first
+    half of each sequence is not scored, as in `measure`.
     """
     own = {tensor.name: tensor for tensor in probe.tensors}
     groups = by_block(names)
@@ -51,18 +51,21 @@ def divergences(
         if index is None:
             run.embed(detours)
         else:
-            _enter(run, passage.entering(index))
+            entering_STH = passage.entering(index)
+            for hidden_STH in run.hidden.values():
+                hidden_STH.copy_(entering_STH)
         for block in range(index or 0, network.count):
             run.step(block, detours)
         values = run.finish(detours)
         found({name: float(values[name].kl_N.mean()) for name in group})
-        progress.advance(_passes(network, index) * len(group), ", ".join(map(_short, group)))
+        what = ", ".join(name.removesuffix(".weight") for name in group)
+        progress.advance(_passes(network, index) * len(group), what)
 
 
 def affordable(text: Sequences, tensors: int) -> Sequences:
-    """As many whole sequences as 40 measurements' worth of forward passes pay for, at least one.
+    """As many whole sequences as keep the forward passes within those of 40 measurements, at least one.
 
-    A detour takes half a pass on average, and the original goes along with it.
+    A detour is half a pass on average, and the original runs beside it.
     """
     wanted = max(1, FORWARD_TOKENS // max(1, tensors))
     kept = int(np.searchsorted(np.cumsum(text.lengths_S), wanted, side="right"))
@@ -81,7 +84,7 @@ def by_block(names: Collection[str]) -> dict[int | None, tuple[str, ...]]:
 
 
 class Detour:
-    """The original (`measuring.stream.Stages`) but for one tensor, in block `index` or outside of all."""
+    """The original (`measuring.stream.Stages`) with one tensor changed, in block `index` or outside all blocks."""
 
     def __init__(self, network: Blocks, changed: Model, index: int | None) -> None:
         self._network, self._changed, self._index = network, changed, index
@@ -101,15 +104,6 @@ def with_tensor(model: Model, tensor: Tensor) -> Model:
     return replace(model, tensors=tuple(tensor if t.name == tensor.name else t for t in model.tensors))
 
 
-def _enter(run: Lockstep, entering_STH: torch.Tensor) -> None:
-    for hidden_STH in run.hidden.values():
-        hidden_STH.copy_(entering_STH)
-
-
 def _passes(network: Blocks, index: int | None) -> int:
-    """Blocks that a detour from `index` goes through, the head counted as one."""
+    """How many blocks a detour from `index` runs through, the head counted as one."""
     return network.count + 1 - (index or 0)
-
-
-def _short(name: str) -> str:
-    return name.removesuffix(".weight")

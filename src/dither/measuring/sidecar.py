@@ -1,13 +1,15 @@
-"""Measurements of a model that lie beside it: its own, and those of files that were made of it.
+"""Measurements that lie beside a model: its own, and those of files that were made of it.
 
-Whose they are is judged by the reference's name and the number of weights, since comparing contents would
-mean to read them.  What is no measurement, or not this model's, is passed over: nobody asked for it.
+Which model they belong to is judged by the reference's name and the number of weights, because comparing contents
+would mean reading them.  A file that is not a measurement, or not of this model, is ignored: nobody asked for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError
@@ -15,7 +17,7 @@ from dither.formats.gguf import read_header
 from dither.measuring.schema import SUFFIX, Measurement, load, parse, path_for
 from dither.types import Model
 
-_MOST = 64  # files of a folder that are looked at
+_MOST = 64  # files looked at in a folder
 
 
 def of_file(model: Model) -> tuple[Measurement, str] | None:
@@ -23,11 +25,10 @@ def of_file(model: Model) -> tuple[Measurement, str] | None:
     path = Path(model.origin)
     beside = path_for(path)
     if beside.is_file():
-        found = _load(beside)
+        found = _read(beside)
         if found and found.file == path.name and _same_size(found, model):
             return found, beside.name
-    field = model.metadata.get(MEASUREMENT)
-    found = _parse(str(field.value)) if field else None
+    found = _embedded(model.metadata)
     return (found, path.name) if found else None
 
 
@@ -43,7 +44,7 @@ def _neighbors(path: Path, model: Model) -> Iterator[tuple[Measurement, str]]:
     for folder in [path, path.parent] if path.is_dir() else [path.parent]:
         files = sorted(file for file in folder.iterdir() if file.name.endswith((SUFFIX, ".gguf")))
         for file in files[:_MOST]:
-            found = _embedded(file) if file.suffix == ".gguf" else _load(file)
+            found = _read(file)
             if found and found.type and found.reference == path.name and _same_size(found, model):
                 yield found, file.name
 
@@ -53,25 +54,15 @@ def _same_size(found: Measurement, model: Model) -> bool:
     return abs(parameters - model.parameters) <= 0.01 * model.parameters
 
 
-def _load(path: Path) -> Measurement | None:
-    try:
-        return load(path)
-    except DitherError:
-        return None
+def _read(path: Path) -> Measurement | None:
+    """A `.measure.json`, or the measurement in a GGUF; None if there is none that can be read."""
+    with suppress(DitherError):
+        return _embedded(read_header(path).metadata) if path.suffix == ".gguf" else load(path)
+    return None
 
 
-def _parse(text: str) -> Measurement | None:
-    if text.strip() in ("", "{}"):
-        return None
-    try:
-        return parse(text, MEASUREMENT)
-    except DitherError:
-        return None
-
-
-def _embedded(path: Path) -> Measurement | None:
-    try:
-        field = read_header(path).metadata.get(MEASUREMENT)
-    except DitherError:
-        return None
-    return _parse(str(field.value)) if field else None
+def _embedded(metadata: Mapping[str, Any]) -> Measurement | None:
+    field = metadata.get(MEASUREMENT)
+    with suppress(DitherError):
+        return parse(str(field.value), MEASUREMENT) if field else None
+    return None

@@ -1,16 +1,15 @@
 """The reference and its quantized files, side by side through one block at a time.
 
-Other tools first write the reference's logits to disk: a vocabulary's worth of numbers per token,
-37 GB for a common test set.  Here nothing is written.  All hidden states of all sequences wait in
-memory; each block of each model is loaded once, carries every sequence one block further, and is
-dropped; at the end, both output matrices meet on a few positions at a time.  At any moment there are
-two blocks (or output matrices), the hidden states of each model, and one chunk of logits.
+Other tools first write the reference's logits to disk: a vocabulary's worth of numbers per token, 37 GB for a
+common test set.  Here nothing is written.  The hidden states of all sequences stay in memory; each block of each
+model is loaded once, computes all sequences, and is dropped; at the end both output matrices are applied to a few
+positions at a time.  At any moment memory holds one block (or two output matrices), the hidden states of each
+model, and one chunk of logits.
 
-On the way the hidden states of both models are compared after every block: where the drift jumps is
-where the bits are missing.
+After every block the hidden states of both models are compared: where the drift jumps, bits are missing.
 
-Sequences are padded on the right.  Under causal attention no real position sees the padding, and a
-padded position is never scored.
+Sequences are padded on the right.  Under causal attention no real position sees the padding, and a padded
+position is never scored.
 
 Legend: S sequences, T positions, H hidden width, N scored positions, V vocabulary.
 """
@@ -29,8 +28,9 @@ import numpy.typing as npt
 import torch
 
 from dither.errors import DitherError, OutputError
-from dither.measuring.metrics import Scores, gather, rows_per_chunk, score
+from dither.measuring.metrics import gather, rows_per_chunk, score
 from dither.measuring.per_token import PerToken, scored_positions
+from dither.measuring.text import BATCH_TOKENS
 from dither.models.blocks import Blocks, open_blocks
 from dither.progress import Progress, Silent
 from dither.types import Model
@@ -39,9 +39,8 @@ from dither.units import format_bytes
 Tokens = npt.NDArray[np.int32]
 Step = Callable[[torch.Tensor], torch.Tensor]
 
-BATCH_TOKENS = 2048  # go through a block together
-MEMORY = 4 * 2**30  # bytes of hidden states, all models together, before they go to disk
-_REFERENCE = None  # its place among the hidden states, where every other name is a file's
+MEMORY = 4 * 2**30  # bytes of hidden states, of all models together, above which they are kept on disk
+_REFERENCE = None  # the reference's key among the hidden states; the others are names of files
 
 
 class Stages(Protocol):
@@ -64,12 +63,12 @@ def measure_stream(
     scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, PerToken]:
-    """Runs int32 tokens (S, T), right-padded to T, through `blocks` and every file: values by its name.
+    """Runs int32 tokens (S, T), right-padded to T, through `blocks` and every file: values by the file's name.
 
-    Each file runs by its own metadata, so that a wrong rope base in it is measured as well.  `skip`
-    leading positions of each sequence are not scored, None for its first half.  Hidden states that
-    outgrow memory go to an unnamed file in the folder `scratch`.
-    Raises DitherError where a model computes NaN, OutputError where the disk is too small.
+    Each file runs with its own metadata, so that a wrong rope base in it is measured as well.  The first `skip`
+    positions of each sequence are not scored; None skips its first half.  Hidden states that do not fit into
+    memory go to an unnamed file in the folder `scratch`.
+    Raises DitherError if a model computes NaN, OutputError if the disk is too small.
     """
     stages: dict[str, Stages] = {
         name: file if isinstance(file, Blocks) else open_blocks(file, device=str(blocks.device))
@@ -84,9 +83,9 @@ def measure_stream(
 
 
 class Lockstep:
-    """The same walk, for a caller who sets the pace: `embed`, `step` for each block, `finish`.
+    """The same pass, driven by the caller: `embed`, `step` for each block, `finish`.
 
-    A file's block may come into being between two steps, as it does while a model is quantized.
+    A file's block may be written between two steps, as it is while a model is quantized.
     """
 
     def __init__(
@@ -113,10 +112,10 @@ class Lockstep:
         self.drift: dict[str, list[float]] = {name: [] for name in names}
 
     def start(self) -> None:
-        """Tells the progress how much there is to do."""
+        """Tells the progress how much work there is."""
         sizes = sum(self._block_weights(index) for index in range(self.reference.count))
         files = len(self.drift)
-        self.progress.start(sizes * (1 + files) + 2 * files * self._head_weights(), 0)
+        self.progress.start(sizes * (1 + files) + files * self._head_weights(), 0)
 
     @torch.no_grad()
     def embed(self, files: Mapping[str, Stages]) -> None:
@@ -126,10 +125,11 @@ class Lockstep:
 
     @torch.no_grad()
     def step(self, index: int, files: Mapping[str, Stages]) -> None:
-        """Carries the reference and every file through block `index`, and notes how far they drifted."""
+        """Runs the reference and every file through block `index`, and keeps how far they drifted."""
         for name, stages in ((_REFERENCE, self.reference), *files.items()):
             block = stages.load(index)
             for batch, length in self._batches():
+                # In place: from here on nobody needs what entered the block.
                 hidden_STH = self.hidden[name][batch, :length].to(self.reference.device)
                 self.hidden[name][batch, :length] = block(hidden_STH).cpu().float()
             del block  # before the next one is loaded
@@ -141,27 +141,26 @@ class Lockstep:
         """Scores every file against the reference, and forgets the hidden states."""
         found = {}
         for name, stages in files.items():
-            scores = self._scores(name, self.reference.head(), stages.head())
+            scores = [score(*chunk) for chunk in self.logits(name, stages)]
             found[name] = gather(scores, self.sequence_N, self.drift[name])
             _check_finite(name, found[name])
-            self.progress.advance(2 * self._head_weights(), "output")
         self.hidden.clear()
         return found
 
-    def _scores(self, name: str, reference_head: Step, head: Step) -> list[Scores]:
-        scores = []
+    @torch.no_grad()
+    def logits(self, name: str, stages: Stages) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The reference's logits (N, V), those of a file, and the tokens that came next (N,), chunk by chunk."""
+        heads = ((_REFERENCE, self.reference.head()), (name, stages.head()))
         for chunk in self._chunks():
-            sequence_N, position_N = self.sequence_N[chunk], self.position_N[chunk]
+            at = (self.sequence_N[chunk], self.position_N[chunk])
             reference_NV, logits_NV = (
-                run(self.hidden[lane][sequence_N, position_N].to(self.reference.device)[None])[0]
-                for lane, run in ((_REFERENCE, reference_head), (name, head))
+                head(self.hidden[lane][at].to(self.reference.device)[None])[0] for lane, head in heads
             )
-            next_N = self.tokens_ST[sequence_N, position_N + 1]
-            scores.append(score(reference_NV, logits_NV, next_N))
-        return scores
+            yield reference_NV, logits_NV, self.tokens_ST[at[0], at[1] + 1]
+        self.progress.advance(self._head_weights(), "output")
 
     def _compare_hidden(self, name: str | None, index: int) -> None:
-        """Appends to the file's drift; of the reference, sees only that its numbers are numbers."""
+        """Appends to the file's drift; of the reference, checks only that its numbers are finite."""
         total = 0.0
         for chunk in self._chunks():
             at = (self.sequence_N[chunk], self.position_N[chunk])
@@ -173,16 +172,13 @@ class Lockstep:
             away_N = (self.hidden[name][at].double() - reference_NH).norm(dim=-1)
             total += float((away_N / size_N.clamp_min(torch.finfo(torch.float32).tiny)).sum())
         if not np.isfinite(total):
-            raise DitherError(
-                "the reference" if name is None else name,
-                f"computes NaN or infinity in block {index}",
-                "Its weights are damaged, or too large for float32: fetch or make it again.",
-            )
+            way_out = "Its weights are damaged, or too large for float32: fetch or make it again."
+            raise DitherError(name or "the reference", f"computes NaN or infinity in block {index}", way_out)
         if name is not _REFERENCE:
             self.drift[name].append(total / max(1, len(self.sequence_N)))
 
     def _batches(self) -> Iterator[tuple[slice, int]]:
-        """Sequences that go together, and the longest of them: no position beyond it is computed."""
+        """Sequences that go through a block together, and their longest: no position beyond it is computed."""
         step = max(1, BATCH_TOKENS // self.tokens_ST.shape[1])
         for start in range(0, len(self.lengths_S), step):
             yield slice(start, start + step), int(self.lengths_S[start : start + step].max())
@@ -197,14 +193,15 @@ class Lockstep:
         return sum(tensor.size for tensor in self.reference.model.tensors if tensor.name.startswith(prefix))
 
     def _head_weights(self) -> int:
-        return int(self.reference.width * self.reference.vocabulary)
+        """Of both output matrices."""
+        return 2 * self.reference.width * self.reference.vocabulary
 
 
 def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
     """Zeros, float32, in an unnamed file that vanishes with the tensor.
 
-    The disk's space is claimed at once: a mapped file that runs out of it later kills the process.
-    Raises OutputError where there is too little.
+    The disk space is claimed at once: a process is killed if a mapped file runs out of it later.
+    Raises OutputError if there is too little.
     """
     size = 4 * int(np.prod(shape, dtype=np.int64))
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -213,19 +210,14 @@ def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
         except OSError as error:
-            raise OutputError(
-                str(folder or tempfile.gettempdir()),
-                f"cannot hold {format_bytes(size)} of hidden states ({error.strerror})",
-                "Take fewer tokens, or set TMPDIR to a larger disk.",
-            ) from None
+            reason = f"cannot hold {format_bytes(size)} of hidden states ({error.strerror})"
+            way_out = "Take fewer tokens, or set TMPDIR to a larger disk."
+            raise OutputError(str(folder or tempfile.gettempdir()), reason, way_out) from None
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
 
 
 def _check_finite(name: str, found: PerToken) -> None:
     for values_N, whose in ((found.nll_reference_N, "the reference"), (found.kl_N, name)):
         if not np.isfinite(values_N).all():
-            raise DitherError(
-                whose,
-                "gives logits that are NaN or infinite",
-                "Its output matrix is damaged: fetch or make the file again.",
-            )
+            way_out = "Its output matrix is damaged: fetch or make the file again."
+            raise DitherError(whose, "gives logits that are NaN or infinite", way_out)

@@ -4,22 +4,23 @@
     FILE.jsonl                      one record a line: {"text": …}, {"messages": [{"role", "content"}, …]}
                                     or {"prompt": …, "response": …}; each is a sequence of its own
     hf:DATASET[:SPLIT[:COLUMN]]     records of a data set, through the `datasets` library
-    self                            the model writes its own (see `writing`)
+    self                            the model writes its own (see `self_text`)
 
 Plain text follows llama-imatrix and llama-perplexity (`tools/imatrix/imatrix.cpp`,
 `tools/perplexity/perplexity.cpp` in llama.cpp), so that figures can be compared: the text is tokenized
-in one piece, the begin token in front where the tokenizer adds one; chunks of the context's length
-follow each other without overlap, the rest that fills none is dropped, and the first token of every
-chunk is replaced by the begin token where there is one.
+in one piece, with the begin token in front if the tokenizer adds one; it is cut into chunks of the context's
+length without overlap, a rest that does not fill a chunk is dropped, and the first token of every chunk is
+replaced by the begin token if there is one.
 
-Only as much of a file is read as the tokens asked for need: a prefix that ends at a line's end, twice
-as long each time it proves too short.
+Of a file only a prefix is read that holds the tokens asked for: it ends at the end of a line, and its length is
+doubled until there are enough tokens.
 
 Legend: S sequences, T token positions of the longest one.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from dither.types import Model
 Ints = npt.NDArray[np.int32]
 
 DEFAULT_CONTEXT = 512  # llama-imatrix's
+BATCH_TOKENS = 2048  # that go through a block together
 SELF = "self"
 HUB = "hf:"
 _RECORDS = (".jsonl", ".json", ".ndjson")
@@ -50,8 +52,8 @@ _FIRST_BYTES_PER_TOKEN = 6
 class Sequences:
     """Token ids as they go through a model.
 
-    `tokens_ST` int32; sequence s has `lengths_S[s]` of them, zeros to the right of those are padding
-    and never count.  `sha256` (hex) covers the ids and lengths, not the padding.
+    `tokens_ST` int32; sequence s has `lengths_S[s]` of them, and the zeros to their right are padding that
+    never counts.  `sha256` (hex) covers the ids and lengths, not the padding.
     """
 
     tokens_ST: Ints
@@ -79,12 +81,12 @@ def sequences(
 ) -> Sequences:
     """At most `tokens` token ids of `data`, in sequences of at most `context` (512, or the model's).
 
-    For `self`: `seed` draws what is written, `scratch` is a folder for a temporary file of the model's
-    size that may be needed, `threads` defaults to the physical cores.  Fewer tokens than asked for
-    become a note.
+    For `self`: the text is sampled with `seed`, `scratch` is a folder for a temporary file that may be as large
+    as the model, `threads` defaults to the physical cores.  If there are fewer tokens than asked for, a note
+    says so.
 
-    Raises UsageError, before any work, where the context is longer than the model's, where tokens do
-    not fill one context, where the data hold too few tokens; SourceError where it cannot be read.
+    Raises UsageError, before any work, if the context is longer than the model's, if the tokens do not fill
+    one context, or if the data hold too few tokens; SourceError if they cannot be read.
     """
     context = checked_context(model, tokens, context)
     if str(data) == SELF:
@@ -99,29 +101,24 @@ def sequences(
 
 
 def checked_context(model: Model, tokens: int, context: int | None) -> int:
-    """The context to use.  Raises UsageError: longer than the model's, shorter than 2, not filled."""
+    """The context to use.  Raises UsageError if it is longer than the model's, shorter than 2, or not filled."""
     trained = trained_context(model)
     if context is None:
         context = min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
     if context < _SHORTEST:
         raise UsageError(f"a context of {context}", "is too short", f"Give at least {_SHORTEST} tokens.")
     if trained and context > trained:
-        raise UsageError(
-            f"a context of {context}", f"is longer than {model.name}'s {trained}", f"Give at most {trained} with -c."
-        )
+        reason = f"is longer than {model.name}'s {trained}"
+        raise UsageError(f"a context of {context}", reason, f"Give at most {trained} with -c.")
     if tokens < context:
-        raise UsageError(
-            f"{tokens} tokens",
-            f"do not fill one sequence of {context}",
-            "Ask for more with --tokens, or for a shorter context with -c.",
-        )
+        way_out = "Ask for more with --tokens, or for a shorter context with -c."
+        raise UsageError(f"{tokens} tokens", f"do not fill one sequence of {context}", way_out)
     return context
 
 
 def trained_context(model: Model) -> int:
-    """The context length in the model's metadata, 0 where it names none."""
-    field = model.metadata.get(f"{model.arch}.context_length")
-    return int(field.value) if field is not None else 0
+    """The context length in the model's metadata, 0 if there is none."""
+    return int(model.value(f"{model.arch}.context_length", 0))
 
 
 def pack(ids: Iterable[list[int]], name: str, seed: int, notes: Iterable[str] = ()) -> Sequences:
@@ -129,7 +126,7 @@ def pack(ids: Iterable[list[int]], name: str, seed: int, notes: Iterable[str] = 
     rows = list(ids)
     lengths_S = np.array([len(row) for row in rows], dtype=np.int32)
     tokens_ST = np.zeros((len(rows), int(lengths_S.max())), dtype=np.int32)
-    for row, target_T in zip(rows, tokens_ST, strict=True):
+    for target_T, row in zip(tokens_ST, rows, strict=True):
         target_T[: len(row)] = row
     return Sequences(tokens_ST, lengths_S, name, tokens_sha256(tokens_ST, lengths_S), seed, tuple(notes))
 
@@ -154,7 +151,11 @@ def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: i
     if name.startswith(HUB):
         return _from_records(vocabulary, hub_records(name.removeprefix(HUB)), tokens, context, seed, name)
     path = Path(data).expanduser()
-    _check_file(path)
+    if path.is_dir():
+        raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
+    if not path.is_file():
+        way_out = "Name a text file, hf:DATASET, or `self` to let the model write its own text."
+        raise SourceError(str(path), "no such file", way_out)
     if path.suffix.lower() in _RECORDS:
         return _from_records(vocabulary, json_records(path), tokens, context, seed, path.name)
     count = tokens // context
@@ -167,15 +168,6 @@ def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: i
     return pack(found, path.name, seed, notes)
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
-    if not path.is_file():
-        raise SourceError(
-            str(path), "no such file", "Name a text file, hf:DATASET, or `self` to let the model write its own text."
-        )
-
-
 def _too_short(name: str, found: int, needed: int) -> UsageError:
     reason = "is empty" if not found else f"holds {found} tokens, and one sequence needs {needed}"
     return UsageError(name, reason, "Give more text, or a shorter context with -c.")
@@ -186,41 +178,31 @@ def _plain_chunks(vocabulary: Vocabulary, path: Path, count: int, context: int) 
     size = min(total, needed * _FIRST_BYTES_PER_TOKEN + 1024)
     while True:
         ids = vocabulary.tokenize(_prefix(path, size))
-        # The last tokens before a cut may be others in the whole text: more than enough must be there.
+        # The last tokens before a cut may differ from those of the whole text, so a few more are needed.
         if size >= total or len(ids) >= needed + 16:
             return chunks(ids, context, vocabulary.bos)[:count]
         size = min(total, 2 * size)
 
 
 def _prefix(path: Path, size: int | None) -> str:
-    """The first `size` bytes as text, less what follows the last end of a line where that cuts any.
+    """The first `size` bytes as text, up to the last end of a line if the file is longer.
 
-    Raises SourceError where the bytes are no UTF-8.
+    Raises SourceError if the bytes are not UTF-8.
     """
     try:
         with path.open("rb") as file:
-            raw = file.read() if size is None else file.read(size)
+            raw = file.read(size)
     except OSError as error:
         raise SourceError(str(path), f"cannot be read ({error.strerror})", "Check its permissions.") from None
     cut = size is not None and len(raw) < path.stat().st_size
     if cut:
-        raw = raw[: raw.rfind(b"\n") + 1] or _whole_characters(raw)
+        raw = raw[: raw.rfind(b"\n") + 1] or raw
     try:
-        return raw.decode("utf-8-sig")
+        # Unless the text is final, the decoder leaves out a character that the cut has split.
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(raw, final=not cut)
     except UnicodeDecodeError as error:
-        raise SourceError(
-            str(path), f"is not UTF-8 text (byte {error.start})", "Convert it: iconv -t UTF-8 FILE."
-        ) from None
-
-
-def _whole_characters(raw: bytes) -> bytes:
-    """Without the character that a cut went through: at most three bytes of a beginning."""
-    for back in range(1, min(4, len(raw)) + 1):
-        if raw[-back] >= 0xC0:
-            return raw[:-back]
-        if raw[-back] < 0x80:
-            break
-    return raw
+        reason = f"is not UTF-8 text (byte {error.start})"
+        raise SourceError(str(path), reason, "Convert it: iconv -t UTF-8 FILE.") from None
 
 
 def _from_records(
@@ -245,7 +227,7 @@ def _from_records(
 
 
 def pieces(ids: list[int], context: int, bos: int | None) -> list[list[int]]:
-    """One record's ids, `bos` in front, cut where it is longer than the context; the last may be short."""
+    """One record's ids, `bos` in front, cut into pieces of the context's length; the last may be shorter."""
     if bos is not None and ids[:1] != [bos]:
         ids = [bos, *ids]
     found = [ids[at : at + context] for at in range(0, len(ids), context)]

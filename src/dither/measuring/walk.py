@@ -1,8 +1,7 @@
-"""The walk of a calibration: all sequences through block 0, then block 1, …, and what the layers saw.
+"""A calibration's walk: all sequences go through block 0, then block 1, …, and each layer's inputs are collected.
 
-One decoder block is in memory at a time.  A finished block's statistics and the states after it are on disk
-before the next begins to count as done, so that a walk that is killed at any moment continues and ends with
-the same bytes.
+One decoder block is in memory at a time.  A block counts as done when its statistics and the states behind it are
+on disk, so that a walk that is killed at any moment can be continued and ends with the same bytes.
 
 Legend: S sequences, T token positions, H hidden width, B sequences of a batch.
 """
@@ -17,7 +16,7 @@ import torch
 
 from dither.formats.evidence import write_groups
 from dither.measuring.calibration_folder import Folder
-from dither.measuring.collect import Collector
+from dither.measuring.collect import HELD_ROWS, Collector
 from dither.measuring.hidden import Hidden
 from dither.measuring.text import Sequences, batches
 from dither.models.blocks import Blocks
@@ -28,7 +27,7 @@ OUTPUT = "output.npz"
 
 
 class Walk:
-    """One walk through the network; `state` in the folder says how far it came."""
+    """One walk through the network; the folder's `state` says how far it has come."""
 
     gradients = False
 
@@ -51,18 +50,19 @@ class Walk:
         self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
         self.notes = [*model.notes, *blocks.notes, *text.notes]
         if hessians and not self.collector().held_S.any():
-            self.notes.append(f"{sequences} sequences are too few to hold any back: nothing will judge a solution.")
+            few = f"{sequences} sequences are too few to hold any back: solutions cannot be validated."
+            self.notes.append(few)
         folder.need(self._needs())
 
     def _states(self) -> Hidden:
         return Hidden(self.folder.path, self.shape)
 
     def _needs(self) -> int:
-        """Bytes on disk, about."""
+        """About how many bytes on disk."""
         return statistics_bytes(self.model.tensors, self.hessians) + self.hidden.disk_bytes
 
     def run(self, afresh: bool = False) -> int:
-        """Runs what is not done; how many blocks were."""
+        """Runs the blocks that are not done yet; returns how many were."""
         done = 0 if afresh else self.hidden.resume(self._finished())
         if done:
             self.report.note(f"Resuming: {done} of {self.network.count} blocks were already done.")
@@ -77,11 +77,11 @@ class Walk:
         return done
 
     def remove(self) -> None:
-        """Takes away what only an interrupted walk needs."""
+        """Removes what is kept for the case of an interruption."""
         self.hidden.remove()
 
     def _weights(self) -> tuple[list[int], int]:
-        """Of each block and of the output matrix: what progress is counted in."""
+        """The number of weights in each block and in the output matrix: the unit of progress."""
         weights = [weights_of(self.model, f"blk.{index}.") for index in range(self.network.count)]
         return weights, weights_of(self.model, "output.") or weights_of(self.model, "token_embd.")
 
@@ -90,7 +90,7 @@ class Walk:
         return range(self.network.count)
 
     def _finished(self) -> int:
-        """Blocks of which the statistics are on disk, counted along `order`."""
+        """How many blocks, counted along `order`, have their statistics on disk."""
         order = self.order()
         return next((at for at, index in enumerate(order) if not self._has(f"blk.{index}.npz")), len(order))
 
@@ -110,13 +110,14 @@ class Walk:
     def _block(self, index: int, weights: int) -> None:
         block, collector = self.network.load(index), self.collector()
         for index_B, hidden_BTH in self._through(collector):
+            # One computation does both: the block's output, and what its layers saw of it on the way.
             left_BTH = block.watch(hidden_BTH, collector.see)
             self.hidden.write(index_B, left_BTH.float().cpu().numpy())
             self.report.advance(self._share(index_B, weights), f"block {index + 1} of {self.network.count}")
         self._keep(index, collector)
 
     def _keep(self, index: int, collector: Collector) -> None:
-        """A block's statistics, to the disk."""
+        """Writes a block's statistics to the disk."""
         groups, few = collector.finish()
         name = f"blk.{index}.npz"
         self.folder.state["files"][name] = write_groups(self.folder.path / name, groups)
@@ -137,8 +138,8 @@ class Walk:
             yield index_B, self._read(self.hidden, index_B)
 
     def _read(self, states: Hidden, index_B: Any) -> torch.Tensor:
-        # A copy in torch's own memory, which is aligned: where numpy's begins is luck, and matrix products
-        # round by it.
+        # Copied into torch's own memory, which is aligned: numpy's starts anywhere, and matrix products round
+        # differently by where it starts.
         return torch.tensor(states.read(index_B)).to(self.network.device, self.network.dtype)
 
     def _share(self, index_B: Any, weights: int) -> int:
@@ -155,9 +156,9 @@ def statistics_bytes(tensors: Sequence[Tensor], hessians: bool) -> int:
     total = 0
     for tensor in inputs.values():
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
-        rows = tensor.columns + 1024 if hessians else 0
+        rows = tensor.columns + HELD_ROWS if hessians else 0
         total += 4 * experts * tensor.columns * (1 + rows)
-    return 2 * total if not hessians else total  # the importance matrix is counted by the first
+    return total if hessians else 2 * total  # the importance matrix has the mean squares once more
 
 
 def _is_linear(tensor: Tensor) -> bool:

@@ -22,6 +22,8 @@ from dither.formats.mapped import MappedFile, fingerprint
 from dither.models import packed
 from dither.models.packed.settings import read_quantization
 from dither.models.stored import PlainTensor, StoredTensor
+from dither.system.files import read_bytes
+from dither.system.json_text import parse_object
 from dither.system.text import shown
 
 __all__ = ["Checkpoint", "PlainTensor", "StoredTensor", "open_checkpoint", "refuse_pickle"]
@@ -29,7 +31,6 @@ __all__ = ["Checkpoint", "PlainTensor", "StoredTensor", "open_checkpoint", "refu
 MAX_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
-ABOUT = "dither.json"  # version, recipe and measurement of a folder that Dither wrote
 ABOUT = "dither.json"  # version, recipe and measurement of a folder that Dither wrote
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -93,11 +94,8 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    file = MappedFile(path)
-    if file.size > MAX_JSON:
-        reason = f"has {file.size} bytes, more than the {MAX_JSON} that are read"
-        raise SourceError(str(path), reason, "Check that it is what its name says.")
-    return safetensors.parse_json(file.data[:], str(path))
+    raw = read_bytes(path, MAX_JSON, "Check that it is what its name says.")
+    return parse_object(raw, str(path), safetensors.FETCH_AGAIN, finite=False, unique=True)
 
 
 def _side_files(folder: Path) -> tuple[Path, ...]:

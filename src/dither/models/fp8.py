@@ -32,7 +32,6 @@ WEIGHT_SCALES = ("_scale_inv", "_scale")  # appended to a weight's name
 ACTIVATION_SCALES = (
     "input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale",
 )  # fmt: skip
-METHODS = ("fp8", "fbgemm_fp8")  # that store FP8 weights with their scales and nothing else
 MICRO = (1, 32)  # a block of MXFP8
 _WAY_OUT = "Take the model it was made from, in bf16."
 

@@ -95,7 +95,7 @@ class PlainTensor:
     def read(self, start: int, stop: int) -> Floats:
         check_rows(self, start, stop)
         self.check_readable()
-        w_RC = self.read_flat(start * self.columns, stop * self.columns).reshape(-1, self.columns)
+        w_RC = self.read_flat(start * self.columns, stop * self.columns).reshape(stop - start, self.columns)
         if self._scale:
             self._scale.apply(w_RC, start, f"tensor {shown(self.name)}")
         return w_RC

@@ -400,8 +400,8 @@ def ladder(
                 result.bytes,
                 result.bits_per_weight,
                 kl.kl_mean,
-                kl.kl_mean_low,
-                kl.kl_mean_high,
+                kl.kl_mean.low,
+                kl.kl_mean.high,
                 time.monotonic() - began,
             )
         )

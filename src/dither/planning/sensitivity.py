@@ -58,7 +58,7 @@ def made_ready(opened: Model, store: EvidenceStore, transforms: Sequence[str], t
     if not transforms:
         return Ready(opened, opened, store, frozenset(store.tensors), (), {}, ())
     target = GGUFTarget(options_of(PROBE))
-    found = rewrite(opened, store, store.tensors, transforms, target.plan(opened, store.tensors), target.plan, threads)
+    found = rewrite(opened, store, store.tensors, transforms, target.mix(opened, store.tensors), target.mix, threads)
     matrices = [tensor.name for tensor in found.model.tensors if len(tensor.shape) > 1]
     # An embedding parted from the output, for one, has no inputs any more.
     known = frozenset(name for name in matrices if found.evidence(name) is not None)
@@ -142,7 +142,7 @@ def _coarser(ready: Ready, solver: Solver) -> list[tuple[str, str]]:
     target = GGUFTarget(options_of(PROBE))
     tensors = {tensor.name: tensor for tensor in ready.model.tensors}
     found = []
-    for planned in target.plan(ready.model, ready.known).tensors:
+    for planned in target.mix(ready.model, ready.known).tensors:
         tensor = tensors[planned.name]
         if planned.type in FLOAT_TYPES or not _is_exact(tensor, planned.type, ready, solver):
             continue

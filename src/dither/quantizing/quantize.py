@@ -22,9 +22,10 @@ from dither.containers.folders import find_scheme
 from dither.containers.importance import check_evidence, evidence_notes
 from dither.containers.mix import Mix, Options, check_patterns
 from dither.containers.nearest_preset import nearest_preset
+from dither.containers.part_output import PartOutput
 from dither.containers.plan_file import PlanFile, plan_sha256, read_plan
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
-from dither.containers.target import Target, TargetOutput
+from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
 from dither.executors import local
@@ -79,7 +80,7 @@ def preview(
     store = open_evidence(evidence, imatrix)
     if store:
         store.check(opened)
-    plan = target_of(options, opened).plan(opened, store.tensors if store else ())
+    plan = target_of(options, opened).mix(opened, store.tensors if store else ())
     check_evidence(plan, store)
     return plan
 
@@ -314,7 +315,7 @@ class _Job:
         if self.store is not None:
             evidence = self.store
         known = self.store.tensors if self.store else ()
-        first = (self._plan_so_far if transforms else self.target.plan)(self.opened, known)
+        first = (self._plan_so_far if transforms else self.target.mix)(self.opened, known)
         self.say(*source_notes(self.opened, first))
         prepare_started = time.monotonic()
         prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.report)
@@ -335,9 +336,8 @@ class _Job:
             by_size = ActOrder(rewritten.evidence, {t.name for t in plan.tensors if t.type not in FLOAT_TYPES})
             model = by_size.model(rewritten.model)
             rewritten, order = replace(rewritten, model=model, evidence=by_size.evidence), by_size.order
-        with self.target.open(
-            path, rewritten.model, plan, recipe, self.store, identity, bool(measure), order
-        ) as output:
+        settings = OutputSettings(recipe, identity, self.store, bool(measure), order)
+        with self.target.open(path, rewritten.model, plan, settings) as output:
             return self._fill(output, path, rewritten, recipe, sequential, measure)
 
     def _plan_so_far(self, model: Model, known: Collection[str]) -> Mix:
@@ -347,11 +347,11 @@ class _Job:
             names = [tensor.name for tensor in model.tensors]
             there = [pair for pair in options.tensors if any(re.search(pair[0], name) for name in names)]
             options = replace(options, tensors=tuple(there))
-        return target_of(options, self.opened).plan(model, known)
+        return target_of(options, self.opened).mix(model, known)
 
     def _fill(
         self,
-        output: TargetOutput,
+        output: PartOutput,
         path: Path,
         rewritten: Rewritten,
         recipe: str,
@@ -397,7 +397,7 @@ class _Job:
         before, after = ({t.name for t in m.tensors} for m in (self.opened, rewritten.model))
         return frozenset({*self.store.tensors, *(after - before)})
 
-    def _enliven(self, run: Run, rewritten: Rewritten, output: TargetOutput, sequential: bool) -> None:
+    def _enliven(self, run: Run, rewritten: Rewritten, output: PartOutput, sequential: bool) -> None:
         """Lets the calibration text follow the run through the blocks it has written."""
         from dither.measuring.live import BlockTasks, LiveEvidence, Passage
         from dither.models.blocks import open_blocks
@@ -418,7 +418,7 @@ class _Job:
 
             run.refine = refine
 
-    def _measure(self, output: TargetOutput, path: Path, data: bool | str | Path) -> Measurement:
+    def _measure(self, output: PartOutput, path: Path, data: bool | str | Path) -> Measurement:
         from dither.measuring.embedded import prove
 
         started = time.monotonic()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dither.containers.mix import Mix
-from dither.display import interval, pairs
+from dither.display import pairs
 from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Result:
         ]
         if self.measurement is not None:
             found = self.measurement
-            rows.append(("KL divergence", interval(found.kl_mean, found.kl_mean_low, found.kl_mean_high)))
+            rows.append(("KL divergence", found.kl_mean.with_ends()))
         return pairs(self.path, rows, self.notes)
 
     def to_json(self) -> dict[str, Any]:

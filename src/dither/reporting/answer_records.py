@@ -88,8 +88,6 @@ class Recorded(_Record):
     notes: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(default=(), max_length=_MOST)
 
 
-_KEPT = Sidecar(
-    Recorded, SUFFIX, SCHEMA_VERSION, "recorded answers", "holds no recorded answers", _LARGEST_FILE, _AGAIN
-)
+_KEPT = Sidecar(Recorded, SUFFIX, SCHEMA_VERSION, "holds no recorded answers", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable

@@ -11,7 +11,6 @@ Units: bytes, nats per token, bits per weight, seconds.  A number's `tag` says w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from dither.errors import FormatError, SourceError, UnsupportedError
+from dither.errors import FormatError, UnsupportedError
 from dither.formats.sidecars import first_fault
 from dither.reporting.answer_records import Answer, Forced
 from dither.reporting.private_paths import placeless
+from dither.system.files import read_bytes
+from dither.system.json_text import parse_object
 
 SCHEMA = "dither.results"
 VERSION = 1
@@ -368,12 +369,12 @@ def load(path: str | Path) -> Document:
     Raises SourceError where there is none, FormatError where it is something else, UnsupportedError where a newer
     version wrote it.
     """
-    return parse(read_text(Path(path), LARGEST, _AGAIN), str(path))
+    return parse(read_bytes(Path(path), LARGEST, _AGAIN), str(path))
 
 
-def parse(text: str, thing: str) -> Document:
+def parse(text: str | bytes, thing: str) -> Document:
     """A document from its JSON; `thing` names it in errors.  Raises as `load` does."""
-    found = read_object(text, thing, _AGAIN)
+    found = parse_object(text, thing, _AGAIN)
     if found.get("schema") != SCHEMA:
         raise FormatError(thing, f"is not a results document: its schema is not {SCHEMA}", _AGAIN)
     version = found.get("version")
@@ -385,44 +386,10 @@ def parse(text: str, thing: str) -> Document:
     return checked(Document, text, thing, _AGAIN)
 
 
-def read_text(path: Path, limit: int, way_out: str) -> str:
-    """A text file of at most `limit` bytes.  Raises SourceError or FormatError."""
-    try:
-        if not path.is_file():
-            raise SourceError(str(path), "is no regular file", way_out)
-        if path.stat().st_size > limit:
-            raise FormatError(str(path), f"has more than the {limit} bytes that are read", way_out)
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)  # it may grow between the two
-    except OSError as error:
-        raise SourceError(str(path), f"cannot be read ({error.strerror})", way_out) from None
-    if len(raw) > limit:
-        raise FormatError(str(path), f"has more than the {limit} bytes that are read", way_out)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise FormatError(str(path), "is not even text", way_out) from None
-
-
-def read_object(text: str, thing: str, way_out: str) -> dict[str, Any]:
-    """A JSON object; NaN and infinities are refused, as JSON has none.  Raises FormatError."""
-    try:
-        found = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise FormatError(thing, "is no JSON", way_out) from None
-    if not isinstance(found, dict):
-        raise FormatError(thing, "is no JSON object", way_out)
-    return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
-
-
 _Part = TypeVar("_Part", bound=DocumentPart)
 
 
-def checked(kind: type[_Part], text: str, thing: str, way_out: str) -> _Part:
+def checked(kind: type[_Part], text: str | bytes, thing: str, way_out: str) -> _Part:
     """Raises FormatError naming the first field that breaks a rule."""
     try:
         return kind.model_validate_json(text)

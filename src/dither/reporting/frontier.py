@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dither.formats.layouts.methods import methods
 from dither.reporting import charts
 from dither.reporting.document import Frontier, RunRecord
 from dither.units import format_bytes
@@ -45,11 +46,7 @@ METRICS: dict[str, Axis] = {
     "decode_tokens_per_second": Axis("tokens/s", "tokens per second, decoding (more is better)", False, "linear", 1),
     "joules_per_token": Axis("J/token", "energy, joules per token (less is better)", True, "linear", 1),
 }
-CONTAINERS = {
-    "gguf": "GGUF", "gptq": "GPTQ", "awq": "AWQ", "compressed-tensors": "compressed-tensors",
-    "compressed": "compressed-tensors", "bitsandbytes": "bitsandbytes", "bnb": "bitsandbytes", "fp8": "FP8",
-    "safetensors": "safetensors",
-}  # fmt: skip
+CONTAINERS = {"gguf": "GGUF", **{name: method.title for name, method in methods().items()}}
 FAMILIES = 8  # as many shapes as can be told apart
 # Where a label may stand beside its point: pixels to the right, pixels down, and which of its ends is there.
 SIDES = (

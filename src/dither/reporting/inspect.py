@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from dither.containers.mix import PLANNED, count_by_type, is_planned
 from dither.containers.presets import preset_of
 from dither.containers.provenance import MEASUREMENT
-from dither.errors import DitherError
+from dither.errors import DitherError, FormatError
 from dither.models.source import open_model
+from dither.system.json_text import parse_json
 from dither.types import Model
 
 _LONG = 200  # characters of metadata shown before the rest is counted
@@ -133,8 +133,8 @@ def _made_by(metadata: Mapping[str, Any]) -> dict[str, Any]:
         made["tool"] = f"dither {metadata['dither.version']}"
     if "dither.recipe" in metadata:
         try:
-            made["recipe"] = json.loads(str(metadata["dither.recipe"]))
-        except ValueError:
+            made["recipe"] = parse_json(str(metadata["dither.recipe"]), "the recipe", finite=False)
+        except FormatError:
             made["recipe"] = str(metadata["dither.recipe"])[:_LONG]
     for key in ("general.quantized_by", "general.author", "general.organization", "general.license"):
         if key in metadata:

@@ -8,13 +8,13 @@ A recipe is a stranger's text: what has not the expected kind counts as absent.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from dither.measuring.build import SEED
 from dither.measuring.schema import Measurement
+from dither.system.json_text import object_in
 from dither.system.text import shown
 
 _EVIDENCE = "evidence"  # the folder that commands name
@@ -24,13 +24,7 @@ _MOST_OVERRIDES = 32  # in a command that people are to copy
 
 def read_recipe(text: object) -> dict[str, Any]:
     """The recipe of a file's metadata; empty where there is none or it is no JSON object."""
-    if not isinstance(text, str) or len(text) > _MOST:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return {} if isinstance(text, str) and len(text) > _MOST else object_in(text)
 
 
 def in_words(recipe: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from dither.containers.mix import count_by_type
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError, FormatError
 from dither.formats.ggml import STORED_FLOATS, string
+from dither.formats.intervals import Interval
 from dither.measuring import schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
@@ -29,8 +30,9 @@ from dither.models.checkpoint import ABOUT
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.reporting import answer_records, recipes, speeds
-from dither.reporting.document import MeasuredOn, RunRecord, TaggedValue, TensorRow, read_object, read_text
+from dither.reporting.document import MeasuredOn, RunRecord, TaggedValue, TensorRow
 from dither.reporting.tensors import rows_of
+from dither.system.json_text import read_object
 from dither.system.text import shown
 from dither.types import Model
 
@@ -139,7 +141,7 @@ def _with_about(model: Model, path: Path) -> Model:
     """A folder outlined without its tokenizer still says how it was made."""
     if not (path / ABOUT).is_file() or "dither.recipe" in model.metadata:
         return model
-    found = read_object(read_text(path / ABOUT, _SIDE, ""), str(path / ABOUT), "")
+    found = read_object(path / ABOUT, _SIDE)
     about = {f"dither.{key}": string(json.dumps(value)) for key, value in found.items()}
     return replace(model, metadata={**model.metadata, **about})
 
@@ -150,7 +152,7 @@ def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
     if isinstance(recipe.get("to"), str):
         return shown(recipe["to"], 40).lower()
     try:
-        config = read_object(read_text(path / "config.json", _SIDE, ""), "config.json", "")
+        config = read_object(path / "config.json", _SIDE)
     except DitherError:
         return model.kind
     found = config.get("quantization_config")
@@ -267,17 +269,12 @@ def _said(found: Measurement | None) -> list[str]:
 def metrics_of(found: Measurement) -> dict[str, TaggedValue]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
+    known: dict[str, Interval] = {key: getattr(found, key) for key in _INTERVALS}
     metrics = {
-        key: TaggedValue(
-            value=_drawn(getattr(found, key)),
-            low=_drawn(getattr(found, f"{key}_low")),
-            high=_drawn(getattr(found, f"{key}_high")),
-        )
-        for key in _INTERVALS
+        key: TaggedValue(value=_drawn(x.value), low=_drawn(x.low), high=_drawn(x.high)) for key, x in known.items()
     }
-    value, low, high = (
-        found.ppl_reference * (ratio - 1) for ratio in (found.ppl_ratio, found.ppl_ratio_low, found.ppl_ratio_high)
-    )
+    ratio = found.ppl_ratio
+    value, low, high = (found.ppl_reference * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
     return {**metrics, "delta_ppl": TaggedValue(value=value, low=low, high=high)}
 
 

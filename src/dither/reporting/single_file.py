@@ -17,10 +17,10 @@ policy in the page lets inline scripts run and nothing else: no connection, no p
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 
 from dither.errors import OutputError
 from dither.reporting.charts import names, template
+from dither.system.files import cache_folder, replacing
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -151,13 +152,10 @@ def vega() -> str:
     import vl_convert
 
     made = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")) + _END
-    try:
+    with suppress(OSError, OutputError):  # made again next time
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        part.write_text(made, "utf-8")
-        part.replace(kept)
-    except OSError:
-        pass  # made again next time
+        with replacing(kept, sync=False) as file:
+            file.write(made.encode())
     return made
 
 
@@ -167,7 +165,7 @@ def library_path() -> Path:
         version = metadata.version("vl-convert-python")
     except metadata.PackageNotFoundError:
         raise OutputError("the charts", "need vl-convert", "pip install vl-convert-python") from None
-    return _cache() / f"vega-{re.sub(r'[^0-9a-z.]', '', version)}.js"
+    return cache_folder() / f"vega-{re.sub(r'[^0-9a-z.]', '', version)}.js"
 
 
 _END = "\n/* whole */\n"
@@ -177,8 +175,3 @@ def _whole(text: str) -> str:
     if not text.endswith(_END):
         raise ValueError("cut short")
     return text
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "dither"

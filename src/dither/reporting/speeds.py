@@ -11,15 +11,8 @@ from pathlib import Path
 from dither.errors import DitherError, FormatError
 from dither.reporting.document import SpeedRecord, TaggedValue, Value
 from dither.running import benchmark
-from dither.running.benchmark import Benchmark
+from dither.running.benchmark import Benchmark, Spread
 from dither.system.text import shown
-
-_SPREAD = {
-    "prefill_tokens_per_second": "prefill_tokens_per_second",
-    "decode_tokens_per_second": "decode_tokens_per_second",
-    "time_to_first_token": "time_to_first_token_seconds",
-    "joules_per_token": "joules_per_token",
-}  # the document's name → the benchmark's
 
 
 def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], FormatError | None]:
@@ -42,13 +35,14 @@ def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], Fo
 
 def metrics_of(found: Benchmark) -> dict[str, TaggedValue]:
     """What the frontier may be drawn over."""
-    metrics = {
-        key: TaggedValue(**spread.model_dump())
-        for key, name in _SPREAD.items()
-        if (spread := _value(found, name)) is not None
+    spreads = {
+        "prefill_tokens_per_second": found.prefill_tokens_per_second,
+        "decode_tokens_per_second": found.decode_tokens_per_second,
+        "time_to_first_token": found.time_to_first_token_seconds,
+        "joules_per_token": found.joules_per_token,
     }
     return {
-        **metrics,
+        **{key: TaggedValue(value=x.value, low=x.low, high=x.high) for key, x in spreads.items() if x is not None},
         "load_seconds": TaggedValue(value=found.load_seconds),
         "peak_memory_bytes": TaggedValue(value=float(found.peak_memory_bytes)),
     }
@@ -60,17 +54,14 @@ def speed_of(run_id: str, found: Benchmark) -> SpeedRecord:
         run=run_id,
         command=shown(found.command, 1000),
         threads=found.threads,
-        prefill=_value(found, "prefill_tokens_per_second"),
-        decode=_value(found, "decode_tokens_per_second"),
+        prefill=_value(found.prefill_tokens_per_second),
+        decode=_value(found.decode_tokens_per_second),
         peak_memory_bytes=found.peak_memory_bytes,
-        joules_per_token=_value(found, "joules_per_token"),
+        joules_per_token=_value(found.joules_per_token),
         joules_note=shown(found.energy_note, 400),
         machine=shown(found.cpu, 400),
     )
 
 
-def _value(found: Benchmark, name: str) -> Value | None:
-    value = getattr(found, name)
-    if value is None:
-        return None
-    return Value(value=value, low=getattr(found, f"{name}_low"), high=getattr(found, f"{name}_high"))
+def _value(spread: Spread | None) -> Value | None:
+    return None if spread is None else Value(value=spread.value, low=spread.low, high=spread.high)

@@ -8,7 +8,6 @@ Legend: R rows, C columns.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from dither.containers.provenance import ERRORS
 from dither.formats.ggml import FLOAT_TYPES
 from dither.planning.costs import Costs
 from dither.reporting.document import MOST_TENSORS, TensorRow
+from dither.system.json_text import object_in
 from dither.system.text import shown
 from dither.types import Model, Tensor
 
@@ -84,10 +84,7 @@ def recorded_errors(model: Model) -> dict[str, float]:
     field = model.metadata.get(ERRORS)
     found = None if field is None else field.value
     if isinstance(found, str):  # a folder's, which are JSON by name
-        try:
-            found = json.loads(found)
-        except (ValueError, RecursionError):
-            found = None
+        found = object_in(found)
     if isinstance(found, np.ndarray) and len(found) == len(model.tensors):  # a GGUF's, in its order
         found = {t.name: float(value) for t, value in zip(model.tensors, found, strict=True)}
     if not isinstance(found, dict):

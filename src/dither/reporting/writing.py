@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
-from dither.formats.sidecars import replace
 from dither.reporting.document import Document
+from dither.system.files import replace
 
 _LOOKED_AT = 64 * 2**20  # bytes; the mark of a page stands behind its style
 

@@ -2,16 +2,16 @@
 
     check everything → a process for each file → a round to warm up → rounds, every file in each → medians
 
-The files take turns within each round, so that a machine that grows warm or busy does so for all of them;
-ratios are taken round by round.  Each model lives in a process of its own (`running.worker`), whose
-memory is the model's.  Where all models do not fit into memory together, each is loaded anew for its turn.
+The files take turns within each round, so that a machine that gets warm or busy does so for all of them; ratios
+are taken round by round.  Each model has a process of its own (`running.worker`), so that the process's memory is
+the model's.  If the models do not fit into memory together, each is loaded again for every turn.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,19 @@ from dither.errors import UnsupportedError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.running import benchmark, llama_bench
-from dither.running.benchmark import Benchmark, spread
-from dither.running.energy import Meter
+from dither.running.benchmark import Benchmark, Spread, spread
+from dither.running.energy import EnergyMeter
 from dither.running.llama_bench import Opinion
 from dither.running.worker import Trial, Worker
 from dither.types import Model
 
 PROMPT, GENERATE, REPEATS = 512, 64, 5
-_SHARE = 0.7  # of the free memory, that all models together may take
+_SHARE = 0.7  # of the free memory that all models together may take
 
 
 @dataclass
 class _Runner:
-    """A file and what became of it so far."""
+    """A file and what was timed of it so far."""
 
     model: Model
     trials: list[Trial] = field(default_factory=list)
@@ -48,7 +48,7 @@ class _Runner:
     context: int = 0
     engine: str = ""
     gpu: bool = False
-    doubt: str = ""  # why llama-bench said nothing
+    doubt: str = ""  # why there is nothing from llama-bench
 
     @property
     def path(self) -> Path:
@@ -73,12 +73,12 @@ def bench(
 ) -> list[Benchmark]:
     """Speeds, times, memory and energy of GGUFs on this machine, in the order given; `against` last.
 
-    Every round reads a prompt of `prompt` tokens and writes `generate`; the first is not counted.
-    `against` is another GGUF, to whose speed the others' are ratios.  `context` 0 is up to 4096.  With
-    `save`, each result is written as `<file>.bench.json`.
+    Every round reads a prompt of `prompt` tokens and writes `generate`; the first round is not counted.
+    `against` is another GGUF, to whose speed the others get a ratio.  `context` 0 is up to 4096.  With `save`,
+    each result is written as `<file>.bench.json`.
 
-    Raises UsageError where the request makes no sense, UnsupportedError for what is no GGUF,
-    EngineError where llama.cpp refuses a file, OutputError where a result cannot be written.
+    Raises UsageError if the request makes no sense, UnsupportedError for a file that is not a GGUF, EngineError
+    if llama.cpp refuses a file, OutputError if a result cannot be written.
     """
     report = progress or Silent()
     named = [files] if isinstance(files, str | Path) else list(files)
@@ -96,13 +96,12 @@ def bench(
     command = shlex.join(["dither", "bench", *(Path(file).name for file in named)])
     command += f" --against {shlex.quote(Path(against).name)}" if against else ""
     command += f" --threads {threads} -c {context} -p {prompt} -n {generate} -r {repeats}"
-    energy = Meter().note
     shared = {
-        "energy_note": energy,
-        "threads": threads,
-        "repeats": repeats,
-        "generated_tokens": generate,
         "command": command,
+        "threads": threads,
+        "generated_tokens": generate,
+        "repeats": repeats,
+        "energy_note": EnergyMeter().note,
     }
     other = runners[-1] if against is not None else None
     results = [_result(runner, other, _prompt(runners, prompt, generate), shared) for runner in runners]
@@ -131,18 +130,22 @@ def _run(
     (_, free), needed = system_memory(), sum(runner.bytes for runner in runners)
     together = len(runners) == 1 or free is None or needed < _SHARE * free
     if not together:
-        report.note("the models do not fit into memory together: each is loaded anew for its turn")
+        report.note("the models do not fit into memory together: each is loaded again for every turn")
     asked = llama_bench.program()
     report.start(len(runners) * (1 + repeats), 0)
     with ExitStack() as stack:
         workers: dict[int, Worker] = {}
         for turn in range(1 + repeats):
             for index, runner in enumerate(runners):
-                worker = workers.get(index) or stack.enter_context(_start(runner, threads, context))
+                worker = workers.get(index)
+                if worker is None:
+                    worker = stack.enter_context(closing(Worker(runner.path, context=context, threads=threads)))
+                    runner.loads.append(worker.load_seconds)
+                    runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
                 size = _prompt(runners, prompt, generate)
                 trial = worker.trial(size, generate, seed=turn)
                 runner.peak, runner.before = worker.memory()
-                if turn:
+                if turn:  # round 0 warms up
                     runner.trials.append(trial)
                     _second_opinion(runner, asked, size, generate, threads)
                 if together:
@@ -152,81 +155,66 @@ def _run(
                 report.advance(1, f"{runner.path.name}, {f'round {turn}' if turn else 'warming up'}")
 
 
-def _start(runner: _Runner, threads: int, context: int) -> Worker:
-    worker = Worker(runner.path, context=context, threads=threads)
-    runner.loads.append(worker.load_seconds)
-    runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
-    return worker
-
-
 def _prompt(runners: Sequence[_Runner], prompt: int, generate: int) -> int:
-    """One length for all, that leaves room for the answer in the smallest context."""
-    known = [runner.context for runner in runners if runner.context]
-    least = min(known) - generate
-    if least < 1:
-        reason = f"of {min(known)} tokens has no room for a prompt and {generate} more"
+    """One prompt length for all, which leaves room for the answer in the smallest context."""
+    context = min(runner.context for runner in runners if runner.context)
+    if context <= generate:
+        reason = f"of {context} tokens has no room for a prompt and {generate} more"
         raise UsageError("a context", reason, "Generate fewer with -n, or allow more with -c.")
-    return min(prompt, least)
+    return min(prompt, context - generate)
 
 
 def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: int, threads: int) -> None:
     if asked is None:
         runner.doubt = f"no {llama_bench.PROGRAM} on the PATH"
     elif not runner.doubt:
-        found, runner.doubt = llama_bench.ask(
-            asked, runner.path, prompt=prompt, generate=generate, threads=threads, gpu=runner.gpu
-        )
-        if found is not None:
-            runner.opinions.append(found)
+        work = {"prompt": prompt, "generate": generate, "threads": threads}
+        found, runner.doubt = llama_bench.ask(asked, runner.path, **work, gpu=runner.gpu)
+        runner.opinions += [found] if found else []
 
 
 def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[str, Any]) -> Benchmark:
-    trials, status = runner.trials, runner.path.stat()
+    trials, opinions = runner.trials, runner.opinions
     joules = [trial.joules_per_token for trial in trials if trial.joules_per_token is not None]
-    fields: dict[str, Any] = {**shared}
-    fields |= spread("prefill_tokens_per_second", [trial.prefill for trial in trials])
-    fields |= spread("decode_tokens_per_second", [trial.decode for trial in trials])
-    fields |= spread("engine_decode_tokens_per_second", [trial.engine_decode for trial in trials])
-    fields |= spread("time_to_first_token_seconds", [trial.first_token for trial in trials])
-    fields |= spread("joules_per_token", joules) if joules else {}
-    if runner.opinions:
-        fields |= spread("llama_bench_prefill_tokens_per_second", [o.prefill for o in runner.opinions])
-        fields |= spread("llama_bench_decode_tokens_per_second", [o.decode for o in runner.opinions])
-    if other is not None and other is not runner:
-        pairs = list(zip(trials, other.trials, strict=True))
-        fields |= {"against": other.path.name}
-        fields |= _ratio("prefill_ratio", [(ours.prefill, theirs.prefill) for ours, theirs in pairs])
-        fields |= _ratio("decode_ratio", [(ours.decode, theirs.decode) for ours, theirs in pairs])
+    rival = None if other is None or other is runner else other
+    pairs = [] if rival is None else list(zip(trials, rival.trials, strict=True))
     return Benchmark(
         tool=f"dither {__version__}",
         engine=runner.engine,
         file=runner.path.name,
         file_bytes=runner.bytes,
-        file_modified_ns=status.st_mtime_ns,
+        file_modified_ns=runner.path.stat().st_mtime_ns,
         type=_type(runner.model),
         cpu=cpu_name(),
         cores=usable_cores(),
         context=runner.context,
         prompt_tokens=prompt,
+        prefill_tokens_per_second=spread([trial.prefill for trial in trials]),
+        decode_tokens_per_second=spread([trial.decode for trial in trials]),
+        engine_decode_tokens_per_second=spread([trial.engine_decode for trial in trials]),
+        time_to_first_token_seconds=spread([trial.first_token for trial in trials]),
         load_seconds=min(runner.loads),
         peak_memory_bytes=runner.peak,
         memory_before_load_bytes=runner.before,
+        joules_per_token=spread(joules) if joules else None,
+        llama_bench_prefill_tokens_per_second=spread([o.prefill for o in opinions]) if opinions else None,
+        llama_bench_decode_tokens_per_second=spread([o.decode for o in opinions]) if opinions else None,
         llama_bench_note=runner.doubt,
+        against="" if rival is None else rival.path.name,
+        prefill_ratio=_ratio([(ours.prefill, theirs.prefill) for ours, theirs in pairs]),
+        decode_ratio=_ratio([(ours.decode, theirs.decode) for ours, theirs in pairs]),
         decode_samples=tuple(trial.decode for trial in trials),
         prefill_samples=tuple(trial.prefill for trial in trials),
         notes=runner.model.notes,
-        **fields,
+        **shared,
     )
 
 
-def _ratio(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Spread | None:
     known = [ours / theirs for ours, theirs in pairs if theirs]
-    return spread(name, known) if known else {}
+    return spread(known) if known else None
 
 
 def _type(model: Model) -> str:
-    """The preset that the file names; empty where it names none."""
-    if is_planned(model):
-        return PLANNED
-    found = model.metadata.get("general.file_type")
-    return (found and preset_of(found.value)) or ""
+    """The preset that the file names, or "plan" if it was made by one; empty if it names none."""
+    return PLANNED if is_planned(model) else preset_of(model.value("general.file_type")) or ""

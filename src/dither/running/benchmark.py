@@ -1,8 +1,8 @@
 """A benchmark as it is kept: `<file>.bench.json`, one flat object beside the file, like the measurement.
 
-Every figure is the median of the repeats; `<field>_low` and `<field>_high` are the smallest and the
-largest of them.  With five repeats that is an interval which a sixth would leave one time in three: it
-shows how steady the machine was, and is no confidence interval.
+Every figure is the median of the repeats; `<field>_low` and `<field>_high` are the smallest and the largest of
+them.  After five repeats a sixth would lie outside these one time in three: they show how steady the machine was,
+and are not a confidence interval.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from dither.formats.intervals import Interval, IntervalRecord
 from dither.formats.sidecars import Sidecar
 
 SCHEMA_VERSION = 1
@@ -23,10 +24,15 @@ _AGAIN = "Make it again with `dither bench`."
 Speed = Annotated[float, Field(ge=0)]
 
 
-class Benchmark(BaseModel):
-    """How fast one file ran on one machine; speeds in tokens per second, times in seconds."""
+class Spread(Interval):
+    """The median of the repeats, with the smallest and the largest of them."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
+    __slots__ = ()
+    LEAST = 0.0
+
+
+class Benchmark(IntervalRecord):
+    """How fast one file ran on one machine; speeds in tokens per second, times in seconds."""
 
     schema_version: int = SCHEMA_VERSION
     tool: str  # "dither 0.1.0"
@@ -46,56 +52,38 @@ class Benchmark(BaseModel):
     generated_tokens: PositiveInt
     repeats: PositiveInt
 
-    prefill_tokens_per_second: Speed  # reading the prompt, by the engine's clock
-    prefill_tokens_per_second_low: Speed
-    prefill_tokens_per_second_high: Speed
-    decode_tokens_per_second: Speed  # writing, as they arrive here: what a person sees
-    decode_tokens_per_second_low: Speed
-    decode_tokens_per_second_high: Speed
-    engine_decode_tokens_per_second: Speed  # writing, by the engine's clock
-    engine_decode_tokens_per_second_low: Speed
-    engine_decode_tokens_per_second_high: Speed
-    time_to_first_token_seconds: Speed
-    time_to_first_token_seconds_low: Speed
-    time_to_first_token_seconds_high: Speed
+    prefill_tokens_per_second: Spread  # reading the prompt, by the engine's clock
+    decode_tokens_per_second: Spread  # writing, as the tokens arrive here: what a person sees
+    engine_decode_tokens_per_second: Spread  # writing, by the engine's clock
+    time_to_first_token_seconds: Spread
     load_seconds: Speed
     peak_memory_bytes: NonNegativeInt  # of the process that ran it alone
-    memory_before_load_bytes: NonNegativeInt  # of that, what the interpreter had before the model came
-    joules_per_token: Speed | None = None  # while writing
-    joules_per_token_low: Speed | None = None
-    joules_per_token_high: Speed | None = None
-    energy_note: str  # where the joules are from, or why there are none
+    memory_before_load_bytes: NonNegativeInt  # of that, what the interpreter had before it loaded the model
+    joules_per_token: Spread | None = None  # while writing
+    energy_note: str  # where the joules were read, or why they were not
 
-    llama_bench_prefill_tokens_per_second: Speed | None = None  # llama.cpp's own benchmark, the same file
-    llama_bench_prefill_tokens_per_second_low: Speed | None = None
-    llama_bench_prefill_tokens_per_second_high: Speed | None = None
-    llama_bench_decode_tokens_per_second: Speed | None = None
-    llama_bench_decode_tokens_per_second_low: Speed | None = None
-    llama_bench_decode_tokens_per_second_high: Speed | None = None
+    llama_bench_prefill_tokens_per_second: Spread | None = None  # llama.cpp's own benchmark, the same file
+    llama_bench_decode_tokens_per_second: Spread | None = None
     llama_bench_note: str = ""
 
     against: str = ""  # the file that it is compared with, round by round
-    prefill_ratio: Speed | None = None  # its speed over the other's: above 1, faster
-    prefill_ratio_low: Speed | None = None
-    prefill_ratio_high: Speed | None = None
-    decode_ratio: Speed | None = None
-    decode_ratio_low: Speed | None = None
-    decode_ratio_high: Speed | None = None
+    prefill_ratio: Spread | None = None  # its speed over the other's: above 1, faster
+    decode_ratio: Spread | None = None
 
     decode_samples: tuple[Speed, ...] = ()
     prefill_samples: tuple[Speed, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def spread(name: str, samples: Sequence[float]) -> dict[str, float]:
-    """The three fields of one figure.
-
-    >>> spread("x", [3.0, 1.0, 2.0])
-    {'x': 2.0, 'x_low': 1.0, 'x_high': 3.0}
+def spread(samples: Sequence[float]) -> Spread:
     """
-    return {name: median(samples), f"{name}_low": min(samples), f"{name}_high": max(samples)}
+    >>> found = spread([3.0, 1.0, 2.0])
+    >>> found, found.low, found.high
+    (2.0, 1.0, 3.0)
+    """
+    return Spread(median(samples), min(samples), max(samples))
 
 
-_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "a benchmark", "is no benchmark", _LARGEST_FILE, _AGAIN)
+_KEPT = Sidecar(Benchmark, SUFFIX, SCHEMA_VERSION, "is no benchmark", _LARGEST_FILE, _AGAIN)
 path_for, load, parse = _KEPT.path_for, _KEPT.load, _KEPT.parse
 save, check_writable = _KEPT.save, _KEPT.check_writable

@@ -1,20 +1,20 @@
-"""What was said so far, and what it took: a conversation outlives the model that answers.
+"""A conversation, and the time and energy it took; the model that answers can be exchanged.
 
-A model with a chat template answers messages; a base model without one is given all the text so far and
-continues it.
+A model with a chat template answers messages; a base model without one is given all the text so far and continues
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dither.engines.llamacpp import Generation, LlamaCpp
 from dither.errors import DitherError
-from dither.running.energy import Meter
+from dither.running.energy import EnergyMeter
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,10 @@ class Sampling:
     temperature: float
     seed: int
 
-    def options(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
-
 
 @dataclass
 class Spent:
-    """Of the answers so far."""
+    """What the answers so far took."""
 
     answers: int = 0
     tokens: int = 0
@@ -49,14 +46,14 @@ class Spent:
 
 @dataclass
 class Conversation:
-    """Turns are (question, answer); `engine` may be exchanged between two of them."""
+    """Turns are (question, answer); `engine` may be replaced between two of them."""
 
     engine: LlamaCpp
     sampling: Sampling
     system: str | None = None
     turns: list[tuple[str, str]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
-    meter: Meter = field(default_factory=Meter)
+    meter: EnergyMeter = field(default_factory=EnergyMeter)
 
     @property
     def templated(self) -> bool:
@@ -77,36 +74,36 @@ class Conversation:
         self.turns = []
 
     def say(self, line: str) -> Generation:
-        """The model's reply to `line`, to be handed to `heard` once it has been read."""
+        """The model's reply to `line`; when it has been read, pass it to `heard`."""
         if self.templated:
             asked = [*self.messages, {"role": "user", "content": line}]
-            return self.engine.chat(asked, **self.sampling.options())
-        return self.engine.generate(self.text + line, reuse=True, **self.sampling.options())
+            return self.engine.chat(asked, **asdict(self.sampling))
+        return self.engine.generate(self.text + line, reuse=True, **asdict(self.sampling))
 
     def heard(self, line: str, answer: str) -> None:
         self.turns.append((line, answer))
 
     @contextmanager
     def accounted(self, reply: Generation) -> Iterator[None]:
-        """Counts what `reply` took, once it has been read in the block."""
+        """Counts what `reply` took; it must be read inside the block."""
         before = self.meter.read()
         yield
         self.spent.add(reply, self.meter.between(before, self.meter.read()))
 
     def take_back(self) -> str | None:
-        """The last question, its answer forgotten and the dice thrown anew; None where nothing was asked."""
+        """Removes the last turn and returns its question, and changes the seed; None if nothing was asked."""
         if not self.turns:
             return None
         self.sampling = replace(self.sampling, seed=(self.sampling.seed + 1) % 2**31)
         return self.turns.pop()[0]
 
     def document(self) -> dict[str, Any]:
-        """As `--data` of calibrate reads it, one such object a line."""
+        """One line of a file that `dither calibrate --data` reads."""
         return {"model": self.engine.path.name, "messages": self.messages}
 
 
 class Seat:
-    """The model that answers: loaded, exchanged for another, put away.  A context manager."""
+    """Loads, replaces and closes the model that answers.  A context manager."""
 
     def __init__(self, path: Path, *, context: int, threads: int | None) -> None:
         self._context, self._threads = context, threads
@@ -116,9 +113,9 @@ class Seat:
         return LlamaCpp(path, context=self._context, threads=self._threads, gpu_layers=-1)
 
     def switch(self, path: Path) -> LlamaCpp:
-        """Another file in its place; the first is put away before, so that memory holds one of them.
+        """Loads another file; the current one is closed first, so that only one of them is in memory.
 
-        Where the new one cannot be loaded the old one is back, and the error is raised.
+        If the new one cannot be loaded, the old one is loaded again and the error is raised.
         """
         before = self.engine.path
         self.engine.close()

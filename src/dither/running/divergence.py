@@ -1,9 +1,8 @@
-"""Two answers to one question: where they part, where they come together again, how much they share.
+"""Two answers to one question: where they diverge, where they agree again, how much they share.
 
-Greedy answers of a quantized model and its original agree word for word up to the first token whose
-likeliest neighbor changed places; from there on each goes its own way.  Often they come together again:
-the words are aligned as lines of a text are (Ratcliff and Obershelp's longest matching blocks, in
-Python's difflib), after the first difference too.
+Greedy answers of a quantized model and its original agree word for word up to the first position where another
+token is the likeliest; from there on they differ.  Often they agree again later: the words are aligned as a diff
+aligns lines (Ratcliff and Obershelp's longest matching blocks, in Python's difflib).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _WORD = re.compile(r"\s*\S+|\s+$")
 
 @dataclass(frozen=True)
 class Stretch:
-    """Words of both answers from one place on: the same in both, or what each has instead."""
+    """A run of words that is the same in both answers, or what each has in its place."""
 
     same: bool
     ours: tuple[str, ...]
@@ -28,9 +27,9 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Divergence:
-    """`character` is where the texts part, None where they are equal; `words` were the same until then.
+    """`character` is where the texts diverge, None if they are equal; `words` is how many were the same until then.
 
-    `shared` is the share of words that both have in this order (2 · common / all), 1 where both are empty.
+    `shared` is the share of words that both have in this order (2 · common / all), 1 if both are empty.
     """
 
     character: int | None
@@ -41,13 +40,9 @@ class Divergence:
 
     @property
     def again(self) -> Stretch | None:
-        """The first words that both have once more after they parted."""
-        parted = False
-        for stretch in self.stretches:
-            if parted and stretch.same:
-                return stretch
-            parted = parted or not stretch.same
-        return None
+        """The first words on which they agree again after they diverged."""
+        first = next((place for place, stretch in enumerate(self.stretches) if not stretch.same), 0)
+        return next((stretch for stretch in self.stretches[first + 1 :] if stretch.same), None)
 
 
 def diverge(ours: str, theirs: str) -> Divergence:

@@ -1,18 +1,17 @@
 """Joules, where the machine counts them: the processor's RAPL counters, the driver's for NVIDIA's cards.
 
 RAPL (running average power limit) is a counter of microjoules per processor package that Linux shows in
-/sys/class/powercap; AMD's processors have it under Intel's name.  It wraps around.  Since 2020 most
-systems let root alone read it (CVE-2020-8694: power betrays secrets), and virtual machines have none.
-NVML counts millijoules of a whole card since the driver was loaded.
+/sys/class/powercap; on AMD's processors it has Intel's name too.  It wraps around.  Since 2020 most systems let
+only root read it (CVE-2020-8694: power leaks secrets), and virtual machines have none.  NVML counts millijoules of a
+whole card since the driver was loaded.
 
-Both count everything that runs there, not this process alone: numbers are worth something on a machine
-that does nothing else.  Where nothing can be read, the reason is part of the result.
+Both count everything that runs there, not this process alone: the numbers mean something only on a machine that
+does nothing else.  If nothing can be read, the reason is part of the result.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,10 @@ POWERCAP = Path("/sys/class/powercap")
 NOT_READABLE = "not readable here"
 
 
-@dataclass
-class Reading:
-    """Counters at one moment, in joules."""
-
-    rapl: dict[Path, float] = field(default_factory=dict)
-    cards: dict[int, float] = field(default_factory=dict)
+Reading = dict[Path | int, float]  # joules counted so far, by RAPL's package or the card's index
 
 
-class Meter:
+class EnergyMeter:
     """What can be read on this machine; `note` says what that is, or why there is nothing."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
@@ -48,28 +42,27 @@ class Meter:
         return bool(self._packages or self._cards)
 
     def read(self) -> Reading:
-        reading = Reading()
+        reading: Reading = {}
         for package in self._packages:
             with suppress(OSError, ValueError):
-                reading.rapl[package] = int((package / "energy_uj").read_text()) / 1e6
+                reading[package] = int((package / "energy_uj").read_text()) / 1e6
         for index, card in self._cards.items():
             with suppress(self._nvml.NVMLError):
-                reading.cards[index] = self._nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
+                reading[index] = self._nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
         return reading
 
     def between(self, before: Reading, after: Reading) -> float | None:
-        """Joules from one reading to a later one; None where there is no counter.
+        """Joules from one reading to a later one; None if there is no counter.
 
-        One turn of a counter is made good; a trial that lasts two (minutes, at full power) is not.
+        A counter that wrapped around once is corrected for; twice (minutes, at full power) cannot be seen.
         """
         if not self.readable:
             return None
         joules = 0.0
-        for package, end in after.rapl.items():
-            spent = end - before.rapl.get(package, end)
-            joules += spent if spent >= 0 else spent + _range(package)
-        for index, end in after.cards.items():
-            joules += max(0.0, end - before.cards.get(index, end))
+        for counter, end in after.items():
+            spent = end - before.get(counter, end)
+            wrapped = _range(counter) if spent < 0 and isinstance(counter, Path) else 0.0
+            joules += max(0.0, spent + wrapped)
         return joules
 
 
@@ -77,14 +70,15 @@ def _packages(powercap: Path) -> tuple[list[Path], str]:
     """The counters of whole packages that can be read; cores and graphics are parts of these."""
     if not powercap.is_dir():
         return [], f"the system shows no {powercap}"
-    domains = []
+    names: dict[Path, str] = {}
     for domain in sorted(powercap.glob("intel-rapl:*")):
         with suppress(OSError):
-            if (domain / "name").read_text().startswith(("package", "psys")):
-                domains.append(domain)
-    if not domains:
+            names[domain] = (domain / "name").read_text()
+    # "psys" is the whole platform: it counts where packages are not counted by themselves.
+    packages = [domain for domain, name in names.items() if name.startswith("package")]
+    packages = packages or [domain for domain, name in names.items() if name.startswith("psys")]
+    if not packages:
         return [], f"{powercap} counts no processor package"
-    packages = [domain for domain in domains if (domain / "name").read_text().startswith("package")] or domains
     readable = []
     for domain in packages:
         with suppress(OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Handing a file over: to Ollama, to LM Studio, to the Hugging Face hub.
+"""Export of a file to Ollama, to LM Studio or to the Hugging Face hub.
 
-    open the file → what the other side wants to know → its folder, its Modelfile, its repository
+    open the file → what the other program needs to know → its folder, its Modelfile, its repository
 
-Weights are never encoded anew: files are linked, or copied, or cut into parts between two tensors.
+Weights are never encoded again: files are linked, or copied, or split into parts between two tensors.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from dither.errors import UnsupportedError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.running import hub_upload
-from dither.running.hand_over import one_name, place, write_text
+from dither.running.link_or_copy import link_or_copy, one_name, write_text
 from dither.running.ollama import Ollama, describe
 from dither.types import Model
 from dither.units import parse_bytes
 
-_TEMPLATE = "tokenizer.chat_template"
-
 
 @dataclass(frozen=True)
 class Exported:
-    """What was handed over: `files` name → bytes, `sent` whether it is on the hub, `next` what to type."""
+    """What was exported: `files` name → bytes, `sent` whether it is on the hub, `next` what to do then."""
 
     to: str  # "ollama", "lmstudio" or "hf"
     place: str
@@ -53,14 +51,14 @@ def export(
     shard: int | str = hub_upload.SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Exported:
-    """Hands a GGUF over: `to` is "ollama" or "lmstudio", `place` their folder, or "hf" and a repository.
+    """Exports a GGUF: `to` is "ollama" or "lmstudio" and `place` their folder, or "hf" and a repository.
 
-    For Ollama, `context` is its num_ctx (default: what the model was trained on, up to 8192).  For LM
-    Studio, the folder is `place/publisher/name/`.  For the hub, nothing is sent unless `upload`; files
-    above `shard` bytes are cut into parts.
+    For Ollama, `context` is its num_ctx (default: what the model was trained on, up to 8192).  For LM Studio, the
+    folder is `place/publisher/name/`.  To the hub nothing is sent unless `upload`; files above `shard` bytes are
+    split into parts.
 
-    Raises UsageError where the request makes no sense, SourceError where the file cannot be read or the
-    hub refuses, UnsupportedError for what is no GGUF, OutputError where something is in the way.
+    Raises UsageError if the request makes no sense, SourceError if the file cannot be read or the hub refuses it,
+    UnsupportedError for a model that is not a GGUF, OutputError if a file is in the way.
     """
     if to not in ("ollama", "lmstudio", "hf"):
         raise UsageError(f"export to {to!r}", "is not known", "Choose ollama, lmstudio or hf.")
@@ -81,12 +79,12 @@ def export(
 def _ollama(model: Model, folder: Path, context: int | None) -> Exported:
     if len(model.files) > 1:
         way_out = "Make one file of them: `dither convert FIRST-PART whole.gguf`."
-        raise UnsupportedError(model.origin, "is in several parts, which Ollama does not read", way_out)
+        raise UnsupportedError(model.origin, "has several parts, and Ollama reads one file only", way_out)
     path = Path(model.files[0])
     if not path.name.isprintable():
-        raise UsageError(repr(path.name), "is a name no Modelfile can hold", "Rename the file.")
+        raise UsageError(repr(path.name), "is a name that a Modelfile cannot hold", "Rename the file.")
     told = modelfile(model, context)
-    how = place(path, folder / path.name)
+    how = link_or_copy(path, folder / path.name)
     write_text(told.modelfile(), folder / "Modelfile")
     files = {name: (folder / name).stat().st_size for name in (path.name, "Modelfile")}
     name = one_name(path.stem, "the name").lower()
@@ -95,9 +93,9 @@ def _ollama(model: Model, folder: Path, context: int | None) -> Exported:
 
 
 def modelfile(model: Model, context: int | None = None) -> Ollama:
-    """What to tell Ollama about a model; its own chat template is asked through llama.cpp."""
+    """What Ollama is told about a model; the model's chat template is rendered by llama.cpp."""
     name = Path(model.files[0]).name
-    if _TEMPLATE not in model.metadata:
+    if "tokenizer.chat_template" not in model.metadata:
         return describe(name, model.arch, model.metadata, None, context)
     from dither.engines.vocabulary import Vocabulary
 
@@ -106,12 +104,11 @@ def modelfile(model: Model, context: int | None = None) -> Ollama:
 
 
 def _lmstudio(model: Model, folder: Path, publisher: str) -> Exported:
-    named = model.metadata.get("general.name")
-    name = one_name(str(named.value) if named else model.name, "the model's name")
+    name = one_name(str(model.value("general.name", model.name)), "the model's name")
     home = folder / one_name(publisher, "--publisher") / f"{name}-GGUF"
     files, how = {}, ""
     for part in map(Path, model.files):
-        how = place(part, home / part.name)
+        how = link_or_copy(part, home / part.name)
         files[part.name] = part.stat().st_size
     typed = f"Choose {name} in LM Studio, whose models folder must be {folder}."
     return Exported("lmstudio", str(home), files, how, next=typed)
@@ -122,5 +119,5 @@ def _hub(model: Model, repo: str, limit: int, upload: bool, private: bool, repor
         planned = hub_upload.preview(model, repo, limit)
         return Exported("hf", repo, planned.files, next="Add --yes to send this.")
     sent = hub_upload.upload(model, repo, report, private=private, limit=limit)
-    kept = f"{sent.folder} was sent; delete it once you need to resume nothing."
+    kept = f"{sent.folder} was sent; delete it when you need not resume the upload."
     return Exported("hf", repo, sent.files, sent=True, next=sent.url, notes=(kept,))

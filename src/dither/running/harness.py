@@ -1,9 +1,8 @@
-"""lm-evaluation-harness asks, our engines answer: no server, no copy of the model in another format.
+"""Runs lm-evaluation-harness on our engines: without a server or a copy of the model in another format.
 
-The harness (`pip install 'dither[tasks]'`) knows hundreds of benchmarks and three questions to put to a
-model: how likely is this answer, how likely is this whole text, what do you write.  The first two go
-through the network block by block (`running.likelihood`), the third through llama.cpp.  Text is tokenized
-by llama.cpp, as wherever the file is used.
+The harness (`pip install 'dither[tasks]'`) has hundreds of benchmarks, made of three kinds of requests: how likely is
+this answer, how likely is this whole text, and generate.  The first two go through the network block by block
+(`running.likelihood`), the third through llama.cpp.  llama.cpp tokenizes the text, as it does when the file is used.
 
 Source: EleutherAI's lm-evaluation-harness, docs/interface.md and docs/model_guide.md.
 """
@@ -15,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,24 @@ from dither.errors import SourceError, UnsupportedError, UsageError
 from dither.running.likelihood import Likelihood
 from dither.types import Model
 
-WRITTEN = 256  # tokens, where a task names no limit
+WRITTEN = 256  # tokens, if a task sets no limit
 _SAMPLES_LEFT_OUT = ("doc", "arguments", "resps", "filtered_resps", "target")
 
 
 class Answers:
-    """The three questions, for one model.  A context manager."""
+    """Answers the three kinds of requests by one model; to be closed."""
 
     def __init__(self, model: Model, likelihood: Likelihood, context: int) -> None:
         self.model, self.context = model, context
         self._likelihood = likelihood
         self._vocabulary = Vocabulary(model)
         self._engine: LlamaCpp | None = None
-        eos = model.metadata.get("tokenizer.ggml.eos_token_id")
-        self.end = int(eos.value) if eos else (self._vocabulary.bos or 0)
         begin = self._vocabulary.bos
+        self.end = int(model.value("tokenizer.ggml.eos_token_id", begin or 0))
         self.begin = self.end if begin is None else begin
 
     def tokens(self, text: str, special: bool | None = None) -> list[int]:
-        """With the begin token in front where the model wants one and the text has it not."""
+        """Token ids, with the begin token in front if the model wants one and the text does not have it."""
         ids = self._vocabulary.tokenize(text, parse_special=True)
         begin = self._vocabulary.bos
         if special is False or begin is None or ids[:1] == [begin]:
@@ -50,7 +49,7 @@ class Answers:
         return [begin, *ids]
 
     def likely(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """Questions too long for the context lose their beginnings."""
+        """Log-likelihoods of answers; the beginning of a question that is too long for the context is dropped."""
         cut = []
         for question, answer in pairs:
             room = self.context + 1 - len(answer)
@@ -60,9 +59,9 @@ class Answers:
         return self._likelihood.score(cut)
 
     def write(self, text: str, options: Mapping[str, Any]) -> str:
-        """What the model writes behind `text`, up to one of `until`; greedy unless sampling is asked for.
+        """The model's continuation of `text`, up to one of `until`; greedy unless sampling is asked for.
 
-        Raises UnsupportedError for what llama.cpp does not load.
+        Raises UnsupportedError for a model that llama.cpp does not load.
         """
         limit = int(options.get("max_gen_toks") or options.get("max_new_tokens") or WRITTEN)
         limit = min(limit, self.context - 1)
@@ -86,7 +85,7 @@ class Answers:
         if self._engine is None:
             if self.model.kind != "gguf":
                 way_out = "Make a GGUF of the original for it: `dither quantize MODEL --to BF16`."
-                reason = "is a folder; tasks that let a model write run through llama.cpp"
+                reason = "is a folder; tasks that let the model write need llama.cpp, which reads GGUFs"
                 raise UnsupportedError(self.model.origin, reason, way_out)
             self._engine = LlamaCpp(self.model.files[0], context=self.context, gpu_layers=-1)
         return self._engine
@@ -96,12 +95,6 @@ class Answers:
         if self._engine is not None:
             self._engine.close()
 
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def adapter(answers: Answers) -> Any:
     """`answers` as the harness's own kind of model."""
@@ -110,22 +103,8 @@ def adapter(answers: Answers) -> Any:
 
     class Adapter(TemplateLM):  # type: ignore[misc, unused-ignore]
         tokenizer_name = "dither"
-
-        @property
-        def eot_token_id(self) -> int:
-            return answers.end
-
-        @property
-        def prefix_token_id(self) -> int:
-            return answers.begin
-
-        @property
-        def max_length(self) -> int:
-            return answers.context
-
-        @property
-        def max_gen_toks(self) -> int:
-            return WRITTEN
+        eot_token_id, prefix_token_id = answers.end, answers.begin
+        max_length, max_gen_toks = answers.context, WRITTEN
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             return answers.tokens(string, add_special_tokens)
@@ -134,22 +113,13 @@ def adapter(answers: Answers) -> Any:
             return answers.likely([(question, answer) for _, question, answer in requests])
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-            windows, owners = [], []
-            for index, request in enumerate(requests):
-                (text,) = request.args
-                rolled = utils.get_rolling_token_windows(
-                    token_list=answers.tokens(text, False),
-                    prefix_token=answers.begin,
-                    max_seq_len=answers.context,
-                    context_len=1,
-                )
-                for window in map(utils.make_disjoint_window, rolled):
-                    windows.append(window)
-                    owners.append(index)
-            sums = [0.0] * len(requests)
-            for index, (log, _) in zip(owners, answers.likely(windows), strict=True):
-                sums[index] += log
-            return sums
+            # A text longer than the context is scored in windows, whose log-likelihoods add up.
+            size = {"prefix_token": answers.begin, "max_seq_len": answers.context, "context_len": 1}
+            texts = [answers.tokens(request.args[0], False) for request in requests]
+            rolled = [utils.get_rolling_token_windows(token_list=text, **size) for text in texts]
+            windows = [list(map(utils.make_disjoint_window, windows)) for windows in rolled]
+            scores = iter(answers.likely(list(chain.from_iterable(windows))))
+            return [sum((log for log, _ in islice(scores, len(own))), 0.0) for own in windows]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             return [answers.write(request.args[0], request.args[1]) for request in requests]
@@ -163,17 +133,15 @@ def adapter(answers: Answers) -> Any:
 def evaluate(
     answers: Answers, tasks: Sequence[str], *, data: Path | None, limit: int | None, fewshot: int | None, chat: bool
 ) -> dict[str, Any]:
-    """What the harness found: its `results`, and its `samples` without the questions' texts.
+    """The harness's `results`, and its `samples` without the questions' texts.
 
-    Raises UsageError where the harness is missing or knows no such task, SourceError where a task's data
-    cannot be had.
+    Raises UsageError if the harness is missing or has no such task, SourceError if a task's data cannot be read.
     """
     try:
         from lm_eval import simple_evaluate
     except ImportError as error:
-        raise UsageError(
-            "dither tasks", f"needs lm-evaluation-harness ({error})", "pip install 'dither[tasks]'"
-        ) from None
+        reason = f"needs lm-evaluation-harness ({error})"
+        raise UsageError("dither tasks", reason, "pip install 'dither[tasks]'") from None
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     manager = _manager(data, tuple(tasks))
     unknown = [name for name in tasks if not manager.match_tasks([name])]
@@ -181,7 +149,7 @@ def evaluate(
         way_out = "`lm_eval ls tasks` lists them; --data FOLDER adds a folder of task files."
         raise UsageError(f"task {unknown[0]}", "is not known", way_out)
     try:
-        with _inside(data), _without_census():
+        with _inside(data), _without_environment():
             found = simple_evaluate(
                 model=adapter(answers),
                 tasks=list(tasks),
@@ -192,21 +160,22 @@ def evaluate(
                 log_samples=True,
                 apply_chat_template=chat,
             )
+            found = found or {}
     except (OSError, ValueError, LookupError, RuntimeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         way_out = "Offline, a task's data must be in the cache or in --data FOLDER (docs/run.md tells how)."
         raise SourceError(f"task {', '.join(tasks)}", f"cannot be run ({said})", way_out) from error
     samples = {
         task: [{k: v for k, v in sample.items() if k not in _SAMPLES_LEFT_OUT} for sample in rows]
-        for task, rows in (found or {}).get("samples", {}).items()
+        for task, rows in found.get("samples", {}).items()
     }
-    return {"results": (found or {}).get("results", {}), "samples": samples}
+    return {"results": found.get("results", {}), "samples": samples}
 
 
 @lru_cache(maxsize=1)
 def _manager(data: Path | None, tasks: tuple[str, ...]) -> Any:
-    """Who knows the tasks.  The harness's own are thousands of files to read, and left out where the folder
-    has all that is asked for."""
+    """The tasks that can be run.  The harness's own are thousands of files, which are not read if the folder has all
+    the tasks asked for."""
     from lm_eval.tasks import TaskManager
 
     if data is not None:
@@ -217,8 +186,8 @@ def _manager(data: Path | None, tasks: tuple[str, ...]) -> Any:
 
 
 @contextlib.contextmanager
-def _without_census() -> Iterator[None]:
-    """The harness would take stock of the whole machine for its report, which nobody here reads."""
+def _without_environment() -> Iterator[None]:
+    """Keeps the harness from describing the whole machine for a report that is not used here."""
     from lm_eval import evaluator
 
     before = getattr(evaluator, "add_env_info", None)
@@ -234,7 +203,7 @@ def _without_census() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _inside(folder: Path | None) -> Iterator[None]:
-    """A task file's data stand beside it: its paths are read from its folder."""
+    """Works in a task file's folder, because the paths of its data are relative to it."""
     if folder is None:
         yield
         return

@@ -1,9 +1,9 @@
-"""A file on its way to the Hugging Face hub: what would go up, in which parts, and then the upload.
+"""Upload of a file to the Hugging Face hub: what would be sent, in which parts, and then the upload.
 
-What goes up lies in a folder of its own beside the file, `<file>.hub/`: hard links, the card, the proof.
-The hub takes no file of more than 50 GB, so larger ones are split (`containers.split`).  The folder stays
-until it is deleted, because an interrupted upload resumes from it: what the hub has already is not sent
-again.  Nothing is sent unless it was asked for in so many words, and never while HF_HUB_OFFLINE says no.
+What is sent is collected in a folder beside the file, `<file>.hub/`: hard links, the card, the measurements.  The
+hub takes no file of more than 50 GB, so larger ones are split (`containers.split`).  The folder stays until it is
+deleted, because an interrupted upload resumes from it: what the hub has already is not sent again.  Nothing is sent
+unless it was asked for explicitly, and never while HF_HUB_OFFLINE is set.
 
 Source: huggingface_hub, `upload_folder` (2.0 and later resume by themselves) and `upload_large_folder`
 (before that).
@@ -16,9 +16,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dither._version import __version__
 from dither.containers.card import cell, table
@@ -28,19 +27,20 @@ from dither.errors import OutputError, SourceError, UsageError
 from dither.models.gguf_source import PART
 from dither.models.hub import first_line
 from dither.progress import Progress
-from dither.running.hand_over import place, write_text
+from dither.running.link_or_copy import link_or_copy, write_text
+from dither.system.json_text import object_in
 from dither.types import Model
 from dither.units import format_bytes, format_count
 
 SHARD_BYTES = 48 * 10**9  # the hub's limit is 50 GB
 _MARK = "---\n"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_PROOFS = (".measure.json", ".bench.json")
+_RECORDS = (".measure.json", ".bench.json")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes up: name in the repository → bytes; `url` once it is there."""
+    """What is sent: name in the repository → bytes; `url` once it is there."""
 
     repo: str
     folder: Path
@@ -48,20 +48,12 @@ class Upload:
     url: str = ""
 
 
-def check_repo(repo: str) -> str:
-    """Raises UsageError where this is no name of a repository."""
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise UsageError(repo, "is no repository of the hub", "Write it as OWNER/NAME.")
-    return repo
-
-
-def staging(path: Path) -> Path:
-    return path.with_name(f"{path.name}.hub")
-
-
 def preview(model: Model, repo: str, limit: int = SHARD_BYTES) -> Upload:
-    """What an upload would send; nothing is written and nobody is asked."""
+    """What an upload would send; nothing is written, and no request is made.  Raises UsageError."""
+    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+        raise UsageError(repo, "is not a name of a repository on the hub", "Write it as OWNER/NAME.")
     path = Path(model.origin)
+    folder = path.with_name(f"{path.name}.hub")
     files = {"README.md": len(card(model, repo).encode())}
     for part in map(Path, model.files):
         if part.stat().st_size <= limit:
@@ -69,30 +61,31 @@ def preview(model: Model, repo: str, limit: int = SHARD_BYTES) -> Upload:
         elif PART.fullmatch(part.name):
             raise UsageError(str(part), f"is a part of more than {format_bytes(limit)}", "Ask for larger parts.")
         else:
-            files |= {cut.path.name: cut.layout.total for cut in plan_parts(part, staging(path), limit)}
-    files |= {proof.name: proof.stat().st_size for proof in _proofs(path)}
-    return Upload(check_repo(repo), staging(path), files)
+            files |= {cut.path.name: cut.layout.total for cut in plan_parts(part, folder, limit)}
+    files |= {record.name: record.stat().st_size for record in _records(path)}
+    return Upload(repo, folder, files)
 
 
-def _proofs(path: Path) -> list[Path]:
-    found = (path.with_name(path.name + suffix) for suffix in _PROOFS)
-    return [proof for proof in found if proof.is_file()]
+def _records(path: Path) -> list[Path]:
+    """The measurement and the benchmark beside a file, if there are any."""
+    found = (path.with_name(path.name + suffix) for suffix in _RECORDS)
+    return [record for record in found if record.is_file()]
 
 
 def upload(model: Model, repo: str, report: Progress, *, private: bool = False, limit: int = SHARD_BYTES) -> Upload:
-    """Stages and sends it.  Raises UsageError offline, SourceError where the hub refuses, OutputError where
+    """Collects the files and sends them.  Raises UsageError offline, SourceError if the hub refuses, OutputError if
     the folder cannot be written."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is first imported
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    # Where the library's transport has errors of its own, they are no OSErrors.
+    # The library's transport may have its own errors, which are not OSErrors.
     failures = (OSError, RuntimeError, ValueError, getattr(errors, "HTTPError", OSError))
     planned = preview(model, repo, limit)
     if constants.HF_HUB_OFFLINE:
         raise UsageError("HF_HUB_OFFLINE", "is set: nothing is sent", "Unset it to upload.")
     _stage(model, planned, limit, report)
-    # HF_ENDPOINT, HF_TOKEN and a login are the library's own to find.
+    # The library finds HF_ENDPOINT, HF_TOKEN and a login by itself.
     hub = huggingface_hub.HfApi(library_name="dither", library_version=__version__)
     report.note(f"sending {len(planned.files)} files to {repo}; run it again where it breaks off")
     try:
@@ -107,13 +100,10 @@ def upload(model: Model, repo: str, report: Progress, *, private: bool = False, 
             url = str(getattr(sent, "repo_url", "") or f"{hub.endpoint}/{repo}")
     except failures as error:
         way_out = "Check the name, and HF_TOKEN's right to write; the same command goes on where this stopped."
-        raise SourceError(repo, f"cannot be uploaded to ({first_line(_cause(error))})", way_out) from None
-    return Upload(repo, planned.folder, planned.files, url)
-
-
-def _cause(error: Exception) -> Exception:
-    """The library says "Error while uploading …", and why in what that came from."""
-    return error.__cause__ if isinstance(error.__cause__, Exception) else error
+        # The library says "Error while uploading …", and the reason in the error behind it.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise SourceError(repo, f"cannot be uploaded to ({first_line(cause)})", way_out) from None
+    return replace(planned, url=url)
 
 
 def _stage(model: Model, planned: Upload, limit: int, report: Progress) -> None:
@@ -130,14 +120,14 @@ def _stage(model: Model, planned: Upload, limit: int, report: Progress) -> None:
         if part.stat().st_size > limit:
             split(part, folder, limit, progress=report)
         else:
-            place(part, folder / part.name)
-    for proof in _proofs(path):  # small, and replaced by their writers: a link would go stale
-        (folder / proof.name).write_bytes(proof.read_bytes())
+            link_or_copy(part, folder / part.name)
+    for record in _records(path):  # copied: they are small, and a link would point to an old version
+        (folder / record.name).write_bytes(record.read_bytes())
     write_text(card(model, planned.repo), folder / "README.md", _MARK)
 
 
 def card(model: Model, repo: str) -> str:
-    """README.md of a GGUF, every figure from the file itself."""
+    """The README.md of a GGUF, with every figure from the file itself."""
     metadata = {key: entry.value for key, entry in model.metadata.items()}
     size = sum(tensor.stored_bytes for tensor in model.tensors)
     types = Counter(tensor.stored for tensor in model.tensors)
@@ -149,7 +139,7 @@ def card(model: Model, repo: str) -> str:
         ("bits per weight", f"{8 * size / max(1, model.parameters):.2f}"),
         ("types", ", ".join(f"{count} × {kind}" for kind, count in types.most_common())),
     ]
-    measured = _document(metadata.get(MEASUREMENT))
+    measured = object_in(metadata.get(MEASUREMENT))
     if isinstance(measured.get("kl_mean"), int | float):
         rows.append(("KL divergence from the original", f"{measured['kl_mean']:.4f} nats per token"))
     if isinstance(measured.get("same_top"), int | float):
@@ -160,14 +150,6 @@ def card(model: Model, repo: str) -> str:
     if isinstance(metadata.get("general.license"), str):
         front["license"] = metadata["general.license"]
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    recipe = _document(metadata.get("dither.recipe"))
+    recipe = object_in(metadata.get("dither.recipe"))
     made = f"\nMade by Dither; the recipe:\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n" if recipe else ""
     return f"{_MARK}{head}\n---\n\n# {cell(repo.rpartition('/')[2])}\n\n{table(rows)}\n{made}"
-
-
-def _document(text: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, dict) else {}

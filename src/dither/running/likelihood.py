@@ -1,21 +1,21 @@
 """How likely a model finds given answers: the sum of log p over their tokens, for thousands at once.
 
-A multiple-choice benchmark asks nothing else of a model.  A server answers it position by position, with
-one request for each; here all sequences walk through the network together, block by block, as they do when
-a file is measured: each block is read and decoded once, and the output matrix meets only the positions
-that count.  The walk takes a GGUF, a checkpoint and any packed folder alike, so that a quantized file and
-its original are judged by one arithmetic: float32, with the weights that the file stands for.
+A multiple-choice benchmark asks nothing else of a model.  A server answers one request at a time; here all
+sequences go through the network together, block by block, as when a file is measured: each block is read and
+decoded once, and the output matrix is applied only to the positions that count.  It takes a GGUF, a checkpoint or
+any packed folder, so that a quantized file and its original are judged by the same arithmetic: float32, with the
+file's decoded weights.
 
     p(answer | question) = Π p(token | all before it);  greedy: every one of its tokens is the likeliest
 
-Where all blocks fit into memory they are kept for the next walk.
+If all blocks fit into memory they are kept for the next call.
 
 Legend: S sequences, T positions, H hidden width, N positions that predict an answer's token, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dither.errors import DitherError, UsageError
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from dither.models.blocks import Block, Head
 
 BATCH = 4096  # tokens that go through a block together, padding included
-WAVE = 2**30  # bytes of hidden states that wait between blocks
-_LOGITS = 2**23  # that exist at a time
+WAVE = 2**30  # bytes of hidden states kept between blocks
+_LOGITS = 2**23  # held at a time
 Asked = tuple[tuple[int, ...], tuple[int, ...]]  # the question's tokens and the answer's
 
 
@@ -49,40 +49,27 @@ class Likelihood:
     def score(self, asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, greedy) of each answer after its question.
 
-        Both hold at least one token.  Equal requests are computed once.  Raises UsageError for an empty
-        one, DitherError where the model computes what is no number.
+        Both must have at least one token.  Equal requests are computed once.  Raises UsageError for an empty one,
+        DitherError if the model computes NaN or infinity.
         """
         if any(not question or not answer for question, answer in asked):
             raise UsageError("a request", "has an empty question or answer", "Begin with the model's begin token.")
         keys: list[Asked] = [(tuple(question), tuple(answer)) for question, answer in asked]
-        todo = sorted(set(keys), key=lambda key: -len(key[0]) - len(key[1]))
+        todo = sorted(set(keys), key=_length, reverse=True)
         found: dict[Asked, tuple[float, bool]] = {}
         self._report.start(len(todo), 0)
-        for wave in self._waves(todo):
+        room = max(1, WAVE // (4 * self._blocks.width))  # tokens whose hidden states are kept between blocks
+        for wave in _groups(todo, lambda wave, key: sum(map(_length, wave)) + _length(key) <= room):
             found |= dict(zip(wave, self._walk(wave), strict=True))
             self._report.advance(len(wave), "answers")
         return [found[key] for key in keys]
-
-    def _waves(self, todo: Sequence[Asked]) -> Iterator[list[Asked]]:
-        """As many as may wait between two blocks."""
-        room = max(1, WAVE // (4 * self._blocks.width))
-        wave: list[Asked] = []
-        tokens = 0
-        for key in todo:
-            size = len(key[0]) + len(key[1])
-            if wave and tokens + size > room:
-                yield wave
-                wave, tokens = [], 0
-            wave.append(key)
-            tokens += size
-        if wave:
-            yield wave
 
     def _walk(self, wave: Sequence[Asked]) -> list[tuple[float, bool]]:
         import torch
 
         with torch.no_grad():
-            batches = list(_batches(wave))
+            # Sorted by length, so that the longest of a batch is its first: the others are padded to it.
+            batches = list(_groups(wave, lambda batch, _: (len(batch) + 1) * _length(batch[0]) <= BATCH))
             states = [self._blocks.embed(_padded(batch)) for batch in batches]
             for index in range(self._blocks.count):
                 block = self._block(index)
@@ -102,18 +89,15 @@ class Likelihood:
         return block
 
     def _results(self, batch: Sequence[Asked], hidden_STH: torch.Tensor) -> Iterator[tuple[float, bool]]:
-        """An answer's token at position i is predicted by the state at i − 1."""
         import torch
 
         head = self._head or self._blocks.head()
         if self._keep:
             self._head = head
-        rows: list[torch.Tensor] = []
-        targets: list[int] = []
-        for s, (question, answer) in enumerate(batch):
-            start = len(question) - 1
-            rows.append(hidden_STH[s, start : start + len(answer)])
-            targets.extend(answer)
+        # An answer's token at position i is predicted by the state at i − 1.
+        starts = [len(question) - 1 for question, _ in batch]
+        rows = [hidden_STH[s, at : at + len(batch[s][1])] for s, at in enumerate(starts)]
+        targets = [token for _, answer in batch for token in answer]
         hidden_NH, target_N = torch.cat(rows), torch.tensor(targets, device=hidden_STH.device)
         step = max(1, _LOGITS // self._blocks.vocabulary)
         logs, hits = [], []
@@ -125,7 +109,7 @@ class Likelihood:
             hits.append(logits_NV.argmax(1) == wanted_N)
         log_N, hit_N = torch.cat(logs).cpu(), torch.cat(hits).cpu()
         if not torch.isfinite(log_N).all():
-            raise DitherError(self._blocks.model.origin, "computes what is no number", "Quantize the model again.")
+            raise DitherError(self._blocks.model.origin, "computes NaN or infinity", "Quantize the model again.")
         at = 0
         for _, answer in batch:
             span = slice(at, at + len(answer))
@@ -133,27 +117,30 @@ class Likelihood:
             at += len(answer)
 
 
-def _batches(wave: Sequence[Asked]) -> Iterator[list[Asked]]:
-    """Neighbors in length together: the longest of a batch is its first."""
-    batch: list[Asked] = []
-    for key in wave:
-        longest = len(batch[0][0]) + len(batch[0][1]) if batch else 0
-        if batch and (len(batch) + 1) * longest > BATCH:
-            yield batch
-            batch = []
-        batch.append(key)
-    if batch:
-        yield batch
+def _length(key: Asked) -> int:
+    return len(key[0]) + len(key[1])
+
+
+def _groups(keys: Sequence[Asked], fits: Callable[[list[Asked], Asked], bool]) -> Iterator[list[Asked]]:
+    """The keys in order, in groups that grow as long as the next key `fits`."""
+    group: list[Asked] = []
+    for key in keys:
+        if group and not fits(group, key):
+            yield group
+            group = []
+        group.append(key)
+    if group:
+        yield group
 
 
 def _padded(batch: Sequence[Asked]) -> torch.Tensor:
-    """Token ids (S, T), right-padded: under causal attention nobody sees what comes behind.
+    """Token ids (S, T), right-padded: under causal attention no position sees those after it.
 
-    The last token of an answer predicts nothing that is asked, and is left out.
+    The last token of an answer predicts nothing that was asked, and is left out.
     """
     import torch
 
-    longest = max(len(question) + len(answer) for question, answer in batch) - 1
+    longest = max(map(_length, batch)) - 1
     tokens_ST = torch.zeros(len(batch), longest, dtype=torch.int64)
     for s, (question, answer) in enumerate(batch):
         row = [*question, *answer][:-1]

@@ -1,4 +1,4 @@
-"""llama.cpp's own benchmark, where its program is on the PATH: the second opinion on every speed.
+"""llama.cpp's own benchmark, if its program is on the PATH: a second opinion on every speed.
 
 Source: llama.cpp, tools/llama-bench/README.md.  With `-o json` it prints one object per test, `n_prompt`
 or `n_gen` telling which it was, `avg_ts` its tokens per second.
@@ -28,7 +28,7 @@ def program() -> str | None:
 
 
 def ask(found: str, model: Path, *, prompt: int, generate: int, threads: int, gpu: bool) -> tuple[Opinion | None, str]:
-    """One round on `model`, or why there is none."""
+    """One round on `model`, or why there is no result."""
     command = [found, "-m", str(model), "-p", str(prompt), "-n", str(generate), "-t", str(threads)]
     command += ["-r", "1", "-o", "json", *([] if gpu else ["-ngl", "0"])]
     try:

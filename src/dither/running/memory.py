@@ -1,7 +1,7 @@
 """How much memory a process has taken, as Linux counts it (/proc/PID/status).
 
-VmHWM is the largest resident set so far: the process's own pages and those of mapped files, weights
-among them, that it touched.  That is what must fit into memory for the model to run at full speed.
+VmHWM is the largest resident set so far: the process's own pages and the pages of mapped files, weights among them,
+that it has used.  That much must fit into memory for the model to run at full speed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def peak_bytes(process: int | str = "self") -> int:
-    """The most memory that was resident at once; 0 where the system does not say."""
+    """The most memory that was resident at once; 0 if the system does not tell."""
     return _field("VmHWM", process)
 
 

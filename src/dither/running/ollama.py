@@ -1,19 +1,17 @@
-"""A Modelfile for Ollama: the model, its chat template in Go's language, what ends an answer.
+"""A Modelfile for Ollama: the model, its chat template as a Go template, what ends an answer.
 
-A GGUF carries its chat template in Jinja; Ollama renders templates of Go's text/template.  Instead of a
-table of families, the template is asked: conversations of known words are rendered by llama.cpp, and
-what stands around the words are the pieces of the template.
+A GGUF carries its chat template in Jinja; Ollama renders Go's text/template.  There is no table of families:
+llama.cpp renders conversations of known words, and what the template writes around the words are its pieces.
 
     head     before the first question, without a system text
-    system   (before, after): before and behind the system text, up to the first question
+    system   (before, after): before and after the system text, up to the first question
     answer   between a question and its answer        next    between an answer and the next question
-    open     behind the last question, where the model goes on
+    open     after the last question, where the model continues
 
-Templates of one family differ in system texts: told once at the start (ChatML, Llama 3), folded into the
-first question (Llama 2, Gemma) or into the last (Mistral).  The pieces know these; they are put together
-again and held against more conversations, and only a template that they reproduce to the letter is
-written.  For any other, none is: Ollama then looks at the Jinja text itself and takes the likest of the
-templates that it knows.
+Templates differ in where the system text goes: to the start (ChatML, Llama 3), into the first question (Llama 2,
+Gemma) or into the last (Mistral).  The pieces cover these; prompts put together from them are compared with what
+the template renders for more conversations, and a Go template is written only if all are the same.  Otherwise none
+is written: Ollama then looks at the Jinja text itself and takes the most similar of the templates that it knows.
 
 Source: Ollama's documentation (docs/modelfile.md, docs/template.md); Go's package text/template.
 """
@@ -22,16 +20,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dither.errors import DitherError
 from dither.formats.ggml import Field
 
-CONTEXT = 8192  # tokens, where the model was trained on more: memory for more is the person's to ask for
-_CONTROL = 3  # a token's type in GGUF: it steers, and is no text
+CONTEXT = 8192  # tokens at most, unless a person asks for more: they cost memory
+_CONTROL = 3  # the type of a control token in GGUF
 _SYSTEM, _WORDS = "Qsystem0", ("Qfirst1", "Qreply2", "Qsecond3", "Qreply4", "Qthird5")
-_MARKER = re.compile(r"<\|[^<>|\s]{1,40}\|>|\[/?[A-Z_]{2,30}\]")  # in no prose, tokens or not
+_MARKER = re.compile(r"<\|[^<>|\s]{1,40}\|>|\[/?[A-Z_]{2,30}\]")  # never in prose, whether they are tokens or not
 _MOST_STOPS = 12
 
 Message = Mapping[str, str]
@@ -47,10 +45,10 @@ class Pieces:
     answer: str
     next: str
     open: str
-    last: tuple[str, str] | None = None  # around a system text that is told before the last question instead
+    last: tuple[str, str] | None = None  # around a system text that goes before the last question instead
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt for questions and answers in turn, a system text before them or not."""
+        """The prompt for alternating questions and answers, with or without a system text before them."""
         told = [message["content"] for message in messages if message["role"] == "system"]
         turns = [message for message in messages if message["role"] != "system"]
         text = ""
@@ -91,10 +89,10 @@ class Ollama:
 def describe(
     name: str, arch: str, metadata: Mapping[str, Field], apply: Apply | None, context: int | None = None
 ) -> Ollama:
-    """What to tell Ollama about a GGUF called `name`.
+    """What Ollama is told about a GGUF called `name`.
 
-    `apply` renders messages in the file's own chat template; None where it has none.  `context` None
-    takes what the model was trained on, up to 8192.
+    `apply` renders messages with the file's own chat template; None if it has none.  `context` None takes what the
+    model was trained on, up to 8192.
     """
     trained = metadata.get(f"{arch}.context_length")
     size = context or min(int(trained.value) if trained else CONTEXT, CONTEXT)
@@ -106,10 +104,10 @@ def describe(
         return Ollama(name, None, (), size, warmth, tuple(notes))
     dated = metadata.get("tokenizer.chat_template")
     if dated and "strftime_now" in str(dated.value):
-        notes.append("The chat template asks for today's date: Ollama will be told the day of this export.")
+        notes.append("The chat template asks for today's date: Ollama will always get the day of this export.")
     template = go_template(pieces)
     if '"""' in template:
-        return Ollama(name, None, (), size, warmth, ("The chat template holds quotes no Modelfile can.",))
+        return Ollama(name, None, (), size, warmth, ("The chat template has quotes that a Modelfile cannot hold.",))
     return Ollama(name, template, stops_of(pieces, metadata), size, warmth, tuple(notes))
 
 
@@ -120,8 +118,8 @@ def _temperature(metadata: Mapping[str, Field]) -> float | None:
 
 
 def pieces_of(apply: Apply) -> tuple[Pieces | None, list[str]]:
-    """A chat template taken apart, or None where the pieces do not make it again; and what to know."""
-    unknown = "The chat template is of no known kind: none is written, Ollama chooses the likest it knows."
+    """The pieces of a chat template, or None if they do not reproduce it; and notes."""
+    unknown = "The chat template is of no known kind: none is written, Ollama takes the most similar it knows."
     notes: list[str] = []
     try:
         plain = _parted(apply(_talk(5)), _WORDS)
@@ -134,7 +132,7 @@ def pieces_of(apply: Apply) -> tuple[Pieces | None, list[str]]:
     try:
         pieces = _with_system(pieces, apply)
     except DitherError:
-        pieces = Pieces(pieces.head, (pieces.head, "\n\n"), pieces.answer, pieces.next, pieces.open)
+        pieces = replace(pieces, system=(pieces.head, "\n\n"))
         notes.append("The chat template refuses system texts: they are put before the first question.")
     checked = [_talk(count) for count in (1, 3, 5)]
     if not notes:
@@ -152,38 +150,30 @@ def _with_system(pieces: Pieces, apply: Apply) -> Pieces:
     if first is None:
         return pieces
     last = _parted(apply([told, *_talk(3)]), (*_WORDS[:2], _SYSTEM, _WORDS[2]))
-    around = None if last is None else (last[2], last[3])
-    return Pieces(pieces.head, (first[0], first[1]), pieces.answer, pieces.next, pieces.open, around)
+    return replace(pieces, system=(first[0], first[1]), last=None if last is None else (last[2], last[3]))
 
 
 def _talk(count: int) -> list[Message]:
-    """So many turns, question and answer by turns, of words that no template has."""
+    """A conversation of `count` alternating questions and answers, in words that no template has."""
     roles = ("user", "assistant")
     return [{"role": roles[index % 2], "content": _WORDS[index]} for index in range(count)]
 
 
 def _parted(text: str, words: Sequence[str]) -> list[str] | None:
-    """What stands before, between and behind `words`; None where they do not come once each, in order."""
-    if any(text.count(word) != 1 for word in words):
-        return None
-    parts = []
-    for word in words:
-        before, found, text = text.partition(word)
-        if not found:
-            return None
-        parts.append(before)
-    return [*parts, text]
+    """The text before, between and after `words`; None if each does not occur once, in this order."""
+    found = re.fullmatch("(.*)".join(["", *map(re.escape, words), ""]), text, re.DOTALL)
+    return list(found.groups()) if found and all(text.count(word) == 1 for word in words) else None
 
 
 def go_template(pieces: Pieces) -> str:
-    """The same in Go's text/template, filled in by Ollama: `.System`, `.Messages` of `.Role`, `.Content`.
+    """The pieces as a template of Go's text/template; Ollama fills in `.System`, `.Messages` of `.Role`, `.Content`.
 
-    What follows the last question is left out behind an answer: Ollama then lets the model go on with it.
+    After an answer, the piece that follows the last question is left out: Ollama then lets the model continue it.
     """
     first = _told(pieces.system, pieces.head)
     later = _literal(pieces.next)
     if pieces.last:
-        # Told before the last question: the first is that only where it stands alone.
+        # The system text goes before the last question: is this message the last one?
         alone = "eq (len (slice $.Messages $i)) 1"
         first = f"{{{{ if {alone} }}}}{first}{{{{ else }}}}{_literal(pieces.head)}{{{{ end }}}}"
         later = f"{{{{ if {alone} }}}}{_told(pieces.last, pieces.next)}{{{{ else }}}}{later}{{{{ end }}}}"
@@ -207,12 +197,12 @@ def _told(around: tuple[str, str] | None, plain: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text that Go's template copies: braces, which would begin an action, as a string constant."""
+    """Text that Go's template copies as it is: braces, which would begin an action, become a string constant."""
     return text.replace("{{", '{{ "{{" }}')
 
 
 def stops_of(pieces: Pieces, metadata: Mapping[str, Field]) -> tuple[str, ...]:
-    """Words that end an answer, markers of the template: an answer that holds one has begun another turn."""
+    """The template's markers that end an answer: one of them in an answer begins another turn."""
     tokens, kinds = (_list(metadata, key) for key in ("tokens", "token_type"))
     control = [str(token) for token, kind in zip(tokens, kinds, strict=False) if int(kind) == _CONTROL]
     text = pieces.answer + pieces.next + pieces.open

@@ -1,7 +1,7 @@
-"""Other quantizations of a model, lying beside it: which file "Q4_K_M" means.
+"""Other quantizations of a model in the same folder: which file "Q4_K_M" means.
 
-Two GGUFs are of one model where architecture, blocks, width and the list of tokens agree; names are not
-asked, people change them.
+Two GGUFs are of one model if architecture, blocks, width and the list of tokens agree; names do not count, because
+people change them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dither.errors import DitherError, UsageError
 from dither.formats.gguf import Header, read_header
 from dither.system.text import shown
 
-_MOST = 64  # files of a folder that are looked at
+_MOST = 64  # files looked at in a folder
 
 
 def find(current: Path, wanted: str) -> Path:
     """The file that `wanted` names: a path, a file's name beside `current`, or a type.
 
-    Raises UsageError where there is none, several, or one of another model.
+    Raises UsageError if there is none, if there are several, or if it is another model.
     """
     ours = _identity(read_header(current))
     named = [path for path in (Path(wanted), current.parent / wanted) if path.is_file()]
     if named:
         if _identity(read_header(named[0])) != ours:
-            raise UsageError(wanted, "is another model", f"Start anew with: dither chat {wanted}")
+            raise UsageError(wanted, "is another model", f"Start a new chat: dither chat {wanted}")
         return named[0]
     beside = {path: kind for path, kind in _beside(current, ours).items() if path != current}
     exact = [path for path, kind in beside.items() if kind.lower() == wanted.lower()]
@@ -37,8 +37,8 @@ def find(current: Path, wanted: str) -> Path:
         return found[0]
     if found:
         raise UsageError(wanted, "is the type of several files", f"Name one: {listed}.")
-    way_out = f"There are: {listed}." if listed else "No other file of this model lies beside it."
-    raise UsageError(shown(wanted), "is neither a file nor a type that lies beside this one", way_out)
+    way_out = f"There are: {listed}." if listed else "There is no other file of this model beside it."
+    raise UsageError(shown(wanted), "is neither a file nor a type that is beside this one", way_out)
 
 
 def _beside(current: Path, ours: tuple[object, ...]) -> dict[Path, str]:
@@ -49,7 +49,7 @@ def _beside(current: Path, ours: tuple[object, ...]) -> dict[Path, str]:
         except DitherError:
             continue
         if _identity(header) == ours and not path.samefile(current):
-            found[path] = type_of(header)
+            found[path] = preset_of(_value(header, "general.file_type")) or ""
     return found
 
 
@@ -58,11 +58,6 @@ def _identity(header: Header) -> tuple[object, ...]:
     numbers = (_value(header, f"{arch}.{key}") for key in ("block_count", "embedding_length"))
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     return (arch, *numbers, None if tokens is None else tuple(tokens.value))
-
-
-def type_of(header: Header) -> str:
-    """The preset that a file names; empty where it names none."""
-    return preset_of(_value(header, "general.file_type")) or ""
 
 
 def _value(header: Header, key: str) -> object:

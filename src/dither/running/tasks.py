@@ -1,4 +1,4 @@
-"""Benchmarks of knowledge and reasoning: a file's score, and what quantization took of it.
+"""Benchmarks of knowledge and reasoning: a file's score, and what quantization cost of it.
 
 open both → the harness asks each the same questions → scores, and their difference question by question
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from dither.capacity.machine import system_memory
 from dither.errors import SourceError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
-from dither.running.paired import Difference, difference, standard_error
+from dither.running.paired_difference import Difference, difference, standard_error
 
-CONTEXT = 4096  # tokens, or what the model was trained on where that is less
+CONTEXT = 4096  # tokens at most; less if the model was trained on less
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task: `value` ± `stderr` (None where the harness gives none)."""
+    """One metric of one task: `value` ± `stderr` (None if the harness gives none)."""
 
     task: str
     metric: str  # "acc", "acc_norm", "exact_match"
@@ -31,12 +32,12 @@ class Score:
     stderr: float | None
     questions: int
     against: float | None = None  # the other model's value
-    difference: Difference | None = None  # of the file less the other, on the same questions
+    difference: Difference | None = None  # the file's score minus the other's, on the same questions
 
 
 @dataclass(frozen=True)
 class Scores:
-    """All of them, and what should be known."""
+    """All scores of a file, and notes."""
 
     file: str
     against: str
@@ -79,12 +80,12 @@ def tasks(
 ) -> Scores:
     """Scores of a model (a GGUF, a checkpoint, a packed folder) on lm-evaluation-harness's tasks.
 
-    `against` is asked the same questions, and every difference comes with its paired standard error.
-    `limit` takes the first so many questions of each task; `data` is a folder of task files with their
-    data; `chat` puts questions through the model's chat template.
+    `against` is asked the same questions, and every difference comes with its paired standard error.  `limit` is
+    how many questions of each task are asked, the first ones; `data` is a folder of task files with their data;
+    `chat` asks through the model's chat template.
 
-    Raises UsageError where the harness is missing or knows no such task, SourceError where a task's data
-    or a model cannot be read, UnsupportedError for a folder and a task that lets the model write.
+    Raises UsageError if the harness is missing or has no such task, SourceError if a task's data or a model
+    cannot be read, UnsupportedError for a folder in a task that lets the model write.
     """
     report = progress or Silent()
     if not names:
@@ -97,17 +98,8 @@ def tasks(
     found: list[Mapping[str, Any]] = []
     notes: list[str] = []
     for model in [file, *([against] if against is not None else [])]:
-        result, said = _evaluated(
-            model,
-            names,
-            limit=limit,
-            data=folder,
-            fewshot=fewshot,
-            chat=chat,
-            context=context,
-            device=device,
-            report=report,
-        )
+        asked = {"limit": limit, "data": folder, "fewshot": fewshot, "chat": chat}
+        result, said = _evaluated(model, names, asked, context, device, report)
         found.append(result)
         notes += [line for line in said if line not in notes]
     other = found[1] if len(found) > 1 else None
@@ -115,16 +107,16 @@ def tasks(
 
 
 def _evaluated(
-    path: str | Path, names: Sequence[str], *, context: int | None, device: str, report: Progress, **asked: Any
+    path: str | Path, names: Sequence[str], asked: Mapping[str, Any], context: int | None, device: str, report: Progress
 ) -> tuple[dict[str, Any], list[str]]:
     from dither.running.harness import Answers, evaluate
     from dither.running.likelihood import Likelihood
 
-    model = open_model(Path(path).resolve() if Path(path).exists() else path)  # the folder changes on the way
+    model = open_model(Path(path).resolve() if Path(path).exists() else path)  # the working folder changes
     _, free = system_memory()
     likelihood = Likelihood(model, device=device, keep=(free or 0) // 2, progress=report)
     size = min(context or CONTEXT, likelihood.context)
-    with Answers(model, likelihood, size) as answers:
+    with closing(Answers(model, likelihood, size)) as answers:
         return evaluate(answers, names, **asked), [*model.notes, *likelihood.notes]
 
 
@@ -149,7 +141,7 @@ def _scores(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[S
 
 
 def _by_question(found: Mapping[str, Any], task: str, metric: str, kind: str) -> dict[object, float]:
-    """Empty for metrics that are no mean over questions, such as perplexity."""
+    """A metric's value for each question; empty if it is not a mean over questions, as perplexity is not."""
     rows = found["samples"].get(task, [])
     return {
         row["doc_id"]: float(row[metric])

@@ -1,11 +1,11 @@
 """One model in a process of its own, so that its memory and its speed are its own.
 
-    parent → {"path", "context", "threads"}            ← {"load_seconds", "context", "vocabulary", …}
+    parent → {"path", "context", "threads"}            ← {"load_seconds", "context", "engine", "gpu"}
     parent → {"prompt", "generate", "seed"}            ← one `Trial`
     parent → {"memory": true}                          ← {"peak", "before"}
 
 One JSON document a line, over standard input and output; an error is {"error": [thing, reason, way out]}.
-A process ends with its parent: standard input is closed then.
+The process ends with its parent, because its standard input is closed then.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dither.engines import llamacpp
+from dither.engines.llama_start import accelerated
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import DitherError
-from dither.running.energy import Meter
+from dither.running.energy import EnergyMeter
 from dither.running.memory import peak_bytes
 from dither.system import isolated
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt read and one answer written; speeds in tokens per second, 0 where nothing was."""
+    """One prompt read and one answer written; speeds in tokens per second, 0 if there was nothing to time."""
 
     prefill: float  # by the engine's clock
-    engine_decode: float  # by the engine's clock, the first token apart: it comes with the prompt
+    engine_decode: float  # by the engine's clock, without the first token, which comes with the prompt
     decode: float  # as the tokens arrive
     first_token: float  # seconds from asking
     joules_per_token: float | None
 
 
-def run_trial(engine: LlamaCpp, meter: Meter, prompt: int, generate: int, seed: int) -> Trial:
-    """Tokens are drawn, as llama-bench does: what they mean costs nothing."""
+def run_trial(engine: LlamaCpp, meter: EnergyMeter, prompt: int, generate: int, seed: int) -> Trial:
+    """Times a prompt of random tokens, as llama-bench does: speed does not depend on what they mean."""
     import numpy as np
 
     tokens = np.random.default_rng(seed).integers(0, engine.vocabulary_size, prompt).tolist()
@@ -74,7 +74,7 @@ def _rate(count: float, seconds: float) -> float:
 
 
 class Worker:
-    """The parent's side.  A context manager; raises EngineError where the process dies."""
+    """The parent's side, to be closed; raises EngineError if the process dies."""
 
     def __init__(self, path: Path, *, context: int, threads: int) -> None:
         self.path = path
@@ -99,7 +99,7 @@ class Worker:
         return Trial(**self._ask({"prompt": prompt, "generate": generate, "seed": seed}))
 
     def memory(self) -> tuple[int, int]:
-        """Bytes: the most so far, and what the process had before it loaded the model."""
+        """Bytes: the process's peak so far, and what it had before it loaded the model."""
         found = self._ask({"memory": True})
         return int(found["peak"]), int(found["before"])
 
@@ -114,12 +114,6 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._complaints.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         pipe_in, pipe_out = self._process.stdin, self._process.stdout
@@ -147,7 +141,7 @@ class Worker:
 
 
 def _serve(requests: IO[str], answers: IO[str]) -> None:
-    engine, meter, before = None, Meter(), 0
+    engine, meter, before = None, EnergyMeter(), 0
     try:
         for line in requests:
             request = json.loads(line)
@@ -169,7 +163,7 @@ def _serve(requests: IO[str], answers: IO[str]) -> None:
 
 
 def _load(request: Mapping[str, Any]) -> tuple[LlamaCpp, int, dict[str, Any]]:
-    import numpy as np  # noqa: F401 — belongs to what is there before the model
+    import numpy as np  # noqa: F401 — counts as what the process had before the model
     import xllamacpp
 
     before, started = peak_bytes(), time.perf_counter()
@@ -180,13 +174,13 @@ def _load(request: Mapping[str, Any]) -> tuple[LlamaCpp, int, dict[str, Any]]:
         "load_seconds": seconds,
         "context": engine.context,
         "engine": f"llama.cpp (xllamacpp {build})",
-        "gpu": llamacpp._accelerated(),
+        "gpu": accelerated(),
     }
     return engine, before, about
 
 
 def main() -> None:
-    # C code may print to file descriptor 1: answers go out on another.
+    # C code may print to file descriptor 1, so answers go to another one.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with suppress(BrokenPipeError, KeyboardInterrupt):

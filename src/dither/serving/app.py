@@ -14,12 +14,18 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from struct import pack
 from typing import Any
 from urllib.parse import unquote
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from dither.engines.protocol import CHAT, COMPLETIONS, EMBEDDINGS, Engine, EngineGoneError, Reply
 from dither.serving import relay, requests
@@ -29,14 +35,15 @@ from dither.serving.fold import fold
 from dither.serving.logprobs import as_completions
 from dither.serving.messages import no_place_for_tools
 from dither.serving.metrics import CONTENT_TYPE, Metrics
-from dither.serving.models import Catalog, Served
+from dither.serving.models import Catalog, ServedModel
 from dither.serving.pool import Pool
-from dither.serving.relay import ClientGoneError, Message, Receive, Send, Watched
+from dither.serving.relay import Watched
+from dither.web.body import TooLargeError, limited
 
 BODY_LIMIT = 16 * 2**20  # bytes
 BODY_SECONDS = 30.0  # for a body to arrive
 MOST_CONNECTIONS = 1024
-Scope = Mapping[str, Any]
+Check = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class App:
@@ -49,9 +56,9 @@ class App:
         self.draining = False
         self.connections: Collection[Any] = ()  # those that are open, once a server has told
         self.active: dict[asyncio.Task[Any], Watched] = {}  # POST requests under way
-        self._posts: dict[str, Callable[[Served, Mapping[str, Any], _Counted], Awaitable[None]]] = {
-            "/chat/completions": self._chat,
-            "/completions": self._completions,
+        self._posts: dict[str, Callable[[ServedModel, dict[str, Any], _Exchange], Awaitable[None]]] = {
+            "/chat/completions": partial(self._generate, CHAT, requests.chat),
+            "/completions": partial(self._generate, COMPLETIONS, requests.completions),
             "/embeddings": self._embeddings,
             "/api/embed": self._ollama_embed,
         }
@@ -60,57 +67,48 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        counted = _Counted(send)
-        path = scope["path"].rstrip("/")
-        path = path[3:] if path.startswith("/v1/") else path
+        asked = _Exchange(scope, receive, send)
         try:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            self.access.check(headers, public=path == "/health")
+            self.access.check(asked.headers, public=asked.path == "/health")
             if len(self.connections) > MOST_CONNECTIONS:
                 raise crowded(len(self.connections))
-            await self._route(scope, path, headers, receive, counted)
+            await self._route(asked)
         except ApiError as error:
-            await _refuse(counted, error)
-        except ClientGoneError:
+            if not asked.status:  # no answer has begun
+                await asked.answer(error.encoded(), error.status, headers=error.headers)
+        except ClientDisconnect:
             self.metrics.gone += 1
             return
         finally:
-            known = path if path in self._posts or path in self._gets else "other"
-            if counted.status:
-                self.metrics.requests[known, counted.model, counted.status] += 1
+            known = asked.path if asked.path in self._posts or asked.path in self._gets else "other"
+            if asked.status:
+                self.metrics.requests[known, asked.model, asked.status] += 1
 
-    async def _route(
-        self, scope: Scope, path: str, headers: Mapping[str, str], receive: Receive, send: _Counted
-    ) -> None:
-        method = scope["method"]
-        if path in self._posts:
-            if method != "POST":
-                raise _wrong_method(path, "POST")
+    async def _route(self, asked: _Exchange) -> None:
+        single = asked.path.startswith("/models/")
+        if asked.path in self._posts:
+            asked.check_method("POST")
             if self.draining:
                 raise draining()
-            await self._post(path, headers, receive, send)
-            return
-        single = path.startswith("/models/")
-        if path not in self._gets and not single:
-            raise ApiError(404, f"there is no {scope['path'][:200]!r} here", INVALID, "not_found")
-        if method not in ("GET", "HEAD"):
-            raise _wrong_method(path, "GET")
-        if single:
-            model = self.catalog.find(unquote(path.removeprefix("/models/")))
-            await _send_json(send, _described(model))
+            await self._post(asked)
+        elif asked.path not in self._gets and not single:
+            raise ApiError(404, f"there is no {asked.scope['path'][:200]!r} here", INVALID, "not_found")
         else:
-            await self._gets[path](send)
+            asked.check_method("GET", "HEAD")
+            if single:
+                await asked.answer(_described(self.catalog.find(unquote(asked.path.removeprefix("/models/")))))
+            else:
+                await self._gets[asked.path](asked)
 
-    async def _post(self, path: str, headers: Mapping[str, str], receive: Receive, send: _Counted) -> None:
+    async def _post(self, asked: _Exchange) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.active[task] = send.watched
+        self.active[task] = asked.watched
         try:
-            raw = await asyncio.wait_for(_read(receive, headers), BODY_SECONDS)
-            body = requests.parse(raw)
+            body = requests.parse(await asyncio.wait_for(asked.body(), BODY_SECONDS))
             model = self.catalog.find(body.get("model"))
-            send.model = model.name
-            await relay.unless_gone(receive, self._posts[path](model, body, send))
+            asked.model = model.name
+            await relay.unless_gone(asked.receive, self._posts[asked.path](model, body, asked))
         except asyncio.TimeoutError:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", INVALID, "timeout") from None
         finally:
@@ -122,13 +120,10 @@ class App:
             if watched.stalled():
                 task.cancel()
 
-    async def _chat(self, model: Served, body: Mapping[str, Any], send: _Counted) -> None:
-        await self._generate(model, CHAT, requests.chat(body), send)
-
-    async def _completions(self, model: Served, body: Mapping[str, Any], send: _Counted) -> None:
-        await self._generate(model, COMPLETIONS, requests.completions(body), send)
-
-    async def _generate(self, model: Served, path: str, body: dict[str, Any], send: _Counted) -> None:
+    async def _generate(
+        self, path: str, check: Check, model: ServedModel, body: dict[str, Any], asked: _Exchange
+    ) -> None:
+        body = check(body)
         if "grammar" in body and not self.grammars:
             raise unsupported("grammar", "this server takes no grammars: serve with --grammars, or send a schema")
         started = time.monotonic()
@@ -142,28 +137,27 @@ class App:
                 if reply.status != 200:
                     await relay.whole(reply)  # raises what it says
                 elif body.get("stream"):
-                    await relay.stream(reply, send, held.aclose)
+                    await relay.stream(reply, asked.send, held.aclose)
                 else:
-                    async with relay.pieces_of(reply) as pieces:
+                    async with aclosing(reply.pieces) as pieces:
                         document = await fold(pieces)
-                    await _send(send, 200, "application/json", document)
+                    await asked.answer(document)
             except EngineGoneError as error:
                 raise broken(str(error)) from None
 
-    async def _embeddings(self, model: Served, body: Mapping[str, Any], send: _Counted) -> None:
-        asked = requests.embeddings(body)
-        found = await self._embedded(model, asked["input"])
-        if asked["encoding_format"] == "base64":
+    async def _embeddings(self, model: ServedModel, body: dict[str, Any], asked: _Exchange) -> None:
+        wanted = requests.embeddings(body)
+        found = await self._embedded(model, wanted["input"])
+        if wanted["encoding_format"] == "base64":
             for item in found["data"]:
                 vector = item["embedding"]
                 item["embedding"] = base64.b64encode(pack(f"<{len(vector)}f", *vector)).decode()
-        await _send_json(send, {**found, "object": "list", "model": model.name})
+        await asked.answer({**found, "object": "list", "model": model.name})
 
-    async def _ollama_embed(self, model: Served, body: Mapping[str, Any], send: _Counted) -> None:
+    async def _ollama_embed(self, model: ServedModel, body: dict[str, Any], asked: _Exchange) -> None:
         """https://github.com/ollama/ollama/blob/main/docs/api.md, "Generate Embeddings"; times in ns."""
         started = time.monotonic_ns()
-        asked = requests.embeddings({"input": body.get("input")})
-        found = await self._embedded(model, asked["input"])
+        found = await self._embedded(model, requests.embeddings({"input": body.get("input")})["input"])
         made = {
             "model": model.name,
             "embeddings": [item["embedding"] for item in found["data"]],
@@ -171,10 +165,10 @@ class App:
             "load_duration": 0,
             "prompt_eval_count": found["usage"]["prompt_tokens"],
         }
-        await _send_json(send, made)
+        await asked.answer(made)
 
-    async def _embedded(self, model: Served, texts: list[Any]) -> dict[str, Any]:
-        if model.engine != "llamacpp":
+    async def _embedded(self, model: ServedModel, texts: list[Any]) -> dict[str, Any]:
+        if not model.takes_embeddings:
             raise unsupported("model", f"{model.name} writes text; embeddings come from a GGUF")
         async with self.pool.lease(model, embeddings=True) as engine:
             try:
@@ -185,38 +179,63 @@ class App:
         found["data"].sort(key=lambda item: item["index"])
         return dict(found)
 
-    async def _models(self, send: _Counted) -> None:
+    async def _models(self, asked: _Exchange) -> None:
         listed = [_described(model) for model in self.catalog.served]
-        await _send_json(send, {"object": "list", "data": listed})
+        await asked.answer({"object": "list", "data": listed})
 
-    async def _health(self, send: _Counted) -> None:
+    async def _health(self, asked: _Exchange) -> None:
         if self.draining:
             raise draining()
-        loaded = [place.model.name for place in self.pool.places if place.ready and not place.embeddings]
-        await _send_json(send, {"status": "ok", "loaded": loaded})
+        loaded = [held.model.name for held in self.pool.models if held.ready and not held.embeddings]
+        await asked.answer({"status": "ok", "loaded": loaded})
 
-    async def _metrics(self, send: _Counted) -> None:
+    async def _metrics(self, asked: _Exchange) -> None:
         try:
             text = await self.metrics.text(self.pool)
         except EngineGoneError as error:
             raise from_engine(503, {"message": str(error)}) from None
-        await _send(send, 200, CONTENT_TYPE, text.encode())
+        await asked.answer(text.encode(), kind=CONTENT_TYPE)
 
 
-class _Counted:
-    """`send` that remembers what was answered, for whom."""
+class _Exchange:
+    """A request, and what was answered, for which model."""
 
-    def __init__(self, send: Send) -> None:
-        self.watched = Watched(send)
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.watched = scope, receive, Watched(send)
+        self.headers = Headers(scope=scope)
+        path = scope["path"].rstrip("/")
+        self.path = path[3:] if path.startswith("/v1/") else path
         self.status, self.model = 0, ""
 
-    async def __call__(self, message: Message) -> None:
+    def check_method(self, *right: str) -> None:
+        if self.scope["method"] not in right:
+            raise ApiError(405, f"{self.path} takes {right[0]}", INVALID, "method_not_allowed")
+
+    async def body(self) -> bytes:
+        """Raises ApiError beyond the limit, ClientDisconnect where the client leaves."""
+        try:
+            return await Request(self.scope, limited(self.scope, self.receive, BODY_LIMIT)).body()
+        except TooLargeError:
+            message = f"the body is larger than {BODY_LIMIT // 2**20} MiB"
+            raise ApiError(413, message, INVALID, "request_too_large") from None
+
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self.watched(message)
 
+    async def answer(
+        self,
+        content: dict[str, Any] | bytes,
+        status: int = 200,
+        kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        await Response(body, status, headers, kind)(self.scope, self.receive, self.send)
 
-def _check_able(engine: Engine, model: Served, body: dict[str, Any]) -> None:
+
+def _check_able(engine: Engine, model: ServedModel, body: dict[str, Any]) -> None:
     if body.get("tools") and body.get("tool_choice") != "none" and not engine.takes_tools:
         raise no_place_for_tools(model.name)
     schema = body.get("response_format", {}).get("type", "text") != "text" or "grammar" in body
@@ -231,7 +250,6 @@ async def _asked(engine: Engine, path: str, body: dict[str, Any]) -> Reply:
     reply = await engine.ask(path, body | {"logprobs": max(1, most)})
     if reply.status != 200:
         return reply
-    assert isinstance(reply.pieces, AsyncGenerator)
     return replace(reply, pieces=as_completions(reply.pieces, most))
 
 
@@ -240,7 +258,7 @@ def _streamed(body: dict[str, Any]) -> dict[str, Any]:
     return {} if body.get("stream") else {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def _described(model: Served) -> dict[str, Any]:
+def _described(model: ServedModel) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
@@ -249,56 +267,3 @@ def _described(model: Served) -> dict[str, Any]:
         "context_length": model.context,
         "engine": model.engine,
     }
-
-
-def _wrong_method(path: str, right: str) -> ApiError:
-    return ApiError(405, f"{path} takes {right}", INVALID, "method_not_allowed")
-
-
-async def _read(receive: Receive, headers: Mapping[str, str]) -> bytes:
-    """The whole body.  Raises ApiError beyond the limit, ClientGoneError where the client leaves."""
-    length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > BODY_LIMIT:
-        raise _too_large()
-    pieces, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > BODY_LIMIT:
-            raise _too_large()
-        if not message.get("more_body"):
-            return b"".join(pieces)
-
-
-def _too_large() -> ApiError:
-    message = f"the body is larger than {BODY_LIMIT // 2**20} MiB"
-    return ApiError(413, message, INVALID, "request_too_large")
-
-
-async def _send_json(send: _Counted, document: dict[str, Any]) -> None:
-    await _send(send, 200, "application/json", json.dumps(document).encode())
-
-
-async def _send(
-    send: _Counted, status: int, kind: str, body: bytes, more: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *more]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _refuse(send: _Counted, error: ApiError) -> None:
-    """A refusal ends the connection where the body may not have been read."""
-    if send.status:  # the answer had begun
-        return
-    more: list[tuple[bytes, bytes]] = []
-    if error.retry_after is not None:
-        more.append((b"retry-after", str(error.retry_after).encode()))
-    if error.status == 401:
-        more.append((b"www-authenticate", b"Bearer"))
-    if error.status in (408, 413, 503):
-        more.append((b"connection", b"close"))
-    await _send(send, error.status, "application/json", error.encoded(), tuple(more))

@@ -9,7 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 INVALID, NOT_FOUND, SERVER = "invalid_request_error", "not_found_error", "server_error"
+UNSUPPORTED = "unsupported_value"
 _RETRY = 1  # seconds; a place in the queue comes free within that on most machines
 
 
@@ -29,11 +32,16 @@ class ApiError(Exception):
         self.status, self.message, self.kind = status, message, kind
         self.code, self.param, self.retry_after = code, param, retry_after
 
-    def document(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+    @property
+    def headers(self) -> dict[str, str]:
+        """A refusal ends the connection where the body may not have been read."""
+        made = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
+        made |= {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return made | ({"connection": "close"} if self.status in (408, 413, 503) else {})
 
     def encoded(self) -> bytes:
-        return json.dumps(self.document()).encode()
+        inner = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": inner}).encode()
 
 
 def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:
@@ -41,7 +49,12 @@ def invalid(param: str | None, message: str, code: str | None = "invalid_value")
 
 
 def unsupported(param: str, message: str) -> ApiError:
-    return ApiError(400, message, INVALID, "unsupported_value", param)
+    return ApiError(400, message, INVALID, UNSUPPORTED, param)
+
+
+def wrong(reason: str, code: str = "invalid_value") -> PydanticCustomError:
+    """Raised in a field's own check; `requests.py` makes an ApiError of it, with the field's name before the reason."""
+    return PydanticCustomError(code, "{reason}", {"reason": reason})
 
 
 def draining() -> ApiError:
@@ -49,12 +62,12 @@ def draining() -> ApiError:
 
 
 def crowded(connections: int) -> ApiError:
-    message = f"{connections} connections are open, which is more than may; try again shortly"
+    message = f"{connections} connections are open, which is more than this server takes; try again shortly"
     return ApiError(503, message, SERVER, "too_many_connections", retry_after=_RETRY)
 
 
 def busy(waiting: int) -> ApiError:
-    message = f"{waiting} requests are waiting already, which is as many as may; try again shortly"
+    message = f"{waiting} requests are waiting already, which is the most that this server lets wait; try again shortly"
     return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=_RETRY)
 
 
@@ -77,7 +90,7 @@ def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
     if kind == "unavailable_error" or status == 503:
         return ApiError(503, message, SERVER, "unavailable", retry_after=_RETRY)
     if kind == "not_supported_error":
-        return ApiError(400, message, INVALID, "unsupported_value")
+        return ApiError(400, message, INVALID, UNSUPPORTED)
     if 400 <= status < 500:
         return ApiError(status, message, INVALID, "invalid_value")
     return ApiError(status if status >= 500 else 500, message, SERVER, "engine")

@@ -15,13 +15,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dither.serving.errors import ApiError, invalid
+from dither.serving.errors import wrong
 
 MOST_UNROLLED = 500  # elements of a pattern
 MOST_CHOICES = 40  # of ? * + | in it, once unrolled
 MOST_GROUPS = 50  # one inside another: llama.cpp reads them by recursion
 MOST_PATTERN, MOST_GRAMMAR, MOST_SCHEMA = 500, 2**14, 2**15  # characters
 MOST_ALTERNATIVES = 1000  # of a schema, at one place
+_TOO_MUCH = "leaves so many choices that the model would be busy with it for good: bound its repeats and alternatives"
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}|.", re.DOTALL)
 
 
@@ -63,15 +64,15 @@ def _sum(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
     return one[0] + other[0], one[1] + other[1]
 
 
-def check_pattern(at: str, pattern: Any) -> None:
+def check_pattern(pattern: Any) -> None:
     if not isinstance(pattern, str) or len(pattern) > MOST_PATTERN:
-        raise invalid(at, f"{at} holds a pattern of more than {MOST_PATTERN} characters")
+        raise wrong(f"holds a pattern of more than {MOST_PATTERN} characters")
     elements, choices = unrolled(pattern)
     if elements > MOST_UNROLLED or choices > MOST_CHOICES:
-        raise _too_much(at)
+        raise wrong(_TOO_MUCH)
 
 
-def check_schema(at: str, schema: dict[str, Any]) -> None:
+def check_schema(schema: dict[str, Any]) -> None:
     """Bounds the patterns and the alternatives of a schema; its size and depth are bounded already."""
     counted: dict[int, int] = {}
     places: list[Any] = [schema]
@@ -79,9 +80,9 @@ def check_schema(at: str, schema: dict[str, Any]) -> None:
         place = places.pop()
         if isinstance(place, dict):
             if "pattern" in place and not isinstance(place["pattern"], dict):
-                check_pattern(at, place["pattern"])
+                check_pattern(place["pattern"])
             if _alternatives(place, schema, counted) > MOST_ALTERNATIVES:
-                raise _too_much(at)
+                raise wrong(_TOO_MUCH)
         places += place.values() if isinstance(place, dict) else place if isinstance(place, list) else ()
 
 
@@ -110,11 +111,7 @@ def _resolved(reference: str, root: dict[str, Any]) -> Any:
     return place
 
 
-def check_grammar(name: str, value: Any) -> str:
+def check_grammar(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MOST_GRAMMAR:
-        raise invalid(name, f"{name} must be a text of at most {MOST_GRAMMAR} characters")
+        raise wrong(f"must be a text of at most {MOST_GRAMMAR} characters")
     return value
-
-
-def _too_much(at: str) -> ApiError:
-    return invalid(at, f"{at} leaves so many choices that the model would be busy with it for good")

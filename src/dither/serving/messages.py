@@ -7,138 +7,165 @@ back as `role: tool`; all of it is passed on as it came, for the model's templat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from dither.serving.errors import ApiError, invalid, unsupported
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    RootModel,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from dither.serving.errors import UNSUPPORTED, ApiError, unsupported, wrong
 from dither.serving.grammars import MOST_SCHEMA, check_schema
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES, MOST_TOOLS = 10_000, 256
-_MOST_NAME = 256
 
 
-def check_messages(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
-        raise invalid("messages", "messages must be a list with at least one message")
-    return [_message(f"messages[{i}]", message) for i, message in enumerate(value)]
+class Checked(BaseModel):
+    """Types as JSON has them: no text for a number, no number for a truth.  Unknown fields are left out."""
+
+    model_config = ConfigDict(strict=True)
 
 
-def _message(at: str, message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise invalid(at, f"{at} must be an object")
-    role = message.get("role")
-    if role not in ROLES:
-        raise invalid(f"{at}.role", f"{at}.role must be one of {', '.join(ROLES)}")
-    made: dict[str, Any] = {"role": "system" if role == "developer" else role}
-    calls = message.get("tool_calls")
-    made["content"] = _content(f"{at}.content", message.get("content"), optional=role == "assistant")
-    if role == "assistant" and calls:
-        made["tool_calls"] = _calls(f"{at}.tool_calls", calls)
-    for name in ("reasoning_content", "name", "tool_call_id"):
-        if message.get(name) is not None:
-            made[name] = _text(f"{at}.{name}", message[name])
-    if role == "tool" and "tool_call_id" not in made:
-        raise invalid(f"{at}.tool_call_id", f"{at} answers no call: it needs a tool_call_id")
-    return made
+def _text_alone(kind: object) -> object:
+    if isinstance(kind, str) and kind not in ("text", "refusal"):
+        raise wrong(f"is {kind[:40]!r}: models here read text alone", UNSUPPORTED)
+    return kind
 
 
-def _content(at: str, value: Any, optional: bool) -> Any:
-    if value is None and optional:
-        return None
-    if isinstance(value, str):
+class Part(Checked):
+    type: Annotated[Literal["text", "refusal"], BeforeValidator(_text_alone)]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refusals_are_text(cls, part: object) -> object:
+        if isinstance(part, dict) and part.get("type") == "refusal":
+            return {"type": "text", "text": part.get("refusal")}
+        return part
+
+
+class Parts(RootModel[Any]):
+    root: Annotated[list[Part], FailFast()]
+
+
+class Function(Checked):
+    name: str
+    arguments: str = "{}"
+
+
+class Call(Checked):
+    id: str = ""
+    type: Annotated[Literal["function"], BeforeValidator(lambda _: "function")] = "function"
+    function: Function
+
+
+def _kind_of_content(value: object) -> str | None:
+    return "<parts>" if isinstance(value, (list, Parts)) else "<text>" if isinstance(value, str) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[Parts, Tag("<parts>")],
+    Discriminator(
+        _kind_of_content, custom_error_type="invalid_value", custom_error_message="must be a text or a list of parts"
+    ),
+]
+
+
+class Message(Checked):
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool"],
+        AfterValidator(lambda role: "system" if role == "developer" else role),
+    ]
+    content: Content | None = Field(None, validate_default=True)
+    tool_calls: Annotated[list[Call], FailFast(), Field(max_length=MOST_TOOLS)] = []
+    reasoning_content: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = Field(None, validate_default=True)
+
+    @field_validator("tool_calls", mode="before")
+    @classmethod
+    def _by_the_assistant(cls, calls: object, info: ValidationInfo) -> object:
+        return calls if calls and info.data.get("role") == "assistant" else []
+
+    @field_validator("content", "tool_call_id")
+    @classmethod
+    def _needed(cls, value: object, info: ValidationInfo) -> object:
+        needing = ("tool",) if info.field_name == "tool_call_id" else ("system", "user", "tool")
+        if value is None and info.data.get("role") in needing:
+            raise wrong("is needed in a message of this role")
         return value
-    if not isinstance(value, list):
-        raise invalid(at, f"{at} must be a text or a list of parts")
-    return [_part(f"{at}[{i}]", part) for i, part in enumerate(value)]
+
+    def passed_on(self) -> dict[str, Any]:
+        left_out = None if self.tool_calls else {"tool_calls"}
+        return {"role": self.role, "content": None, **self.model_dump(exclude_none=True, exclude=left_out)}
 
 
-def _part(at: str, part: Any) -> dict[str, str]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("text", "refusal"):
-        return {"type": "text", "text": _text(f"{at}.{kind}", part.get(kind))}
-    if isinstance(kind, str):
-        raise unsupported(f"{at}.type", f"{at} is of the type {kind[:40]!r}: models here read text alone")
-    raise invalid(at, f'{at} must be a part such as {{"type": "text", "text": "…"}}')
-
-
-def _text(at: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise invalid(at, f"{at} must be a text")
-    return value
-
-
-def _calls(at: str, value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or len(value) > MOST_TOOLS:
-        raise invalid(at, f"{at} must be a list of calls")
-    made = []
-    for i, call in enumerate(value):
-        here = f"{at}[{i}]"
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            raise invalid(here, f"{here}.function must be an object with name and arguments")
-        name = _text(f"{here}.function.name", function.get("name"))
-        arguments = _text(f"{here}.function.arguments", function.get("arguments", "{}"))
-        made.append(
-            {
-                "id": _text(f"{here}.id", call.get("id", "")),
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            }
-        )
-    return made
-
-
-def check_tools(body: Mapping[str, Any]) -> dict[str, Any]:
-    """tools, tool_choice and parallel_tool_calls; nothing where no tool is offered."""
-    tools = body["tools"]
-    if not isinstance(tools, list) or len(tools) > MOST_TOOLS:
-        raise invalid("tools", f"tools must be a list of at most {MOST_TOOLS} tools")
-    if not tools:
-        return {}
-    made: dict[str, Any] = {"tools": [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)]}
-    check_size("tools", made["tools"])
-    names = {tool["function"]["name"] for tool in made["tools"]}
-    made["tool_choice"], only = _choice(body.get("tool_choice", "auto"), names)
-    if only is not None:
-        made["tools"] = [tool for tool in made["tools"] if tool["function"]["name"] == only]
-    parallel = body.get("parallel_tool_calls")
-    if parallel is not None:
-        if not isinstance(parallel, bool):
-            raise invalid("parallel_tool_calls", "parallel_tool_calls must be true or false")
-        made["parallel_tool_calls"] = parallel
-    return made
-
-
-def _tool(at: str, tool: Any) -> dict[str, Any]:
-    if not isinstance(tool, dict) or tool.get("type", "function") != "function":
-        raise invalid(f"{at}.type", f'{at}.type must be "function"')
-    function = tool.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME:
-        raise invalid(f"{at}.function", f"{at}.function needs a name")
-    made: dict[str, Any] = {"name": name, "description": str(function.get("description") or "")}
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    if not isinstance(parameters, dict):
-        raise invalid(f"{at}.function.parameters", f"{at}.function.parameters must be a JSON schema")
-    check_schema(f"{at}.function.parameters", parameters)
-    return {"type": "function", "function": made | {"parameters": parameters}}
-
-
-def check_size(at: str, schema: Any) -> None:
+def check_size(schema: Any) -> None:
     if len(json.dumps(schema)) > MOST_SCHEMA:
-        raise invalid(at, f"{at} is longer than {MOST_SCHEMA} characters")
+        raise wrong(f"is longer than {MOST_SCHEMA} characters")
 
 
-def _choice(value: Any, names: set[str]) -> tuple[str, str | None]:
-    """llama.cpp's word for it, and the one tool that is meant; it knows no choice by name."""
-    if value in ("none", "auto", "required"):
-        return value, None
-    function = value.get("function") if isinstance(value, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if name not in names:
-        raise invalid("tool_choice", 'tool_choice must be "none", "auto", "required" or name a tool of yours')
-    return "required", name
+def _parameters(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        check_schema(schema)
+    return schema or {"type": "object", "properties": {}}
+
+
+class Described(Checked):
+    name: str = Field(min_length=1, max_length=256)
+    description: Annotated[str, BeforeValidator(lambda text: str(text or ""))] = ""
+    parameters: Annotated[dict[str, Any], BeforeValidator(_parameters)] = _parameters(None)
+
+
+class Tool(Checked):
+    type: Literal["function"] = "function"
+    function: Described
+
+
+class Tools(Checked):
+    """What a chat offers, where it offers any."""
+
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MOST_TOOLS)] = []
+    tool_choice: Any = "auto"
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _short_enough(cls, tools: list[Tool]) -> list[Tool]:
+        check_size([tool.model_dump() for tool in tools])
+        return tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _known(cls, choice: Any, info: ValidationInfo) -> Any:
+        if choice in ("none", "auto", "required") or not info.data.get("tools"):
+            return choice
+        function = choice.get("function") if isinstance(choice, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in [tool.function.name for tool in info.data["tools"]]:
+            raise wrong('must be "none", "auto", "required" or name a tool of yours')
+        return {"name": name}
+
+    def offered(self) -> dict[str, Any]:
+        """As llama.cpp takes it: "required" and one tool stand for a choice by name."""
+        if not self.tools:
+            return {}
+        only = self.tool_choice["name"] if isinstance(self.tool_choice, dict) else None
+        made = self.model_dump(include={"tools", "parallel_tool_calls"}, exclude_none=True)
+        if only is None:
+            return made | {"tool_choice": self.tool_choice}
+        one = [tool for tool in made["tools"] if tool["function"]["name"] == only]
+        return made | {"tools": one, "tool_choice": "required"}
 
 
 def no_place_for_tools(model: str) -> ApiError:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from dither.serving.pool import Pool
+from dither.serving.pool import Pool, PooledModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SAMPLE = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})? (\S+)$")
@@ -29,42 +29,39 @@ class Metrics:
 
     async def text(self, pool: Pool) -> str:
         lines = [*self._own(pool)]
-        for place in pool.places:
-            if place.engine is not None and place.ready:
-                found = await place.engine.metrics()
-                purpose = "embeddings" if place.embeddings else "text"
-                lines += labelled(found, {"model": place.model.name, "purpose": purpose})
+        for held in pool.models:
+            if held.engine is not None and held.ready:
+                lines += labelled(await held.engine.metrics(), _labels(held))
         return "\n".join(_grouped(lines)) + "\n"
 
     def _own(self, pool: Pool) -> Iterable[str]:
-        yield from _family("dither_requests_total", "counter", "Requests answered.")
-        for (path, model, status), count in sorted(self.requests.items()):
-            yield _sample("dither_requests_total", {"path": path, "model": model, "status": str(status)}, count)
-        yield from _family("dither_clients_gone_total", "counter", "Clients that hung up before the end.")
-        yield _sample("dither_clients_gone_total", {}, self.gone)
-        yield from _family("dither_requests_waiting", "gauge", "Requests that wait for a model or a slot.")
-        yield _sample("dither_requests_waiting", {}, pool.waiting)
-        yield from _family("dither_first_byte_seconds", "summary", "Until the engine's first byte.")
-        yield _sample("dither_first_byte_seconds_sum", {}, round(self.first_seconds, 6))
-        yield _sample("dither_first_byte_seconds_count", {}, self.first_count)
-        for name, kind, said in (
-            ("dither_requests_running", "gauge", "Requests that an engine works on."),
-            ("dither_model_loaded", "gauge", "Whether the model is in memory."),
-            ("dither_model_loads_total", "counter", "How often the model was loaded."),
-            ("dither_model_memory_bytes", "gauge", "Memory the model needs, as predicted."),
-        ):
-            yield from _family(name, kind, said)
-            for place in pool.places:
-                if place.embeddings and not place.loads:
-                    continue
-                purpose = "embeddings" if place.embeddings else "text"
-                values = {
-                    "dither_requests_running": place.running,
-                    "dither_model_loaded": int(place.ready),
-                    "dither_model_loads_total": place.loads,
-                    "dither_model_memory_bytes": place.need,
-                }
-                yield _sample(name, {"model": place.model.name, "purpose": purpose}, values[name])
+        answered = [
+            ({"path": path, "model": model, "status": str(status)}, count)
+            for (path, model, status), count in sorted(self.requests.items())
+        ]
+        first = "dither_first_byte_seconds"
+        yield from _family("dither_requests_total", "counter", "Requests answered.", answered)
+        gone = "Clients that hung up before the end."
+        yield from _family("dither_clients_gone_total", "counter", gone, [({}, self.gone)])
+        waiting = "Requests that wait for a model or a slot."
+        yield from _family("dither_requests_waiting", "gauge", waiting, [({}, pool.waiting)])
+        yield from _family(first, "summary", "Until the engine's first byte.", [])
+        yield from (f"{first}_sum {round(self.first_seconds, 6)}", f"{first}_count {self.first_count}")
+        models = [(_labels(held), held) for held in pool.models if held.loads or not held.embeddings]
+        for name, kind, said, value in _OF_MODELS:
+            yield from _family(name, kind, said, [(labels, value(held)) for labels, held in models])
+
+
+_OF_MODELS: tuple[tuple[str, str, str, Callable[[PooledModel], int]], ...] = (
+    ("dither_requests_running", "gauge", "Requests that an engine works on.", lambda held: held.running),
+    ("dither_model_loaded", "gauge", "Whether the model is in memory.", lambda held: int(held.ready)),
+    ("dither_model_loads_total", "counter", "How often the model was loaded.", lambda held: held.loads),
+    ("dither_model_memory_bytes", "gauge", "Memory the model needs, as predicted.", lambda held: held.need),
+)
+
+
+def _labels(held: PooledModel) -> dict[str, str]:
+    return {"model": held.model.name, "purpose": "embeddings" if held.embeddings else "text"}
 
 
 def labelled(text: str, labels: dict[str, str]) -> list[str]:
@@ -75,8 +72,7 @@ def labelled(text: str, labels: dict[str, str]) -> list[str]:
             found.append(line)
         elif sample := _SAMPLE.match(line):
             name, had, value = sample.groups()
-            mine = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-            found.append(f"{name}{{{mine + (',' + had if had else '')}}} {value}")
+            found.append(f"{name}{{{_written(labels) + (',' + had if had else '')}}} {value}")
     return found
 
 
@@ -93,14 +89,12 @@ def _grouped(lines: list[str]) -> list[str]:
     return [line for family in families.values() for line in family]
 
 
-def _family(name: str, kind: str, said: str) -> list[str]:
-    return [f"# HELP {name} {said}", f"# TYPE {name} {kind}"]
+def _family(name: str, kind: str, said: str, samples: Iterable[tuple[dict[str, str], float]]) -> Iterable[str]:
+    yield from (f"# HELP {name} {said}", f"# TYPE {name} {kind}")
+    for labels, value in samples:
+        yield f"{name}{{{_written(labels)}}} {value}" if labels else f"{name} {value}"
 
 
-def _sample(name: str, labels: dict[str, str], value: float) -> str:
-    inner = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-    return f"{name}{{{inner}}} {value}" if inner else f"{name} {value}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _written(labels: dict[str, str]) -> str:
+    escaped = {key: text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for key, text in labels.items()}
+    return ",".join(f'{key}="{text}"' for key, text in escaped.items())

@@ -4,7 +4,7 @@ A model is called by its file's stem (of a split file, without the part's number
 name in its metadata works too where no other has it, and capitals do not matter.  Two files of one name
 get their folders' names in front.
 
-The memory is `fitting/memory.py`'s: weights as stored, the cache of every slot, buffers, overhead.
+The memory is `capacity/memory.py`'s: weights as stored, the cache of every slot, buffers, overhead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from pathlib import Path
 
 from dither.capacity.memory import BATCH, Memory, needed
 from dither.capacity.shape import shape_of
-from dither.engines.processes import Settings
+from dither.engines.processes import LlamaProcess
+from dither.engines.protocol import Engine
+from dither.engines.settings import Settings, Wishes
+from dither.engines.transformers import TransformersEngine
 from dither.errors import DitherError, UsageError
 from dither.models.outline import outline
 from dither.models.source import open_headers
@@ -28,28 +31,17 @@ CONTEXT = 8192  # tokens per slot; a model trained on fewer gets its own number
 EMBEDDED = 2048  # tokens of a text to embed: they are computed in one batch, whose buffers grow with it
 SLOTS = (4, 2, 1)  # the most of these that fits
 GGUF, FOLDER = "llamacpp", "transformers"
+ENGINES: dict[str, type[Engine]] = {GGUF: LlamaProcess, FOLDER: TransformersEngine}
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the person asked of every model."""
-
-    context: int | None = None
-    slots: int | None = None
-    kv: str = "f16"
-    threads: int | None = None
-    gpu_layers: int = -1
-    loras: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One model.  `memory` is predicted, in bytes; None where its headers leave something open."""
 
     name: str
     path: Path
-    engine: str  # GGUF or FOLDER
+    engine: str  # one of ENGINES
     created: int
     aliases: tuple[str, ...]
     context: int
@@ -60,18 +52,15 @@ class Served:
     notes: tuple[str, ...] = ()
 
     def settings(self, embeddings: bool) -> Settings:
-        context = min(self.context, EMBEDDED) if embeddings else self.context
-        return Settings(
-            path=str(self.path),
-            context=context,
-            slots=self.slots,
-            kv="f16" if embeddings else self.wishes.kv,
-            threads=self.wishes.threads,
-            gpu_layers=self.wishes.gpu_layers,
-            loras=() if embeddings else self.wishes.loras,
-            embeddings=embeddings,
-            alias=self.name,
-        )
+        made = Settings(**{**vars(self.wishes), "context": self.context, "slots": self.slots})
+        made = replace(made, metrics=True, alias=self.name)
+        if embeddings:
+            made = replace(made, context=min(self.context, EMBEDDED), kv="f16", loras=(), embeddings=True)
+        return made
+
+    @property
+    def takes_embeddings(self) -> bool:
+        return ENGINES[self.engine].takes_embeddings
 
     def needs(self, embeddings: bool) -> int:
         """An embedding engine computes a whole text at once: its buffers are that much larger."""
@@ -81,7 +70,7 @@ class Served:
         return self.need + self.memory.compute * max(0, -(-context // BATCH) - 1)
 
 
-def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[Served]:
+def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine: str) -> list[ServedModel]:
     """The models of these files.
 
     Raises UsageError where two have one name, SourceError and its kin where a file cannot be read."""
@@ -119,7 +108,7 @@ def _stem(path: Path) -> str:
     return _PART.sub("", name) or name
 
 
-def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> Served:
+def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> ServedModel:
     with open_headers(path, outline) as (model, _, _):
         kind = _engine_of(model, path, engine)
         trained = _trained(model)
@@ -128,10 +117,10 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
         titles = (model.metadata[key].value for key in ("general.name",) if key in model.metadata)
         weights = sum(tensor.stored_bytes for tensor in model.tensors)
         weights += sum(Path(lora).stat().st_size for lora in wishes.loras if Path(lora).is_file())
-        slots, memory = _fitting(model, weights, context, wishes, budget, kind)
+        slots, memory = _slots_that_fit(model, weights, context, wishes, budget, kind)
         if wishes.slots is None and slots < SLOTS[0] and kind == GGUF:
             notes.append(f"{name}: {slots} at once, as more do not fit into memory; --slots insists")
-        return Served(
+        return ServedModel(
             name=name,
             path=_weights_of(model, path),
             engine=kind,
@@ -158,7 +147,7 @@ def _engine_of(model: Model, path: Path, asked: str) -> str:
     if asked not in ("auto", found):
         raise UsageError(
             str(path),
-            f"is no file for {asked}: {'a GGUF' if found == GGUF else 'a checkpoint'}",
+            f"is not a file for {asked}: it is {'a GGUF' if found == GGUF else 'a checkpoint'}",
             f"Leave --engine out, or say --engine {found}.",
         )
     return found
@@ -178,7 +167,7 @@ def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[s
     return notes
 
 
-def _fitting(
+def _slots_that_fit(
     model: Model, weights: int, context: int, wishes: Wishes, budget: int, kind: str
 ) -> tuple[int, Memory | None]:
     """How many slots, and the memory that takes.  transformers answers one request at a time."""
@@ -194,11 +183,11 @@ def _fitting(
 class Catalog:
     """The models by name."""
 
-    def __init__(self, served: Sequence[Served]) -> None:
+    def __init__(self, served: Sequence[ServedModel]) -> None:
         self.served = tuple(served)
         self._by_name = {name.lower(): model for model in served for name in (*model.aliases, model.name)}
 
-    def find(self, asked: object) -> Served:
+    def find(self, asked: object) -> ServedModel:
         """The model a request names; where it names none, the only one.  Raises ApiError."""
         listed = ", ".join(model.name for model in self.served)
         if asked is None and len(self.served) == 1:

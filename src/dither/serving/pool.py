@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from dither.engines.protocol import Engine
 from dither.errors import DitherError
 from dither.serving.errors import SERVER, ApiError, busy
-from dither.serving.models import Served
+from dither.serving.models import ServedModel
 
-Loader = Callable[[Served, bool], Awaitable[Engine]]
+Loader = Callable[[ServedModel, bool], Awaitable[Engine]]
 
 
 @dataclass(eq=False)
-class Place:
+class PooledModel:
     """A model for one purpose, in memory or not."""
 
-    model: Served
+    model: ServedModel
     embeddings: bool
     engine: Engine | None = None
     loading: asyncio.Task[Engine] | None = None
@@ -52,8 +52,8 @@ class Place:
 
 
 class Pool:
-    def __init__(self, models: Sequence[Served], budget: int, queue: int, load: Loader) -> None:
-        self.places = [Place(model, embeddings) for model in models for embeddings in (False, True)]
+    def __init__(self, models: Sequence[ServedModel], budget: int, queue: int, load: Loader) -> None:
+        self.models = [PooledModel(model, embeddings) for model in models for embeddings in (False, True)]
         self.budget, self.queue = budget, queue
         self.waiting = 0
         self._load = load
@@ -62,101 +62,101 @@ class Pool:
 
     @property
     def running(self) -> int:
-        return sum(place.running for place in self.places)
+        return sum(pooled.running for pooled in self.models)
 
     @property
     def held_bytes(self) -> int:
-        return sum(place.need for place in self.places if place.held)
+        return sum(pooled.need for pooled in self.models if pooled.held)
 
-    def place(self, model: Served, embeddings: bool) -> Place:
-        return next(p for p in self.places if p.model is model and p.embeddings == embeddings)
+    def _pooled(self, model: ServedModel, embeddings: bool) -> PooledModel:
+        return next(each for each in self.models if each.model is model and each.embeddings == embeddings)
 
     @asynccontextmanager
-    async def lease(self, model: Served, embeddings: bool = False) -> AsyncIterator[Engine]:
+    async def lease(self, model: ServedModel, embeddings: bool = False) -> AsyncIterator[Engine]:
         """A slot of the model's engine.
 
         Raises ApiError: 429 where too many wait, 503 where the model cannot be loaded."""
-        place = self.place(model, embeddings)
-        if self.waiting >= self.queue and self._would_wait(place):
+        pooled = self._pooled(model, embeddings)
+        if self.waiting >= self.queue and self._would_wait(pooled):
             raise busy(self.waiting)
         self.waiting += 1
         entered = False
         try:
             try:
                 async with self._door:
-                    await self._admit(place)
+                    await self._admit(pooled)
                     entered = True
-                engine = await self._loaded(place)
-                slots = place.slots  # a model that is loaded again gets new ones
+                engine = await self._loaded(pooled)
+                slots = pooled.slots  # a model that is loaded again gets new ones
                 await slots.acquire()
             finally:
                 self.waiting -= 1
-            place.running += 1
+            pooled.running += 1
             try:
                 yield engine
             finally:
-                place.running -= 1
+                pooled.running -= 1
                 slots.release()
         finally:
             if entered:
-                place.users -= 1
-                place.used = time.monotonic()
+                pooled.users -= 1
+                pooled.used = time.monotonic()
                 self._changed.set()
 
-    def _would_wait(self, place: Place) -> bool:
-        return not place.ready or place.slots.locked() or self._door.locked()
+    def _would_wait(self, pooled: PooledModel) -> bool:
+        return not pooled.ready or pooled.slots.locked() or self._door.locked()
 
-    async def _admit(self, place: Place) -> None:
+    async def _admit(self, pooled: PooledModel) -> None:
         """Counts one more user, and sees to it that the model is in memory or on its way."""
-        if place.engine is not None and not place.engine.alive:
-            await self._unload(place)
-        if not place.held:
-            await self._make_room(place.need)
-            place.loading = asyncio.ensure_future(self._start(place))
-            place.loading.add_done_callback(_seen)
-        place.users += 1
+        if pooled.engine is not None and not pooled.engine.alive:
+            await self._unload(pooled)
+        if not pooled.held:
+            await self._make_room(pooled.need)
+            pooled.loading = asyncio.ensure_future(self._start(pooled))
+            pooled.loading.add_done_callback(_seen)
+        pooled.users += 1
 
-    async def _start(self, place: Place) -> Engine:
+    async def _start(self, pooled: PooledModel) -> Engine:
         try:
-            engine = await self._load(place.model, place.embeddings)
-            place.engine, place.slots = engine, asyncio.Semaphore(engine.slots)
-            place.loads += 1
+            engine = await self._load(pooled.model, pooled.embeddings)
+            pooled.engine, pooled.slots = engine, asyncio.Semaphore(engine.slots)
+            pooled.loads += 1
             return engine
         finally:
-            place.loading = None
+            pooled.loading = None
             self._changed.set()
 
-    async def _loaded(self, place: Place) -> Engine:
-        if place.loading is not None:
+    async def _loaded(self, pooled: PooledModel) -> Engine:
+        if pooled.loading is not None:
             try:
-                await asyncio.shield(place.loading)
+                await asyncio.shield(pooled.loading)
             except (DitherError, OSError) as error:
                 raise ApiError(503, str(error), SERVER, "model_not_loaded") from error
-        if place.engine is None:  # it failed while this request stood in line for it
-            raise ApiError(503, f"{place.model.name} could not be loaded", SERVER, "model_not_loaded")
-        return place.engine
+        if pooled.engine is None:  # it failed while this request stood in line for it
+            raise ApiError(503, f"{pooled.model.name} could not be loaded", SERVER, "model_not_loaded")
+        return pooled.engine
 
     async def _make_room(self, need: int) -> None:
         """A model that is larger than the budget all by itself is loaded alone."""
         while self.held_bytes and self.held_bytes + need > self.budget:
-            idle = [place for place in self.places if place.engine is not None and not place.users]
+            idle = [pooled for pooled in self.models if pooled.engine is not None and not pooled.users]
             if idle:
-                await self._unload(min(idle, key=lambda place: place.used))
+                await self._unload(min(idle, key=lambda pooled: pooled.used))
                 continue
             self._changed.clear()
             await self._changed.wait()
 
-    async def _unload(self, place: Place) -> None:
-        engine, place.engine = place.engine, None
+    async def _unload(self, pooled: PooledModel) -> None:
+        engine, pooled.engine = pooled.engine, None
         if engine is not None:
             await engine.close()
 
     async def close(self) -> None:
-        for place in self.places:
-            if place.loading is not None:
-                place.loading.cancel()
-                await asyncio.gather(place.loading, return_exceptions=True)
-            await self._unload(place)
+        for pooled in self.models:
+            if pooled.loading is not None:
+                pooled.loading.cancel()
+                await asyncio.gather(pooled.loading, return_exceptions=True)
+            await self._unload(pooled)
 
 
 def _seen(task: asyncio.Task[Engine]) -> None:

@@ -14,24 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Send
 
 from dither.engines.protocol import EngineGoneError, Reply
 from dither.serving.errors import ApiError, broken, from_engine
-
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 MOST_KEPT = 8 * 2**20  # bytes of one answer that wait for its client
 MOST_DOCUMENT = 256 * 2**20  # bytes of a reply that is one document: embeddings of many texts
 STALLED = 60.0  # seconds
 _ERRORS = (b"error: ", b'data: {"error"')
-
-
-class ClientGoneError(Exception):
-    """Nobody is left to answer."""
 
 
 class Kept:
@@ -85,7 +79,7 @@ async def whole(reply: Reply) -> bytes:
     """A reply that is one document.  Raises ApiError where it is an error, or breaks off."""
     pieces, size = [], 0
     try:
-        async with pieces_of(reply) as found:
+        async with contextlib.aclosing(reply.pieces) as found:
             async for piece in found:
                 pieces.append(piece)
                 size += len(piece)
@@ -113,7 +107,7 @@ async def stream(reply: Reply, send: Send, finished: Callable[[], Awaitable[None
     kept = Kept()
 
     async def fill() -> None:
-        async with pieces_of(reply) as pieces:
+        async with contextlib.aclosing(reply.pieces) as pieces:
             await kept.fill(pieces)
         await finished()
 
@@ -137,14 +131,8 @@ _STREAM = [
 ]
 
 
-def pieces_of(reply: Reply) -> contextlib.aclosing[AsyncGenerator[bytes, None]]:
-    """The pieces, for a `with` that hangs up at its end."""
-    assert isinstance(reply.pieces, AsyncGenerator)
-    return contextlib.aclosing(reply.pieces)
-
-
 async def unless_gone(receive: Receive, work: Awaitable[None]) -> None:
-    """Runs `work` to its end, or until the client hangs up.  Raises ClientGoneError then.
+    """Runs `work` to its end, or until the client hangs up.  Raises ClientDisconnect then.
 
     The request's body must have been read: what comes after it is the end."""
     task = asyncio.ensure_future(work)
@@ -152,7 +140,7 @@ async def unless_gone(receive: Receive, work: Awaitable[None]) -> None:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
+            raise ClientDisconnect
         task.result()
     finally:
         for part in (task, gone):

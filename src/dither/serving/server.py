@@ -11,25 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
 
 from dither.capacity.advice import usable
 from dither.capacity.machine import detect
 from dither.capacity.memory import KV_TYPES, margin
-from dither.engines import processes
 from dither.engines.llamacpp import EngineError
 from dither.engines.protocol import Engine
+from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import DitherError, UsageError
 from dither.serving.access import Access
 from dither.serving.app import App
+from dither.serving.connection import Connection
 from dither.serving.errors import ApiError
-from dither.serving.models import FOLDER, Catalog, Served, Wishes, serve_files
+from dither.serving.models import ENGINES, Catalog, ServedModel, serve_files
 from dither.serving.pool import Pool
 from dither.units import format_bytes, parse_bytes
+from dither.web.listening import in_url, listen, uvicorn_config
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 QUEUE = 128  # requests that may wait
 DRAIN = 600.0  # seconds that answers have to finish once the server is told to stop
@@ -43,26 +51,21 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     api_keys: Sequence[str] = (),
-    context: int | None = None,
-    slots: int | None = None,
-    kv: str = "f16",
-    loras: Sequence[str | Path] = (),
+    insecure: bool = False,
     engine: str = "auto",
     memory: int | str | None = None,
     queue: int = QUEUE,
-    insecure: bool = False,
-    threads: int | None = None,
-    gpu_layers: int = -1,
     grammars: bool = False,
+    **wishes: Unpack[WishKeywords],
 ) -> Server:
     """Serves models over HTTP, in OpenAI's form, until the `Server` is closed.
 
     `files` are GGUFs or folders of checkpoints; a request's `model` picks one by name.  The first is loaded
     now, the others when they are asked for; `memory` (bytes or "16GiB", default: what is free) bounds what
-    is loaded at once.  `port` 0 takes a free one.  `context` is in tokens per slot, `slots` how many
-    requests each model answers at once, `kv` the cache's type, `loras` adapters laid over every GGUF,
-    `queue` how many requests may wait before others are refused.  Without `api_keys` everybody who reaches
-    `host` may ask; beyond loopback that takes `insecure`.  `gpu_layers` -1: as many as fit.
+    is loaded at once.  `port` 0 takes a free one, `queue` is how many requests may wait before others are
+    refused.  Without `api_keys` everybody who reaches `host` may ask; beyond loopback that takes `insecure`.
+    `wishes`: `context` in tokens per slot, `slots` (how many requests each model answers at once), `kv` (the
+    cache's type), `loras` (adapters laid over every GGUF), `threads`, `gpu_layers` (-1: as many as fit).
     `grammars` lets requests bring grammars in llama.cpp's notation, with which a single one can keep a
     model busy for good: for people one trusts.
 
@@ -70,32 +73,28 @@ def serve(
     EngineError where the first model cannot be loaded or the port is taken.
     """
     named = [files] if isinstance(files, (str, Path)) else list(files)
-    _check(kv, context, slots, queue, port, engine)
+    wished = replace(Wishes(gpu_layers=-1), **wishes)
+    _check(wished, queue, port, engine)
     access = Access(api_keys, host, insecure)
-    budget, told = _budget(memory, gpu_layers)
-    adapters = tuple(str(Path(lora)) for lora in loras)
-    wishes = Wishes(context, slots, kv, threads, gpu_layers, adapters)
-    models = serve_files(named, wishes, budget, engine)
+    budget, told = _budget(memory, wished.gpu_layers)
+    models = serve_files(named, wished, budget, engine)
     if told:
         _refuse_too_large(models, budget)
     return Server(Catalog(models), access, budget, queue, host, port, grammars)
 
 
-def _check(kv: str, context: int | None, slots: int | None, queue: int, port: int, engine: str) -> None:
-    if kv not in KV_TYPES:
-        raise UsageError(f"--kv {kv}", "is no type of the cache", f"Choose one of {', '.join(KV_TYPES)}.")
-    if context is not None and not 1 <= context <= 2**28:
-        raise UsageError(f"--context {context}", "is no number of tokens", "Give 1 or more: 8192, say.")
-    if slots is not None and not 1 <= slots <= 1024:
-        raise UsageError(f"--slots {slots}", "is no number of conversations", "Give 1 to 1024.")
-    if not 0 <= queue <= 100_000:
-        raise UsageError(f"--queue {queue}", "is no number of requests", "Give 0 to 100000.")
-    if not 0 <= port < 2**16:
-        raise UsageError(f"--port {port}", "is no port", "Give 1 to 65535, or 0 for a free one.")
-    if engine not in ("auto", "llamacpp", "transformers"):
-        raise UsageError(
-            f"--engine {engine}", "is none that serves from here", "Choose auto, llamacpp or transformers."
-        )
+def _check(wished: Wishes, queue: int, port: int, engine: str) -> None:
+    for option, value, least, most, way_out in (
+        ("--context", wished.context, 1, 2**28, "Give a number of tokens: 8192, say."),
+        ("--slots", wished.slots, 1, 1024, "Give a number of conversations: 4, say."),
+        ("--queue", queue, 0, 100_000, "Give a number of requests: 128, say."),
+        ("--port", port, 0, 2**16 - 1, "0 takes a free one."),
+    ):
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"{option} {value}", f"is not a whole number from {least} to {most}", way_out)
+    for option, name, known in (("--kv", wished.kv, KV_TYPES), ("--engine", engine, ("auto", *ENGINES))):
+        if name not in known:
+            raise UsageError(f"{option} {name}", "is not known", f"Choose one of {', '.join(known)}.")
 
 
 def _budget(memory: int | str | None, gpu_layers: int) -> tuple[int, bool]:
@@ -107,7 +106,7 @@ def _budget(memory: int | str | None, gpu_layers: int) -> tuple[int, bool]:
     return usable(machine) + cards, False
 
 
-def _refuse_too_large(models: Sequence[Served], budget: int) -> None:
+def _refuse_too_large(models: Sequence[ServedModel], budget: int) -> None:
     for model in models:
         if model.need > budget:
             raise UsageError(
@@ -118,12 +117,8 @@ def _refuse_too_large(models: Sequence[Served], budget: int) -> None:
             )
 
 
-async def load(model: Served, embeddings: bool) -> Engine:
-    if model.engine == FOLDER:
-        from dither.engines.transformers import TransformersEngine
-
-        return await TransformersEngine.start(model.path, model.context, model.wishes.threads)
-    return await processes.start(model.settings(embeddings))
+async def load(model: ServedModel, embeddings: bool) -> Engine:
+    return await ENGINES[model.engine].start(model.path, model.settings(embeddings))
 
 
 class Server:
@@ -137,23 +132,23 @@ class Server:
     ) -> None:
         self.models, self.budget, self.access = catalog.served, budget, access
         self._catalog, self._queue, self._grammars = catalog, queue, grammars
-        self._socket = _listen(host, port)
-        plain = host.strip("[]")
-        shown = f"[{plain}]" if ":" in plain else plain
-        self.url = f"http://{shown}:{self._socket.getsockname()[1]}/v1"
-        self._began: threading.Event = threading.Event()
-        self._failed: BaseException | None = None
+        try:
+            self._socket = listen(host, port, waiting=1024, unsent=_UNSENT)
+        except OSError as error:
+            reason = f"cannot be listened on ({error.strerror})"
+            raise EngineError(f"{host}:{port}", reason, "Choose another --port, or 0.") from None
+        self.url = f"http://{in_url(host)}:{self._socket.getsockname()[1]}/v1"
+        self._began: Future[None] = Future()
         self._stop: asyncio.Event | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.app: App | None = None
         self._patience = DRAIN
         self._thread = threading.Thread(target=self._run, name="dither-serve", daemon=True)
         self._thread.start()
-        self._began.wait()
-        if self._failed is not None:
-            self._thread.join()
-            self._socket.close()
-            raise self._failed
+        failed = self._began.exception()
+        if failed is not None:
+            self.close()
+            raise failed
 
     def drain(self, patience: float = DRAIN) -> None:
         """Refuses what is new from now on, and ends when the rest is done, or after `patience` seconds."""
@@ -182,41 +177,32 @@ class Server:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # handed to whoever waits for the start
-            self._failed = error
-        finally:
-            self._began.set()
+        except BaseException as error:
+            if not self._began.done():  # whoever waits for the start gets it
+                self._began.set_exception(error)
 
     async def _serve(self) -> None:
-        import uvicorn
-
-        from dither.serving.connection import Connection
-
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         pool = Pool(self.models, self.budget, self._queue, load)
         self.app = app = App(self.access, self._catalog, pool, self._grammars)
         try:
             await _try_first(pool, self.models[0])
-            config = uvicorn.Config(
+            config = uvicorn_config(
                 app,
                 log_config=None,
                 log_level="error",
-                access_log=False,
                 lifespan="off",
-                ws="none",
-                server_header=False,
                 date_header=False,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=5,
                 http=Connection,
-                proxy_headers=False,
             )
             server = uvicorn.Server(config)
             app.connections = server.server_state.connections
             serving = asyncio.ensure_future(server.serve(sockets=[self._socket]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
-            self._began.set()
+            self._began.set_result(None)
             await self._until_drained(app, serving)
             server.should_exit = True
             await serving
@@ -237,7 +223,7 @@ class Server:
             app.drop_stalled()
 
 
-async def _try_first(pool: Pool, model: Served) -> None:
+async def _try_first(pool: Pool, model: ServedModel) -> None:
     """So that a file that does not load says so now, not to the first client."""
     try:
         async with pool.lease(model):
@@ -246,23 +232,3 @@ async def _try_first(pool: Pool, model: Served) -> None:
         if isinstance(error.__cause__, DitherError):
             raise error.__cause__ from None
         raise EngineError(model.name, error.message, "") from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    plain = host.strip("[]")
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, proto)
-        try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)  # connections inherit it
-            found.bind(address)
-            found.listen(1024)
-        except OSError:
-            found.close()
-            raise
-    except OSError as error:
-        raise EngineError(
-            f"{host}:{port}", f"cannot be listened on ({error.strerror})", "Choose another --port, or 0."
-        ) from None
-    return found

@@ -11,3 +11,12 @@ def shown(name: str, limit: int = 120) -> str:
     """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[: limit + 1])
     return text if len(name) <= limit else text[:limit] + "…"
+
+
+def printable(value: object, instead: str = "\N{REPLACEMENT CHARACTER}") -> str:
+    """Any text with `instead` for every character that is not to be printed: one line, and as long as it was.
+
+    >>> printable("a\x1b[2J|b\n"), printable("a\nb", " ")
+    ('a�[2J|b�', 'a b')
+    """
+    return "".join(c if c.isprintable() else instead for c in str(value))

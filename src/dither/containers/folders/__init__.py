@@ -1,37 +1,32 @@
 """Containers that are folders of safetensors, by the name that `--to` takes.
 
-scheme.py    what a container of this kind is
-gptq.py, awq.py, compressed.py, bnb.py, float8.py, plain.py    one file per method
-plan.py      what every tensor becomes
-output.py    the folder being written
-side.py      config.json, tokenizer, card
+    scheme.py    what a container of this kind is
+    mix.py       what every tensor becomes
+    target.py    the folder as the target of a run
+    output.py    the folder being written
+    side.py      config.json, tokenizer, card
+    joined.py    matrices that a server computes as one
+
+A container is found by iterating this folder: every module may define `SCHEMES`, a tuple of `scheme.Scheme`, one
+file per method (gptq.py, awq.py, compressed.py, bnb.py, float8.py, plain.py).  Adding one is adding a file.
 """
 
 from __future__ import annotations
 
-from dither.containers.folders.awq import Awq
-from dither.containers.folders.bnb import EightBits, FourBits
-from dither.containers.folders.compressed import SCHEMES
-from dither.containers.folders.float8 import Float8Block
-from dither.containers.folders.gptq import Gptq
-from dither.containers.folders.plain import Plain
+from functools import cache
+from pkgutil import extend_path
+
 from dither.containers.folders.scheme import Scheme
+from dither.system.discovery import modules
 
-_ALL: tuple[Scheme, ...] = (
-    Awq(),
-    Gptq(),
-    *SCHEMES,
-    Float8Block(),
-    FourBits("nf4"),
-    FourBits("fp4"),
-    EightBits(),
-    Plain(),
-)
+__path__ = extend_path(__path__, __name__)
 
 
+@cache
 def schemes() -> dict[str, Scheme]:
     """Every folder container by name."""
-    return {scheme.name: scheme for scheme in _ALL}
+    found: list[Scheme] = [scheme for module in modules(__name__) for scheme in getattr(module, "SCHEMES", ())]
+    return {scheme.name: scheme for scheme in sorted(found, key=lambda scheme: scheme.listed)}
 
 
 def find_scheme(name: str) -> Scheme | None:

@@ -14,6 +14,7 @@ from dither.containers.folders.scheme import (
     Order,
     Parts,
     Scheme,
+    SplitCodec,
     Wish,
     group_name,
     integers_of,
@@ -22,11 +23,11 @@ from dither.containers.folders.scheme import (
     whole_groups,
 )
 from dither.formats.layouts import Affine, awq
-from dither.types import Bytes, Codec, No, Yes
+from dither.types import Bytes, No, Yes
 
 
-class Awq(Scheme):
-    name, title = "awq", "AWQ"
+class AwqFolder(Scheme):
+    name, title, listed = "awq", "AWQ", 0
     words = "integers of 4 bits with zero points; vLLM, SGLang, transformers with gptqmodel"
 
     def codec(self, wish: Wish) -> str:
@@ -42,12 +43,12 @@ class Awq(Scheme):
             return No(f"{rows} rows; AWQ packs them by eights")
         return whole_groups(kind, columns)
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         kind = known_integers(codec.name)
         return awq.parts(rows, columns, kind.group or columns)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
-        return awq.pack(Affine(*codec.split(raw_RN)))  # type: ignore[attr-defined]
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+        return awq.pack(Affine(*codec.split(raw_RN)))
 
     def mixes(self, first: str, second: str) -> bool:
         one, other = integers_of(first), integers_of(second)
@@ -66,3 +67,6 @@ class Awq(Scheme):
             "version": "gemm",
             "modules_to_not_convert": plain or None,
         }
+
+
+SCHEMES = (AwqFolder(),)

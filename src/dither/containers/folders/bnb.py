@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, Wish, refuse, signed
+from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, SplitCodec, Wish, refuse, signed
 from dither.formats.layouts import Table4, bnb, integers
-from dither.types import Bytes, Codec, No, Yes
+from dither.types import Bytes, No, Yes
 
 
-class FourBits(Scheme):
+class FourBitFolder(Scheme):
+    listed = 3
     groups = ()  # bitsandbytes has no smaller blocks than the default
 
     def __init__(self, name: str) -> None:
@@ -42,13 +43,13 @@ class FourBits(Scheme):
     def mixes(self, first: str, second: str) -> bool:
         return first == second
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         kind, block, nested = _parsed(codec.name)
         return bnb.parts(rows, columns, kind, block, nested=nested, dtype=TORCH[dtype])
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         kind, _, nested = _parsed(codec.name)
-        codes_RC, absmax_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
+        codes_RC, absmax_RG = codec.split(raw_RN)
         return bnb.pack(Table4(codes_RC, absmax_RG, kind), nested=nested, dtype=TORCH[dtype])
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
@@ -78,23 +79,22 @@ def _parsed(codec: str) -> tuple[str, int, bool]:
     return kind, int(block) if block.isdigit() else 1, nested == "dq"
 
 
-class EightBits(Scheme):
-    name, title = "int8", "bitsandbytes LLM.int8"
+class EightBitFolder(Scheme):
+    name, title, listed = "int8", "bitsandbytes LLM.int8", 3
     words = "8 bits per weight, outliers of activations apart; bitsandbytes"
 
     def codec(self, wish: Wish) -> str:
-        if wish.bits not in (None, 8) or wish.group is not None or wish.sym is not None:
-            raise refuse(self, "a grid", "has one already: int8 per row", "Leave --bits and --group out.")
+        self.check_no_grid(wish, 8)
         return "int8-channel-f32"
 
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
         return Yes() if codec == "int8-channel-f32" else No(f"{self.title} holds no {codec}")
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         return integers.parts(rows, columns, "llm-int8")
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
-        return integers.pack(signed(*codec.split(raw_RN)), "llm-int8")  # type: ignore[attr-defined]
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+        return integers.pack(signed(*codec.split(raw_RN)), "llm-int8")
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         return {
@@ -106,3 +106,6 @@ class EightBits(Scheme):
             "llm_int8_enable_fp32_cpu_offload": False,
             "llm_int8_has_fp16_weight": False,
         }
+
+
+SCHEMES = (FourBitFolder("nf4"), FourBitFolder("fp4"), EightBitFolder())

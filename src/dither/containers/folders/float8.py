@@ -9,30 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, SplitCodec, Wish
 from dither.formats.layouts import Float8, float8
-from dither.types import Bytes, Codec, No, Yes
+from dither.types import Bytes, No, Yes
 
 CODEC = "fp8-128x128"
 
 
-class Float8Block(Scheme):
-    name, title = "fp8-block", "FP8 in blocks of 128 × 128"
+class Float8Folder(Scheme):
+    name, title, listed = "fp8-block", "FP8 in blocks of 128 × 128", 2
     words = "e4m3 in tiles, as DeepSeek and Qwen publish it; vLLM, SGLang, transformers"
 
     def codec(self, wish: Wish) -> str:
-        if (wish.bits, wish.group, wish.sym) != (None, None, None):
-            raise refuse(self, "a grid", "has one already", "Leave --bits, --group and --sym out.")
+        self.check_no_grid(wish)
         return CODEC
 
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
         return Yes() if codec == CODEC else No(f"{self.title} holds no {codec}")
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         return float8.parts(rows, columns)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
-        codes_RC, scale_RG = codec.split(raw_RN)  # type: ignore[attr-defined]
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+        codes_RC, scale_RG = codec.split(raw_RN)
         return float8.pack(Float8(codes_RC, scale_RG[::128], (128, 128)))  # stored once per row, of 128 alike
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
@@ -43,3 +42,6 @@ class Float8Block(Scheme):
             "weight_block_size": [128, 128],
             "modules_to_not_convert": plain or None,
         }
+
+
+SCHEMES = (Float8Folder(),)

@@ -22,22 +22,21 @@ import numpy as np
 from dither._version import __version__
 from dither.containers.folders.joined import fused_modules
 from dither.containers.folders.scheme import (
+    BITS,
     Arrays,
     Order,
     Parts,
     Scheme,
+    SplitCodec,
     Wish,
-    group_name,
+    integer_codec,
     integers_of,
     known_integers,
-    refuse,
     whole_groups,
 )
 from dither.containers.folders.side import HEAD
 from dither.formats.layouts import Affine, gptq
-from dither.types import Bytes, Codec, No, Yes
-
-BITS = (2, 3, 4, 8)
+from dither.types import Bytes, No, Yes
 
 
 def _inside_blocks(modules: Iterable[str]) -> list[str]:
@@ -49,17 +48,14 @@ def _inside_blocks(modules: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name, count=1) for name in modules))
 
 
-class Gptq(Scheme):
+class GptqFolder(Scheme):
     name, title = "gptq", "GPTQ"
     words = "integers of 2, 3, 4 or 8 bits in groups; vLLM, SGLang, transformers with gptqmodel"
+    listed = 0
     reorders = True
 
     def codec(self, wish: Wish) -> str:
-        bits = wish.bits or 4
-        if bits not in BITS:
-            raise refuse(self, f"--bits {bits}", "is not one of 2, 3, 4 and 8", "Choose one of them.")
-        sign = "int" if wish.sym in (None, True) else "uint"
-        return f"{sign}{bits}-{group_name(128 if wish.group is None else wish.group)}"
+        return integer_codec(self, wish, 4, 128)
 
     def choices(self, wish: Wish) -> tuple[str, ...]:
         return tuple(self.codec(replace(wish, bits=bits)) for bits in BITS)
@@ -72,13 +68,13 @@ class Gptq(Scheme):
             return No(f"{rows} × {columns}; GPTQ packs multiples of 32 both ways")
         return whole_groups(kind, columns)
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         kind = known_integers(codec.name)
         return gptq.parts(rows, columns, kind.bits, kind.group or columns)
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         kind = known_integers(codec.name)
-        affine = Affine(*codec.split(raw_RN))  # type: ignore[attr-defined]
+        affine = Affine(*codec.split(raw_RN))
         if order_C is not None:
             back_C = np.argsort(order_C)
             group_of_C = (back_C // (kind.group or columns)).astype(np.int32)
@@ -118,3 +114,6 @@ class Gptq(Scheme):
 
     def documents(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"quantize_config.json": dict(config)}  # where older loaders look
+
+
+SCHEMES = (GptqFolder(),)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs import codec as find_codec
-from dither.containers.folders.scheme import Scheme
+from dither.containers.folders.scheme import Scheme, split_codec
 from dither.containers.mix import MixTensor
 from dither.containers.part_folder import PartFolder
 from dither.containers.part_output import PartOutput
@@ -34,56 +35,56 @@ from dither.types import Bytes, Codec
 SHARD = 5 * 10**9  # bytes; what the hub's own tools cut at
 
 
-class FolderOutput(PartOutput):
-    """See `types.Output`; a context manager.  `identity` says what work this is, as for GGUF.
+@dataclass(frozen=True)
+class Contents:
+    """What a folder will hold: the mix, in the checkpoint's names and order, and what stands beside it."""
 
-    `documents` are JSON files (name → content) and `copies` files of the model's to be taken along.  `order`
-    says of a tensor and an expert in which order columns come, where that is not theirs.
+    tensors: Sequence[MixTensor]
+    entries: Sequence[Written]
+    dtype: str  # of what stays numbers
+    documents: Mapping[str, Any]  # JSON files: name → content
+    copies: Sequence[Path]  # files of the model's to be taken along
+
+
+class FolderOutput(PartOutput):
+    """A context manager.  `identity` says what work this is, as for GGUF.
+
+    `order` says of a tensor and an expert in which order columns come, where that is not theirs.
     """
 
     def __init__(
-        self,
-        path: Path,
-        scheme: Scheme,
-        dtype: str,
-        tensors: Sequence[MixTensor],
-        entries: Sequence[Written],
-        identity: str,
-        documents: Mapping[str, Any],
-        copies: Sequence[Path],
-        order: OrderOf | None = None,
+        self, path: Path, scheme: Scheme, contents: Contents, identity: str, order: OrderOf | None = None
     ) -> None:
-        self._scheme, self._dtype, self._order = scheme, dtype, order
-        self._planned = {tensor.name: tensor for tensor in tensors}
+        self._scheme, self._dtype, self._order = scheme, contents.dtype, order
+        self._planned = {tensor.name: tensor for tensor in contents.tensors}
         self._modules: dict[str, list[Written]] = {}
-        for entry in entries:
+        for entry in contents.entries:
             self._modules.setdefault(entry.tensor, []).append(entry)
-        self._parts = {entry.name: self._parts_of(entry) for entry in entries}
+        self._parts = {entry.name: self._parts_of(entry) for entry in contents.entries}
         shards = _shards([named for parts in self._parts.values() for named in parts.values()], SHARD)
         headers, self._places = _headers(shards)
         sizes = {name: len(header) for name, header in headers.items()}
         for file, _, size in self._places.values():
             sizes[file] += size
-        digest = hashlib.sha256(json.dumps([identity, sorted(documents)]).encode())
+        digest = hashlib.sha256(json.dumps([identity, sorted(contents.documents)]).encode())
         for header in headers.values():
             digest.update(header)
         self._file: PartFolder = PartFolder(path, sizes, digest.hexdigest())
         self._total = sum(sizes.values())
         self._rows: dict[str, Bytes] = {}
         self._lock = threading.Lock()
-        self._documents = dict(documents)
+        self._documents = dict(contents.documents)
         for name, header in headers.items():
             self._file.write_at(0, header, name)
-        self._write_documents(headers, copies)
+        self._write_documents(headers, contents.copies)
 
     def _parts_of(self, entry: Written) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         """Suffix → name, dtype and shape of the file's tensors that one tensor of a checkpoint turns into."""
         kind = self._planned[entry.tensor].type
         if kind in FLOAT_TYPES:
             return {"": (entry.name, kind, entry.shape)}
-        codec = find_codec(kind, entry.shape[-1])
         rows, columns = entry.shape
-        parts = self._scheme.parts(codec, rows, columns, self._dtype)
+        parts = self._scheme.parts(split_codec(kind, columns), rows, columns, self._dtype)
         return {suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()}
 
     def _write_documents(self, headers: Mapping[str, bytes], copies: Sequence[Path]) -> None:
@@ -98,7 +99,6 @@ class FolderOutput(PartOutput):
 
     @property
     def total(self) -> int:
-        """Bytes of the finished safetensors."""
         return self._total
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
@@ -124,9 +124,9 @@ class FolderOutput(PartOutput):
                 order = entry.order()
                 if order is not None:
                     raw_RN = raw_RN[order]
-                codec = find_codec(kind, entry.shape[-1])
                 order_C = self._order(tensor, entry.first_row // entry.rows) if self._order else None
                 columns = entry.shape[-1]
+                codec = split_codec(kind, columns)
                 self._write_arrays(entry, self._scheme.pack(codec, raw_RN, columns, self._dtype, order_C))
         self._file.finish(tensor, record, self._planned[tensor].bytes)
 
@@ -146,7 +146,6 @@ class FolderOutput(PartOutput):
         return True
 
     def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
-        """Puts every tensor's relative error into what the folder says of itself."""
         self.fill(key, json.dumps({name: float(f"{error:.6g}") for name, error in errors.items()}))
 
     def describe(self, card: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, SplitCodec, Wish, refuse
 from dither.errors import UsageError
-from dither.types import Bytes, Codec, No, Yes
+from dither.types import Bytes, No, Yes
 
 
-class Plain(Scheme):
+class PlainFolder(Scheme):
     name, title = "safetensors", "safetensors without quantization"
+    listed = 4
     words = "numbers as they are, in a folder"
     quantizes = False
 
@@ -23,11 +24,14 @@ class Plain(Scheme):
     def can_hold(self, codec: str, shape: tuple[int, ...]) -> Yes | No:
         return No(f"a checkpoint of numbers holds no {codec}")
 
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         raise UsageError(codec.name, "is not what a checkpoint of numbers holds", "Choose another container.")
 
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         raise UsageError(codec.name, "is not what a checkpoint of numbers holds", "Choose another container.")
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         return {}
+
+
+SCHEMES = (PlainFolder(),)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,9 @@ from dither.types import Bytes, Codec, Floats, No, Tensor, Yes
 Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype and shape
 Order = npt.NDArray[np.intp]
 Arrays = Mapping[str, npt.NDArray[Any]]
+BITS = (2, 3, 4, 8)  # of integers
 TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' dtypes by torch's name
+STORED = {name: dtype for dtype, name in TORCH.items()}  # and back: codecs say theirs by that name
 
 _SCALES = {None: "F16", "bf16": "BF16", "f32": "F32"}  # how a codec's name ends → dtype of its scales
 
@@ -48,12 +50,21 @@ class Wish:
         return {"F16": "", "BF16": "-bf16", "F32": "-f32"}[self.dtype]
 
 
+class SplitCodec(Codec, Protocol):
+    """A codec whose rows come apart into codes and what they share, whose scales are `stored` as "bfloat16", …"""
+
+    @property
+    def stored(self) -> str: ...
+    def split(self, raw_RN: Bytes) -> tuple[npt.NDArray[Any], ...]: ...
+
+
 class Scheme(ABC):
     """One target of `--to`.  `quantizes` is False where nothing is but names and dtypes."""
 
     name: str  # "awq"
     title: str  # as a person reads it: "AWQ"
     words: str  # what it is, for `dither types`
+    listed = 9  # where it is listed: what most engines read comes first, and of equals the file whose name does
     quantizes = True
     reorders = False  # whether groups may hold columns from anywhere
     groups: tuple[int, ...] = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
@@ -67,11 +78,11 @@ class Scheme(ABC):
         """Whether a matrix (R, C) may be stored in this codec, and if not, why."""
 
     @abstractmethod
-    def parts(self, codec: Codec, rows: int, columns: int, dtype: str) -> Parts:
+    def parts(self, codec: SplitCodec, rows: int, columns: int, dtype: str) -> Parts:
         """The tensors of one module, by what is put behind its name.  `dtype` is the model's."""
 
     @abstractmethod
-    def pack(self, codec: Codec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
+    def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         """What they hold: arrays of exactly those dtypes' sizes and shapes.  `dtype` is the model's.
 
         With `order_C`, where `reorders`, the rows' columns are those of the matrix in that order.
@@ -80,6 +91,11 @@ class Scheme(ABC):
     @abstractmethod
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         """`quantization_config`: module → codec of all that are quantized; `plain` linear ones are not."""
+
+    def check_no_grid(self, wish: Wish, bits: int | None = None) -> None:
+        """Raises UsageError where a wish names a grid that is not this scheme's only one, of `bits`."""
+        if (wish.bits, wish.group, wish.sym) not in ((None, None, None), (bits, None, None)):
+            raise refuse(self, "a grid", "has one already", "Leave --bits, --group and --sym out.")
 
     def choices(self, wish: Wish) -> tuple[str, ...]:
         """The codecs that a plan may choose among, numbers left aside: those of one group and symmetry."""
@@ -118,8 +134,13 @@ class Scheme(ABC):
         """Bytes of a stack or a matrix as it will be stored."""
         rows, columns = shape[-2], shape[-1]
         experts = int(np.prod(shape[:-2]))
-        parts = self.parts(find_codec(codec, columns), rows, columns, "BF16")
+        parts = self.parts(split_codec(codec, columns), rows, columns, "BF16")
         return experts * sum(nbytes(dtype, part) for dtype, part in parts.values())
+
+
+def split_codec(name: str, columns: int) -> SplitCodec:
+    """The codec of a matrix that a folder stores in parts."""
+    return cast("SplitCodec", find_codec(name, columns))
 
 
 def refuse(scheme: Scheme, option: str, reason: str, way_out: str) -> UsageError:
@@ -140,8 +161,17 @@ def group_name(group: int) -> str:
     return f"g{group}" if group else "channel"
 
 
+def integer_codec(scheme: Scheme, wish: Wish, bits: int, group: int) -> str:
+    """Integers as wished, or of these bits around zero in groups of so many columns; scales are float16."""
+    bits = wish.bits or bits
+    if bits not in BITS:
+        raise refuse(scheme, f"--bits {bits}", "is not one of 2, 3, 4 and 8", "Choose one of them.")
+    sign = "int" if wish.sym in (None, True) else "uint"
+    return f"{sign}{bits}-{group_name(group if wish.group is None else wish.group)}"
+
+
 @dataclass(frozen=True)
-class Integers:
+class IntegerType:
     """What an integer codec's name says."""
 
     bits: int
@@ -150,10 +180,10 @@ class Integers:
     scale: str  # safetensors dtype of the scales
 
 
-def integers_of(codec: str) -> Integers | None:
+def integers_of(codec: str) -> IntegerType | None:
     """
     >>> integers_of("uint4-g128")
-    Integers(bits=4, group=128, affine=True, scale='F16')
+    IntegerType(bits=4, group=128, affine=True, scale='F16')
     >>> integers_of("nf4-g64") is None
     True
     """
@@ -161,17 +191,17 @@ def integers_of(codec: str) -> Integers | None:
     if found is None:
         return None
     unsigned, bits, group, stored = found.groups()
-    return Integers(int(bits), int(group or 0), bool(unsigned), _SCALES[stored])
+    return IntegerType(int(bits), int(group or 0), bool(unsigned), _SCALES[stored])
 
 
-def known_integers(codec: str) -> Integers:
+def known_integers(codec: str) -> IntegerType:
     """`integers_of` a codec that the scheme is known to hold."""
     kind = integers_of(codec)
     assert kind is not None
     return kind
 
 
-def whole_groups(kind: Integers, columns: int) -> Yes | No:
+def whole_groups(kind: IntegerType, columns: int) -> Yes | No:
     """Whether a row is cut into whole groups, and if not, why."""
     if kind.group and columns % kind.group:
         return No(f"{columns} columns are no whole groups of {kind.group}")

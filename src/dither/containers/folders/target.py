@@ -11,13 +11,14 @@ from typing import Any
 from dither._version import __version__
 from dither.codecs import codec
 from dither.containers.folders.joined import stacks
-from dither.containers.folders.output import FolderOutput
-from dither.containers.folders.plan import is_linear, plan_folder
-from dither.containers.folders.scheme import Scheme, Wish
+from dither.containers.folders.mix import is_linear, make_folder_mix
+from dither.containers.folders.output import Contents, FolderOutput
+from dither.containers.folders.scheme import Scheme, Wish, split_codec
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
-from dither.containers.target import OrderOf, TargetOutput
+from dither.containers.part_output import PartOutput
+from dither.containers.target import OutputSettings
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
@@ -40,8 +41,8 @@ class FolderTarget:
         options = self.options
         return Wish(options.bits, options.group, options.sym, self.dtype, options.act_order)
 
-    def plan(self, model: Model, known: Collection[str]) -> Mix:
-        return plan_folder(model, self.options, self.scheme, self.wish())
+    def mix(self, model: Model, known: Collection[str]) -> Mix:
+        return make_folder_mix(model, self.options, self.scheme, self.wish())
 
     def name(self, stem: str, label: str) -> str:
         return f"{stem}-{label}"
@@ -58,32 +59,21 @@ class FolderTarget:
             refuse_others(path)
         return path
 
-    def open(
-        self,
-        path: Path,
-        model: Model,
-        plan: Mix,
-        recipe: str,
-        store: EvidenceStore | None,
-        identity: str,
-        measured: bool,
-        order: OrderOf | None = None,
-    ) -> TargetOutput:
+    def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
         family, entries = written(model)
         wish = self.wish()
-        kinds = {tensor.name: tensor.type for tensor in plan.tensors}
+        kinds = {tensor.name: tensor.type for tensor in mix.tensors}
         linear = linear_modules(model, entries)
         modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOAT_TYPES}
         plain = [module for module, name in linear.items() if kinds[name] in FLOAT_TYPES]
-        documents: dict[str, Any] = {ABOUT: {"version": __version__, "recipe": json.loads(recipe)}}
+        documents: dict[str, Any] = {ABOUT: {"version": __version__, "recipe": json.loads(settings.recipe)}}
         config = checkpoint_config(model, family, wish.dtype)
         if self.scheme.quantizes and modules:
             config["quantization_config"] = self.scheme.config(modules, plain, wish)
             documents |= self.scheme.documents(config["quantization_config"])
         documents["config.json"] = config
-        output = FolderOutput(
-            path, self.scheme, wish.dtype, plan.tensors, entries, identity, documents, copies(model), order
-        )
+        contents = Contents(mix.tensors, entries, wish.dtype, documents, copies(model))
+        output = FolderOutput(path, self.scheme, contents, settings.identity, settings.order)
         made_files(model, output.part)
         return output
 
@@ -110,7 +100,7 @@ class FolderTarget:
 
     def fixed(self, model: Model) -> dict[str, MixTensor]:
         linear = {tensor.name for tensor in model.tensors if is_linear(tensor)}
-        return {t.name: t for t in self.plan(model, ()).tensors if t.name not in linear}
+        return {t.name: t for t in self.mix(model, ()).tensors if t.name not in linear}
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         return stacks(names)
@@ -131,7 +121,7 @@ class FolderTarget:
             if kind in FLOAT_TYPES or len(entry.shape) != 2 or isinstance(self.can_hold(kind, entry.shape), No):
                 continue
             rows, columns = entry.shape
-            parts = self.scheme.parts(codec(kind, columns), rows, columns, dtype)
+            parts = self.scheme.parts(split_codec(kind, columns), rows, columns, dtype)
             forms.append({suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()})
         return max(sum(len(lay_out([part], {})[0]) + longest for part in form.values()) for form in forms)
 

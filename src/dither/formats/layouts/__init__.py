@@ -13,12 +13,19 @@ them.  What lies between is one of `parts.py`'s records: codes and the scales th
     bnb           bitsandbytes' NF4 and FP4, also with a quantized absmax
     recode        which of these are GGUF's Q4_0 or Q4_1 to the bit
 
+What config.json calls a method, and how others speak of it, stands in the file of its layout too: `METHODS`,
+found by iterating this folder (`methods.methods`).
+
 Nothing here opens a file or knows a model.  Shapes are trusted: whoever reads a stranger's file checks them
 first (`dither.models.packed`).
 """
 
 from __future__ import annotations
 
+from pkgutil import extend_path
+
 from dither.formats.layouts.parts import Affine, Float8, Int8, Micro, Table4
+
+__path__ = extend_path(__path__, __name__)
 
 __all__ = ["Affine", "Float8", "Int8", "Micro", "Table4"]

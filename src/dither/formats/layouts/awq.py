@@ -21,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UnsupportedError
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.numbers import narrow, widen
 from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import pack_words, unpack_words
 
 ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 BITS = 4
+METHODS = (Method("awq", "AWQ", vllm_bits=(BITS,)),)
 _EACH = 8  # outputs of a word
 
 

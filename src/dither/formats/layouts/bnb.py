@@ -30,12 +30,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import FormatError, UnsupportedError
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.parts import TABLES, Arrays, Shapes, Table4
-from dither.formats.safetensors import parse_json
+from dither.system.json_text import parse_object
 from dither.types import Bytes, Floats
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that bitsandbytes has kernels for
 NESTED_BLOCK = 256
+METHODS = (Method("bitsandbytes", "bitsandbytes", vllm="bitsandbytes"),)
 MAX_STATE = 4096  # bytes of JSON
 _DTYPES = ("float32", "float16", "bfloat16")
 _LONGEST = -1.2345678901234567e-300  # no float is written longer
@@ -197,7 +199,7 @@ def read_state(raw: bytes, thing: str) -> State:
     """The JSON of a stranger's file.  Raises FormatError, about `thing`, where it makes no sense."""
     if len(raw) > MAX_STATE:
         raise FormatError(thing, f"has {len(raw)} bytes of JSON, more than the {MAX_STATE} that are read")
-    found = parse_json(raw, thing)
+    found = parse_object(raw, thing, _FETCH_AGAIN, finite=False, unique=True)
     shape: Any = found.get("shape")
     block: Any = found.get("blocksize")
     kind: Any = found.get("quant_type")

@@ -23,11 +23,13 @@ import numpy.typing as npt
 
 from dither.errors import UnsupportedError
 from dither.formats.layouts.gptq import plain_or
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.numbers import narrow, widen
 from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import pack_words, unpack_words, words
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
+METHODS = (Method("compressed-tensors", "compressed-tensors"),)
 
 
 def parts(

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.numbers import narrow, widen
 from dither.formats.layouts.parts import Arrays, Float8, Shapes
 
 KINDS = ("block", "channel", "tensor")
 BLOCK = (128, 128)
+METHODS = (Method("fp8", "FP8"),)
 
 
 def parts(

@@ -26,11 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UnsupportedError
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.numbers import narrow, widen
 from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import PERIOD, pack_words, unpack_words, words
 
 BITS = (2, 3, 4, 8)
+METHODS = (Method("gptq", "GPTQ", vllm_bits=BITS), Method("auto-round", "AutoRound"))
 
 
 def parts(rows: int, columns: int, bits: int, group_size: int) -> Shapes:

@@ -25,9 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UnsupportedError
+from dither.formats.layouts.methods import Method
 from dither.formats.layouts.parts import Arrays, Micro, Shapes
 
 GROUPS = {"MXFP4": 32, "MXFP6": 32, "NVFP4": 16}
+METHODS = (Method("mxfp4", "MXFP4"), Method("modelopt", "ModelOpt"))
 
 
 def parts(rows: int, columns: int, kind: str) -> Shapes:
@@ -77,10 +79,9 @@ def unpack_modelopt(arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: in
     return Micro(nibbles(arrays["weight"][start:stop]), arrays["weight_scale"][start:stop], multiplier=whole)
 
 
-def unpack_experts(
-    blocks_EOGN: npt.NDArray[np.uint8], scales_EOG: npt.NDArray[np.uint8], start: int, stop: int
-) -> Micro:
+def unpack_experts(arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int) -> Micro:
     """Rows `start` to `stop` of gpt-oss' stack, experts one below the other."""
+    blocks_EOGN, scales_EOG = arrays["blocks"], arrays["scales"]
     *experts, groups, half = blocks_EOGN.shape
     rows = int(np.prod(experts))
     packed_ON = blocks_EOGN.reshape(rows, groups * half)[start:stop]

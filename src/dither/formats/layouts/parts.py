@@ -10,7 +10,6 @@ Legend: O out features (rows), I in features (columns), G groups of columns that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,30 +24,18 @@ Shapes: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safeten
 
 # NF4: the averages of neighboring quantiles of a normal distribution, scaled to reach from −1 to 1
 # (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E).
-NF4 = np.array(
-    [
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
-    ],
-    np.float32,
-)
+NF4 = np.array((
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+), np.float32)  # fmt: skip
 # bitsandbytes' FP4: a sign above three bits that it decodes to these, in units of the largest.
 _FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
 TABLES = {"nf4": NF4, "fp4": np.concatenate([_FP4, -_FP4])}
+# Every number of the small floats, by its bits.
+_E4M3, _E8M0 = numbers.e4m3().astype(np.float32), numbers.e8m0().astype(np.float32)
+_E2M1, _E2M3 = numbers.e2m1(), numbers.e2m3()
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ class Float8:
         return self.scale
 
     def values(self) -> Floats:
-        w_OI = _e4m3()[self.codes_OI]
+        w_OI = _E4M3[self.codes_OI]
         rows, columns = w_OI.shape
         row_of_O, column_of_I = np.arange(rows) // self.block[0], np.arange(columns) // self.block[1]
         w_OI *= self.scale[row_of_O][:, column_of_I]
@@ -128,13 +115,13 @@ class Micro:
     def scales(self) -> Floats:
         """What the scales' bits stand for, the tensor's own scale included."""
         if self.multiplier is not None:
-            return _e4m3()[self.scale_OG] * np.float32(self.multiplier)
+            return _E4M3[self.scale_OG] * np.float32(self.multiplier)
         if self.global_scale is None:
-            return _e8m0()[self.scale_OG]
-        return _e4m3()[self.scale_OG] / np.float32(self.global_scale)
+            return _E8M0[self.scale_OG]
+        return _E4M3[self.scale_OG] / np.float32(self.global_scale)
 
     def values(self) -> Floats:
-        w_OI = (_e2m1() if self.bits == 4 else _e2m3())[self.codes_OI]
+        w_OI = (_E2M1 if self.bits == 4 else _E2M3)[self.codes_OI]
         _grouped(w_OI, self.scale_OG)[...] *= self.scales()[..., None]
         return w_OI
 
@@ -171,23 +158,3 @@ def _grouped(w_OI: Floats, scale_OG: npt.NDArray[Any]) -> Floats:
     """A view with the columns of each group along the last axis."""
     rows, groups = scale_OG.shape
     return w_OI.reshape(rows, groups, w_OI.shape[1] // groups)
-
-
-@cache
-def _e4m3() -> Floats:
-    return numbers.e4m3().astype(np.float32)
-
-
-@cache
-def _e8m0() -> Floats:
-    return numbers.e8m0().astype(np.float32)
-
-
-@cache
-def _e2m1() -> Floats:
-    return numbers.e2m1()
-
-
-@cache
-def _e2m3() -> Floats:
-    return numbers.e2m3()

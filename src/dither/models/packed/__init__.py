@@ -1,8 +1,11 @@
 """Quantized checkpoints: the several tensors of a linear layer joined to the one weight they stand for.
 
 `model.layers.0.mlp.up_proj.qweight`, `.qzeros`, `.scales` and `.g_idx` become one tensor
-`model.layers.0.mlp.up_proj.weight` that reads as float32 like any other; the parts are not shown.  One file
-per method: `gptq` (AutoRound's too), `awq`, `compressed`, `bitsandbytes`, `gpt_oss`, `modelopt`, `float8`.
+`model.layers.0.mlp.up_proj.weight` that reads as float32 like any other; the parts are not shown.
+
+A reader is found by iterating this folder: every module may define `METHODS`, which maps the `quant_method` of
+config.json to a function that joins a checkpoint's parts, and `LEAVES_FLOATS = True` where tensors of eight-bit
+floats beside them are for `float8` to join.  Adding one is adding a file.
 
 config.json says how a model was quantized, the tensors' names and shapes show it; where they contradict each
 other a FormatError names the tensor.  Methods that nothing here reads are refused by name, because their
@@ -12,30 +15,33 @@ codes would pass for weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from pkgutil import extend_path
 from typing import TypeAlias
 
 from dither.errors import FormatError, UnsupportedError
 from dither.models import fp8
-from dither.models.packed import awq, bitsandbytes, compressed, float8, gpt_oss, gptq, modelopt
+from dither.models.packed import float8
 from dither.models.packed.matrix import Joined
 from dither.models.packed.settings import WAY_OUT, Quantization
 from dither.models.stored import PlainTensor, StoredTensor
+from dither.system.discovery import modules
 from dither.system.text import shown
 
 Join: TypeAlias = Callable[[Mapping[str, PlainTensor], Quantization], list[Joined]]
 
-_METHODS: dict[str, Join] = {
-    "gptq": gptq.join,
-    "auto-round": gptq.join_auto_round,
-    "intel/auto-round": gptq.join_auto_round,
-    "awq": awq.join,
-    "compressed-tensors": compressed.join,
-    "bitsandbytes": bitsandbytes.join,
-    "mxfp4": gpt_oss.join,
-    "modelopt": modelopt.join,
-}
-_WITH_FLOATS = (compressed.METHOD, modelopt.METHOD)  # whose own readers leave floats of eight bits
+__path__ = extend_path(__path__, __name__)
 _AT_RUN_TIME = (*fp8.ACTIVATION_SCALES, "input_zero_point", "output_zero_point", "input_global_scale")
+
+
+@cache
+def readers() -> dict[str, tuple[Join, bool]]:
+    """Method → what joins its parts, and whether it leaves floats of eight bits to `float8`."""
+    return {
+        method: (join_parts, getattr(module, "LEAVES_FLOATS", False))
+        for module in modules(__name__)
+        for method, join_parts in getattr(module, "METHODS", {}).items()
+    }
 
 
 def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -46,16 +52,14 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple
     _refuse_unmarked(stored)
     if found is None:
         return float8.join(stored, None)
-    read = _METHODS.get(found.method)
-    if read is None and found.method not in fp8.METHODS:
-        known = ", ".join(name for name in _METHODS if "/" not in name)
-        reason = f"is already quantized ({shown(found.method)}); FP8, {known} can be read, this cannot"
+    if found.method not in readers():
+        known = ", ".join(name for name in readers() if "/" not in name)
+        reason = f"is already quantized ({shown(found.method)}); {known} can be read, this cannot"
         raise UnsupportedError(found.thing, reason, WAY_OUT)
-    joined = read(stored, found) if read else []
-    rest = _without_parts(stored, joined)
-    floats = not read or found.method in _WITH_FLOATS
-    block = fp8.block_of(found.config, found.thing) if floats else None
-    tensors, notes = float8.join(rest, block)
+    join_parts, leaves_floats = readers()[found.method]
+    joined = join_parts(stored, found)
+    block = fp8.block_of(found.config, found.thing) if leaves_floats else None
+    tensors, notes = float8.join(_without_parts(stored, joined), block)
     for weight in joined:
         if weight.tensor.name in tensors:
             reason = "is there as it is and again in quantized parts"

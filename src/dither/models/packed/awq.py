@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dither.formats.layouts import Affine, awq
+from dither.formats.layouts import awq
 from dither.models.packed.matrix import FLOATS, Joined, Module, kind_of, modules
 from dither.models.packed.settings import Quantization, whole
 from dither.models.stored import PlainTensor
@@ -33,8 +33,7 @@ def _weight(module: Module) -> Joined:
     module.expect("qzeros", (groups, rows // 8))
     if not groups or not columns or columns % groups:
         raise module.wrong(f"has {columns} columns, which are not {groups} groups")
+    return module.joined((rows, columns), kind_of(awq.BITS, False, columns, groups), awq.unpack, PARTS)
 
-    def unpack(start: int, stop: int) -> Affine:
-        return awq.unpack(module.arrays(PARTS), start, stop)
 
-    return module.joined((rows, columns), kind_of(awq.BITS, False, columns, groups), unpack)
+METHODS = {"awq": join}

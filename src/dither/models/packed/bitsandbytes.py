@@ -9,7 +9,7 @@ import numpy as np
 
 from dither.errors import UnsupportedError
 from dither.formats.layouts import Int8, Table4, bnb, integers
-from dither.formats.layouts.parts import TABLES
+from dither.formats.layouts.parts import TABLES, Arrays
 from dither.models.packed.matrix import Joined, Module, modules
 from dither.models.packed.settings import WAY_OUT, Quantization
 from dither.models.stored import PlainTensor
@@ -48,14 +48,14 @@ def _four_bits(module: Module, state_suffix: str) -> Joined:
         module.part("weight.nested_quant_map", ["F32"], 1)
         module.expect("weight.nested_quant_map", (256,))
 
-    def unpack(start: int, stop: int) -> Table4:
-        arrays = module.arrays(_ARRAYS) | {"weight": module.tensors["weight"].raw()}
+    def read(arrays: Arrays, start: int, stop: int) -> Table4:
+        arrays["weight"] = module.tensors["weight"].raw()
         if not np.allclose(arrays["weight.quant_map"], TABLES[state.quant_type], rtol=0, atol=1e-6):
             raise module.wrong(f"has a quant_map of its own, which is not {state.quant_type}")
         return bnb.unpack(arrays, state, start, stop)
 
     kind = f"{state.quant_type}-g{state.block}" + "-dq" * bool(state.nested_block)
-    return module.joined(state.shape, kind, unpack)
+    return module.joined(state.shape, kind, read, _ARRAYS)
 
 
 def _state(module: Module, stored: PlainTensor) -> bnb.State:
@@ -73,11 +73,13 @@ def _eight_bits(module: Module) -> Joined:
     if module.has("weight_format"):
         module.part("weight_format", ["U8"], 0)
 
-    def unpack(start: int, stop: int) -> Int8:
-        arrays = module.arrays(_INT8)
+    def read(arrays: Arrays, start: int, stop: int) -> Int8:
         if "weight_format" in arrays and int(arrays["weight_format"]) != integers.ROW_MAJOR:
             reason = "lies in an order of old GPUs (weight_format), which is not read"
             raise UnsupportedError(module.thing, reason, WAY_OUT)
         return integers.unpack(arrays, start, stop)
 
-    return module.joined((rows, columns), "int8-channel", unpack)
+    return module.joined((rows, columns), "int8-channel", read, _INT8)
+
+
+METHODS = {"bitsandbytes": join}

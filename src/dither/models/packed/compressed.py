@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.errors import FormatError
-from dither.formats.layouts import Affine, Int8, Micro, compressed, integers, micro
+from dither.formats.layouts import compressed, integers, micro
 from dither.formats.layouts.words import words
 from dither.models.packed.matrix import FLOATS, Joined, Module, kind_of, modules
 from dither.models.packed.settings import WAY_OUT, Quantization, flag, matches, whole
 from dither.models.stored import PlainTensor
 
-METHOD = "compressed-tensors"
 FORMATS = (
     "", "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision",
     "mxfp4-pack-quantized", "nvfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized",
@@ -105,15 +104,10 @@ def _packed(module: Module, weights: Mapping[str, Any], thing: str) -> Joined:
     if module.has("weight_g_idx"):
         module.part("weight_g_idx", ["I32", "I64"], 1)
         module.expect("weight_g_idx", (columns,))
-    suffixes = [suffix for suffix in _PACKED if suffix != "weight_shape"]
-
-    def unpack(start: int, stop: int) -> Affine:
-        return compressed.unpack(module.arrays(suffixes), start, stop, bits=bits, columns=columns)
-
     kind = kind_of(bits, not module.has("weight_zero_point"), columns, groups)
     if module.tensors["weight_scale"].shape[0] != rows:
         kind = kind.replace("channel", "tensor")
-    return module.joined((rows, columns), kind, unpack)
+    return module.joined((rows, columns), kind, compressed.unpack, _PACKED, bits=bits, columns=columns)
 
 
 def _scale_groups(module: Module, rows: int) -> int:
@@ -173,11 +167,7 @@ def _integers(module: Module) -> Joined:
     kind = kind_of(8, not module.has("weight_zero_point"), columns, groups)
     if scale.shape in ((1,), (1, 1), ()) and rows != 1:
         kind = kind.replace("channel", "tensor")
-
-    def unpack(start: int, stop: int) -> Int8:
-        return integers.unpack(module.arrays(_INTEGERS), start, stop)
-
-    return module.joined((rows, columns), kind, unpack)
+    return module.joined((rows, columns), kind, integers.unpack, _INTEGERS)
 
 
 def _micro(module: Module) -> Joined:
@@ -194,9 +184,8 @@ def _micro(module: Module) -> Joined:
         whole_scale = module.tensors.get("weight_global_scale")
         if whole_scale is None or whole_scale.dtype != "F32" or whole_scale.shape not in ((1,), ()):
             raise module.wrong("is NVFP4, but lacks its one weight_global_scale")
+    return module.joined((rows, columns), kind, micro.unpack_six if kind == "MXFP6" else micro.unpack, suffixes)
 
-    def unpack(start: int, stop: int) -> Micro:
-        read = micro.unpack_six if kind == "MXFP6" else micro.unpack
-        return read(module.arrays(suffixes), start, stop)
 
-    return module.joined((rows, columns), kind, unpack)
+METHODS = {"compressed-tensors": join}
+LEAVES_FLOATS = True

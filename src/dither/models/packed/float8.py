@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from dither.errors import FormatError, UnsupportedError
 from dither.models import dtypes, fp8
+from dither.models.packed.matrix import Joined
+from dither.models.packed.settings import Quantization
 from dither.models.stored import PlainTensor, StoredTensor
 from dither.system.text import shown
 
@@ -52,3 +54,12 @@ def _scaled(weight: PlainTensor, scale: PlainTensor, block: tuple[int, int]) -> 
     exponents = scale.dtype == "F8_E8M0"
     fitted = fp8.fit_scale(weight.name, weight.shape, scale.shape, scale.read_flat, block, exponents)
     return replace(weight, _scale=fitted)
+
+
+def nothing_packed(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]:
+    """FP8 weights are no parts of another weight: `join` finds them beside those of any method."""
+    return []
+
+
+METHODS = {"fp8": nothing_packed, "fbgemm_fp8": nothing_packed}
+LEAVES_FLOATS = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dither.formats.layouts import Micro, micro
+from dither.formats.layouts import micro
 from dither.models.packed.matrix import Joined, Module
 from dither.models.packed.settings import Quantization
 from dither.models.stored import PlainTensor
@@ -34,9 +34,7 @@ def _stack(module: Module) -> Joined:
     module.expect("scales", (experts, rows, groups))
     if half != micro.GROUPS["MXFP4"] // 2 or not experts * rows * groups:
         raise module.wrong(f"has blocks of {half} bytes, where 16 are due")
+    return module.joined((experts, rows, groups * 2 * half), "MXFP4", micro.unpack_experts, ("blocks", "scales"))
 
-    def unpack(start: int, stop: int) -> Micro:
-        arrays = module.arrays(("blocks", "scales"))
-        return micro.unpack_experts(arrays["blocks"], arrays["scales"], start, stop)
 
-    return module.joined((experts, rows, groups * 2 * half), "MXFP4", unpack)
+METHODS = {"mxfp4": join}

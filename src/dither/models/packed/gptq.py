@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.formats.layouts import Affine, gptq
+from dither.formats.layouts import gptq
 from dither.formats.layouts.words import words
 from dither.models.packed import awq
 from dither.models.packed.matrix import FLOATS, Joined, Module, kind_of, modules
@@ -55,16 +55,15 @@ def _weight(module: Module, found: Quantization, v1: bool) -> Joined:
     columns = module.part("g_idx", ["I32", "I64"], 1).shape[0] if module.has("g_idx") else 0
     bits = _bits(module, whole(settings, "bits", found.thing), columns)
     columns = columns or qweight.shape[0] * 32 // bits
+    if module.has("g_idx"):
+        module.expect("g_idx", (columns,))
     if whole(settings, "group_size", found.thing, -1) == 0:
         raise module.wrong("has groups of no columns, says its config")
     if not module.has("g_idx") and columns % groups:
         raise module.wrong(f"has {columns} columns in {groups} groups, and no g_idx says which is in which")
     symmetric = flag(settings, "sym", found.thing, True)
-
-    def unpack(start: int, stop: int) -> Affine:
-        return gptq.unpack(module.arrays(PARTS), start, stop, bits=bits, v1=v1, columns=columns)
-
-    return module.joined((rows, columns), kind_of(bits, symmetric, columns, groups), unpack)
+    kind = kind_of(bits, symmetric, columns, groups)
+    return module.joined((rows, columns), kind, gptq.unpack, PARTS, bits=bits, v1=v1, columns=columns)
 
 
 def _bits(module: Module, stated: int | None, columns: int) -> int:
@@ -97,3 +96,6 @@ def _overrides(name: str, found: Quantization) -> Mapping[str, Any]:
         if matches(pattern, name, f"{found.thing}, dynamic"):
             return settings if isinstance(settings, dict) and not rule.startswith("-:") else {}
     return {}
+
+
+METHODS = {"gptq": join, "auto-round": join_auto_round, "intel/auto-round": join_auto_round}

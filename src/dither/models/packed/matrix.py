@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from dither.errors import FormatError
 from dither.formats.layouts import Affine, Float8, Int8, Micro, Table4
-from dither.formats.layouts.parts import Arrays
 from dither.formats.layouts.recode import recode
 from dither.models.packed.settings import WAY_OUT
 from dither.models.stored import PlainTensor, check_rows
@@ -115,16 +114,21 @@ class Module:
     def wrong(self, reason: str) -> FormatError:
         return FormatError(self.thing, reason, WAY_OUT)
 
-    def arrays(self, suffixes: Sequence[str]) -> Arrays:
-        """The parts that are there as arrays that copy nothing."""
-        return {suffix: self.tensors[suffix].array() for suffix in suffixes if suffix in self.tensors}
-
     def joined(
-        self, shape: tuple[int, ...], kind: str, unpack: Callable[[int, int], Unpacked], name: str = ""
+        self, shape: tuple[int, ...], kind: str, read: Callable[..., Unpacked], suffixes: Sequence[str], **settings: Any
     ) -> Joined:
-        """The weight that all tensors of the module make."""
+        """The weight that all tensors of the module make.
+
+        `read` is a layout's: it gets those of `suffixes` that are there, as arrays that copy nothing, the rows, and
+        `settings`.
+        """
+
+        def unpack(start: int, stop: int) -> Unpacked:
+            arrays = {suffix: self.tensors[suffix].array() for suffix in suffixes if suffix in self.tensors}
+            return read(arrays, start, stop, **settings)
+
         size = sum(tensor.nbytes for tensor in self.tensors.values())
-        tensor = PackedTensor(name or f"{self.name}.weight", shape, kind, size, unpack)
+        tensor = PackedTensor(f"{self.name}.weight", shape, kind, size, unpack)
         return Joined(tensor, tuple(part.name for part in self.tensors.values()))
 
 

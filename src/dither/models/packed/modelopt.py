@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dither.formats.layouts import Micro, micro
+from dither.formats.layouts import micro
 from dither.models.packed.matrix import Joined, Module, modules
 from dither.models.packed.settings import Quantization
 from dither.models.stored import PlainTensor
 
-METHOD = "modelopt"
 READ = ("fp8", "fp8_per_channel_per_token", "mxfp8", "nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
 _PARTS = ("weight", "weight_scale", "weight_scale_2")
 _SCALES_INPUTS = "pre_quant_scale"
@@ -57,8 +56,8 @@ def _nvfp4(module: Module) -> Joined:
     whole = module.tensors["weight_scale_2"]
     if whole.dtype != "F32" or whole.shape not in ((), (1,)):
         raise module.wrong(f"has a weight_scale_2 of {whole.dtype} and shape {list(whole.shape)}")
+    return module.joined((rows, columns), "NVFP4", micro.unpack_modelopt, _PARTS)
 
-    def unpack(start: int, stop: int) -> Micro:
-        return micro.unpack_modelopt(module.arrays(_PARTS), start, stop)
 
-    return module.joined((rows, columns), "NVFP4", unpack)
+METHODS = {"modelopt": join}
+LEAVES_FLOATS = True

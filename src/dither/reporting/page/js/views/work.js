@@ -1,6 +1,6 @@
 // Work: forms for jobs, the command each stands for, and the jobs there are.
 //
-// The forms come from the server (`dashboard/commands.py`), which also makes the command: what is shown is what
+// The forms come from the server (`dashboard/forms.py`), which also makes the command: what is shown is what
 // will run. Jobs go on when the page is closed; they are read again when it is opened.
 
 import {commandBlock, copyButton, el, emptyState, formatSeconds, segmentControl, uniqueId} from "../text.js";
@@ -154,26 +154,31 @@ function jobField(one, value, onInput, names) {
   const words = {...shared, placeholder: one.placeholder || null, autocomplete: "off", spellcheck: "false",
     autocapitalize: "off", required: one.required};
   let input;
+  const known = one.kind === "name" && one.choices.length ? offered(`${id}-known`, one.choices) : null;
   if (one.kind === "choice") {
     input = el("select", shared, el("option", {value: ""}, "As it comes"),
       one.choices.map((choice) => el("option", {value: choice, selected: choice === value}, choice)));
   } else if (one.kind === "paths") {
     input = el("textarea", {...words, rows: 3, value: value ?? ""});
   } else {
-    const list = one.kind === "path" ? names : null;
+    const list = known ? known.id : one.kind === "path" ? names : null;
     input = el("input", {...words, type: "text", list, value: value ?? "",
       inputmode: one.kind === "integer" ? "numeric" : one.kind === "number" ? "decimal" : null});
   }
   input.addEventListener(one.kind === "choice" ? "change" : "input", () => onInput(input.value.trim()));
   return {input, note, node: el("div", {class: `work-field${one.kind === "paths" ? " wide" : ""}`},
-    el("label", {for: id}, one.label), input, hint, note)};
+    el("label", {for: id}, one.label), input, known, hint, note)};
+}
+
+function offered(id, values) {
+  return el("datalist", {id}, values.map((value) => el("option", {value})));
 }
 
 // The files this page already knows, offered where a path is typed.
 function knownPlaces(id, store) {
   const found = store.getDocument();
   const paths = [found.reference?.path, ...found.runs.map((run) => run.path)].filter(Boolean);
-  return el("datalist", {id}, paths.map((path) => el("option", {value: path})));
+  return offered(id, paths);
 }
 
 function jobList(store) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dither.running.paired import difference
+from dither.running.paired_difference import difference
 
 
 def test_it_is_the_mean_of_the_differences_and_its_standard_error() -> None:

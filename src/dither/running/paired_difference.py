@@ -1,7 +1,7 @@
 """The difference of two models on the same questions, with its standard error.
 
-Both answer every question, and most questions are easy or hard for both.  So the difference is taken
-question by question, d = x − y, and its error is that of the mean of d:
+Both answer every question, and most questions are easy or hard for both.  So the difference is taken question by
+question, d = x − y, and its standard error is that of the mean of d:
 
     mean(d) ± sqrt(var(d) / n)
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Difference:
 
     @property
     def told(self) -> bool:
-        """Whether the difference is more than chance would make one time in twenty."""
+        """Whether the difference is larger than chance makes it one time in twenty."""
         return abs(self.value) > 1.96 * self.stderr
 
 
 def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference | None:
-    """Of scores by question; None where they share none.
+    """The mean difference of scores by question; None if there is no common question.
 
     >>> difference({1: 1.0, 2: 0.0}, {1: 1.0, 2: 1.0})
     Difference(value=-0.5, stderr=0.5, questions=2, changed=1)
@@ -41,14 +42,10 @@ def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> 
     count = len(apart)
     if not count:
         return None
-    mean = math.fsum(apart) / count
-    return Difference(mean, standard_error(apart) or 0.0, count, sum(d != 0 for d in apart))
+    return Difference(fmean(apart), standard_error(apart) or 0.0, count, sum(d != 0 for d in apart))
 
 
 def standard_error(values: Collection[float]) -> float | None:
-    """Of a mean over questions: sqrt(var / n); None where a single one tells of no spread."""
-    count = len(values)
-    if count < 2:
-        return None
-    mean = math.fsum(values) / count
-    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)
+    """The standard error of a mean over questions, sqrt(var / n); None for a single one."""
+    count, mean = len(values), fmean(values or [0.0])
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count) if count > 1 else None

@@ -1,4 +1,4 @@
-"""From a wish ("awq, 4 bits, groups of 128") to a plan: what every tensor of the folder becomes.
+"""From a wish ("awq, 4 bits, groups of 128") to a mix: what every tensor of the folder becomes.
 
 The matrices of the blocks are quantized; the embedding, the output matrix, routers, norms and biases stay
 numbers, as every consumer expects of these files.  A matrix that the container cannot hold as wished gets a
@@ -40,7 +40,7 @@ def is_linear(tensor: Tensor) -> bool:
     return len(tensor.shape) > 1 and parts[0] == "blk" and parts[2] not in _KEPT and parts[-1] == "weight"
 
 
-def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
+def make_folder_mix(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
     """Raises UsageError: a pattern that matches nothing, a type that the container cannot hold."""
     if options.output_type or options.embedding_type:
         raise UsageError(
@@ -54,16 +54,17 @@ def plan_folder(model: Model, options: Options, scheme: Scheme, wish: Wish) -> M
     _, entries = written(model)
     named = {entry.tensor for entry in entries}
     shifted = {entry.tensor for entry in entries if entry.offset}
-    torn = {entry.tensor for entry in entries if tears(wanted, entry)}
-    planned = tuple(
-        _numbers(tensor, "F32", "stored less one")
-        if tensor.name in shifted
-        else _numbers(tensor, wish.dtype, "heads of its rows do not divide a tile", wanted)
-        if tensor.name in torn
-        else _planned(tensor, options.tensors, scheme, (wanted, usual), wish)
-        for tensor in model.tensors
-        if tensor.name in named
-    )
+    torn = {entry.tensor for entry in entries if splits_scales(wanted, entry)}
+
+    def entry_of(tensor: Tensor) -> MixTensor:
+        # Norms that a checkpoint stores less one lose nothing as float32 alone.
+        if tensor.name in shifted:
+            return _numbers(tensor, "F32", "stored less one")
+        if tensor.name in torn:
+            return _numbers(tensor, wish.dtype, "heads of its rows do not divide a tile", wanted)
+        return _planned(tensor, options.tensors, scheme, (wanted, usual), wish)
+
+    planned = [entry_of(tensor) for tensor in model.tensors if tensor.name in named]
     _check_mix(scheme, planned)
     return Mix(options.label, 0, *_joined(scheme, planned))
 
@@ -107,9 +108,9 @@ def _common(model: Model, scheme: Scheme, wanted: str) -> str:
     return wanted
 
 
-def tears(kind: str, entry: Written) -> bool:
+def splits_scales(kind: str, entry: Written) -> bool:
     """Whether rows that share scales would be parted by putting them into the checkpoint's order."""
-    if not entry.heads or len(entry.shape) < 2 or kind in FLOAT_TYPES or kind == "nvfp4":
+    if not entry.heads or len(entry.shape) < 2 or kind in FLOAT_TYPES:
         return False
     together = find_codec(kind, entry.shape[-1]).rows_together
     return together > 1 and together % (entry.shape[0] // entry.heads) != 0
@@ -135,48 +136,28 @@ def _planned(
         return _numbers(tensor, wanted, "")
     verdict = scheme.can_hold(wanted, tensor.shape)
     reason = verdict.reason if isinstance(verdict, No) else ""
+    # The grid that suits the whole model first: one that differs from the others' is for where nothing else fits.
     for fitting in (usual, scheme.smaller(wanted, tensor.columns)):
         if fitting is not None and not isinstance(scheme.can_hold(fitting, tensor.shape), No):
             kind = scheme.codec_of(tensor, fitting)
-            return _quantized(tensor, scheme, kind, wanted if reason else kind, reason)
+            size = scheme.bytes_of(kind, tensor.shape)
+            return MixTensor.of(tensor, kind, size, wanted if reason else kind, reason)
     return _numbers(tensor, wish.dtype, reason, wanted)
 
 
 def _as_asked(tensor: Tensor, scheme: Scheme, asked: str, wish: Wish) -> MixTensor:
     if asked.upper() in FLOAT_TYPES:
         return _numbers(tensor, wish.dtype, "")
-    kind = asked.upper() if asked.upper() == "MXFP4" else asked.lower()
+    kind = find_codec(asked, tensor.columns).name
     verdict = scheme.can_hold(kind, tensor.shape)
     if isinstance(verdict, No):
         raise UsageError(tensor.name, verdict.reason, "Choose another type for it.")
     kind = scheme.codec_of(tensor, kind)
-    return _quantized(tensor, scheme, kind, kind, "")
-
-
-def _quantized(tensor: Tensor, scheme: Scheme, kind: str, wanted: str, reason: str) -> MixTensor:
-    return MixTensor(
-        tensor.name,
-        tensor.shape,
-        tensor.stored,
-        tensor.stored_bytes,
-        kind,
-        scheme.bytes_of(kind, tensor.shape),
-        wanted,
-        reason,
-    )
+    return MixTensor.of(tensor, kind, scheme.bytes_of(kind, tensor.shape))
 
 
 def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> MixTensor:
-    return MixTensor(
-        tensor.name,
-        tensor.shape,
-        tensor.stored,
-        tensor.stored_bytes,
-        dtype,
-        nbytes(dtype, tensor.shape),
-        wanted or dtype,
-        reason,
-    )
+    return MixTensor.of(tensor, dtype, nbytes(dtype, tensor.shape), wanted, reason)
 
 
 def _check_mix(scheme: Scheme, planned: Sequence[MixTensor]) -> None:

@@ -1,8 +1,8 @@
-"""Folders that other programs read: a file brought to its place without a second copy where that can be.
+"""Puts a file into a folder of another program, by a hard link if possible and otherwise by a copy.
 
-LM Studio finds models as `publisher/model/file.gguf` below its models folder.  Ollama wants the file
-beside its Modelfile.  A hard link costs nothing and stays whole when the first name is deleted; across
-file systems the bytes are copied, under a temporary name until they are all there.
+LM Studio finds models as `publisher/model/file.gguf` below its models folder.  Ollama wants the file beside its
+Modelfile.  A hard link takes no space and stays valid when the first name is deleted; across file systems the bytes
+are copied, under a temporary name until they are complete.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
-from dither.formats.sidecars import replace
+from dither.system.files import replace, replacing
 from dither.units import format_bytes
 
 
-def place(source: Path, target: Path) -> str:
-    """Brings `source` to `target`: "linked", "copied", or "kept" where it stands there already.
+def link_or_copy(source: Path, target: Path) -> str:
+    """Makes `source` available as `target`: "linked", "copied", or "kept" if it is there already.
 
-    Raises OutputError where another file has that name, or where it cannot be written.
+    Raises OutputError if another file has that name, or if it cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +38,7 @@ def place(source: Path, target: Path) -> str:
 
 
 def _same(source: Path, target: Path) -> bool:
-    """One file under two names, or a copy: as large, and as old."""
+    """Whether both are one file, or a copy of the same size and time."""
     ours, theirs = source.stat(), target.stat()
     return target.samefile(source) or (
         (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
@@ -51,23 +50,16 @@ def _copy(source: Path, target: Path) -> str:
     if size > free:
         reason = f"has {format_bytes(free)} free; the file takes {format_bytes(size)}"
         raise OutputError(str(target.parent), reason, "Name a folder on a larger disk.")
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        shutil.copystat(source, part)
-        part.replace(target)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with replacing(target, "Check the folder.") as file:
+        shutil.copyfile(source, file.name)  # by name, so that the system copies: its bytes pass no buffer of ours
+        shutil.copystat(source, file.name)
     return "copied"
 
 
 def write_text(text: str, path: Path, mark: str = "") -> None:
-    """A small file of ours: one that stands there is replaced only where it begins with `mark`.
+    """Writes a small text file.  An existing one is replaced only if it begins with `mark`.
 
-    Without a mark it is never replaced, only kept where it says the same.  Raises OutputError.
+    Without a mark it is never replaced, only kept if it has the same text.  Raises OutputError.
     """
     try:
         if path.exists():
