@@ -19,13 +19,13 @@ Everything is imported on first use: `import dither` itself costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 from dither._version import __version__ as __version__
 from dither.errors import DitherError as DitherError
+from dither.system.discovery import room_path
 
-__path__ = extend_path(__path__, __name__)  # rooms take in files that lie elsewhere: see system/discovery.py
+__path__ = room_path(__path__, __name__)  # rooms take in files that lie elsewhere: see system/discovery.py
 
 if TYPE_CHECKING:
     from dither.capacity.fit import fit as fit

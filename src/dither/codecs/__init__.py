@@ -12,13 +12,12 @@ their parts.  Either is found in any case.
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from pkgutil import extend_path
 
 from dither.errors import UsageError
-from dither.system.discovery import modules
+from dither.system.discovery import modules, room_path
 from dither.types import Codec
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)
 
 
 @cache

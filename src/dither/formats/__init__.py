@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pkgutil import extend_path
+from dither.system.discovery import room_path
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)

@@ -1,5 +1,5 @@
 """Checkpoints, opened and run: where tensors come from, what a family calls them, its network block by block."""
 
-from pkgutil import extend_path
+from dither.system.discovery import room_path
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)

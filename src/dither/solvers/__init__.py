@@ -5,13 +5,12 @@ the number of threads.  A new solver is one new file; its name has dashes where 
 from __future__ import annotations
 
 import importlib
-from pkgutil import extend_path
 
 from dither.errors import UsageError
-from dither.system.discovery import module_names
+from dither.system.discovery import module_names, room_path
 from dither.types import Solver
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)
 
 
 def solver_names() -> tuple[str, ...]:

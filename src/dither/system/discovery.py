@@ -1,6 +1,6 @@
 """Extension points: what a room offers is found by iterating its folder, so that adding to it is adding a file.
 
-A room that is open to additions says `__path__ = extend_path(__path__, __name__)`: a folder anywhere on Python's
+A room that is open to additions says `__path__ = room_path(__path__, __name__)`: a folder anywhere on Python's
 search path that has the room's name and no `__init__.py`, such as `mine/dither/codecs/` with `mine` on the path,
 then belongs to the room as well.  Modules come in the order of their names, ours before the same name elsewhere.
 """

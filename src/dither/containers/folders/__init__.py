@@ -14,12 +14,11 @@ file per method (gptq.py, awq.py, compressed.py, bnb.py, float8.py, plain.py).  
 from __future__ import annotations
 
 from functools import cache
-from pkgutil import extend_path
 
 from dither.containers.folders.scheme import Scheme
-from dither.system.discovery import modules
+from dither.system.discovery import modules, room_path
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)
 
 
 @cache

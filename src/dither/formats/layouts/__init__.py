@@ -22,10 +22,9 @@ first (`dither.models.packed`).
 
 from __future__ import annotations
 
-from pkgutil import extend_path
-
 from dither.formats.layouts.parts import Affine, Float8, Int8, Micro, Table4
+from dither.system.discovery import room_path
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)
 
 __all__ = ["Affine", "Float8", "Int8", "Micro", "Table4"]

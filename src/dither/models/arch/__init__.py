@@ -13,16 +13,15 @@ A family is found by iterating this folder: every module may define `FAMILIES`, 
 from __future__ import annotations
 
 from functools import cache
-from pkgutil import extend_path
 
 from dither.errors import FormatError, UnsupportedError
 from dither.models.arch.conversion import convert_with
 from dither.models.arch.family import Config, Family, Feed
 from dither.models.checkpoint import Checkpoint
-from dither.system.discovery import modules
+from dither.system.discovery import modules, room_path
 from dither.types import Model
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)
 __all__ = ["convert", "families", "family_of", "feeds"]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from pkgutil import extend_path
 from typing import TypeAlias
 
 from dither.errors import FormatError, UnsupportedError
@@ -25,12 +24,12 @@ from dither.models.packed import float8
 from dither.models.packed.matrix import Joined
 from dither.models.packed.settings import WAY_OUT, Quantization
 from dither.models.stored import PlainTensor, StoredTensor
-from dither.system.discovery import modules
+from dither.system.discovery import modules, room_path
 from dither.system.text import shown
 
 Join: TypeAlias = Callable[[Mapping[str, PlainTensor], Quantization], list[Joined]]
 
-__path__ = extend_path(__path__, __name__)
+__path__ = room_path(__path__, __name__)
 _AT_RUN_TIME = (*fp8.ACTIVATION_SCALES, "input_zero_point", "output_zero_point", "input_global_scale")
 
 
