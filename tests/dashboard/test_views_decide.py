@@ -22,7 +22,7 @@ import dither
 from dashboard.conftest import Browser
 from dashboard.test_dashboard_page import overflow, point_at, serious
 from dither.capacity.machine import Device, Machine
-from dither.capacity.words import LADDER
+from dither.capacity.recommendation import LADDER
 from dither.reporting.frontier import best_under, family_of, points
 from dither.reporting.glossary import GLOSSARY
 from dither.reporting.guide import GUIDE, QUESTIONS

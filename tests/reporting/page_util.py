@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-PAGE = Path(str(files("dither") / "showing" / "page"))
+PAGE = Path(str(files("dither") / "reporting" / "page"))
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
