@@ -88,6 +88,16 @@ def test_the_right_card_of_similar_names(name: str, gigabytes: int) -> None:
     assert machine.card_bandwidth(name) == gigabytes * 1e9
 
 
-@pytest.mark.parametrize("name", ["capacity.machine", "capacity.words", "cli.fit", "models.outline", "models.source"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "capacity.machine",
+        "capacity.recommendation",
+        "cli.fit",
+        "models.outline",
+        "models.source",
+        "formats.tensor_names",
+    ],
+)
 def test_doctests(name: str) -> None:
     assert doctest.testmod(import_module(f"dither.{name}")).failed == 0

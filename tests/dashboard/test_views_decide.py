@@ -22,7 +22,7 @@ import dither
 from dashboard.conftest import Browser
 from dashboard.test_dashboard_page import overflow, point_at, serious
 from dither.capacity.machine import Device, Machine
-from dither.capacity.words import LADDER
+from dither.capacity.recommendation import LADDER
 from dither.reporting.document import RunRecord
 from dither.reporting.frontier import best_under, points, shipped
 from dither.reporting.glossary import glossary

@@ -473,7 +473,7 @@ def test_a_config_of_another_model_is_refused(key: str, small_llama: Path, tmp_p
 
 
 def test_a_tie_is_true_or_false(small_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="tie_word_embeddings: is 'no', neither"):
+    with pytest.raises(SourceError, match="tie_word_embeddings: is 'no', but true or false"):
         convert(open_checkpoint(copied(small_llama, tmp_path / "copy", tie_word_embeddings="no")))
 
 

@@ -22,7 +22,7 @@ from dither.errors import FormatError, SourceError, UnsupportedError, UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.formats.gguf import read_header
 from dither.models.gguf_source import open_gguf
-from dither.models.hub import HubId, choose, parse_id
+from dither.models.hub.fetch import HubId, choose, parse_id
 from dither.models.source import open_model
 
 

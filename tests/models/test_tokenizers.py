@@ -224,7 +224,10 @@ def test_merges_as_strings_and_as_pairs_are_the_same(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("part", "value", "message"),
-    [("merges", [["t", "no-token"]], "no-token.* is no token"), ("vocab", {"a": -1}, "lacks a model")],
+    [
+        ("merges", [["t", "no-token"]], "no-token.* is no token"),
+        ("vocab", {"a": -1}, "vocab, a: is -1, but a whole number"),
+    ],
 )
 def test_what_the_tokenizers_library_refuses_is_refused(part: str, value: Any, message: str, folder: Path) -> None:
     stored = json.loads(byte_level_tokenizer().to_str())

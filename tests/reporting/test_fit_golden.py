@@ -12,11 +12,11 @@ import pytest
 from page_util import run_module
 
 import dither
-from dither.capacity.advice import Choice, Load, choose, judge
+from dither.capacity.advice import Load, RatedType, choose, judge
 from dither.capacity.constants import constants
 from dither.capacity.machine import Device, Machine
 from dither.capacity.memory import KV_TYPES, Layer, Memory, Shape, needed
-from dither.capacity.words import LADDER, LEAST_GOOD
+from dither.capacity.recommendation import LADDER, LEAST_GOOD
 from dither.reporting.report import fit_input
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_the_choice_is_the_same() -> None:
             verdict = judge(load, machine)
             good = LADDER.index(name) <= LADDER.index(LEAST_GOOD) if known else bits >= 4.25
             weights = load.memory.weights
-            choices.append(Choice(name, verdict, weights, LADDER.index(name), good, importance))
+            choices.append(RatedType(name, verdict, weights, LADDER.index(name), good, importance))
             speed = asdict(verdict.speed) if verdict.speed else None
             judged.append(
                 {

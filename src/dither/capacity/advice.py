@@ -13,10 +13,11 @@ output matrix too does a GPU get a copy of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from dither.capacity.machine import Machine
 from dither.capacity.memory import GPU_RUNTIME, Memory, margin
-from dither.capacity.speed import CPU_LAYER, GPU_LAYER, SAMPLING, Speed, decode_speed
+from dither.capacity.speed import CPU_LAYER, GPU_LAYER, SAMPLING, SpeedEstimate, decode_speed
 
 GPU, PARTLY, RAM, DISK, NO = "GPU", "part in RAM", "RAM", "from disk", "no"
 FITS = (GPU, PARTLY, RAM)  # the fastest first
@@ -25,7 +26,7 @@ READING = 10.0  # tokens per second: a little faster than people read
 
 @dataclass(frozen=True)
 class Load:
-    """A candidate in bytes: what it needs, what of it a token reads, what of its weights no GPU holds."""
+    """What running one type of the model takes of a machine."""
 
     memory: Memory
     layers: int
@@ -38,7 +39,7 @@ class Load:
 class Verdict:
     word: str
     gpu_layers: int | None  # layers on the GPU where there is one
-    speed: Speed | None
+    speed: SpeedEstimate | None
     why_no_speed: str = ""
 
 
@@ -71,7 +72,7 @@ def usable(machine: Machine) -> int:
     return max(0, room - margin(machine.memory.bytes))
 
 
-def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[Speed | None, str]:
+def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[SpeedEstimate | None, str]:
     """The estimate where `on_gpu` of the layers are on the GPU, or the reason for having none."""
     read = load.active + load.memory.cache / 2
     gpu = machine.gpus[0].bandwidth if machine.gpus else None
@@ -87,8 +88,8 @@ def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[Speed | None, s
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A candidate as the recommendation sees it: `rank` 0 loses least, `good` no more than 4 bits cost."""
+class RatedType:
+    """A type rated for the recommendation: `rank` 0 loses least; `good` loses no more than 4 bits usually cost."""
 
     name: str
     verdict: Verdict
@@ -98,7 +99,7 @@ class Choice:
     needs_importance: bool = False
 
 
-def choose(choices: list[Choice]) -> Choice | None:
+def choose(choices: list[RatedType]) -> RatedType | None:
     """The one to take: in the fastest memory that holds a good one, the least loss at reading speed.
 
     Where none reaches reading speed, the smallest that is still good; where none is good, the one that
@@ -110,22 +111,14 @@ def choose(choices: list[Choice]) -> Choice | None:
             good = [c for c in fitting if c.good and c.verdict.word == place]
             good = [c for c in good if importance or not c.needs_importance]
             if good:
-                quick = [choice for choice in good if _quick(choice)]
-                return min(quick, key=_rank) if quick else min(good, key=lambda choice: choice.bytes)
-    return min(fitting, key=_rank) if fitting else None
-
-
-def _quick(choice: Choice) -> bool:
-    return choice.verdict.speed is None or choice.verdict.speed.likely >= READING
-
-
-def _rank(choice: Choice) -> int:
-    return choice.rank
+                quick = [c for c in good if c.verdict.speed is None or c.verdict.speed.likely >= READING]
+                return min(quick, key=attrgetter("rank")) if quick else min(good, key=attrgetter("bytes"))
+    return min(fitting, key=attrgetter("rank"), default=None)
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A format and who runs it, for a purpose; `suits` says whether this machine is the kind it is for."""
+class EngineAdvice:
+    """Which format to make for a purpose, and which engine runs it; `suits`: this machine is made for that."""
 
     purpose: str
     format: str
@@ -134,7 +127,7 @@ class Engine:
     suits: bool
 
 
-def engines(machine: Machine) -> list[Engine]:
+def engine_advice(machine: Machine) -> list[EngineAdvice]:
     """Which format for which work, the ones that suit this machine first."""
     card = any(gpu.name and not machine.unified for gpu in machine.gpus)
     large = any(gpu.bytes >= 20 * 2**30 for gpu in machine.gpus) and card
@@ -142,15 +135,15 @@ def engines(machine: Machine) -> list[Engine]:
     if card or machine.unified:
         where = "Apple's GPU" if machine.unified else "this GPU, with layers in RAM where it must"
     listed = [
-        Engine("run it here", "GGUF", "llama.cpp", f"runs on {where}", True),
-        Engine(
+        EngineAdvice("run it here", "GGUF", "llama.cpp", f"runs on {where}", True),
+        EngineAdvice(
             "serve many at once",
             "AWQ, GPTQ or compressed-tensors",
             "vLLM",
             "batches requests on a GPU server" if large else "needs a GPU that holds the whole model",
             large,
         ),
-        Engine(
+        EngineAdvice(
             "fine-tune",
             "bitsandbytes NF4",
             "transformers and PEFT (QLoRA)",

@@ -2,7 +2,7 @@
 
 Read from headers alone: a hub id is judged through range requests, a checkpoint or a GGUF through its
 header, and no weight is read.  Weights are counted as `dither quantize` would really write them,
-fallbacks included; the rest is the arithmetic of `fitting/memory.py`.
+fallbacks included; the rest is the arithmetic of `memory.py`.
 
 Every figure says where it is from: *measured* (counted in a header, timed here, or a measurement of this
 model), *estimated* (by a formula that was checked against the real thing, see docs/fit.md), *literature*
@@ -17,19 +17,20 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from dither.capacity.advice import Load, engines, judge
+from dither.capacity.advice import Load, engine_advice, judge
 from dither.capacity.machine import Machine, detect
 from dither.capacity.memory import KV_TYPES, Shape, needed
 from dither.capacity.quality import Quality, literature
+from dither.capacity.recommendation import commands, memory_notes, recommended, ruled_out, sentence
 from dither.capacity.result import Candidate, Fit
 from dither.capacity.shape import shape_of
 from dither.capacity.speed import active_bytes
-from dither.capacity.words import commands, memory_notes, recommended, ruled_out, sentence
 from dither.containers.mix import Mix, Options, make_mix
 from dither.containers.preset_tables import ALIASES, BARE
 from dither.containers.presets import describe, preset_names, preset_of
 from dither.errors import UsageError
 from dither.formats.ggml import STORED_FLOATS
+from dither.formats.tensor_names import EMBEDDING, OUTPUT
 from dither.measuring import sidecar
 from dither.measuring.schema import Measurement
 from dither.models.outline import is_ours, outline
@@ -88,7 +89,7 @@ def fit(
             recommendation=sentence(best, candidates, here, len(shape.layers), length),
             commands=tuple(commands(best, opened, length)),
             ruled_out=tuple(ruled_out(best, candidates, here)),
-            engines=tuple(engines(here)),
+            engines=tuple(engine_advice(here)),
             bytes_read=bytes_read,
             notes=tuple(dict.fromkeys(said)),
         )
@@ -135,14 +136,15 @@ def _opened(model: str | Path | Model) -> Iterator[tuple[Model, int | None, list
 
 
 class _Judge:
-    """One model on one machine under one wish."""
+    """Judges the types of one model on one machine, for one context length, cache type and number of slots."""
 
     def __init__(self, model: Model, shape: Shape, machine: Machine, context: int, kv: str, slots: int) -> None:
         self.model, self.shape, self.machine = model, shape, machine
         self.context, self.kv, self.slots = context, kv, slots
         self.known = tuple(tensor for tensor in model.tensors if is_ours(tensor.name))
         self.strange = sum(tensor.stored_bytes for tensor in model.tensors if not is_ours(tensor.name))
-        self.quantized = _is_quantized(model)
+        matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
+        self.quantized = any(kind not in STORED_FLOATS and not kind.startswith("F8") for kind in matrices)
 
     def candidates(self) -> list[Candidate]:
         """The file itself where it is one that llama.cpp runs, and what can be made of the model."""
@@ -161,10 +163,9 @@ class _Judge:
         tensors = [(tensor.name, tensor.stored_bytes) for tensor in self.model.tensors]
         weights = sum(size for _, size in tensors)
         name = _type_of(self.model)
-        bits = 8 * weights / max(1, self.model.parameters)
         found = sidecar.of_file(self.model)
         quality = _measured(*found) if found else self.published(name, weights)
-        return self.judged(name, self.model.origin, tensors, weights, bits, quality, False, ())
+        return self.judged(name, self.model.origin, tensors, weights, quality, False, ())
 
     @cached_property
     def measured(self) -> dict[str, tuple[Measurement, str]]:
@@ -189,8 +190,7 @@ class _Judge:
             notes.append("would be quantized a second time: better from the original")
         tensors = [(tensor.name, tensor.bytes) for tensor in plan.tensors]
         weights = plan.bytes + self.strange
-        bits = 8 * weights / max(1, self.model.parameters)
-        return self.judged(name, None, tensors, weights, bits, quality, importance, tuple(notes))
+        return self.judged(name, None, tensors, weights, quality, importance, tuple(notes))
 
     def plan(self, name: str, importance: bool) -> Mix:
         names = [tensor.name for tensor in self.known] if importance else []
@@ -202,23 +202,19 @@ class _Judge:
         file: str | None,
         tensors: list[tuple[str, int]],
         weights: int,
-        bits: float,
         quality: Quality | None,
         importance: bool,
         notes: tuple[str, ...],
     ) -> Candidate:
         memory = needed(self.shape, weights, self.context, self.kv, self.slots)
-        count, used = self.experts()
-        active = active_bytes(tensors, count, used) + self.strange
-        tied = all(tensor != "output.weight" for tensor, _ in tensors)
-        embedding = 0 if tied else sum(size for tensor, size in tensors if tensor == "token_embd.weight")
+        experts = self.model.metadata.get(f"{self.model.arch}.expert_count")
+        active = active_bytes(tensors, int(experts.value) if experts else 0, self.shape.experts_used) + self.strange
+        sizes = dict(tensors)
+        embedding = sizes.get(EMBEDDING, 0) if OUTPUT in sizes else 0
         layers = max(1, len(self.shape.layers))
         verdict = judge(Load(memory, layers, active, self.shape.vocabulary, embedding), self.machine)
+        bits = 8 * weights / max(1, self.model.parameters)
         return Candidate(name, file, bits, memory, verdict, quality, importance, notes, active, embedding)
-
-    def experts(self) -> tuple[int, int]:
-        field = self.model.metadata.get(f"{self.model.arch}.expert_count")
-        return (int(field.value) if field else 0, self.shape.experts_used)
 
 
 def _measured(found: Measurement, where: str) -> Quality:
@@ -227,11 +223,6 @@ def _measured(found: Measurement, where: str) -> Quality:
 
 def _fallback_share(plan: Mix) -> float:
     return sum(tensor.size for tensor in plan.tensors if tensor.is_fallback) / max(1, plan.parameters)
-
-
-def _is_quantized(model: Model) -> bool:
-    matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
-    return any(kind not in STORED_FLOATS and not kind.startswith("F8") for kind in matrices)
 
 
 def _type_of(model: Model) -> str:

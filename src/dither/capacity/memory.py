@@ -16,7 +16,7 @@ the model and for latent attention and Mamba, up to a fifth too large where that
 Overhead: measured; see the constants.
 
 Everything here is a function of numbers, because other programs (a web page, say) compute the same:
-`tests/fitting/golden.json` holds inputs and answers for all of them.
+`tests/capacity/golden.json` holds inputs and answers for all of them.
 
 Units: bytes and tokens.  A *cell* is one token's place in the cache.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dither.capacity.advice import FITS, Engine, Verdict
+from dither.capacity.advice import FITS, EngineAdvice, Verdict
 from dither.capacity.machine import ESTIMATED, MEASURED, Device, Machine
 from dither.capacity.memory import Memory, Shape, margin
 from dither.capacity.quality import Quality
@@ -39,15 +39,14 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         speed, quality, memory = self.verdict.speed, self.quality, self.memory
+        sizes = {
+            f"{part}_bytes": getattr(memory, part) for part in ("weights", "cache", "compute", "overhead", "total")
+        }
         return {
             "type": self.type,
             "file": self.file,
             "bits_per_weight": self.bits_per_weight,
-            "weights_bytes": memory.weights,
-            "cache_bytes": memory.cache,
-            "compute_bytes": memory.compute,
-            "overhead_bytes": memory.overhead,
-            "total_bytes": memory.total,
+            **sizes,
             "verdict": self.verdict.word,
             "gpu_layers": self.verdict.gpu_layers,
             "tokens_per_second": speed.likely if speed else None,
@@ -60,11 +59,7 @@ class Candidate:
             "notes": list(self.notes),
             "tags": {
                 "bits_per_weight": MEASURED,
-                "weights_bytes": MEASURED,
-                "cache_bytes": ESTIMATED,
-                "compute_bytes": ESTIMATED,
-                "overhead_bytes": ESTIMATED,
-                "total_bytes": ESTIMATED,
+                **{name: MEASURED if name == "weights_bytes" else ESTIMATED for name in sizes},
                 "tokens_per_second": ESTIMATED,
                 "kl": quality.tag if quality else None,
             },
@@ -88,7 +83,7 @@ class Fit:
     recommendation: str
     commands: tuple[str, ...]
     ruled_out: tuple[tuple[str, str], ...]  # which, why
-    engines: tuple[Engine, ...]
+    engines: tuple[EngineAdvice, ...]
     bytes_read: int | None  # from the network, None where nothing was asked of it
     notes: tuple[str, ...]
 

@@ -21,14 +21,16 @@ from typing import Any
 
 from dither.capacity.memory import Layer, Shape
 from dither.errors import SourceError
+from dither.formats.tensor_names import EMBEDDING, OUTPUT
+from dither.models.arch import window_period
 from dither.types import Model
 
-# arch → every so many layers one attends to everything; llama.cpp's own number where the file has none.
+# arch → every so many layers one attends to everything, where the file does not say; 1 where llama.cpp ignores the
+# window.  Only architectures of no family here: families know their own (`models.arch.window_period`).
 PERIODS = {
-    "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "exaone4": 4,
-    "olmo2": 4, "smallthinker": 4, "plamo3": 8, "afmoe": 4,
+    "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "exaone4": 4, "olmo2": 4, "smallthinker": 4, "plamo3": 8,
+    "afmoe": 4, "qwen2moe": 1, "mistral3": 1,
 }  # fmt: skip
-WINDOWLESS = {"llama", "phi3", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "mistral3"}  # llama.cpp ignores it there
 RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}  # nothing but recurrent layers
 _FEED_FORWARD_TOO = {"nemotron_h", "nemotron_h_moe"}  # layers without heads may be plain feed-forward there
 _SKIPPING = {"deci"}  # layers without heads skip attention there, and keep nothing
@@ -98,12 +100,13 @@ class _Reader:
 
     def windows(self) -> list[int]:
         window = self.number("attention.sliding_window")
-        if not window or self.arch in WINDOWLESS:
+        known = window_period(self.arch) or PERIODS.get(self.arch)
+        if not window or known == 1:
             return [0] * self.count
         pattern = self.value_of("attention.sliding_window_pattern")
         if hasattr(pattern, "__len__") and len(pattern):
             return [window * bool(pattern[i % len(pattern)]) for i in range(self.count)]
-        period = int(pattern) if isinstance(pattern, (int, float)) else PERIODS.get(self.arch)
+        period = int(pattern) if isinstance(pattern, (int, float)) else known
         if period is None:
             self.notes.append(
                 f"attention looks back {window} tokens in some layers of {self.arch}, but which is not known "
@@ -162,7 +165,7 @@ class _Reader:
         return max(experts_used * expert, leading)
 
     def vocabulary(self) -> int:
-        for name in ("token_embd.weight", "output.weight"):
+        for name in (EMBEDDING, OUTPUT):
             if self.shapes.get(name):
                 return int(self.shapes[name][0])
         tokens = self.values.get("tokenizer.ggml.tokens", ())

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, is_expert_stack, kind_of
+
 LOW, LIKELY, HIGH = 0.40, 0.60, 0.90  # of the bandwidth
 # Seconds per token beside reading; half and twice as much in the band.  The CPU's were chosen by the speed
 # of the bundled model on one machine, the GPU's is a guess: they matter in small models alone.
@@ -28,7 +30,7 @@ SAMPLING = 10e-9  # per token of the vocabulary
 
 
 @dataclass(frozen=True)
-class Speed:
+class SpeedEstimate:
     """Tokens per second: the estimate and the ends of its band."""
 
     likely: float
@@ -39,18 +41,19 @@ class Speed:
 def active_bytes(tensors: Iterable[tuple[str, int]], experts: int, experts_used: int) -> int:
     """Bytes of weights read per token; `tensors` are names and stored bytes."""
     listed = list(tensors)
-    tied = all(name != "output.weight" for name, _ in listed)
+    is_tied = all(name != OUTPUT for name, _ in listed)
     total = 0.0
     for name, stored in listed:
-        if name.startswith(("token_embd.", "per_layer_token_embd.")) and not (tied and name[0] == "t"):
+        if kind_of(name) == "per_layer_token_embd" or (name == EMBEDDING and not is_tied):
             continue
-        share = experts_used / experts if experts and "_exps." in name else 1.0
-        total += stored * share
+        total += stored * (experts_used / experts if experts and is_expert_stack(name) else 1.0)
     return round(total)
 
 
-def decode_speed(reads: Iterable[tuple[int, float]], fixed: float = 0.0) -> Speed:
+def decode_speed(reads: Iterable[tuple[int, float]], fixed: float = 0.0) -> SpeedEstimate:
     """`reads` are (bytes per token, bytes per second) of each memory that holds a part of the model,
     `fixed` the seconds per token that are no reading."""
     seconds = sum(count / bandwidth for count, bandwidth in reads)
-    return Speed(1 / (seconds / LIKELY + fixed), 1 / (seconds / LOW + 2 * fixed), 1 / (seconds / HIGH + fixed / 2))
+    return SpeedEstimate(
+        1 / (seconds / LIKELY + fixed), 1 / (seconds / LOW + 2 * fixed), 1 / (seconds / HIGH + fixed / 2)
+    )

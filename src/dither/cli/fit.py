@@ -98,7 +98,7 @@ def _wish(found: Fit) -> str:
 
 def shown_candidates(found: Fit) -> list[Candidate]:
     """The ladder a person chooses on, and whatever else matters here; --json has all."""
-    from dither.capacity.words import LADDER
+    from dither.capacity.recommendation import LADDER
 
     top = ("BF16", "F16")
     return [c for c in found.candidates if c.file or c.type in LADDER or c.type in top]

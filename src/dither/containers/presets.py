@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from dither.containers.preset_tables import ALIASES, BARE, CATEGORIES, FALLBACKS, KEPT, KEPT_RWKV, LARGE, PRESETS, RULES
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES, Field
-
-_LAYER = re.compile(r"blk\.(\d+)\.")
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_of
 
 
 @dataclass(frozen=True)
@@ -251,10 +250,8 @@ class _Mix:
         return self.name.startswith(("IQ1", "IQ2"))
 
     def _layer(self, tensor: str, category: str, counted: int) -> int:
-        named = _LAYER.match(tensor)
-        if category != "attn_v" and self.model.experts > 1 and named:
-            return int(named[1])
-        return counted
+        block = block_of(tensor)
+        return counted if block is None or category == "attn_v" or self.model.experts <= 1 else block
 
     def _of(self, category: str) -> int:
         return self.model.attn_v if category == "attn_v" else self.model.layers
@@ -264,7 +261,7 @@ def _model(
     tensors: Sequence[tuple[str, tuple[int, ...]]], arch: str, metadata: Mapping[str, Field], imatrix: bool
 ) -> _Model:
     names = [name for name, _ in tensors]
-    in_names = 1 + max((int(found[1]) for found in map(_LAYER.match, names) if found), default=-1)
+    in_names = 1 + max((block for block in map(block_of, names) if block is not None), default=-1)
     layers = _first(metadata, f"{arch}.block_count", in_names)
     heads = _first(metadata, f"{arch}.attention.head_count", 0)
     key_values = _first(metadata, f"{arch}.attention.head_count_kv", heads)
@@ -276,7 +273,7 @@ def _model(
         gqa=heads // key_values if key_values else 0,
         experts=experts,
         large=llama_70b or (arch, layers) in LARGE,
-        tied="output.weight" not in names,
+        tied=OUTPUT not in names,
         attn_v=sum(_category(name) == "attn_v" for name in names),
         imatrix=imatrix,
     )
@@ -291,14 +288,14 @@ def _first(metadata: Mapping[str, Field], key: str, default: int) -> int:
 
 
 def _visiting_order(name: str) -> tuple[int, str]:
-    found = _LAYER.match(name)
-    return (int(found[1]) if found else -1, name)
+    block = block_of(name)
+    return (-1 if block is None else block, name)
 
 
 def _category(name: str) -> str:
-    if name == "output.weight":
+    if name == OUTPUT:
         return "output"
-    if name in ("token_embd.weight", "per_layer_token_embd.weight"):
+    if name in (EMBEDDING, "per_layer_token_embd.weight"):
         return "token_embd"
     return next((category for part, category in CATEGORIES if part in name), "other")
 

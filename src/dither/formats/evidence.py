@@ -43,6 +43,7 @@ import numpy.typing as npt
 from dither.errors import FormatError, SourceError, UsageError
 from dither.formats.arrays import Member, read_members
 from dither.formats.imatrix import ImportanceMatrix, read_imatrix
+from dither.formats.tensor_names import block_of, block_prefix
 from dither.system.files import replace as replace_file
 from dither.system.files import replacing
 from dither.system.text import shown
@@ -130,8 +131,8 @@ def model_identity(model: Model) -> str:
     by_name = {tensor.name: tensor for tensor in model.tensors}
     for name in listed:
         digest.update(f"{name}{list(by_name[name].shape)}\0".encode())
-    blocks = [int(name.split(".")[1]) for name in listed if name.startswith("blk.")]
-    ends = tuple(f"blk.{index}." for index in sorted({0, max(blocks, default=0)}))
+    blocks = [block for block in map(block_of, listed) if block is not None]
+    ends = tuple(map(block_prefix, sorted({0, max(blocks, default=0)})))
     for name in listed:
         tensor = by_name[name]
         if len(tensor.shape) == 1 and name.startswith((*ends, "output_norm")):

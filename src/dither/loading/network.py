@@ -24,6 +24,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from dither.codecs import codec as find_codec
 from dither.errors import SourceError, UnsupportedError
 from dither.executors.local import run
+from dither.formats import tensor_names
+from dither.formats.tensor_names import is_expert_stack, is_router
 from dither.loading.int4 import Int4Linear
 from dither.loading.linear import QuantizedStack
 from dither.loading.schemes import Scheme
@@ -36,7 +38,6 @@ from dither.solvers import find_solver
 from dither.types import Floats, Model, Tensor
 
 CHUNK = 1 << 20  # weights of one task
-ROUTER = "ffn_gate_inp"  # chooses experts: tiny, and a wrong choice costs more than a wrong weight
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENS = {
     "bos_token_id": ("bos_token_id",),
@@ -95,11 +96,11 @@ def build(model: Model, wanted: Wanted, report: Progress) -> PreTrainedModel:
 
 def _is_matrix(network: nn.Module, name: str, plan: Restored) -> bool:
     """Whether a parameter is the weight of a linear layer in a block, or of such layers of all experts."""
-    if layer_of(name) is None or ROUTER in plan.tensors[0]:
+    if layer_of(name) is None or is_router(plan.tensors[0]):
         return False
     home, _, leaf = name.rpartition(".")
     is_linear = leaf == "weight" and type(network.get_submodule(home)) is nn.Linear
-    return is_linear or (len(plan.shape) == 3 and "_exps" in plan.tensors[0])
+    return is_linear or (len(plan.shape) == 3 and is_expert_stack(plan.tensors[0]))
 
 
 def _quantize(
@@ -185,9 +186,10 @@ def _finite(tensor: Tensor, start: int, w_RC: Floats) -> Floats:
 def _dense(shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor], wanted: Wanted) -> nn.Parameter:
     """A parameter in the type that is computed in."""
     parameter = torch.empty(shape, device=wanted.device, dtype=wanted.dtype)
-    views, offset = (plan.views(parameter), plan.offset) if plan else ((parameter,), 0.0)
-    for view, source in zip(views, sources, strict=True):
-        fill(view, source, offset)
+    if plan:
+        plan.fill(parameter, sources)
+    else:
+        fill(parameter, sources[0])
     return nn.Parameter(parameter)
 
 
@@ -198,13 +200,13 @@ def _set(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def _fill_head(network: PreTrainedModel, tensors: dict[str, Tensor], wanted: Wanted, report: Progress) -> None:
     """The output matrix, which is the embedding itself where the source has no other."""
-    tied = "output.weight" not in tensors
+    tied = tensor_names.OUTPUT not in tensors
     network.config.tie_word_embeddings = tied
     embedding = network.get_parameter(EMBEDDING)
     if tied:
         _set(network, HEAD, embedding)
         return
-    head = tensors["output.weight"]
+    head = tensors[tensor_names.OUTPUT]
     _set(network, HEAD, _dense(head.shape, None, [head], wanted))
     report.advance(head.size, HEAD)
 
@@ -281,7 +283,7 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
 def _token(model: Model, name: str) -> int | None:
     """A token's id, if the vocabulary has it."""
     found = model.metadata.get(f"tokenizer.ggml.{name}")
-    size = next(tensor.shape[0] for tensor in model.tensors if tensor.name == "token_embd.weight")
+    size = next(tensor.shape[0] for tensor in model.tensors if tensor.name == tensor_names.EMBEDDING)
     value = None if found is None else found.value
     return value if type(value) is int and 0 <= value < size else None
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from dither.formats.evidence import write_groups
+from dither.formats.tensor_names import block_of
 from dither.measuring.collect import diagonal_blocks
 from dither.measuring.hidden import Hidden
 from dither.measuring.walk import OUTPUT, Walk, statistics_bytes
@@ -145,7 +146,7 @@ def first_of_turn(network: Blocks, tokens: int) -> int:
         return network.count  # attention would keep the scores of all pairs of tokens
     left = float(TURN_BYTES)
     for index in reversed(range(network.count)):
-        tensors = [tensor for tensor in network.model.tensors if tensor.name.startswith(f"blk.{index}.")]
+        tensors = [tensor for tensor in network.model.tensors if block_of(tensor.name) == index]
         kept = sum(kept_per_token(tensor) for tensor in tensors if len(tensor.shape) > 1)
         left -= 4 * (sum(tensor.size for tensor in tensors) + kept * tokens)
         left -= statistics_bytes(tensors, True) + outputs_bytes(tensors)
@@ -164,7 +165,7 @@ def outputs_bytes(tensors: Sequence[Tensor]) -> int:
     """What the output Hessians take on disk."""
     total = 0
     for tensor in tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+        if block_of(tensor.name) is not None and len(tensor.shape) > 1:
             rows = tensor.shape[-2]
             total += 4 * (tensor.rows // rows) * rows * (rows // diagonal_blocks(rows))
     return total

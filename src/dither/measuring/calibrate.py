@@ -32,6 +32,7 @@ from dither.formats.evidence import (
     write_manifest,
 )
 from dither.formats.imatrix import write_imatrix
+from dither.formats.tensor_names import block_of
 from dither.measuring.calibration_folder import Folder
 from dither.measuring.text import BATCH_TOKENS, SELF, Sequences, checked_context, sequences, tokens_sha256
 from dither.models.blocks import open_blocks
@@ -242,7 +243,7 @@ def _few_note(few: Mapping[str, list[int]]) -> str:
     """One line for all experts that saw few tokens."""
     from dither.measuring.collect import FEW
 
-    layers = {".".join(name.split(".")[:2]): experts for name, experts in few.items()}
+    layers = {f"blk.{block_of(name)}": experts for name, experts in few.items()}
     named = [f"{layer} expert {expert}" for layer, experts in layers.items() for expert in experts]
     if not named:
         return ""

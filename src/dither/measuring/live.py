@@ -22,6 +22,7 @@ import torch
 
 from dither.codecs import codec as find_codec
 from dither.formats.evidence import GroupStatistics
+from dither.formats.tensor_names import block_of
 from dither.measuring.collect import Collector, held_back
 from dither.measuring.text import BATCH_TOKENS
 from dither.models.blocks import Block, Blocks
@@ -80,11 +81,11 @@ class LiveEvidence:
         self._groups: dict[str, GroupStatistics] = {}
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
-        parts = tensor.split(".")
-        if parts[0] != "blk" or tensor not in self.known:
+        block = block_of(tensor)
+        if block is None or tensor not in self.known:
             return self.base(tensor, expert)
         if tensor not in self._groups:
-            self._groups = self._watch(int(parts[1]), tensor)
+            self._groups = self._watch(block, tensor)
         group, before = self._groups.get(tensor), self.base(tensor, expert)
         if group is None:
             return before

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dither.formats.tensor_names import block_of
 from dither.measuring.live import Passage
 from dither.measuring.stream import Lockstep, Stages, Step
 from dither.measuring.text import Sequences
@@ -77,8 +78,7 @@ def by_block(names: Collection[str]) -> dict[int | None, tuple[str, ...]]:
     """Names outside blocks first, under None, then block by block."""
     groups: dict[int | None, list[str]] = {}
     for name in names:
-        parts = name.split(".")
-        groups.setdefault(int(parts[1]) if parts[0] == "blk" else None, []).append(name)
+        groups.setdefault(block_of(name), []).append(name)
     order = sorted(groups, key=lambda index: -1 if index is None else index)
     return {index: tuple(groups[index]) for index in order}
 

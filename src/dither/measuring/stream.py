@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 
 from dither.errors import DitherError, OutputError
+from dither.formats.tensor_names import block_of
 from dither.measuring.metrics import gather, rows_per_chunk, score
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.text import BATCH_TOKENS
@@ -189,8 +190,7 @@ class Lockstep:
             yield slice(start, start + step)
 
     def _block_weights(self, index: int) -> int:
-        prefix = f"blk.{index}."
-        return sum(tensor.size for tensor in self.reference.model.tensors if tensor.name.startswith(prefix))
+        return sum(tensor.size for tensor in self.reference.model.tensors if block_of(tensor.name) == index)
 
     def _head_weights(self) -> int:
         """Of both output matrices."""

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from dither.formats.evidence import write_groups
+from dither.formats.tensor_names import OUTPUT as OUTPUT_MATRIX
+from dither.formats.tensor_names import block_of, block_prefix, input_of
 from dither.measuring.calibration_folder import Folder
 from dither.measuring.collect import HELD_ROWS, Collector
 from dither.measuring.hidden import Hidden
@@ -82,7 +84,7 @@ class Walk:
 
     def _weights(self) -> tuple[list[int], int]:
         """The number of weights in each block and in the output matrix: the unit of progress."""
-        weights = [weights_of(self.model, f"blk.{index}.") for index in range(self.network.count)]
+        weights = [weights_of(self.model, block_prefix(index)) for index in range(self.network.count)]
         return weights, weights_of(self.model, "output.") or weights_of(self.model, "token_embd.")
 
     def order(self) -> range:
@@ -152,7 +154,7 @@ def weights_of(model: Model, prefix: str) -> int:
 
 def statistics_bytes(tensors: Sequence[Tensor], hessians: bool) -> int:
     """About what the statistics will take on disk: layers that share an input are counted once."""
-    inputs = {_input_of(tensor): tensor for tensor in tensors if _is_linear(tensor)}
+    inputs = {input_of(tensor.name): tensor for tensor in tensors if _is_linear(tensor)}
     total = 0
     for tensor in inputs.values():
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
@@ -162,11 +164,4 @@ def statistics_bytes(tensors: Sequence[Tensor], hessians: bool) -> int:
 
 
 def _is_linear(tensor: Tensor) -> bool:
-    return len(tensor.shape) > 1 and (tensor.name.startswith("blk.") or tensor.name == "output.weight")
-
-
-def _input_of(tensor: Tensor) -> str:
-    name = tensor.name
-    for part in ("attn_k.", "attn_v."):
-        name = name.replace(part, "attn_q.")
-    return name.replace("ffn_up", "ffn_gate").replace("ffn_gate_inp", "ffn_gate")
+    return len(tensor.shape) > 1 and (block_of(tensor.name) is not None or tensor.name == OUTPUT_MATRIX)

@@ -20,6 +20,7 @@ from dither.errors import FormatError, SourceError
 from dither.formats import safetensors
 from dither.formats.mapped import MappedFile, fingerprint
 from dither.models import packed
+from dither.models.json_object import JsonObject
 from dither.models.packed.settings import read_quantization
 from dither.models.stored import PlainTensor, StoredTensor
 from dither.system.files import read_bytes
@@ -55,6 +56,10 @@ class Checkpoint:
         Raises SourceError where it is too large or no regular file, FormatError where it is no JSON object.
         """
         return _read_json(self.folder / name)
+
+    def document(self, name: str) -> JsonObject:
+        """The same to be read with care; an empty object where there is no such file."""
+        return JsonObject(self.read_json(name) or {}, name)
 
 
 def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:

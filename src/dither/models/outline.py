@@ -17,21 +17,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from dither.errors import DitherError, FormatError, SourceError, UnsupportedError
+from dither.errors import DitherError, UnsupportedError
 from dither.formats.ggml import Field, ValueType, array, string, u32
+from dither.formats.tensor_names import OUTPUT, is_expert_stack
 from dither.models.arch import convert, family_of
-from dither.models.arch.conversion import (
-    build_tensors,
-    check_numbers,
-    full_config,
-    head_dimension,
-    hyperparameters,
-    match_tensors,
-)
-from dither.models.arch.rope import rope_of
+from dither.models.arch.conversion import build_tensors, matched
 from dither.models.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from dither.models.json_object import JsonObject
 from dither.types import Floats, Model, Tensor
 
 _ARCHS = {"deepseek_v3": "deepseek2", "deepseek_v2": "deepseek2", "gpt_oss": "gpt-oss"}  # llama.cpp's names
@@ -40,7 +33,8 @@ _GGUF = re.compile(
 )
 _DROPPED = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\.")
 _PREFIX = re.compile(r"^(?:language_model\.|model\.|text_model\.|transformer\.)+")
-_LAYER = re.compile(r"^(?:layers|h|blocks)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(?:layers|h|blocks)\.(\d{1,9})\.(.+)$")
+_MOST = 2**31 - 1
 
 # What matrices are called inside a layer → GGUF's name; # is an expert's number.
 _NAMES = """
@@ -65,7 +59,7 @@ mlp\\.shared_experts?\\.down_proj -> ffn_down_shexp
 (mlp|feed_forward)\\.(down_proj|w2) -> ffn_down
 """
 _RULES = [
-    (re.compile(left.strip().replace("#", r"(?P<expert>\d+)")), right.strip())
+    (re.compile(left.strip().replace("#", r"\d+")), right.strip())
     for left, right in (line.split("->") for line in _NAMES.strip().splitlines())
 ]
 _TOP = {"embed_tokens": "token_embd", "wte": "token_embd", "lm_head": "output", "norm": "output_norm"}
@@ -97,13 +91,8 @@ def outline(source: Path, origin: str = "", weights: Path | None = None) -> Mode
 
     Raises SourceError or FormatError where headers or config.json cannot be read.
     """
-    checkpoint = open_checkpoint(source, weights)
-    try:
-        model = _converted(checkpoint)
-        return replace(model, origin=origin or model.origin)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f"holds something of an unexpected kind ({type(error).__name__}: {error})"
-        raise FormatError(f"{source}, config.json", reason, "Fetch config.json again.") from error
+    model = _converted(open_checkpoint(source, weights))
+    return replace(model, origin=origin or model.origin)
 
 
 def _converted(checkpoint: Checkpoint) -> Model:
@@ -119,25 +108,18 @@ def _converted(checkpoint: Checkpoint) -> Model:
 
 
 def _of_family(checkpoint: Checkpoint) -> Model:
-    family = family_of(checkpoint.config)
-    config = full_config(family, checkpoint.config)
-    check_numbers(config, len(checkpoint.tensors))
-    found, dropped = match_tensors(family, checkpoint.tensors)
-    rope = rope_of(config, head_dimension(config), family.scalings, family.name)
-    rows = found.single("token_embd.weight").shape[0]
-    tensors = tuple(build_tensors(family, config, found, rope, rows))
-    keys = hyperparameters(family, config, rope)
-    metadata = {f"{family.arch}.{key}": value for key, value in keys.items()}
-    notes = [*checkpoint.notes, *dropped]
-    if family.crop_embedding:
+    match = matched(checkpoint, family_of(checkpoint.config))
+    notes = [*match.notes]
+    if match.family.crop_embedding:
         notes.append("without the tokenizer, rows of the embedding that have no token are counted too")
-    return _model(checkpoint, family.arch, metadata, tensors, notes)
+    tensors = build_tensors(match, match.embedding_rows)
+    return _model(checkpoint, match.family.arch, match.hyperparameters(), tensors, notes)
 
 
 def _recognized(checkpoint: Checkpoint, why: UnsupportedError) -> Model:
-    text = checkpoint.config.get("text_config")
-    config = {**checkpoint.config, **(text if isinstance(text, dict) else {})}
-    kind = str(config.get("model_type", "")) or "unknown"
+    whole = JsonObject(checkpoint.config, "config.json")
+    config = JsonObject({**whole, **whole.section("text_config")}, "config.json")
+    kind = config.text("model_type") or "unknown"
     arch = _ARCHS.get(kind, kind.replace("_", "-"))
     metadata = {f"{arch}.{key}": value for key, value in _metadata(config).items()}
     tensors, strange, dropped, extra = _tensors(checkpoint, config)
@@ -169,46 +151,50 @@ def _model(
     )
 
 
-def _metadata(config: Mapping[str, Any]) -> dict[str, Field]:
-    """config.json's usual keys under GGUF's names.  Raises SourceError where a number is none."""
+def _metadata(config: JsonObject) -> dict[str, Field]:
+    """config.json's usual keys under GGUF's names.  Raises FormatError where a number is none."""
     found: dict[str, Field] = {}
     for key, sources in _KEYS.items():
-        value = next((config[name] for name in sources if config.get(name) is not None), None)
-        if value is not None:
-            found[key] = _whole(value, " or ".join(sources))
+        name = next((name for name in sources if config.get(name) is not None), None)
+        if name is not None:
+            found[key] = _whole_or_list(config, name)
     if config.get("use_sliding_window") is False:
         found.pop("attention.sliding_window", None)
     kinds = config.get("layer_types")
     if "attention.sliding_window" in found and isinstance(kinds, list) and kinds:
         local = [int(kind == "sliding_attention") for kind in kinds]
         found["attention.sliding_window_pattern"] = array(ValueType.UINT32, local)
-    if config.get("kv_lora_rank") and config.get("qk_rope_head_dim"):
-        cached = int(config["kv_lora_rank"]) + int(config["qk_rope_head_dim"])
-        found["attention.key_length_mla"] = u32(int(config["qk_nope_head_dim"]) + config["qk_rope_head_dim"])
-        found["attention.key_length"], found["attention.head_count_kv"] = u32(cached), u32(1)
-        found["attention.value_length"] = u32(config["kv_lora_rank"])
+    rank, rotated = config.whole("kv_lora_rank", most=_MOST), config.whole("qk_rope_head_dim", most=_MOST)
+    if rank and rotated:
+        found["attention.key_length_mla"] = u32(_needed(config, "qk_nope_head_dim") + rotated)
+        found["attention.key_length"], found["attention.head_count_kv"] = u32(rank + rotated), u32(1)
+        found["attention.value_length"] = u32(rank)
     if "ssm.state_size" in found:
-        wide = config.get("intermediate_size") if "d_inner" not in config else config["d_inner"]
-        found["ssm.inner_size"] = _whole(wide or 2 * found["embedding_length"].value, "d_inner")
+        wide = config.whole("intermediate_size" if "d_inner" not in config else "d_inner", most=_MOST)
+        found["ssm.inner_size"] = u32(wide or 2 * _needed(config, "hidden_size"))
     return found
 
 
-def _whole(value: Any, name: str) -> Field:
-    if isinstance(value, list):
-        return array(ValueType.UINT32, [_whole(item, name).value for item in value])
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise SourceError(f"config.json, {name}", f"is {value!r}, no sensible number", "Fetch it again.")
-    return u32(value)
+def _whole_or_list(config: JsonObject, name: str) -> Field:
+    values = config[name] if isinstance(config[name], list) else [config[name]]
+    if not all(type(value) is int and 0 <= value <= _MOST for value in values):
+        raise config.wrong(name, f"a whole number up to {_MOST}, or a list of them")
+    return array(ValueType.UINT32, values) if isinstance(config[name], list) else u32(config[name])
 
 
-def _tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], list[str], int, int]:
+def _needed(config: JsonObject, name: str) -> int:
+    config.given(name)
+    return config.whole(name, 1, _MOST) or 0
+
+
+def _tensors(checkpoint: Checkpoint, config: JsonObject) -> tuple[tuple[Tensor, ...], list[str], int, int]:
     """What the file would hold, the names that no rule knows, and how many tensors are left out: of other
     senses than reading, and of layers past the last."""
     groups: dict[str, list[StoredTensor]] = defaultdict(list)
     strange: list[str] = []
     dropped = extra = 0
     tied = bool(config.get("tie_word_embeddings"))
-    layers = int(config.get("num_hidden_layers") or 2**31)
+    layers = config.whole("num_hidden_layers") or 2**31
     for name, stored in checkpoint.tensors.items():
         inside = _LAYER.match(_PREFIX.sub("", name))
         if _DROPPED.search(name):
@@ -219,7 +205,7 @@ def _tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[tuple[T
             target = _target(name)
             if target is None:
                 strange.append(name)
-            if not (tied and target == "output.weight"):
+            if not (tied and target == OUTPUT):
                 groups[target or name].append(stored)
     built = [tensor for name, found in groups.items() for tensor in _built(name, found, config)]
     return tuple(built), strange, dropped, extra
@@ -245,18 +231,18 @@ def _target(name: str) -> str | None:
     return None
 
 
-def _built(name: str, found: list[StoredTensor], config: Mapping[str, Any]) -> Iterator[Tensor]:
+def _built(name: str, found: list[StoredTensor], config: JsonObject) -> Iterator[Tensor]:
     first, stored = found[0], sum(tensor.nbytes for tensor in found)
     if name.endswith("attn_kv_b.weight") and config.get("qk_nope_head_dim"):
         yield from _split_latent(name, first, config)
         return
-    shape = (len(found), *first.shape) if "_exps." in name else first.shape
+    shape = (len(found), *first.shape) if is_expert_stack(name) else first.shape
     yield Tensor(name, shape, first.dtype, stored, _unreadable)
 
 
-def _split_latent(name: str, stored: StoredTensor, config: Mapping[str, Any]) -> Iterator[Tensor]:
-    rank, plain = stored.shape[-1], int(config["qk_nope_head_dim"])
-    heads, value = int(config["num_attention_heads"]), int(config["v_head_dim"])
+def _split_latent(name: str, stored: StoredTensor, config: JsonObject) -> Iterator[Tensor]:
+    rank = stored.columns
+    plain, heads, value = (_needed(config, key) for key in ("qk_nope_head_dim", "num_attention_heads", "v_head_dim"))
     share = plain / (plain + value)
     keys = name.replace("attn_kv_b", "attn_k_b")
     yield Tensor(keys, (heads, rank, plain), stored.dtype, int(stored.nbytes * share), _unreadable)

@@ -29,7 +29,7 @@ from dither.system.text import shown
 from dither.types import Model
 
 if TYPE_CHECKING:
-    from dither.models.hub import HubId
+    from dither.models.hub.fetch import HubId
 
 _PRE_KEY = "tokenizer.ggml.pre"
 
@@ -41,11 +41,8 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
     Raises SourceError or FormatError where it cannot be read, UnsupportedError where nothing here
     knows its architecture or its quantization, UsageError where a choice is left open.
     """
-    text = os.fspath(source)
-    if not text:
-        raise UsageError("the model", "has an empty name", "Name a folder, a GGUF or a hub id.")
-    path = Path(text).expanduser()
-    if not text.startswith("hf://") and _exists(path):
+    text, path = _local(source)
+    if path is not None:
         return _open_path(path, pre)
     return _open_from_hub(text, pre, may_be_hub=isinstance(source, str))
 
@@ -60,17 +57,14 @@ def open_headers(
     any.  Yields it with the bytes that were read from the network (None: nothing was asked of it) and
     notes; after the block a hub's model has no files any more.  Raises as `open_model` does.
     """
-    text = os.fspath(source)
-    if not text:
-        raise UsageError("the model", "has an empty name", "Name a folder, a GGUF or a hub id.")
-    path = Path(text).expanduser()
-    if not text.startswith("hf://") and _exists(path):
+    text, path = _local(source)
+    if path is not None:
         yield _headers_at(path, outline, text), None, []
         return
-    from dither.models import remote
+    from dither.models.hub import headers
 
     hub_id = _hub_id(text, isinstance(source, str))
-    with remote.twin(hub_id) as found:
+    with headers.twin(hub_id) as found:
         model = replace(_headers_at(found.path, outline, text), origin=text, name=hub_id.repo.split("/")[1])
         yield model, found.bytes_read, found.notes
 
@@ -81,6 +75,15 @@ def _headers_at(path: Path, outline: Callable[[Path, str, Path | None], Model], 
     if path.is_file() and path.suffix == ".safetensors":
         return outline(path.parent, origin, path)
     return _open_path(path, None)
+
+
+def _local(source: str | Path) -> tuple[str, Path | None]:
+    """What was asked for as a text, and where it lies, None where it is not here."""
+    text = os.fspath(source)
+    if not text:
+        raise UsageError("the model", "has an empty name", "Name a folder, a GGUF or a hub id.")
+    path = Path(text).expanduser()
+    return text, path if not text.startswith("hf://") and _exists(path) else None
 
 
 def _exists(path: Path) -> bool:
@@ -112,9 +115,10 @@ def _open_path(path: Path, pre: str | None) -> Model:
     model = open_gguf(path)
     if pre is None:
         return model
+    from dither.models.arch import families
     from dither.models.tokenizers.pre import checked_name
 
-    pre = checked_name(pre)
+    pre = checked_name(pre, [chain for family in families() for chain in family.chains])
     note = f"{_PRE_KEY} set to {pre}, as asked"
     return replace(model, metadata={**model.metadata, _PRE_KEY: string(pre)}, notes=(*model.notes, note))
 
@@ -166,19 +170,19 @@ def _said_of_itself(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _open_from_hub(text: str, pre: str | None, may_be_hub: bool) -> Model:
-    from dither.models import hub
+    from dither.models.hub import fetch
 
     hub_id = _hub_id(text, may_be_hub)
-    path, notes = hub.fetch(hub_id)
+    path, notes = fetch.fetch(hub_id)
     model = _open_path(path, pre)
     return replace(model, origin=text, notes=(*notes, *model.notes))
 
 
 def _hub_id(text: str, may_be_hub: bool) -> HubId:
     """The repository that is meant.  Raises SourceError where the text was more likely a path."""
-    from dither.models import hub
+    from dither.models.hub import fetch
 
-    hub_id = hub.parse_id(text) if may_be_hub else None
+    hub_id = fetch.parse_id(text) if may_be_hub else None
     if hub_id is None or _looks_local(text):
         way_out = "Check the path."
         if hub_id is not None:

@@ -24,6 +24,7 @@ from dither.codecs import codec as find_codec
 from dither.containers.mix import Mix, MixTensor
 from dither.errors import DitherError, SourceError
 from dither.executors import local
+from dither.formats import tensor_names
 from dither.formats.ggml import FLOAT_TYPES
 from dither.progress import Progress, Silent
 from dither.solvers.nearest import Nearest
@@ -263,11 +264,11 @@ def in_order_of_flow(tensors: Sequence[MixTensor]) -> list[MixTensor]:
     within a block attention, its output, feed-forward, its way down; the output matrix last."""
 
     def place(tensor: MixTensor) -> tuple[int, int]:
-        parts = tensor.name.split(".")
-        if parts[0] != "blk":
-            return (-1, 0) if parts[0] == "token_embd" else (2**31, 0)
+        block, kind = tensor_names.block_of(tensor.name), tensor_names.kind_of(tensor.name)
+        if block is None:
+            return (-1, 0) if tensor.name == tensor_names.EMBEDDING else (2**31, 0)
         stages = ("attn_output", "ffn_gate", "ffn_up", "ffn_down")
-        return int(parts[1]), next((i + 1 for i, s in enumerate(stages) if parts[2].startswith(s)), 0)
+        return block, next((i + 1 for i, s in enumerate(stages) if kind.startswith(s)), 0)
 
     return sorted(tensors, key=place)
 
@@ -297,8 +298,7 @@ def _check_finite(name: str, w_RC: Floats, start: int) -> float:
 
 def block_of(tensor: MixTensor) -> int | None:
     """The number of a tensor's block, None where it is in none."""
-    parts = tensor.name.split(".")
-    return int(parts[1]) if parts[0] == "blk" else None
+    return tensor_names.block_of(tensor.name)
 
 
 def _without_bytes(solved: Solved) -> Solved:

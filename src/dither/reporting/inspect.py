@@ -11,6 +11,7 @@ from dither.containers.mix import PLANNED, count_by_type, is_planned
 from dither.containers.presets import preset_of
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError, FormatError
+from dither.formats.tensor_names import within_block
 from dither.models.source import open_model
 from dither.system.json_text import parse_json
 from dither.types import Model
@@ -118,10 +119,7 @@ def _plain(value: Any) -> Any:
 def _by_group(model: Model) -> dict[str, dict[str, int]]:
     groups: dict[str, dict[str, int]] = {}
     for tensor in model.tensors:
-        parts = tensor.name.split(".")
-        kind = parts[2] if parts[0] == "blk" and len(parts) > 2 else parts[0]
-        if len(tensor.shape) < 2:
-            kind = "norms, biases"
+        kind = "norms, biases" if len(tensor.shape) < 2 else within_block(tensor.name).partition(".")[0]
         group = groups.setdefault(kind, {})
         group[tensor.stored] = group.get(tensor.stored, 0) + 1
     return groups

@@ -20,6 +20,7 @@ from dither.capacity.machine import Machine
 from dither.capacity.result import Candidate, Fit
 from dither.capacity.speed import active_bytes
 from dither.errors import DitherError, SourceError
+from dither.formats.tensor_names import is_expert_stack
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.progress import Progress, Silent
@@ -227,7 +228,7 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
     kl = run.metrics.get("kl_mean")
     source = f"{run.file}, on {run.measured_on.data}" if run.measured_on else ""
     sizes = [(row.name, row.bytes) for row in run.tensors]
-    experts = max((row.shape[0] for row in run.tensors if "_exps." in row.name and row.shape), default=0)
+    experts = max((row.shape[0] for row in run.tensors if is_expert_stack(row.name) and row.shape), default=0)
     tied = all(name != "output.weight" for name, _ in sizes)
     return Weights(
         type=run.type,

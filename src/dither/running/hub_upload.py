@@ -25,7 +25,7 @@ from dither.containers.provenance import MEASUREMENT
 from dither.containers.split import plan_parts, split
 from dither.errors import OutputError, SourceError, UsageError
 from dither.models.gguf_source import PART
-from dither.models.hub import first_line
+from dither.models.hub.fetch import first_line
 from dither.progress import Progress
 from dither.running.link_or_copy import link_or_copy, write_text
 from dither.system.json_text import object_in

@@ -36,9 +36,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import DitherError, SourceError, UnsupportedError
+from dither.formats.tensor_names import kind_of
 from dither.transforms.orthogonal import Orthogonal
 from dither.transforms.rewrite import Recent, digest, rewritten, rewritten_model, sharing_inputs
-from dither.transforms.wiring import Feeds, Group, by_name, groups, layer_of, plain, strangers
+from dither.transforms.wiring import Feeds, Group, by_name, groups, layer_of, strangers
 from dither.types import Codec, Evidence, EvidenceSource, Floats, Model, Tensor, Transformed
 
 _TOLERANCE = 1e-4  # of |w||x|; float32 sums stay below 1e-6, a wrong rotation errs by about one
@@ -105,9 +106,9 @@ class _Wiring:
     def _refuse(self, feeds: Sequence[Feeds], found: list[Group]) -> None:
         """Whatever would make the rewritten model compute something else."""
         for name in self.tensors:
-            if plain(name) in _AFTER_BLOCK and layer_of(name):
+            if kind_of(name) in _AFTER_BLOCK and layer_of(name):
                 raise _unsupported(name, "a gain before the residual sum scales channels that must be mixed")
-            if plain(name).endswith("_norm") and name.endswith(".bias"):
+            if kind_of(name).endswith("_norm") and name.endswith(".bias"):
                 raise _unsupported(name, "a LayerNorm subtracts the mean over channels, which mixing moves")
         if f"{self.model.arch}.attention.layer_norm_rms_epsilon" not in self.model.metadata:
             raise _unsupported(self.model.arch, "only models with RMS norms keep their meaning when turned")

@@ -20,7 +20,6 @@ Legend: R rows, C columns, E experts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,21 +27,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, OUTPUT_NORM, ROPE_TABLES, block_of, kind_of
 from dither.types import Model, Tensor
 
 Rows = npt.NDArray[np.int64]
 
-_OF_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
-# Norms that a change of per-channel scale passes by: they stand after q, k or a block's last matrix.
-_PASSED_BY = {"attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"}
-_OUTSIDE_LAYERS = {
-    "token_embd.weight", "output.weight", "output.bias", "output_norm.weight",
-    "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
-}  # fmt: skip
+_OUTSIDE_LAYERS = {EMBEDDING, OUTPUT, "output.bias", OUTPUT_NORM, *ROPE_TABLES}
 
 
 class Feeds(Protocol):
-    """One line of a family's table, names without layer and suffix."""
+    """One line of a family's table, names without layer and suffix; without readers, what scales pass by."""
 
     @property
     def source(self) -> str: ...
@@ -68,17 +62,8 @@ def layer_of(name: str) -> str:
     >>> layer_of("blk.3.attn_v.weight"), layer_of("output_norm.weight")
     ('blk.3', '')
     """
-    found = _OF_LAYER.fullmatch(name)
-    return f"blk.{found[1]}" if found else ""
-
-
-def plain(name: str) -> str:
-    """
-    >>> plain("blk.3.attn_v.weight"), plain("output_norm.weight")
-    ('attn_v', 'output_norm')
-    """
-    found = _OF_LAYER.fullmatch(name)
-    return found[2] if found else name.rpartition(".")[0]
+    block = block_of(name)
+    return "" if block is None else f"blk.{block}"
 
 
 def by_name(model: Model) -> dict[str, Tensor]:
@@ -106,7 +91,7 @@ def _kind(source: str) -> str:
 def strangers(model: Model, feeds: Sequence[Feeds]) -> dict[str, list[str]]:
     """Tensors that the tables do not account for, by layer ("" outside of them): unknown names, and
     readers whose source is missing, which must then read something else."""
-    known = {name for feed in feeds for name in (feed.source, *feed.readers)} | _PASSED_BY
+    known = {name for feed in feeds for name in (feed.source, *feed.readers)}
     wired = {name for group in groups(model, feeds) for name in (group.source, *group.readers)}
     must_be_wired = {reader for feed in feeds for reader in feed.readers}
     found: dict[str, list[str]] = {}
@@ -115,8 +100,8 @@ def strangers(model: Model, feeds: Sequence[Feeds]) -> dict[str, list[str]]:
         if not layer:
             strange = name not in _OUTSIDE_LAYERS
         else:
-            unfed = plain(name) in must_be_wired and name.endswith("weight") and name not in wired
-            strange = plain(name) not in known or unfed
+            unfed = kind_of(name) in must_be_wired and name.endswith("weight") and name not in wired
+            strange = kind_of(name) not in known or unfed
         if strange:
             found.setdefault(layer, []).append(name)
     return found
@@ -148,7 +133,7 @@ def _value_rows(group: Group, rows: int, columns: int, model: Model) -> Rows | s
     if not heads or not kv_heads or columns % heads or heads % kv_heads:
         return f"feeds {columns} columns, which {heads} heads over {kv_heads} cannot share"
     head = columns // heads
-    above = columns + kv_heads * head if plain(group.source) == "attn_qkv" else 0
+    above = columns + kv_heads * head if kind_of(group.source) == "attn_qkv" else 0
     if rows != above + kv_heads * head:
         return f"has {rows} rows, not those of {kv_heads} heads of {head}"
     head_C, within_C = np.divmod(np.arange(columns), head)
@@ -160,6 +145,6 @@ def _of_layer(model: Model, key: str, group: Group) -> int:
     field = model.metadata.get(f"{model.arch}.{key}")
     value: Any = getattr(field, "value", None)
     if isinstance(value, (list, tuple, np.ndarray)):
-        layer = int(group.layer.removeprefix("blk."))
+        layer = block_of(group.source) or 0
         value = value[layer] if layer < len(value) else 0
     return int(value) if isinstance(value, (int, np.integer)) else 0

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-_STACKS = (
-    ("attn_q", "attn_k", "attn_v"),
-    ("ffn_gate", "ffn_up"),
-    ("ffn_gate_shexp", "ffn_up_shexp"),
-    ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
-)
+from dither.formats.tensor_names import READ_TOGETHER, block_of, kind_of
+
+# All matrices of the experts are one kernel's.
+_STACKS = tuple((*kinds, "ffn_down_exps") if "ffn_gate_exps" in kinds else kinds for kinds in READ_TOGETHER)
 _FUSED = {
     "q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
     "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
@@ -30,10 +28,8 @@ def stacks(names: Iterable[str]) -> list[tuple[str, ...]]:
     """
     found: dict[object, list[str]] = {}
     for name in names:
-        place, _, last = name.rpartition(".")
-        block, _, part = place.rpartition(".")
-        stack = _STACK_OF.get(part) if last == "weight" else None
-        found.setdefault((block, stack) if stack else name, []).append(name)
+        stack = _STACK_OF.get(kind_of(name)) if name.endswith(".weight") else None
+        found.setdefault((block_of(name), stack) if stack else name, []).append(name)
     return [tuple(group) for group in found.values()]
 
 

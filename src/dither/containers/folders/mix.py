@@ -19,10 +19,9 @@ from dither.containers.mix import Mix, MixTensor, Options, check_patterns
 from dither.errors import UsageError
 from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import nbytes
+from dither.formats.tensor_names import block_of, is_router
 from dither.models.arch.written import Written, written
 from dither.types import Model, No, Tensor
-
-_KEPT = ("ffn_gate_inp",)  # routers: a few thousand weights on which everything hangs
 
 
 def dtype_of(model: Model) -> str:
@@ -36,8 +35,8 @@ def dtype_of(model: Model) -> str:
 
 def is_linear(tensor: Tensor) -> bool:
     """Whether a tensor is a matrix of a block that consumers expect to be quantized."""
-    parts = tensor.name.split(".")
-    return len(tensor.shape) > 1 and parts[0] == "blk" and parts[2] not in _KEPT and parts[-1] == "weight"
+    name = tensor.name  # routers stay numbers: a few thousand weights on which everything hangs
+    return len(tensor.shape) > 1 and block_of(name) is not None and not is_router(name) and name.endswith(".weight")
 
 
 def make_folder_mix(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
@@ -53,7 +52,7 @@ def make_folder_mix(model: Model, options: Options, scheme: Scheme, wish: Wish) 
     usual = wanted if wish.group is not None else _common(model, scheme, wanted)
     _, entries = written(model)
     named = {entry.tensor for entry in entries}
-    shifted = {entry.tensor for entry in entries if entry.offset}
+    shifted = {entry.tensor for entry in entries if entry.change.new_numbers}
     torn = {entry.tensor for entry in entries if splits_scales(wanted, entry)}
 
     def entry_of(tensor: Tensor) -> MixTensor:

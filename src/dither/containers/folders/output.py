@@ -103,7 +103,7 @@ class FolderOutput(PartOutput):
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
         planned, modules = self._planned[tensor], self._modules[tensor]
-        if planned.type in FLOAT_TYPES and len(modules) == 1 and not (modules[0].heads or modules[0].offset):
+        if planned.type in FLOAT_TYPES and len(modules) == 1 and modules[0].is_unchanged:
             file, at, _ = self._places[modules[0].name]
             self._file.write_at(at + start * raw_RN.shape[-1], np.ascontiguousarray(raw_RN).data, file)
             return
@@ -159,7 +159,7 @@ def _numbers(raw_RN: Bytes, codec: Codec, entry: Written) -> npt.NDArray[Any]:
     order = entry.order()
     if order is not None:
         w_RC = w_RC[order] if len(entry.shape) > 1 else w_RC[:, order]
-    return codec.encode(w_RC + np.float32(entry.offset)) if entry.offset else codec.encode(w_RC)
+    return codec.encode(entry.change.undo(w_RC))
 
 
 def _shards(

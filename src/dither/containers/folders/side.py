@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.containers.folders.scheme import TORCH
+from dither.formats.tensor_names import EMBEDDING, OUTPUT
 from dither.models.arch.family import Family
 from dither.models.arch.written import Written
 from dither.models.checkpoint import ABOUT
@@ -30,8 +31,8 @@ def checkpoint_config(model: Model, family: Family, dtype: str) -> dict[str, Any
     config = {key: value for key, value in config.items() if key not in _OLD_KEYS}
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     config["dtype"] = TORCH[dtype]
-    config["tie_word_embeddings"] = "output.weight" not in shapes
-    config["vocab_size"] = shapes["token_embd.weight"][0]
+    config["tie_word_embeddings"] = OUTPUT not in shapes
+    config["vocab_size"] = shapes[EMBEDDING][0]
     return config
 
 
@@ -75,9 +76,7 @@ def linear_modules(model: Model, entries: Sequence[Written]) -> dict[str, str]:
 
     A tied output matrix is a module of the network as well, of no tensor of its own.
     """
-    found = {
-        entry.module: entry.tensor for entry in entries if len(entry.shape) > 1 and entry.tensor != "token_embd.weight"
-    }
-    if not any(tensor.name == "output.weight" for tensor in model.tensors):
-        found[HEAD] = "token_embd.weight"
+    found = {entry.module: entry.tensor for entry in entries if len(entry.shape) > 1 and entry.tensor != EMBEDDING}
+    if not any(tensor.name == OUTPUT for tensor in model.tensors):
+        found[HEAD] = EMBEDDING
     return found

@@ -4,9 +4,10 @@ A family is found by iterating this folder: every module may define `FAMILIES`, 
 `family.Family` tables.  Adding one is adding a file.
 
     family.py      what a family is: tables of names, changes, keys
+    usual.py       the tables that most families share
     conversion.py  a table applied to a checkpoint
     shapes.py      the shapes that must come out of it
-    rows.py        what happens to rows on the way
+    changes.py     what happens to rows on the way, and back
     rope.py        rotary embedding and its scalings
 """
 
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 from functools import cache
 
-from dither.errors import FormatError, UnsupportedError
+from dither.errors import UnsupportedError
 from dither.models.arch.conversion import convert_with
 from dither.models.arch.family import Config, Family, Feed
 from dither.models.checkpoint import Checkpoint
+from dither.models.json_object import JsonObject
 from dither.system.discovery import modules, room_path
+from dither.system.text import shown
 from dither.types import Model
 
 __path__ = room_path(__path__, __name__)
-__all__ = ["convert", "families", "family_of", "feeds"]
+__all__ = ["convert", "families", "family_of", "feeds", "window_period"]
 
 
 @cache
@@ -38,13 +41,13 @@ def family_of(config: Config) -> Family:
     Raises UnsupportedError naming what is known.
     """
     names = _strings(config.get("architectures"))
-    model_type = config.get("model_type")
+    model_type = None if names else JsonObject(config, "config.json").text("model_type")
     for family in families():
         if set(names) & set(family.architectures) or (not names and model_type in family.model_types):
             return family
     known = ", ".join(f"{family.name} ({', '.join(family.architectures)})" for family in families())
     raise UnsupportedError(
-        f"architecture {', '.join(names) or model_type or 'not named in config.json'}",
+        f"architecture {shown(', '.join(names) or model_type or 'not named in config.json')}",
         f"no family here has it; known are {known}",
         "A GGUF of any architecture can be quantized: convert it with llama.cpp's own tools first.",
     )
@@ -81,12 +84,17 @@ def convert(checkpoint: Checkpoint, *, pre: str | None = None) -> Model:
     Raises UnsupportedError for a family, a tokenizer or a setting that is not known, SourceError for
     a checkpoint that contradicts itself, UsageError for a `pre` that llama.cpp does not have.
     """
-    try:
-        return convert_with(family_of(checkpoint.config), checkpoint, pre)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # JSON from a stranger may hold anything anywhere: here, and only here, a wrong kind is caught.
-        raise FormatError(
-            str(checkpoint.folder),
-            f"a JSON file holds something of an unexpected kind ({type(error).__name__}: {error})",
-            "Fetch config.json and the tokenizer's files again.",
-        ) from error
+    return convert_with(family_of(checkpoint.config), checkpoint, pre)
+
+
+def window_period(arch: str) -> int | None:
+    """Of layers with a sliding window every so many-th attends to everything: 1 where llama.cpp knows no window.
+
+    None where no family here says.
+    """
+    for family in families():
+        if family.arch == arch and family.ignores_window:
+            return 1
+        if family.arch == arch and family.window_period:
+            return family.window_period
+    return None

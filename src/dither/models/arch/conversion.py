@@ -11,20 +11,22 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
-from dither.models.arch import rows
-from dither.models.arch.family import Config, Family, Key, Rule
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_of, in_every_block, within_block
+from dither.models.arch.changes import Change, Source
+from dither.models.arch.family import LAYER, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
 from dither.models.arch.rope import Rope, parameters, rope_of
 from dither.models.arch.shapes import check_shapes
 from dither.models.checkpoint import Checkpoint, StoredTensor
-from dither.models.tokenizer import read_tokenizer
-from dither.system.text import shown
+from dither.models.json_object import JsonObject, described
+from dither.models.tokenizers.checkpoint_tokenizer import read_tokenizer
 from dither.types import Bytes, Floats, Model, Recode, Tensor
 
 # Buffers that old transformers saved although they follow from the config.
@@ -39,30 +41,63 @@ LIMITS = {
     "max_position_embeddings": 2**32 - 1,
     "original_max_position_embeddings": 2**32 - 1,
 }
+CONFIG = "config.json"
 FETCH_AGAIN = "Fetch the checkpoint again, or take it from its authors."
 
 
-def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Model:
+Targets = Mapping[str, tuple[Rule, Mapping[int, StoredTensor]]]  # by name: the rule, and a source for each expert
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A checkpoint under its family's tables: every tensor with its rule, config.json filled in."""
+
+    family: Family
+    config: JsonObject
+    targets: Targets
+    rope: Rope
+    notes: tuple[str, ...]
+
+    @property
+    def embedding_rows(self) -> int:
+        if EMBEDDING not in self.targets:
+            raise SourceError(f"tensor {EMBEDDING}", "is made from no tensor of the checkpoint", FETCH_AGAIN)
+        shape = self.targets[EMBEDDING][1][0].shape
+        return shape[0] if shape else 0
+
+    def hyperparameters(self) -> dict[str, Field]:
+        keys = hyperparameters(self.family, self.config, self.rope)
+        return {f"{self.family.arch}.{key}": value for key, value in keys.items()}
+
+
+def matched(checkpoint: Checkpoint, family: Family) -> Matched:
+    """Raises as `arch.convert`, where tensors or the numbers that sizes follow from are wrong."""
     config = full_config(family, checkpoint.config)
     check_numbers(config, len(checkpoint.tensors))
-    check_assumptions(family, config)
-    found, dropped = match_tensors(family, checkpoint.tensors)
-    notes = [*checkpoint.notes, *dropped]
-    embedding = found.single("token_embd.weight")
-    tokenizer = read_tokenizer(checkpoint, rows=embedding.shape[0], pre=pre, config=config)
-    vocabulary = tokenizer.used if family.crop_embedding else embedding.shape[0]
-    if vocabulary < embedding.shape[0]:
-        notes.append(f"{embedding.shape[0] - vocabulary} rows of the embedding have no token: left out")
+    targets, dropped = match_tensors(family, checkpoint.tensors)
     rope = rope_of(config, head_dimension(config), family.scalings, family.name)
-    tensors = tuple(build_tensors(family, config, found, rope, vocabulary))
+    return Matched(family, config, targets, rope, (*checkpoint.notes, *dropped))
+
+
+def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Model:
+    """See `arch.convert`."""
+    match = matched(checkpoint, family)
+    config, rows = match.config, match.embedding_rows
+    check_assumptions(family, config)
+    tokenizer = read_tokenizer(checkpoint, rows=rows, pre=pre, chains=family.chains, config=config)
+    vocabulary = tokenizer.used if family.crop_embedding else rows
+    notes = [*match.notes]
+    if vocabulary < rows:
+        notes.append(f"{rows - vocabulary} rows of the embedding have no token: left out")
+    tensors = build_tensors(match, vocabulary)
     check_shapes(tensors, config, vocabulary)
-    name, renamed = model_name(checkpoint.folder, checkpoint.config, tokenizer)
+    name, renamed = model_name(checkpoint.folder, JsonObject(checkpoint.config, CONFIG), tokenizer)
     metadata = {
         "general.architecture": string(family.arch),
         "general.type": string("model"),
         "general.name": string(name),
         "general.size_label": string(size_label(tensors)),
-        **{f"{family.arch}.{key}": value for key, value in hyperparameters(family, config, rope).items()},
+        **match.hyperparameters(),
         f"{family.arch}.vocab_size": u32(vocabulary),
         **tokenizer.fields(vocabulary),
     }
@@ -75,18 +110,17 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Mod
         kind="safetensors",
         files=tuple(str(path) for path in checkpoint.files),
         fingerprint=checkpoint.fingerprint,
-        notes=(*notes, *renamed, *rope.notes, *tokenizer.notes, *window_note(family, config)),
+        notes=(*notes, *renamed, *match.rope.notes, *tokenizer.notes, *window_note(family, config)),
     )
 
 
-def full_config(family: Family, config: Config) -> dict[str, Any]:
+def full_config(family: Family, config: Mapping[str, Any]) -> JsonObject:
     """config.json with a nested text model lifted out and the values that may be left out filled in.
 
     Rotary parameters appear at the top whichever version of transformers wrote the file.
     """
-    text = config.get("text_config")
-    flat = {**config, **(text if isinstance(text, Mapping) else {})}
-    shared, _ = parameters(flat)
+    flat = {**config, **JsonObject(config, CONFIG).section("text_config")}
+    shared, _ = parameters(JsonObject(flat, CONFIG))
     for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
         if shared.get(name) is not None:
             flat[name] = shared[name]
@@ -94,30 +128,25 @@ def full_config(family: Family, config: Config) -> dict[str, Any]:
     for name in ("num_key_value_heads", "rope_theta"):
         if filled.get(name) is None and name in family.defaults:
             filled[name] = family.defaults[name]
-    return filled
+    return JsonObject(filled, CONFIG)
 
 
-def check_numbers(config: Config, tensors: int) -> None:
+def check_numbers(config: JsonObject, tensors: int) -> None:
     """Holds the numbers that sizes are computed from against reason, before anything is made of them.
 
-    Raises SourceError naming the key.
+    Raises FormatError naming the key.
     """
+    for name in NEEDED:
+        config.given(name)
     for name, limit in LIMITS.items():
-        value = config.get(name)
-        absent = value is None and name not in NEEDED
-        if not absent and (type(value) is not int or not 0 < value <= limit):
-            reason = "is missing" if value is None else f"is {shown(repr(value))}"
-            raise SourceError(f"config.json, {name}", reason, FETCH_AGAIN)
-    tied = config.get("tie_word_embeddings")
-    if tied is not None and not isinstance(tied, bool):
-        reason = f"is {shown(repr(tied))}, neither true nor false"
-        raise SourceError("config.json, tie_word_embeddings", reason, FETCH_AGAIN)
+        config.whole(name, 1, limit)
+    config.flag("tie_word_embeddings")
     if config["num_hidden_layers"] > tensors:
         reason = f"is {config['num_hidden_layers']}, but there are only {tensors} tensors"
-        raise SourceError("config.json, num_hidden_layers", reason, FETCH_AGAIN)
+        raise SourceError(f"{CONFIG}, num_hidden_layers", reason, FETCH_AGAIN)
 
 
-def check_assumptions(family: Family, config: Config) -> None:
+def check_assumptions(family: Family, config: JsonObject) -> None:
     """Refuses settings that llama.cpp has built in otherwise: it would run and be wrong.
 
     Raises UnsupportedError naming the setting.
@@ -127,25 +156,25 @@ def check_assumptions(family: Family, config: Config) -> None:
         actual = config.get(name, expected)
         if actual != expected and (actual or expected):  # null, false and [] all mean "not so"
             raise UnsupportedError(
-                f"config.json, {name}",
-                f"is {actual!r}, but llama.cpp computes {family.name} with {expected!r}",
+                f"{CONFIG}, {name}",
+                f"is {described(actual)}, but llama.cpp computes {family.name} with {described(expected)}",
                 "No GGUF of this model would be right.",
             )
 
 
-def head_dimension(config: Config) -> int:
+def head_dimension(config: JsonObject) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def window_note(family: Family, config: Config) -> Iterator[str]:
-    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
-    if not family.ignores_window or not config.get("use_sliding_window", True) or not window:
+def window_note(family: Family, config: JsonObject) -> Iterator[str]:
+    if not family.ignores_window or not config.get("use_sliding_window", True):
         return
-    if context is None or window < context:
+    window, context = config.whole("sliding_window"), config.whole("max_position_embeddings")
+    if window and (context is None or window < context):
         yield f"llama.cpp has no sliding window for {family.name}: exact up to {window} tokens, wider beyond"
 
 
-def hyperparameters(family: Family, config: Config, rope: Rope) -> dict[str, Field]:
+def hyperparameters(family: Family, config: JsonObject, rope: Rope) -> dict[str, Field]:
     """The architecture's keys, without its prefix."""
     found: dict[str, Field] = {}
     for key in family.keys:
@@ -157,31 +186,19 @@ def hyperparameters(family: Family, config: Config, rope: Rope) -> dict[str, Fie
     return {**found, **rope.metadata}
 
 
-def key_value(key: Key, config: Config) -> Any:
+def key_value(key: Key, config: JsonObject) -> Any:
     for source in key.sources:
         value = config.get(source)
-        if isinstance(value, (int, float)) and 0 <= value < 2**32:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**32:
             return value
         if value is not None:
-            raise SourceError(f"config.json, {source}", f"is {shown(repr(value))}", FETCH_AGAIN)
+            raise config.wrong(source, "a number of 0 or more")
     if key.fallback is None:
-        raise SourceError("config.json", f"lacks {' and '.join(key.sources)}", FETCH_AGAIN)
+        raise SourceError(CONFIG, f"lacks {' and '.join(key.sources)}", FETCH_AGAIN)
     return key.fallback or None
 
 
-@dataclass
-class Found:
-    """Source tensors by target: one, or one per expert."""
-
-    targets: dict[str, tuple[Rule, dict[int, StoredTensor]]]
-
-    def single(self, target: str) -> StoredTensor:
-        if target not in self.targets:
-            raise SourceError(f"tensor {target}", "is made from no tensor of the checkpoint", FETCH_AGAIN)
-        return self.targets[target][1][0]
-
-
-def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[Found, list[str]]:
+def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[Targets, list[str]]:
     """Every tensor under the name it will have, and notes on those that are left out knowingly.
 
     Raises UnsupportedError naming the tensors that no rule knows.
@@ -200,7 +217,7 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
             unknown.append(stored_name)
         for rule, match in hits:
             numbers = match.groupdict()
-            target = rule.target.replace("*", numbers.get("layer") or "")
+            target = rule.target.replace(LAYER, numbers.get("layer") or "")
             targets.setdefault(target, (rule, {}))[1][int(numbers.get("expert") or 0)] = tensor
     if unknown:
         listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
@@ -210,7 +227,7 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
             "Nothing is dropped in silence: merge adapters first, or take the plain checkpoint.",
         )
     notes = [f"{len(dropped)} tensors of the vision part are left out: only the text model is converted"]
-    return Found(targets), notes if dropped else []
+    return targets, notes if dropped else []
 
 
 def without_prefix(family: Family, name: str) -> str:
@@ -220,77 +237,74 @@ def without_prefix(family: Family, name: str) -> str:
     return name
 
 
-def build_tensors(family: Family, config: Config, found: Found, rope: Rope, vocabulary: int) -> Iterator[Tensor]:
-    """Tensors in the order llama.cpp reads them: embedding, layer by layer, output."""
-    before, layered, after = _sorted_targets(family, found)
-    check_layers(config, layered)
-    check_complete(family, found)
-    drop_tied_output(family, config, found, after)
-    for target in before:
-        yield build_tensor(target, *found.targets[target], config, vocabulary)
-    yield from (constant(name, values) for name, values in rope.tensors.items())
-    for layer in sorted(layered):
-        for target in layered[layer]:
-            yield build_tensor(target, *found.targets[target], config, vocabulary)
-    for target in after:
-        yield build_tensor(target, *found.targets[target], config, vocabulary)
-
-
-def _sorted_targets(family: Family, found: Found) -> tuple[list[str], dict[int, list[str]], list[str]]:
+def build_tensors(match: Matched, vocabulary: int) -> tuple[Tensor, ...]:
+    """Tensors in the order llama.cpp reads them: embedding, tables of rotary frequencies, layer by layer, output."""
+    family = match.family
     order = {rule.target: index for index, rule in reversed(list(enumerate(family.rules)))}
     first_layer = next(index for index, rule in enumerate(family.rules) if rule.of_layers)
-    before: list[str] = []
-    after: list[str] = []
-    layered: dict[int, list[str]] = defaultdict(list)
-    for target in sorted(found.targets, key=lambda target: order[found.targets[target][0].target]):
-        rule = found.targets[target][0]
-        if rule.of_layers:
-            layered[int(target.split(".")[1])].append(target)
-        else:
-            (before if order[rule.target] < first_layer else after).append(target)
-    return before, layered, after
+
+    def place(target: str) -> tuple[int, int, int]:
+        index, block = order[match.targets[target][0].target], block_of(target)
+        if block is not None:
+            return 1, block, index
+        return (0 if index < first_layer else 2), 0, index
+
+    targets = sorted(match.targets, key=place)
+    check_layers(match.config, targets)
+    check_complete(family, targets)
+    drop_tied_output(match, targets)
+    tensors = []
+    for target in targets:
+        rule, sources = match.targets[target]
+        tensors.append(build_tensor(target, family.change_of(rule), sources, match.config, vocabulary))
+    tables = [constant(name, values) for name, values in match.rope.tensors.items()]
+    before = sum(place(target)[0] == 0 for target in targets)
+    return (*tensors[:before], *tables, *tensors[before:])
 
 
-def check_layers(config: Config, layered: Mapping[int, list[str]]) -> None:
+def check_layers(config: JsonObject, targets: Iterable[str]) -> None:
     """Every layer from 0 on is there, and all have the same tensors."""
+    names: dict[int, set[str]] = defaultdict(set)
+    for target in targets:
+        block = block_of(target)
+        if block is not None:
+            names[block].add(within_block(target))
     count = config["num_hidden_layers"]
-    wrong = set(range(count)) ^ set(layered)
+    wrong = set(range(count)) ^ set(names)
     if wrong:
-        reason = f"config.json promises {count} layers, the tensors have {len(layered)}"
+        reason = f"config.json promises {count} layers, the tensors have {len(names)}"
         raise SourceError(f"layer {min(wrong)}", reason, FETCH_AGAIN)
-    names = {layer: {target.split(".", 2)[2] for target in targets} for layer, targets in layered.items()}
     everywhere = set().union(*names.values())
-    for layer, present in names.items():
-        if present != everywhere:
-            missing = ", ".join(sorted(everywhere - present))
+    for layer in sorted(names):
+        if names[layer] != everywhere:
+            missing = ", ".join(sorted(everywhere - names[layer]))
             raise SourceError(f"layer {layer}", f"lacks {missing}, which other layers have", FETCH_AGAIN)
 
 
-def check_complete(family: Family, found: Found) -> None:
+def check_complete(family: Family, targets: Iterable[str]) -> None:
     """Nothing that the family cannot do without is missing from every layer, or from the model.
 
     Biases are left out freely; the output matrix has rules of its own.
     """
-    present = {re.sub(r"^blk\.\d+\.", "blk.*.", target) for target in found.targets}
+    present = {OUTPUT, *map(in_every_block, targets)}
     for rule in family.rules:
-        if rule.target.endswith(".weight") and rule.target not in (*present, "output.weight"):
+        if rule.target.endswith(".weight") and rule.target not in present:
             reason = f"is missing: a {family.name} model has it as {rule.target}"
             raise SourceError(f"tensor {rule.source}", reason, FETCH_AGAIN)
 
 
-def drop_tied_output(family: Family, config: Config, found: Found, after: list[str]) -> None:
+def drop_tied_output(match: Matched, targets: list[str]) -> None:
     """A tied model's output matrix is its embedding: llama.cpp takes it from there."""
-    target = "output.weight"
-    tied = config.get("tie_word_embeddings", False)
-    if tied and target in after:
-        after.remove(target)
-    elif not tied and target not in after:
+    tied = match.config.get("tie_word_embeddings", False)
+    if tied and OUTPUT in targets:
+        targets.remove(OUTPUT)
+    elif not tied and OUTPUT not in targets:
         reason = "is missing, and config.json does not say that it is tied to the embedding"
         raise SourceError("tensor lm_head.weight", reason, FETCH_AGAIN)
-    elif target in after:
-        head, embedding = found.single(target).shape, found.single("token_embd.weight").shape
-        if head[:1] != embedding[:1]:
-            reason = f"has shape {list(head)}, which are not the embedding's {embedding[0]} rows"
+    elif OUTPUT in targets:
+        head, rows = match.targets[OUTPUT][1][0].shape, match.embedding_rows
+        if head[:1] != (rows,):
+            reason = f"has shape {list(head)}, which are not the embedding's {rows} rows"
             raise SourceError("tensor lm_head.weight", reason, FETCH_AGAIN)
 
 
@@ -298,37 +312,21 @@ def constant(name: str, values_C: Floats) -> Tensor:
     return Tensor(name, values_C.shape, "F32", values_C.nbytes, lambda start, stop: values_C[None][start:stop])
 
 
-def build_tensor(target: str, rule: Rule, sources: dict[int, StoredTensor], config: Config, vocabulary: int) -> Tensor:
-    """One target tensor with the change its rule asks for."""
-    for stored in sources.values():
+def build_tensor(
+    target: str, change: Change, found: Mapping[int, StoredTensor], config: JsonObject, vocabulary: int
+) -> Tensor:
+    """One target tensor, made of the tensors `found` by expert."""
+    for stored in found.values():
         stored.check_readable()
-    source = sources[min(sources)]
-    used, shape, share, heads = [source], source.shape, 1.0, 0
-    if rule.change.startswith("rope_rows"):
-        heads = _heads(config, rule.change, source)
-    elif rule.change == "stack":
-        used = _all_experts(target, sources, config)
-        shape, share = (len(used), *shape), len(used)
-    elif rule.change in ("expert_gate", "expert_up"):
-        shape, share = _halved(source), 0.5
-    elif rule.change in ("embedding", "output"):
-        shape, share = (vocabulary, *shape[1:]), vocabulary / shape[0]
+    sources = _all_experts(target, found, config) if change.stacks else [found[min(found)]]
+    first = sources[0]
+    heads = _heads(config, change.heads[0], first) if change.heads else 0
+    shape = change.shape(sources, vocabulary)
     recode = None
-    if rule.change != "plus_one" and all(stored.recode for stored in used):
-        recode = _recoder(rule, used, heads)
-    read = _reader(rule, used, heads)
-    return Tensor(target, shape, source.dtype, int(source.nbytes * share), read, recode=recode)
-
-
-def _reader(rule: Rule, sources: Sequence[rows.Source], heads: int) -> rows.Read:
-    """The target's rows, numbers or bytes alike, from the sources'."""
-    if rule.change == "plus_one":
-        return rows.plus_one(sources[0])
-    if rule.change == "stack":
-        return rows.stacked(sources)
-    if rule.change in ("expert_gate", "expert_up"):
-        return rows.expert_half(sources[0], second=rule.change == "expert_up")
-    return rows.rotary_rows(sources[0], heads) if heads else sources[0].read
+    if not change.new_numbers and all(stored.recode for stored in sources):
+        recode = _recoder(change, sources, heads)
+    nbytes = first.nbytes * prod(shape) // max(1, prod(first.shape))
+    return Tensor(target, shape, first.dtype, nbytes, change.read(sources, heads), recode=recode)
 
 
 class _OffGridError(Exception):
@@ -343,6 +341,10 @@ class _Recoded:
     kind: str
 
     @property
+    def name(self) -> str:
+        return self.stored.name
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape
 
@@ -354,10 +356,11 @@ class _Recoded:
         return found
 
 
-def _recoder(rule: Rule, sources: Sequence[StoredTensor], heads: int) -> Recode:
+def _recoder(change: Change, sources: Sequence[StoredTensor], heads: int) -> Recode:
     def recode(kind: str, start: int, stop: int) -> Bytes | None:
+        recoded: list[Source] = [_Recoded(stored, kind) for stored in sources]
         try:
-            found: Any = _reader(rule, [_Recoded(stored, kind) for stored in sources], heads)(start, stop)
+            found: Any = change.read(recoded, heads)(start, stop)
         except _OffGridError:
             return None
         return np.ascontiguousarray(found, np.uint8)
@@ -365,36 +368,24 @@ def _recoder(rule: Rule, sources: Sequence[StoredTensor], heads: int) -> Recode:
     return recode
 
 
-def _heads(config: Config, change: str, source: StoredTensor) -> int:
-    name = "num_attention_heads" if change == "rope_rows_q" else "num_key_value_heads"
-    heads = int(config.get(name) or config["num_attention_heads"])
+def _heads(config: JsonObject, key: str, source: StoredTensor) -> int:
+    heads = int(config.get(key) or config["num_attention_heads"])
     size = head_dimension(config)
-    if source.shape[0] != heads * size or size % 2:
-        reason = f"has {source.shape[0]} rows, which are not {heads} heads of {size} in pairs"
+    if source.shape[:1] != (heads * size,) or size % 2:
+        reason = f"has shape {list(source.shape)}, which is not {heads} heads of {size} rows in pairs"
         raise SourceError(f"tensor {source.name}", reason, FETCH_AGAIN)
     return heads
 
 
-def _all_experts(target: str, sources: dict[int, StoredTensor], config: Config) -> list[StoredTensor]:
+def _all_experts(target: str, sources: Mapping[int, StoredTensor], config: JsonObject) -> list[StoredTensor]:
     count = int(config.get("num_local_experts") or config.get("num_experts") or len(sources))
     missing = sorted(set(range(count)) ^ set(sources))
     if missing:
         reason = f"has {len(sources)} experts where config.json has {count}: expert {missing[0]}"
         raise SourceError(f"tensor {target}", reason, FETCH_AGAIN)
     experts = [sources[index] for index in range(count)]
-    odd = _odd_one(experts)
-    if odd:
-        raise SourceError(f"tensor {odd.name}", f"is {odd.shape}, its neighbors {experts[0].shape}", FETCH_AGAIN)
+    for expert in experts:
+        if expert.shape != experts[0].shape:
+            reason = f"is {expert.shape}, its neighbors {experts[0].shape}"
+            raise SourceError(f"tensor {expert.name}", reason, FETCH_AGAIN)
     return experts
-
-
-def _odd_one(experts: Iterable[StoredTensor]) -> StoredTensor | None:
-    first, *others = experts
-    return next((expert for expert in others if expert.shape != first.shape), None)
-
-
-def _halved(source: StoredTensor) -> tuple[int, ...]:
-    if len(source.shape) != 3 or source.shape[1] % 2:
-        raise SourceError(f"tensor {source.name}", f"of shape {source.shape} holds no gate and up", FETCH_AGAIN)
-    experts, fused, columns = source.shape
-    return experts, fused // 2, columns

@@ -10,26 +10,20 @@ behind.
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    ATTENTION,
-    COMMON_KEYS,
-    DENSE_FEEDS,
-    EMBEDDING,
-    FEED_FORWARD,
-    HEAD,
-    HEAD_NORMS,
-    Config,
-    Family,
-    feeds,
-    keys,
-    rules,
-)
+from functools import partial
+
+from dither.models.arch import usual
+from dither.models.arch.family import Config, Family, feeds, keys, rules
 
 FOUR_NORMS = """
 model.layers.*.input_layernorm.weight -> blk.*.attn_norm.weight
 model.layers.*.post_attention_layernorm.weight -> blk.*.post_attention_norm.weight
 model.layers.*.pre_feedforward_layernorm.weight -> blk.*.ffn_norm.weight
 model.layers.*.post_feedforward_layernorm.weight -> blk.*.post_ffw_norm.weight
+"""
+NORM_FEEDS = """
+post_attention_norm ->
+post_ffw_norm ->
 """
 
 
@@ -67,18 +61,17 @@ def built_in(config: Config, *, every: int, widest: int) -> Config:
     return {"layer_types": kinds, "query_pre_attn_scalar": scale}
 
 
-def built_in_2(config: Config) -> Config:
-    return built_in(config, every=2, widest=46)
-
-
 def built_in_3(config: Config) -> Config:
     return {**built_in(config, every=6, widest=62), "sliding_window_pattern": 6, "_sliding_window_pattern": 6}
 
 
 BUILT_IN = {
-    "hidden_activation": "gelu_pytorch_tanh", "partial_rotary_factor": 1.0, "tie_word_embeddings": True,
-    "use_bidirectional_attention": False, "attention_bias": False,
-}  # fmt: skip
+    "hidden_activation": "gelu_pytorch_tanh",
+    "partial_rotary_factor": 1.0,
+    "tie_word_embeddings": True,
+    "use_bidirectional_attention": False,
+    "attention_bias": False,
+}
 
 FAMILIES = (
     Family(
@@ -86,12 +79,13 @@ FAMILIES = (
         arch="gemma2",
         architectures=("Gemma2ForCausalLM",),
         model_types=("gemma2",),
-        rules=rules(EMBEDDING, plus_one(FOUR_NORMS), ATTENTION, FEED_FORWARD, plus_one(HEAD)),
-        feeds=feeds(DENSE_FEEDS),
-        keys=keys(COMMON_KEYS, WINDOW, SOFTCAPS),
+        rules=rules(usual.EMBEDDING, plus_one(FOUR_NORMS), usual.ATTENTION, usual.FEED_FORWARD, plus_one(usual.HEAD)),
+        feeds=feeds(usual.DENSE_FEEDS, NORM_FEEDS),
+        keys=keys(usual.COMMON_KEYS, WINDOW, SOFTCAPS),
         defaults=DEFAULTS_2,
         assumes=BUILT_IN,
-        assumes_of=built_in_2,
+        assumes_of=partial(built_in, every=2, widest=46),
+        window_period=2,
         scaled_embedding=True,
     ),
     Family(
@@ -99,12 +93,20 @@ FAMILIES = (
         arch="gemma3",
         architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
         model_types=("gemma3_text", "gemma3"),
-        rules=rules(EMBEDDING, plus_one(FOUR_NORMS), ATTENTION, plus_one(HEAD_NORMS), FEED_FORWARD, plus_one(HEAD)),
-        feeds=feeds(DENSE_FEEDS),
-        keys=keys(COMMON_KEYS, WINDOW, "final_logit_softcapping <- final_logit_softcapping [f32?]"),
+        rules=rules(
+            usual.EMBEDDING,
+            plus_one(FOUR_NORMS),
+            usual.ATTENTION,
+            plus_one(usual.HEAD_NORMS),
+            usual.FEED_FORWARD,
+            plus_one(usual.HEAD),
+        ),
+        feeds=feeds(usual.DENSE_FEEDS, NORM_FEEDS, usual.HEAD_NORM_FEEDS),
+        keys=keys(usual.COMMON_KEYS, WINDOW, "final_logit_softcapping <- final_logit_softcapping [f32?]"),
         defaults=DEFAULTS_3,
         assumes={**BUILT_IN, "attn_logit_softcapping": None},
         assumes_of=built_in_3,
+        window_period=6,
         prefixes={
             "language_model.model.": "model.",
             "model.language_model.": "model.",

@@ -7,31 +7,18 @@ again, so both are permuted back.
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    COMMON_KEYS,
-    DENSE_FEEDS,
-    EMBEDDING,
-    FEED_FORWARD,
-    HEAD,
-    NORMS,
-    ROTATED_ATTENTION,
-    Family,
-    feeds,
-    keys,
-    rules,
+from dataclasses import replace
+
+from dither.models.arch import usual
+from dither.models.arch.family import rules
+
+LLAMA = usual.DECODER.variant(
+    "Llama",
+    "LlamaForCausalLM",
+    "llama",
+    arch="llama",
+    rules=rules(usual.EMBEDDING, usual.NORMS, usual.ROTATED_ATTENTION, usual.FEED_FORWARD, usual.HEAD),
+    scalings=("linear", "yarn", "dynamic", "llama3", "longrope"),
 )
 
-FAMILIES = (
-    Family(
-        name="Llama",
-        arch="llama",
-        architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
-        model_types=("llama",),
-        rules=rules(EMBEDDING, NORMS, ROTATED_ATTENTION, FEED_FORWARD, HEAD),
-        feeds=feeds(DENSE_FEEDS),
-        keys=keys(COMMON_KEYS),
-        defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False},
-        assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
-        scalings=("linear", "yarn", "dynamic", "llama3", "longrope"),
-    ),
-)
+FAMILIES = (replace(LLAMA, architectures=("LlamaForCausalLM", "LLaMAForCausalLM")),)

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    COMMON_KEYS,
-    DENSE_FEEDS,
-    EMBEDDING,
-    FEED_FORWARD,
-    HEAD,
-    NORMS,
-    ROTATED_ATTENTION,
-    Family,
-    feeds,
-    keys,
-    rules,
-)
+from dither.models.arch import usual
+from dither.models.arch.llama import LLAMA
 
 FAMILIES = (
-    Family(
-        name="Mistral",
-        arch="llama",
-        architectures=("MistralForCausalLM",),
-        model_types=("mistral",),
-        rules=rules(EMBEDDING, NORMS, ROTATED_ATTENTION, FEED_FORWARD, HEAD),
-        feeds=feeds(DENSE_FEEDS),
-        keys=keys(COMMON_KEYS),
-        defaults={
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-            "sliding_window": 4096,
-            "num_key_value_heads": 8,
-        },
-        assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
+    LLAMA.variant(
+        "Mistral",
+        "MistralForCausalLM",
+        "mistral",
+        defaults={"sliding_window": 4096, "num_key_value_heads": 8},
+        scalings=usual.DECODER.scalings,
         ignores_window=True,
     ),
 )

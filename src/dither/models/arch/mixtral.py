@@ -6,20 +6,8 @@ experts fused instead.  GGUF wants each of the three stacked over the experts.
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    COMMON_KEYS,
-    EMBEDDING,
-    EXPERT_FEEDS,
-    EXPERT_KEYS,
-    FUSED_EXPERTS,
-    HEAD,
-    NORMS,
-    ROTATED_ATTENTION,
-    Family,
-    feeds,
-    keys,
-    rules,
-)
+from dither.models.arch import usual
+from dither.models.arch.family import feeds, keys, rules
 
 EXPERTS = """
 model.layers.*.block_sparse_moe.gate.weight -> blk.*.ffn_gate_inp.weight
@@ -30,23 +18,21 @@ model.layers.*.block_sparse_moe.experts.#.w2.weight -> blk.*.ffn_down_exps.weigh
 """
 
 FAMILIES = (
-    Family(
-        name="Mixtral",
+    usual.DECODER.variant(
+        "Mixtral",
+        "MixtralForCausalLM",
+        "mixtral",
         arch="llama",
-        architectures=("MixtralForCausalLM",),
-        model_types=("mixtral",),
-        rules=rules(EMBEDDING, NORMS, ROTATED_ATTENTION, EXPERTS, FUSED_EXPERTS, HEAD),
-        feeds=feeds(EXPERT_FEEDS),
-        keys=keys(COMMON_KEYS, EXPERT_KEYS),
+        rules=rules(usual.EMBEDDING, usual.NORMS, usual.ROTATED_ATTENTION, EXPERTS, usual.FUSED_EXPERTS, usual.HEAD),
+        feeds=feeds(usual.EXPERT_FEEDS),
+        keys=keys(usual.COMMON_KEYS, usual.EXPERT_KEYS),
         defaults={
             "rms_norm_eps": 1e-5,
             "rope_theta": 1e6,
-            "tie_word_embeddings": False,
             "num_key_value_heads": 8,
             "num_local_experts": 8,
             "num_experts_per_tok": 2,
         },
-        assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
         ignores_window=True,
     ),
 )

@@ -8,20 +8,21 @@ The name is therefore held to what the tokenizer says, and a change of it is tol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from dither.models.tokenizer import Tokenizer
+from dither.formats.tensor_names import is_expert_stack
+from dither.models.json_object import JsonObject
+from dither.models.tokenizers.checkpoint_tokenizer import Tokenizer
 from dither.types import Tensor
 
 PHI_3 = re.compile(r"phi-?3", re.IGNORECASE)
 PHI_3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
 
 
-def model_name(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, list[str]]:
+def model_name(folder: Path, config: JsonObject, tokenizer: Tokenizer) -> tuple[str, list[str]]:
     """A name from the hub's folder layout, config.json or the folder itself, and notes on changes."""
-    name = plain_name(folder, str(config.get("_name_or_path") or ""))
+    name = plain_name(folder, config.text("_name_or_path") or "")
     swallows = tokenizer.swallows_space and set(tokenizer.tokens) >= PHI_3_TOKENS
     if swallows and not PHI_3.search(name):
         changed = f"{name} (phi-3)"
@@ -47,8 +48,8 @@ def size_label(tensors: Iterable[Tensor]) -> str:
     """Parameters to two digits or more: 135M, 1.2B; with experts, 8x7B from one expert's share."""
     shared, expert, experts = 0, 0, 0
     for tensor in tensors:
-        if "_exps." in tensor.name:
-            experts = tensor.shape[0]
+        if is_expert_stack(tensor.name):
+            experts = max(1, tensor.shape[0])
             expert += tensor.size // experts
         else:
             shared += tensor.size

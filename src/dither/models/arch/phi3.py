@@ -6,7 +6,10 @@ the original context and one for longer ones (LongRoPE, Ding et al. 2024, arXiv:
 
 from __future__ import annotations
 
-from dither.models.arch.family import COMMON_KEYS, EMBEDDING, HEAD, NORMS, Family, feeds, keys, linear, rules
+from dataclasses import replace
+
+from dither.models.arch import usual
+from dither.models.arch.family import feeds, keys, linear, rules
 
 FUSED = "\n".join(
     linear(f"model.layers.*.{source}", f"blk.*.{target}")
@@ -25,26 +28,21 @@ ffn_up -> ffn_down
 output_norm -> output
 """
 
-
 FAMILIES = (
-    Family(
+    replace(
+        usual.DECODER,
         name="Phi-3",
         arch="phi3",
         architectures=("Phi3ForCausalLM",),
         model_types=("phi3",),
-        rules=rules(EMBEDDING, NORMS, FUSED, HEAD),
+        rules=rules(usual.EMBEDDING, usual.NORMS, FUSED, usual.HEAD),
         feeds=feeds(FEEDS),
         keys=keys(
-            COMMON_KEYS,
+            usual.COMMON_KEYS,
             "attention.sliding_window <- sliding_window [u32=0]",  # zero tells llama.cpp that this is Phi-4
             "rope.scaling.original_context_length <- original_max_position_embeddings [u32]",
         ),
-        defaults={
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-            "original_max_position_embeddings": 4096,
-        },
+        defaults={**usual.DECODER.defaults, "rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         assumes={"hidden_act": "silu"},
         scalings=("longrope",),
         ignores_window=True,

@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    ATTENTION,
-    COMMON_KEYS,
-    DENSE_FEEDS,
-    EMBEDDING,
-    FEED_FORWARD,
-    HEAD,
-    NORMS,
-    Family,
-    feeds,
-    keys,
-    rules,
+from dither.models.arch import usual
+
+QWEN2 = usual.DECODER.variant(
+    "Qwen2", "Qwen2ForCausalLM", "qwen2", arch="qwen2", defaults={"use_sliding_window": False}, ignores_window=True
 )
 
-FAMILIES = (
-    Family(
-        name="Qwen2",
-        arch="qwen2",
-        architectures=("Qwen2ForCausalLM",),
-        model_types=("qwen2",),
-        rules=rules(EMBEDDING, NORMS, ATTENTION, FEED_FORWARD, HEAD),
-        feeds=feeds(DENSE_FEEDS),
-        keys=keys(COMMON_KEYS),
-        defaults={
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-            "use_sliding_window": False,
-        },
-        assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
-        ignores_window=True,
-    ),
-)
+FAMILIES = (QWEN2,)

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from dither.models.arch.family import (
-    ATTENTION,
-    COMMON_KEYS,
-    DENSE_FEEDS,
-    EMBEDDING,
-    EXPERT_FEEDS,
-    EXPERT_KEYS,
-    FEED_FORWARD,
-    FUSED_EXPERTS,
-    HEAD,
-    HEAD_NORMS,
-    NORMS,
-    Family,
-    feeds,
-    keys,
-    rules,
-)
+from dither.models.arch import usual
+from dither.models.arch.family import feeds, keys, rules
+from dither.models.arch.qwen2 import QWEN2
 
 EXPERTS = """
 model.layers.*.mlp.gate.weight -> blk.*.ffn_gate_inp.weight
@@ -26,33 +12,28 @@ model.layers.*.mlp.experts.#.gate_proj.weight -> blk.*.ffn_gate_exps.weight [sta
 model.layers.*.mlp.experts.#.up_proj.weight -> blk.*.ffn_up_exps.weight [stack]
 model.layers.*.mlp.experts.#.down_proj.weight -> blk.*.ffn_down_exps.weight [stack]
 """
-SHARED = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "use_sliding_window": False}
-BUILT_IN = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
-
 FAMILIES = (
-    Family(
-        name="Qwen3",
+    QWEN2.variant(
+        "Qwen3",
+        "Qwen3ForCausalLM",
+        "qwen3",
         arch="qwen3",
-        architectures=("Qwen3ForCausalLM",),
-        model_types=("qwen3",),
-        rules=rules(EMBEDDING, NORMS, ATTENTION, HEAD_NORMS, FEED_FORWARD, HEAD),
-        feeds=feeds(DENSE_FEEDS),
-        keys=keys(COMMON_KEYS),
-        defaults={**SHARED, "head_dim": 128},
-        assumes=BUILT_IN,
-        ignores_window=True,
+        rules=rules(usual.EMBEDDING, usual.NORMS, usual.ATTENTION, usual.HEAD_NORMS, usual.FEED_FORWARD, usual.HEAD),
+        feeds=feeds(usual.DENSE_FEEDS, usual.HEAD_NORM_FEEDS),
+        defaults={"head_dim": 128},
     ),
-    Family(
-        name="Qwen3-MoE",
+    QWEN2.variant(
+        "Qwen3-MoE",
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
         arch="qwen3moe",
-        architectures=("Qwen3MoeForCausalLM",),
-        model_types=("qwen3_moe",),
-        rules=rules(EMBEDDING, NORMS, ATTENTION, HEAD_NORMS, EXPERTS, FUSED_EXPERTS, HEAD),
-        feeds=feeds(EXPERT_FEEDS),
-        keys=keys(COMMON_KEYS, EXPERT_KEYS, "expert_feed_forward_length <- moe_intermediate_size [u32]"),
-        defaults={**SHARED, "num_experts_per_tok": 8, "norm_topk_prob": False, "decoder_sparse_step": 1},
+        rules=rules(
+            usual.EMBEDDING, usual.NORMS, usual.ATTENTION, usual.HEAD_NORMS, EXPERTS, usual.FUSED_EXPERTS, usual.HEAD
+        ),
+        feeds=feeds(usual.EXPERT_FEEDS, usual.HEAD_NORM_FEEDS),
+        keys=keys(usual.COMMON_KEYS, usual.EXPERT_KEYS, "expert_feed_forward_length <- moe_intermediate_size [u32]"),
+        defaults={"num_experts_per_tok": 8, "norm_topk_prob": False, "decoder_sparse_step": 1},
         # Every layer has experts there, and the chosen experts' weights are scaled to add up to one.
-        assumes={**BUILT_IN, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
-        ignores_window=True,
+        assumes={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     ),
 )

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from dither.errors import SourceError, UnsupportedError
+from dither.formats.tensor_names import OUTPUT, ROPE_TABLES, in_every_block
 from dither.models.arch import families
 from dither.models.arch.family import Family
 from dither.system.text import shown
 from dither.types import Model
 
 _WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
-# Tables of frequencies that GGUF stores and a checkpoint's config stands for.
-ROPE_TENSORS = {
-    "rope_freqs.weight": "llama3",
-    "rope_factors_long.weight": "longrope",
-    "rope_factors_short.weight": "longrope",
-}
-
-
-def generic(name: str) -> str:
-    """
-    >>> generic("blk.12.attn_q.weight")
-    'blk.*.attn_q.weight'
-    """
-    return re.sub(r"^blk\.\d+\.", "blk.*.", name)
 
 
 def family_of_tensors(model: Model) -> Family:
@@ -37,13 +22,13 @@ def family_of_tensors(model: Model) -> Family:
             f"is of no family that is known here; known are {known}",
             "Quantize it to GGUF without data, or calibrate it with llama.cpp's llama-imatrix.",
         )
-    names = {generic(tensor.name) for tensor in model.tensors}
+    names = {in_every_block(tensor.name) for tensor in model.tensors}
     faults = [(tensor_faults(family, names), family) for family in candidates]
     (missing, unknown), family = min(faults, key=lambda fault: len(fault[0][0]) + len(fault[0][1]))
     if missing:
         raise SourceError(f"tensor {missing[0]}", f"is missing: a {family.name} model has it", _WAY_OUT)
     if unknown:
-        name = next(tensor.name for tensor in model.tensors if generic(tensor.name) == unknown[0])
+        name = next(tensor.name for tensor in model.tensors if in_every_block(tensor.name) == unknown[0])
         raise UnsupportedError(
             f"tensor {shown(name)}",
             f"is not part of a {family.name} model, as far as is known here",
@@ -55,6 +40,6 @@ def family_of_tensors(model: Model) -> Family:
 def tensor_faults(family: Family, names: set[str]) -> tuple[list[str], list[str]]:
     """Tensors that the family lacks among these names, and names that it has no use for."""
     targets = {rule.target for rule in family.rules}
-    needed = {target for target in targets if target.endswith(".weight")} - {"output.weight"}
-    rope = {name for name, scaling in ROPE_TENSORS.items() if scaling in family.scalings}
+    needed = {target for target in targets if target.endswith(".weight")} - {OUTPUT}
+    rope = {name for name, scaling in ROPE_TABLES.items() if scaling in family.scalings}
     return sorted(needed - names), sorted(names - targets - rope)

@@ -13,9 +13,10 @@ Source: llama.cpp's model loader, which creates every tensor with these dimensio
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from dither.errors import SourceError
+from dither.formats.tensor_names import within_block
+from dither.models.json_object import JsonObject
 from dither.system.text import shown
 from dither.types import Tensor
 
@@ -57,14 +58,14 @@ ffn_up.bias = 2*inner
 _WAY_OUT = "Take config.json and the weights from the same model, and fetch both again."
 
 
-def check_shapes(tensors: Iterable[Tensor], config: Mapping[str, Any], vocabulary: int) -> None:
+def check_shapes(tensors: Iterable[Tensor], config: JsonObject, vocabulary: int) -> None:
     """Raises SourceError naming the first tensor whose shape is not the one that config.json makes."""
     listed = list(tensors)
     fused = not any(tensor.name.endswith(".ffn_gate.weight") for tensor in listed)
     table = _table(COMMON) | (_table(GATE_AND_UP_FUSED) if fused else {})
     sizes = _sizes(config, vocabulary)
     for tensor in listed:
-        terms = table.get(_without_layer(tensor.name))
+        terms = table.get(within_block(tensor.name))
         if terms is None:
             continue
         expected = tuple(_size(term, sizes) for term in terms)
@@ -78,19 +79,19 @@ def _table(text: str) -> dict[str, list[str]]:
     return {name.strip(): terms.split() for name, terms in lines}
 
 
-def _sizes(config: Mapping[str, Any], vocabulary: int) -> dict[str, int]:
+def _sizes(config: JsonObject, vocabulary: int) -> dict[str, int]:
     heads = int(config["num_attention_heads"])
     head = int(config.get("head_dim") or config["hidden_size"] // heads)
-    experts = config.get("num_local_experts") or config.get("num_experts")
-    inner = (experts and config.get("moe_intermediate_size")) or config.get("intermediate_size")
+    experts = config.get("num_local_experts") or config.get("num_experts") or 0
+    inner = config.whole("intermediate_size") or 0
     return {
         "vocabulary": vocabulary,
-        "hidden": int(config["hidden_size"]),
+        "hidden": config["hidden_size"],
         "head": head,
         "query": heads * head,
-        "key": int(config.get("num_key_value_heads") or heads) * head,
-        "inner": int(inner or 0),
-        "experts": int(experts or 0),
+        "key": (config.get("num_key_value_heads") or heads) * head,
+        "inner": (config.whole("moe_intermediate_size") if experts else None) or inner,
+        "experts": experts,
     }
 
 
@@ -104,7 +105,3 @@ def _size(term: str, sizes: Mapping[str, int]) -> int:
         factor, _, name = part.rpartition("*")
         total += int(factor or 1) * sizes[name]
     return total
-
-
-def _without_layer(name: str) -> str:
-    return name.split(".", 2)[2] if name.startswith("blk.") else name

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import SourceError, UnsupportedError
-from dither.models.arch.family import EXPERT, Family, Rule
-from dither.models.arch.recognize import ROPE_TENSORS, family_of_tensors, generic
-from dither.models.arch.rows import rotary_order
+from dither.formats.tensor_names import ROPE_TABLES, block_of, in_every_block
+from dither.models.arch.changes import UNCHANGED, Change
+from dither.models.arch.family import EXPERT, LAYER, Family, Rule
+from dither.models.arch.recognize import family_of_tensors
 from dither.types import Model, Tensor
 
 _WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
@@ -33,8 +34,8 @@ class Written:
     tensor: str  # "blk.0.attn_q.weight"
     shape: tuple[int, ...]
     first_row: int  # of the tensor's, experts flattened in
-    heads: int = 0  # whose rotated pairs are to be taken apart; 0 for none
-    offset: float = 0.0  # to be added to what the model has
+    change: Change = UNCHANGED  # to be undone
+    heads: int = 0  # that the change moves rows within; 0 for none
 
     @property
     def rows(self) -> int:
@@ -47,10 +48,12 @@ class Written:
 
     def order(self) -> npt.NDArray[np.intp] | None:
         """For each row of the checkpoint (of a bias: number) its place in the model; None for as it is."""
-        if not self.heads:
-            return None
-        here = rotary_order(np.arange(self.shape[0]), self.shape[0] // self.heads)
-        return np.argsort(here)
+        here = self.change.order(self.shape[0], self.heads)
+        return None if here is None else np.argsort(here)
+
+    @property
+    def is_unchanged(self) -> bool:
+        return not self.change.new_numbers and self.order() is None
 
 
 def written(model: Model) -> tuple[Family, list[Written]]:
@@ -62,38 +65,38 @@ def written(model: Model) -> tuple[Family, list[Written]]:
     family = family_of_tensors(model)
     found: list[Written] = []
     for tensor in model.tensors:
-        if tensor.name not in ROPE_TENSORS:
+        if tensor.name not in ROPE_TABLES:
             found.extend(_written(family, model, tensor))
     return family, found
 
 
 def _written(family: Family, model: Model, tensor: Tensor) -> Iterator[Written]:
     rule = _rule(family, tensor)
-    parts = tensor.name.split(".")
-    name = rule.source.replace("*", parts[1]) if parts[0] == "blk" else rule.source
-    if rule.change == "stack":
+    change, block = family.change_of(rule), block_of(tensor.name)
+    name = rule.source if block is None else rule.source.replace(LAYER, str(block))
+    if change.stacks:
         experts, rows = tensor.shape[0], tensor.shape[1]
         for expert in range(experts):
             yield Written(name.replace(EXPERT, str(expert)), tensor.name, tensor.shape[1:], expert * rows)
         return
-    heads = _heads(model, rule.change, tensor) if rule.change.startswith("rope_rows") else 0
-    yield Written(name, tensor.name, tensor.shape, 0, heads, -1.0 if rule.change == "plus_one" else 0.0)
+    heads = _heads(model, change.heads[1], tensor) if change.heads else 0
+    yield Written(name, tensor.name, tensor.shape, 0, change, heads)
 
 
 def _rule(family: Family, tensor: Tensor) -> Rule:
     """The first rule that makes this tensor; of stacked experts the one that names each."""
-    rules = [rule for rule in family.rules if rule.target == generic(tensor.name)]
-    separate = [rule for rule in rules if rule.change == "stack"]
+    rules = [rule for rule in family.rules if rule.target == in_every_block(tensor.name)]
+    separate = [rule for rule in rules if family.change_of(rule).stacks]
     rule = (separate or rules)[0]
-    if rule.change in ("expert_gate", "expert_up"):
+    if family.change_of(rule).is_part:
         raise UnsupportedError(
             f"tensor {tensor.name}", f"has no name for each expert in {family.name}", "Write a GGUF instead."
         )
     return rule
 
 
-def _heads(model: Model, change: str, tensor: Tensor) -> int:
-    key = f"{model.arch}.attention.head_count{'' if change == 'rope_rows_q' else '_kv'}"
+def _heads(model: Model, key: str, tensor: Tensor) -> int:
+    key = f"{model.arch}.{key}"
     found = model.metadata.get(key)
     heads = found.value if found is not None else None
     if type(heads) is not int or heads <= 0 or tensor.shape[0] % (2 * heads):

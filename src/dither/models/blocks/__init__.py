@@ -4,6 +4,7 @@ A GGUF of 70 billion parameters has 80 blocks of under a billion each.  Calibrat
 training rounding all walk the same path: embed the tokens, run every sequence through block 0, drop it,
 run block 1, …, and end at the head.
 
+    metadata.py  an architecture's keys, checked as they are read
     config.py    GGUF's metadata → the configuration that transformers builds the network from
     rotary.py    GGUF's rotary embedding → transformers' parameters of it
     restore.py   GGUF's tensors → the parameters of transformers' modules, and back

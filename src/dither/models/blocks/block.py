@@ -17,8 +17,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from dither.errors import UsageError
+from dither.models.arch.changes import Change
 from dither.models.blocks.restore import Restored
-from dither.models.blocks.surroundings import SurroundingsOf
+from dither.models.blocks.surroundings import Surroundings
 from dither.models.blocks.watch import Pull, See, SeePull, Tracing, Watching, squared_norm
 from dither.types import Floats
 
@@ -35,7 +36,7 @@ class Block:
         layer: nn.Module,
         plans: Mapping[str, Restored],
         names: tuple[str, ...],
-        surroundings: SurroundingsOf,
+        surroundings: Surroundings,
     ) -> None:
         self.index = index
         self.names = names  # its matrices, stacks of experts included: "blk.3.attn_q.weight"
@@ -97,18 +98,19 @@ class Block:
 
     def weight(self, name: str) -> torch.Tensor:
         """A tensor in GGUF's shape and order of rows: a float32 copy."""
-        plan, view, shape = self._view(name)
-        return (view.detach().to(torch.float32, copy=True) + plan.offset).reshape(shape)
+        change, view, shape = self._view(name)
+        w: torch.Tensor = change.apply(view.detach().to(torch.float32, copy=True)).reshape(shape)
+        return w
 
     def set_weight(self, name: str, w: torch.Tensor | Floats) -> None:
         """Replaces a tensor, given in GGUF's shape and order of rows."""
-        plan, view, shape = self._view(name)
+        change, view, shape = self._view(name)
         given = torch.from_numpy(np.array(w, np.float32)) if isinstance(w, np.ndarray) else w.detach().float()
         _check_shape(name, given, shape)
-        view.copy_((given - plan.offset).reshape(view.shape))
+        view.copy_(change.undo(given).reshape(view.shape))
 
     def _forward(self, hidden_STH: torch.Tensor, replaced: dict[str, torch.Tensor]) -> torch.Tensor:
-        around = self._surroundings(self.index, hidden_STH.shape[1]).arguments()
+        around = self._surroundings(self.index, hidden_STH.shape[1])
         if replaced:
             found = functional_call(self._layer, replaced, (hidden_STH,), around)
         else:
@@ -129,10 +131,10 @@ class Block:
             found[key] = plan.join(stored).to(own.device, own.dtype)
         return found
 
-    def _view(self, name: str) -> tuple[Restored, torch.Tensor, tuple[int, ...]]:
+    def _view(self, name: str) -> tuple[Change, torch.Tensor, tuple[int, ...]]:
         key, at = self._home(name)
         plan = self._plans[key]
-        return plan, plan.views(self._layer.get_parameter(key).data)[at], plan.shapes()[at]
+        return plan.parts[at].change, plan.views(self._layer.get_parameter(key).data)[at], plan.shapes()[at]
 
     def _home(self, name: str) -> tuple[str, int]:
         if name not in self._homes:

@@ -1,13 +1,10 @@
 """GGUF's tensors as parameters of transformers' modules: the rule tables read from right to left.
 
 A parameter of the network finds its rules by name; they say which tensors it came from and what was
-done to them.  Undoing that is a view in most cases:
+done to them.  Undoing that (`models/arch/changes`) is a view in most cases: rotated pairs that lie side by
+side in GGUF are half a head apart here, two stacks there are one with both halves here.
 
-    rope_rows_*       rotated pairs lie side by side in GGUF, half a head apart here
-    expert_gate, …    two stacks there, one stack with both halves here
-    plus_one          the norm's gain there, its distance from one here
-
-Legend: R rows, C columns, E experts, N heads.
+Legend: R rows, C columns.
 """
 
 from __future__ import annotations
@@ -15,19 +12,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from dither.errors import SourceError, UnsupportedError
-from dither.models.arch.family import EXPERT, Family, Rule
+from dither.formats.tensor_names import EMBEDDING, OUTPUT
+from dither.models.arch.changes import UNCHANGED, Change
+from dither.models.arch.family import EXPERT, LAYER, Family
 from dither.system.text import shown
 from dither.types import Model, Tensor
 
 CHUNK = 1 << 22  # weights that are float32 on their way into a parameter
-_UNCHANGED = ("", "embedding", "output")
 _WAY_OUT = "Take the model from its authors again."
+
+
+@dataclass(frozen=True)
+class PartOfParameter:
+    """A tensor, and how it lies in a parameter."""
+
+    tensor: str
+    change: Change
+    heads: int  # that the change moves rows within; 0 for none
 
 
 @dataclass(frozen=True)
@@ -36,48 +44,43 @@ class Restored:
 
     parameter: str  # "model.layers.0.self_attn.q_proj.weight"
     shape: tuple[int, ...]
-    tensors: tuple[str, ...]
-    change: str
-    heads: int = 0
+    parts: tuple[PartOfParameter, ...]
 
     @property
-    def offset(self) -> float:
-        return 1.0 if self.change == "plus_one" else 0.0
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(part.tensor for part in self.parts)
 
     def views(self, parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each tensor as a view into the parameter, rows in GGUF's order (heads apart where permuted).
 
-        What is stored in GGUF is the view plus `offset`.
+        Numbers are the parameter's: `Part.change` turns them into the GGUF's.
         """
-        if self.change == "rotary":
-            per_head = (self.heads, 2, self.shape[0] // self.heads // 2, *self.shape[1:])
-            return (parameter.view(per_head).transpose(1, 2),)
-        if self.change == "gate_and_up":
-            return parameter.chunk(2, dim=1)
-        return (parameter,)
+        return tuple(part.change.view(parameter, part.heads) for part in self.parts)
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """GGUF's shape of each tensor."""
-        if self.change == "gate_and_up":
-            experts, rows, columns = self.shape
-            return ((experts, rows // 2, columns),) * 2
-        return (self.shape,)
+        return tuple(part.change.part_shape(self.shape) for part in self.parts)
 
     def rows(self) -> tuple[torch.Tensor, ...]:
         """Of each tensor's rows, in GGUF's order, the row of the parameter (or of one of its experts)."""
-        row_R = torch.arange(self.shape[-2])
-        if self.change == "rotary":
-            return (row_R.view(self.heads, 2, -1).transpose(1, 2).reshape(-1),)
-        return row_R.chunk(2) if self.change == "gate_and_up" else (row_R,)
+        row_R1 = torch.arange(self.shape[-2])[:, None]
+        every = row_R1[None] if len(self.shape) > 2 else row_R1
+        return tuple(view.reshape(-1) for view in self.views(every))
 
     def join(self, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         """The parameter from its tensors as GGUF has them; differentiable."""
-        if self.change == "rotary":
-            per_head = (self.heads, self.shape[0] // self.heads // 2, 2, *self.shape[1:])
-            return stored[0].reshape(per_head).transpose(1, 2).reshape(self.shape)
-        if self.change == "gate_and_up":
-            return torch.cat(tuple(stored), dim=1)
-        return stored[0] - self.offset if self.offset else stored[0]
+        undone: list[torch.Tensor] = [part.change.undo(w) for part, w in zip(self.parts, stored, strict=True)]
+        if self.parts[0].change is UNCHANGED:
+            return undone[0]
+        parameter = undone[0].new_empty(self.shape)
+        for view, w in zip(self.views(parameter), undone, strict=True):
+            view.copy_(w.reshape(view.shape))
+        return parameter
+
+    def fill(self, parameter: torch.Tensor, sources: Sequence[Tensor]) -> None:
+        """Reads the tensors into the parameter."""
+        for view, part, source in zip(self.views(parameter), self.parts, sources, strict=True):
+            fill(view, source, part.change)
 
 
 def plan(family: Family, config: PretrainedConfig, skeleton: nn.Module) -> dict[str, Restored]:
@@ -85,36 +88,30 @@ def plan(family: Family, config: PretrainedConfig, skeleton: nn.Module) -> dict[
 
     Raises UnsupportedError naming a parameter that no tensor of the family fills.
     """
-    found = {}
-    for name, parameter in skeleton.named_parameters():
-        if name == "lm_head.weight":
-            continue
-        found[name] = _restored(family, config, name, tuple(parameter.shape))
-    return found
+    return {
+        name: _restored(family, config, name, tuple(parameter.shape))
+        for name, parameter in skeleton.named_parameters()
+        if name != "lm_head.weight"
+    }
 
 
 def _restored(family: Family, config: PretrainedConfig, name: str, shape: tuple[int, ...]) -> Restored:
-    hits = [
-        (rule, match) for rule in family.rules if EXPERT not in rule.source and (match := rule.pattern.fullmatch(name))
-    ]
-    tensors = tuple(rule.target.replace("*", match.groupdict().get("layer") or "") for rule, match in hits)
-    changes = [rule.change for rule, _ in hits]
-    if changes == ["expert_gate", "expert_up"]:
-        return Restored(name, shape, tensors, "gate_and_up")
-    if len(changes) == 1 and changes[0].startswith("rope_rows"):
-        return Restored(name, shape, tensors, "rotary", _heads(config, hits[0][0]))
-    if len(changes) == 1 and changes[0] in (*_UNCHANGED, "plus_one"):
-        return Restored(name, shape, tensors, changes[0] if changes[0] == "plus_one" else "")
-    raise UnsupportedError(
-        f"parameter {name}",
-        f"of transformers' {family.name} is made from no tensor that is known here",
-        "Install another release of transformers, 5.0 or later.",
-    )
-
-
-def _heads(config: PretrainedConfig, rule: Rule) -> int:
-    of_queries = rule.change == "rope_rows_q"
-    return int(config.num_attention_heads if of_queries else config.num_key_value_heads)
+    parts = []
+    for rule in family.rules:
+        match = rule.pattern.fullmatch(name)
+        if match and EXPERT not in rule.source:
+            change = family.change_of(rule)
+            heads = int(getattr(config, change.heads[0])) if change.heads else 0
+            target = rule.target.replace(LAYER, match.groupdict().get("layer") or "")
+            parts.append(PartOfParameter(target, change, heads))
+    found = Restored(name, shape, tuple(parts))
+    if sum(map(prod, found.shapes())) != prod(shape):
+        raise UnsupportedError(
+            f"parameter {name}",
+            f"of transformers' {family.name} is made from no tensor that is known here",
+            "Install another release of transformers, 5.0 or later.",
+        )
+    return found
 
 
 def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor]:
@@ -127,8 +124,8 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
     shapes: dict[str, tuple[int, ...]] = {}
     for restored in plans:
         shapes |= dict(zip(restored.tensors, restored.shapes(), strict=True))
-    if "output.weight" in found:
-        shapes["output.weight"] = shapes["token_embd.weight"]
+    if OUTPUT in found:
+        shapes[OUTPUT] = shapes[EMBEDDING]
     check_shapes(found, shapes)
     unknown = [name for name in found if name not in shapes and not name.startswith("rope_f")]
     if unknown:
@@ -149,24 +146,24 @@ def check_shapes(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ..
             raise SourceError(f"tensor {name}", reason, _WAY_OUT)
 
 
-def fill(view: torch.Tensor, tensor: Tensor, offset: float = 0.0) -> None:
-    """Reads a tensor into a view of a parameter, a few rows (heads, experts) at a time."""
+def fill(view: torch.Tensor, tensor: Tensor, change: Change = UNCHANGED) -> None:
+    """Reads a tensor into a view of a parameter, `change` undone, a few rows (heads, experts) at a time."""
     if len(tensor.shape) < 2:
-        view.copy_(_read(tensor, 0, 1, offset).view(view.shape))
+        view.copy_(_read(tensor, 0, 1, change).view(view.shape))
         return
     rows = tensor.rows // view.shape[0]  # of the tensor to one step of the view's first dimension
     step = max(1, CHUNK // (rows * tensor.columns))
     for start in range(0, view.shape[0], step):
         part = view[start : start + step]
-        part.copy_(_read(tensor, start * rows, (start + len(part)) * rows, offset).view(part.shape))
+        part.copy_(_read(tensor, start * rows, (start + len(part)) * rows, change).view(part.shape))
 
 
-def _read(tensor: Tensor, start: int, stop: int, offset: float) -> torch.Tensor:
+def _read(tensor: Tensor, start: int, stop: int, change: Change) -> torch.Tensor:
     rows_RC = tensor.read(start, stop)
     if not rows_RC.flags.writeable:  # torch warns of memory that it could write to but must not
         rows_RC = rows_RC.copy()
-    w_RC = torch.from_numpy(rows_RC)
-    return w_RC - offset if offset else w_RC
+    w_RC: torch.Tensor = change.undo(torch.from_numpy(rows_RC))
+    return w_RC
 
 
 def layer_of(parameter: str) -> int | None:

@@ -12,15 +12,13 @@ fill the context.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dither.errors import SourceError, UnsupportedError
 from dither.models.arch.family import Family
+from dither.models.blocks.metadata import Metadata
 from dither.system.text import shown
 from dither.types import Floats, Model
-
-if TYPE_CHECKING:
-    from dither.models.blocks.config import Metadata
 
 Parameters = dict[str, Any]
 LLAMA_CPP_BASE = 10000.0

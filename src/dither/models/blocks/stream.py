@@ -19,10 +19,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dither.errors import UsageError
+from dither.formats.tensor_names import EMBEDDING, OUTPUT
 from dither.models.blocks.block import Block, Head
 from dither.models.blocks.config import Configured, configure, refusals_told
 from dither.models.blocks.restore import Restored, fill, plan, tensors_by_name
-from dither.models.blocks.surroundings import SurroundingsOf
+from dither.models.blocks.surroundings import Surroundings
 from dither.types import Model, Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,20 +82,10 @@ class Blocks:
         self.device = device
         self.dtype = dtype
         self.notes = configured.notes
+        self.skeleton = skeleton  # the whole network on the meta device: for whoever fills it rather than walks it
+        self.plans = plans  # how each of its parameters is made, by name; the output matrix apart
         self._family = configured.family
-        self._skeleton = skeleton
-        self._plans = plans
-        self._surroundings = SurroundingsOf(skeleton, model, device, dtype)
-
-    @property
-    def skeleton(self) -> PreTrainedModel:
-        """The whole network on the meta device: for whoever fills it rather than walks it."""
-        return self._skeleton
-
-    @property
-    def plans(self) -> dict[str, Restored]:
-        """How each parameter of the skeleton is made, by its name; the output matrix apart."""
-        return self._plans
+        self._surroundings = Surroundings(skeleton, model, device, dtype)
 
     @torch.no_grad()
     def embed(self, tokens_ST: torch.Tensor, weights: Model | None = None) -> torch.Tensor:
@@ -106,7 +97,7 @@ class Blocks:
         if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < self.vocabulary:
             wrong = int(ids[0]) if ids[0] < 0 else int(ids[-1])
             raise UsageError(f"token {wrong}", f"is outside the model's vocabulary of {self.vocabulary}")
-        table = self._tensors(weights)["token_embd.weight"]
+        table = self._tensors(weights)[EMBEDDING]
         rows_VH = torch.from_numpy(read_rows(table, ids.cpu().numpy())).to(self.device, self.dtype)
         hidden_STH = rows_VH[at_ST.to(self.device)]
         # A scale of the dtype's own precision, as Gemma was trained with.
@@ -119,8 +110,8 @@ class Blocks:
         if not 0 <= index < self.count:
             raise UsageError(f"block {index}", f"is not one of the model's {self.count}")
         tensors = self._tensors(weights)
-        layer = copy_of(self._skeleton.get_submodule(f"model.layers.{index}"))
-        plans = {name: self._plans[f"model.layers.{index}.{name}"] for name, _ in layer.named_parameters()}
+        layer = copy_of(self.skeleton.get_submodule(f"model.layers.{index}"))
+        plans = {name: self.plans[f"model.layers.{index}.{name}"] for name, _ in layer.named_parameters()}
         self._fill(layer, plans, tensors)
         own = {name for restored in plans.values() for name in restored.tensors}
         names = (tensor.name for tensor in self.model.tensors if tensor.name in own and len(tensor.shape) > 1)
@@ -129,25 +120,24 @@ class Blocks:
     def head(self, weights: Model | None = None) -> Head:
         """The last norm and the output matrix: the embedding where `weights` has no other."""
         tensors = self._tensors(weights)
-        norm = copy_of(self._skeleton.get_submodule("model.norm"))
-        self._fill(norm, {"weight": self._plans["model.norm.weight"]}, tensors)
-        name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+        norm = copy_of(self.skeleton.get_submodule("model.norm"))
+        self._fill(norm, {"weight": self.plans["model.norm.weight"]}, tensors)
+        name = OUTPUT if OUTPUT in tensors else EMBEDDING
         output_VH = torch.empty(tensors[name].shape, device=self.device, dtype=self.dtype)
         fill(output_VH, tensors[name])
-        return Head(norm, name, output_VH, getattr(self._skeleton.config, "final_logit_softcapping", None))
+        return Head(norm, name, output_VH, getattr(self.skeleton.config, "final_logit_softcapping", None))
 
     def _tensors(self, weights: Model | None) -> dict[str, Tensor]:
         model = weights or self.model
         if model.arch != self.model.arch:
             reason = f"is of architecture {model.arch}, not {self.model.arch} as {self.model.name}"
             raise UsageError(model.name, reason, "Compare models of one network.")
-        return tensors_by_name(model, self._plans.values())
+        return tensors_by_name(model, self.plans.values())
 
     def _fill(self, module: nn.Module, plans: dict[str, Restored], tensors: dict[str, Tensor]) -> None:
         for name, restored in plans.items():
             parameter = torch.empty(restored.shape, device=self.device, dtype=self.dtype)
-            for view, source in zip(restored.views(parameter), restored.tensors, strict=True):
-                fill(view, tensors[source], restored.offset)
+            restored.fill(parameter, [tensors[source] for source in restored.tensors])
             home, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(home), leaf, nn.Parameter(parameter, requires_grad=False))
 

@@ -8,7 +8,6 @@ Legend: T tokens of a sequence, D rotated dimensions of a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,27 +18,9 @@ from dither.models.blocks.rotary import FREQUENCIES, factors
 from dither.types import Model
 
 
-@dataclass(frozen=True)
 class Surroundings:
-    """The same for all sequences of one length, in all layers of one kind."""
-
-    mask_11TT: torch.Tensor | None  # added to attention scores; None where causality alone decides
-    position_1T: torch.Tensor
-    rotation: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, T, D)
-
-    def arguments(self) -> dict[str, Any]:
-        """As transformers' decoder layers name them."""
-        return {
-            "attention_mask": self.mask_11TT,
-            "position_ids": self.position_1T,
-            "position_embeddings": self.rotation,
-            "past_key_values": None,
-            "use_cache": False,
-        }
-
-
-class SurroundingsOf:
-    """Makes them for a layer and a length, and keeps those of the latest length."""
+    """Makes them for a layer and a length, and keeps those of the latest length: the same for all sequences, and for
+    all layers of one kind.  They are named as transformers' decoder layers name their arguments."""
 
     def __init__(self, skeleton: PreTrainedModel, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         config = skeleton.config
@@ -50,9 +31,9 @@ class SurroundingsOf:
         self._is_implied = config._attn_implementation == "sdpa"  # fused attention is causal without a mask
         self._like = torch.empty(0, device=device, dtype=dtype)
         self._length = 0
-        self._made: dict[str, Surroundings] = {}
+        self._made: dict[str, dict[str, Any]] = {}
 
-    def __call__(self, layer: int, length: int) -> Surroundings:
+    def __call__(self, layer: int, length: int) -> dict[str, Any]:
         if length != self._length:
             self._length, self._made = length, {}
         kind = self._kinds[layer]
@@ -61,15 +42,21 @@ class SurroundingsOf:
         return self._made[kind]
 
     @torch.inference_mode(False)  # kept for later calls, some of which may record gradients
-    def _make(self, kind: str, length: int) -> Surroundings:
+    def _make(self, kind: str, length: int) -> dict[str, Any]:
         position_1T = torch.arange(length, device=self._like.device)[None]
         with torch.no_grad():
-            rotation = self._rotary(self._like, position_1T, *([kind] if self._by_kind else []))
+            rotation = self._rotary(self._like, position_1T, *([kind] if self._by_kind else []))  # 2 × (1, T, D)
         window = self._window if kind == "sliding_attention" else None
-        mask_11TT = None
+        mask_11TT = None  # where causality alone decides
         if not self._is_implied or (window and window < length):
             mask_11TT = causal_mask(length, window, self._like)
-        return Surroundings(mask_11TT, position_1T, rotation)
+        return {
+            "attention_mask": mask_11TT,  # added to attention scores
+            "position_ids": position_1T,
+            "position_embeddings": rotation,
+            "past_key_values": None,
+            "use_cache": False,
+        }
 
 
 def causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:

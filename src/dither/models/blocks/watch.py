@@ -47,7 +47,7 @@ SeePull = Callable[[tuple[str, ...], torch.Tensor, torch.Tensor, int | None, Pul
 
 
 @dataclass
-class _Input:
+class _SharedInput:
     """An input that at least one matrix has read, and where outputs are kept, one per call."""
 
     x: torch.Tensor
@@ -74,7 +74,7 @@ class _Linears(TorchFunctionMode):
         super().__init__()
         self._names = {id(parameter): found for parameter, found in names.items()}
         self._seen: set[str] = set()
-        self._input: _Input | None = None
+        self._input: _SharedInput | None = None
         self._expert: tuple[torch.Tensor, tuple[str, ...], int] | None = None  # its matrix, names, number
         self._picked_N: torch.Tensor | None = None  # the positions of the tokens picked last
 
@@ -113,10 +113,10 @@ class _Linears(TorchFunctionMode):
             self._input.names += names
         else:
             self._end()
-            self._input = _Input(x, list(names), position_N, expert)
+            self._input = _SharedInput(x, list(names), position_N, expert)
         self._put_out(self._input, names, y)
 
-    def _put_out(self, given: _Input, names: tuple[str, ...], y: torch.Tensor) -> None:
+    def _put_out(self, given: _SharedInput, names: tuple[str, ...], y: torch.Tensor) -> None:
         """What became of an input."""
 
     def _end(self) -> None:
@@ -125,9 +125,8 @@ class _Linears(TorchFunctionMode):
             found, self._input = self._input, None
             self._found(found)
 
-    def _found(self, given: _Input) -> None:
+    def _found(self, given: _SharedInput) -> None:
         """All matrices that read this input have done so."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the last input.  Raises UnsupportedError naming a matrix that was not seen."""
@@ -144,7 +143,7 @@ class Watching(_Linears):
         super().__init__(names)
         self._see = see
 
-    def _found(self, given: _Input) -> None:
+    def _found(self, given: _SharedInput) -> None:
         self._see(tuple(given.names), *given.rows(), given.expert)
 
 
@@ -153,12 +152,12 @@ class Tracing(_Linears):
 
     def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]]) -> None:
         super().__init__(names)
-        self._inputs: list[_Input] = []
+        self._inputs: list[_SharedInput] = []
 
-    def _put_out(self, given: _Input, names: tuple[str, ...], y: torch.Tensor) -> None:
+    def _put_out(self, given: _SharedInput, names: tuple[str, ...], y: torch.Tensor) -> None:
         given.outputs.append((names, y))
 
-    def _found(self, given: _Input) -> None:
+    def _found(self, given: _SharedInput) -> None:
         self._inputs.append(given)
 
     @property

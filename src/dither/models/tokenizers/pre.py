@@ -19,11 +19,12 @@ Source: `llm_tokenizer_bpe` and the list of names below it in llama.cpp's src/ll
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dither.errors import UnsupportedError, UsageError
+from dither.models.json_object import JsonObject
+from dither.system.text import shown
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PUNCTUATION = "<Punctuation Contiguous>"
@@ -125,34 +126,37 @@ ufakzeka viking youtu
 NAMES = tuple(_NAMES.split())
 
 
-def checked_name(name: str) -> str:
-    """`name` if llama.cpp knows it.  Raises UsageError listing those it knows."""
-    if name not in NAMES:
+def checked_name(name: str, chains: Sequence[Chain] = ()) -> str:
+    """`name` if llama.cpp knows it, or `chains` have it.  Raises UsageError listing what is known."""
+    known = sorted({*NAMES, *(chain.name for chain in chains)})
+    if name not in known:
         raise UsageError(
-            f"--pre {name}", "is no pre-tokenizer that llama.cpp knows", f"Choose one of {', '.join(NAMES)}."
+            f"--pre {name}", "is no pre-tokenizer that llama.cpp knows", f"Choose one of {', '.join(known)}."
         )
     return name
 
 
-def decide(tokenizer: Mapping[str, Any]) -> tuple[str, list[str]]:
+def decide(tokenizer: JsonObject, chains: Sequence[Chain] = ()) -> tuple[str, list[str]]:
     """llama.cpp's name for the pre-tokenizer of a tokenizer.json, and notes on what it does otherwise.
 
-    Raises UnsupportedError that shows a chain or a normalizer which llama.cpp does not have.
+    `chains` are looked at before those that are known to all.  Raises UnsupportedError that shows a chain or a
+    normalizer which llama.cpp does not have.
     """
-    chain = tuple(steps(tokenizer.get("pre_tokenizer")))
-    whole_words = bool(tokenizer["model"].get("ignore_merges", False))
+    chain = tuple(steps(tokenizer.section("pre_tokenizer")))
+    whole_words = bool(tokenizer.section("model").get("ignore_merges", False))
     fitting = sorted(
-        (known for known in CHAINS if known.steps == chain), key=lambda known: known.whole_words != whole_words
+        (known for known in (*chains, *CHAINS) if known.steps == chain),
+        key=lambda known: known.whole_words != whole_words,
     )
     if not fitting:
-        shown = " then ".join(repr(step) for step in chain) or "none at all"
+        listed = " then ".join(repr(step) for step in chain) or "none at all"
         raise UnsupportedError(
             "the tokenizer's pre-tokenizer",
-            f"is not one that llama.cpp is known to have: {shown}",
+            f"is not one that llama.cpp is known to have: {shown(listed, 2000)}",
             f"If you know which of llama.cpp's it equals, say --pre NAME: one of {', '.join(NAMES)}.",
         )
     found = fitting[0]
-    notes = list(normalizer_notes(tokenizer.get("normalizer")))
+    notes = list(normalizer_notes(tokenizer.section("normalizer")))
     if found.whole_words != whole_words:
         notes.append(
             f"ignore_merges is {str(whole_words).lower()} in tokenizer.json and the opposite in llama.cpp's "
@@ -161,13 +165,11 @@ def decide(tokenizer: Mapping[str, Any]) -> tuple[str, list[str]]:
     return found.name, notes + ([found.caveat] if found.caveat else [])
 
 
-def steps(node: Mapping[str, Any] | None) -> Iterator[str]:
+def steps(node: JsonObject) -> Iterator[str]:
     """The chain of a `pre_tokenizer`, expressions spelled with escapes instead of control characters."""
-    if node is None:
-        return
-    kind = node.get("type")
+    kind = node.text("type")
     if kind == "Sequence":
-        for inner in node.get("pretokenizers", ()):
+        for inner in node.sections("pretokenizers"):
             yield from steps(inner)
     elif kind == "Split":
         yield _split(node)
@@ -178,36 +180,35 @@ def steps(node: Mapping[str, Any] | None) -> Iterator[str]:
             yield "<ByteLevel add_prefix_space>"
         if node.get("use_regex", True):
             yield GPT2
-    else:
-        yield f"<{kind} {node.get('behavior', '')}".rstrip() + ">"
+    elif node:
+        yield f"<{kind} {node.text('behavior') or ''}".rstrip() + ">"
 
 
-def _split(node: Mapping[str, Any]) -> str:
-    pattern, behavior, invert = node.get("pattern") or {}, node.get("behavior"), bool(node.get("invert"))
+def _split(node: JsonObject) -> str:
+    pattern, behavior, invert = node.section("pattern"), node.text("behavior"), bool(node.get("invert"))
     regex = pattern.get("Regex")
     # Cutting out what does not match, and isolating what does, agree where the regex matches everything.
     plain = (behavior, invert) == ("Isolated", False) or (
         (behavior, invert) == ("Removed", True) and str(regex).endswith((r"|\s+", r"|\s+(?!\S)"))
     )
     if not isinstance(regex, str) or not plain:
-        return f"<Split {pattern} {behavior}{' inverted' if invert else ''}>"
+        texts = {key: pattern.text(key) for key in pattern}
+        return f"<Split {texts} {behavior}{' inverted' if invert else ''}>"
     return regex.replace("\r", r"\r").replace("\n", r"\n")
 
 
-def normalizer_notes(node: Mapping[str, Any] | None) -> Iterator[str]:
+def normalizer_notes(node: JsonObject) -> Iterator[str]:
     """llama.cpp normalizes nothing before BPE.  Composition (NFC) changes little text and is told.
 
     Raises UnsupportedError for anything else.
     """
-    if node is None:
-        return
-    kind = node.get("type")
+    kind = node.text("type")
     if kind == "Sequence":
-        for inner in node.get("normalizers", ()):
+        for inner in node.sections("normalizers"):
             yield from normalizer_notes(inner)
     elif kind == "NFC":
         yield "the tokenizer composes accents (NFC) and llama.cpp does not: decomposed text is cut otherwise"
-    else:
+    elif node:
         raise UnsupportedError(
             f"the tokenizer's normalizer {kind}",
             "is not something llama.cpp does before BPE",

@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dither.errors import FormatError, UnsupportedError
+from dither.models.json_object import JsonObject
 from dither.models.tokenizers.byte_level import merges as merges_of
-from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenType, Vocabulary, overlay
+from dither.models.tokenizers.byte_level import vocabulary_of
+from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenList, TokenType, overlay
 
 MODEL_FILE = "tokenizer.model"
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
@@ -32,7 +34,7 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass
-class Pieces:
+class SentencePieceModel:
     """What a tokenizer.model says."""
 
     tokens: list[Token] = field(default_factory=list)
@@ -78,9 +80,9 @@ def _damaged() -> FormatError:
     return FormatError(MODEL_FILE, "is no sentencepiece model", "Fetch the file again.")
 
 
-def parse(data: bytes) -> Pieces:
+def parse(data: bytes) -> SentencePieceModel:
     """The pieces of a tokenizer.model.  Raises FormatError where it is none."""
-    found = Pieces()
+    found = SentencePieceModel()
     for number, value in fields(data):
         if not isinstance(value, bytes):
             continue
@@ -110,8 +112,8 @@ def _piece(data: bytes) -> Token:
 
 
 def read_model(
-    data: bytes, tokenizer: Mapping[str, Any] | None, added: Mapping[int, AddedToken], space_prefix: bool | None
-) -> Vocabulary:
+    data: bytes, tokenizer: JsonObject | None, added: Mapping[int, AddedToken], space_prefix: bool | None
+) -> TokenList:
     """A vocabulary from tokenizer.model, with tokenizer.json (if there is one) deciding about prefixes.
 
     Raises UnsupportedError for a unigram model, which llama.cpp's `llama` tokenizer is not.
@@ -132,7 +134,7 @@ def read_model(
         notes.append("tokenizer.model normalizes characters and llama.cpp does not: unusual forms are cut otherwise")
     if pieces.collapse_spaces and tokenizer is None:
         notes.append("tokenizer.model joins runs of spaces and llama.cpp keeps them")
-    return Vocabulary(
+    return TokenList(
         "llama",
         "default",
         tokens,
@@ -142,27 +144,27 @@ def read_model(
     )
 
 
-def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
+def is_sentencepiece(tokenizer: JsonObject) -> bool:
     """Whether a tokenizer.json is a copy of sentencepiece BPE: merged text, bytes to fall back on."""
-    model = tokenizer["model"]
-    return model.get("type") == "BPE" and bool(model.get("byte_fallback") or "<0x0A>" in model.get("vocab", {}))
+    model = tokenizer.section("model")
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback") or "<0x0A>" in model.section("vocab"))
 
 
-def read_json(tokenizer: Mapping[str, Any], added: Mapping[int, AddedToken], space_prefix: bool | None) -> Vocabulary:
+def read_json(tokenizer: JsonObject, added: Mapping[int, AddedToken], space_prefix: bool | None) -> TokenList:
     """A vocabulary from tokenizer.json alone: a token's score is minus the rank of its first merge."""
-    model = tokenizer["model"]
+    unknown, vocab = tokenizer.section("model").text("unk_token"), vocabulary_of(tokenizer)
     scores: dict[str, float] = {}
     pairs = [merge.split(" ", 1) for merge in merges_of(tokenizer)]
     for rank, (left, right) in enumerate(pairs):
         scores.setdefault(left + right, float(-rank))
     tokens = {
-        number: Token(text, _kind(text, model.get("unk_token")), scores.get(text, float(-len(pairs))))
-        for text, number in model["vocab"].items()
+        number: Token(text, _kind(text, unknown), scores.get(text, float(-len(pairs))))
+        for text, number in vocab.items()
     }
     overlay(tokens, added, spaces=True)
     prefix = prefixes(tokenizer) if space_prefix is None else space_prefix
-    notes = unlisted_merges(model["vocab"], {(left, right) for left, right in pairs}, added)
-    return Vocabulary("llama", "default", tokens, add_space_prefix=prefix, notes=notes + anywhere(tokenizer))
+    notes = unlisted_merges(vocab, {(left, right) for left, right in pairs}, added)
+    return TokenList("llama", "default", tokens, add_space_prefix=prefix, notes=notes + anywhere(tokenizer))
 
 
 def _kind(text: str, unknown: str | None) -> TokenType:
@@ -171,28 +173,27 @@ def _kind(text: str, unknown: str | None) -> TokenType:
     return TokenType.BYTE if BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
 
 
-def prefixes(tokenizer: Mapping[str, Any] | None) -> bool:
+def prefixes(tokenizer: JsonObject | None) -> bool:
     """Whether text gets a space in front: a `Prepend` normalizer, or a `Metaspace` that prepends."""
     return any(
-        node.get("type") == "Prepend"
-        or (node.get("type") == "Metaspace" and node.get("prepend_scheme", "always") != "never")
+        node.text("type") == "Prepend"
+        or (node.text("type") == "Metaspace" and node.get("prepend_scheme", "always") != "never")
         for node in _nodes(tokenizer)
     )
 
 
-def anywhere(tokenizer: Mapping[str, Any] | None) -> list[str]:
+def anywhere(tokenizer: JsonObject | None) -> list[str]:
     if any(node.get("prepend_scheme") == "first" for node in _nodes(tokenizer)):
         return ["llama.cpp also puts a space in front of text that follows a special token, transformers does not"]
     return []
 
 
-def _nodes(tokenizer: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    waiting = [(tokenizer or {}).get("normalizer"), (tokenizer or {}).get("pre_tokenizer")]
+def _nodes(tokenizer: JsonObject | None) -> Iterator[JsonObject]:
+    waiting = [tokenizer.section("normalizer"), tokenizer.section("pre_tokenizer")] if tokenizer else []
     while waiting:
         node = waiting.pop()
-        if node:
-            yield node
-            waiting += [*node.get("normalizers", ()), *node.get("pretokenizers", ())]
+        yield node
+        waiting += [*node.sections("normalizers"), *node.sections("pretokenizers")]
 
 
 def unlisted_merges(

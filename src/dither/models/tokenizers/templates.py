@@ -25,8 +25,10 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(stored, str):
         found["default"] = stored
     for entry in stored if isinstance(stored, list) else ():
-        if isinstance(entry, dict) and {"name", "template"} <= set(entry):
-            found[str(entry["name"])] = str(entry["template"])
+        if isinstance(entry, dict):
+            name, template = entry.get("name"), entry.get("template")
+            if isinstance(name, str) and isinstance(template, str):
+                found[name] = template
     files = {"default": folder / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     return found | {name: _text(path) for name, path in files.items() if path.is_file()}

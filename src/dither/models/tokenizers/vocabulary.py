@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 from dither.errors import SourceError
+from dither.models.json_object import JsonObject
 
 PADDING_SCORE = -10000.0
 ADDED_SCORE = -1000.0
@@ -47,7 +48,7 @@ class AddedToken:
 
 
 @dataclass
-class Vocabulary:
+class TokenList:
     """Tokens by id, before padding."""
 
     model: str  # GGUF's tokenizer.ggml.model: "gpt2" or "llama"
@@ -59,25 +60,28 @@ class Vocabulary:
     notes: list[str] = field(default_factory=list)
 
 
-def added_tokens(
-    tokenizer: Mapping[str, Any] | None, config: Mapping[str, Any], plain: Mapping[str, Any] | None
-) -> dict[int, AddedToken]:
+def added_tokens(tokenizer: JsonObject | None, config: JsonObject, plain: JsonObject) -> dict[int, AddedToken]:
     """Added tokens by id from tokenizer.json, else tokenizer_config.json, else added_tokens.json.
 
     Later sources only fill ids that earlier ones lack: transformers lets them win in this order.
     """
     found: dict[int, AddedToken] = {}
-    for entry in (tokenizer or {}).get("added_tokens") or ():
-        found.setdefault(int(entry["id"]), _added(entry))
-    for number, entry in (config.get("added_tokens_decoder") or {}).items():
-        found.setdefault(int(number), _added(entry))
-    for text, number in (plain or {}).items():
-        found.setdefault(int(number), AddedToken(text, special=False))
+    for entry in tokenizer.sections("added_tokens") if tokenizer else ():
+        entry.given("id")
+        found.setdefault(entry.whole("id") or 0, _added(entry))
+    decoder = config.section("added_tokens_decoder")
+    for number in decoder:
+        if not re.fullmatch("[0-9]{1,10}", number):
+            raise decoder.wrong(number, "a number as its key")
+        found.setdefault(int(number), _added(decoder.section(number)))
+    for text, at in plain.wholes().items():
+        found.setdefault(at, AddedToken(text, special=False))
     return found
 
 
-def _added(entry: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(str(entry["content"]), bool(entry.get("special")), bool(entry.get("rstrip")))
+def _added(entry: JsonObject) -> AddedToken:
+    entry.given("content")
+    return AddedToken(entry.text("content") or "", bool(entry.get("special")), bool(entry.get("rstrip")))
 
 
 def overlay(tokens: dict[int, Token], added: Mapping[int, AddedToken], spaces: bool) -> None:

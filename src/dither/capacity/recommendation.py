@@ -1,4 +1,4 @@
-"""The recommendation in words: which to take, the command that makes it, what speaks against the others."""
+"""The recommendation as text: which type to take, the commands that make it, why not each of the others."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from dither.capacity.advice import FITS, GPU, NO, PARTLY, RAM, READING, Choice, choose, usable
+from dither.capacity.advice import FITS, GPU, NO, PARTLY, RAM, READING, RatedType, choose, usable
 from dither.capacity.machine import Machine
 from dither.capacity.result import Candidate
 from dither.models.arch import families
 from dither.types import Model
 from dither.units import format_bytes
 
-# What a recommendation chooses among, the least loss first: above Q8_0 there is nothing to gain.
+# The types that a recommendation chooses among, the least loss first.  Above Q8_0 there is nothing to gain.
 LADDER = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "IQ4_XS", "Q4_K_S", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_XXS",
     "Q3_K_S", "IQ2_M", "Q2_K", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
-LEAST_GOOD = "Q4_K_S"  # the last of it that loses no more than is usual
-GOOD_BITS = 4.25  # bits per weight; where no loss is known, that many are taken for good
-_PLAIN_BITS = 15  # bits per weight; a file of so many is not quantized yet
+LEAST_GOOD = "Q4_K_S"  # the last type of the ladder whose loss people usually accept
+GOOD_BITS = 4.25  # bits per weight from which a type counts as good where its loss is not known
+_PLAIN_BITS = 15  # bits per weight from which a file counts as not quantized
 _SHOWN = 8  # types named in one line
 _NOT_AT_ALL, _FROM_DISK = "does not fit", "would run from disk"
 _PLACES = {GPU: "wholly on the GPU", RAM: "in RAM", PARTLY: "partly on the GPU"}
 
 
 def recommended(candidates: list[Candidate]) -> Candidate | None:
-    """The one to take.  A quantized file that fits is taken as it is: another made of it would lose more."""
+    """The candidate to take.  A quantized file that fits is taken as it is: quantizing it again would lose more."""
     own = next((candidate for candidate in candidates if candidate.file), None)
     if own and own.fits and own.bits_per_weight < _PLAIN_BITS:
         return own
     choices = [
-        Choice(
+        RatedType(
             candidate.type,
             candidate.verdict,
             candidate.memory.weights,
@@ -50,14 +50,14 @@ def recommended(candidates: list[Candidate]) -> Candidate | None:
 
 
 def _is_good(candidate: Candidate) -> bool:
-    """No more loss than 4 bits usually cost, as far as anything is known."""
+    """Whether it loses no more than 4 bits usually cost, as far as is known."""
     if candidate.quality is None:
         return candidate.bits_per_weight >= GOOD_BITS
     return LADDER.index(candidate.type) <= LADDER.index(LEAST_GOOD)
 
 
 def sentence(best: Candidate | None, candidates: list[Candidate], machine: Machine, layers: int, context: int) -> str:
-    """The recommendation."""
+    """The recommendation in one or two sentences."""
     if best is None:
         least = min(candidates, key=lambda candidate: candidate.memory.total)
         disk = " It would run from disk, slowly." if least.verdict.word != NO else ""
@@ -93,7 +93,7 @@ def _rounded(value: float) -> str:
 
 
 def commands(best: Candidate | None, model: Model, context: int) -> Iterator[str]:
-    """What to type to get it, or to run it where it is there already."""
+    """Commands that make or fetch the recommended file, or run it if it exists."""
     if best is None:
         return
     name = shlex.quote(model.origin if not model.origin.startswith("-") else f"./{model.origin}")
@@ -102,7 +102,7 @@ def commands(best: Candidate | None, model: Model, context: int) -> Iterator[str
     elif best.file:
         repo, _, file = model.origin.removeprefix("hf://").partition(":")
         yield f"hf download {shlex.quote(repo)} {shlex.quote(file) if file else '--include *.gguf'}"
-    elif not _convertible(model):
+    elif model.kind != "gguf" and all(family.arch != model.arch for family in families()):
         yield "python convert_hf_to_gguf.py …  (llama.cpp's own: Dither does not convert this family)"
         yield f"dither quantize model.gguf --to {best.type}"
     elif best.needs_importance:
@@ -112,12 +112,8 @@ def commands(best: Candidate | None, model: Model, context: int) -> Iterator[str
         yield f"dither quantize {name} --to {best.type}"
 
 
-def _convertible(model: Model) -> bool:
-    return model.kind == "gguf" or any(family.arch == model.arch for family in families())
-
-
 def ruled_out(best: Candidate | None, candidates: list[Candidate], machine: Machine) -> Iterator[tuple[str, str]]:
-    """Types by the reason that speaks against them, in the order of the table."""
+    """Which types are not recommended and why, those with one reason together, in the order of the table."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         if candidate is not best:
@@ -139,17 +135,13 @@ def _reason(candidate: Candidate, best: Candidate | None) -> str:
         return "loses more"
     if FITS.index(word) > FITS.index(best.verdict.word):
         return f"would run {word}, not {_PLACES[best.verdict.word]}"
-    if candidate.type in LADDER and best.type in LADDER and _position(candidate) > _position(best):
+    if {candidate.type, best.type} <= set(LADDER) and LADDER.index(candidate.type) > LADDER.index(best.type):
         return "larger, and loses as much or more"
     if speed is None or speed.likely >= READING:
         return "larger, with nothing to gain"
     best_speed = best.verdict.speed
     none_does = best_speed is not None and best_speed.likely < READING
     return "slower still" if none_does else "slower than people read"
-
-
-def _position(candidate: Candidate) -> int:
-    return LADDER.index(candidate.type)
 
 
 def memory_notes(machine: Machine) -> Iterator[str]:

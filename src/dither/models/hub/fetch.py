@@ -53,13 +53,10 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     Downloads what is not cached yet.  Raises SourceError where the repository cannot be had or holds
     no readable model, UsageError where it holds several and none was chosen.
     """
-    # Read when the library is first imported; without it, asking for a file also reports what we run on.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    failures = library_failures()
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    # Where the library's transport has errors of its own, they are no OSErrors.
-    failures = (OSError, ValueError, getattr(errors, "HTTPError", OSError))
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id, "HF_HUB_OFFLINE forbids to ask the hub", "Unset HF_HUB_OFFLINE"), ()
     try:
@@ -81,6 +78,16 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
         reason = f"could not be downloaded ({first_line(error)})"
         raise SourceError(hub_id.repo, reason, "Run it again: what is complete is kept.") from None
     return Path(folder, chosen), ()
+
+
+def library_failures() -> tuple[type[Exception], ...]:
+    """What the hub's library raises where it cannot have something; imports it, without telemetry."""
+    # Read when the library is first imported; without it, asking for a file also reports what we run on.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import errors
+
+    # Where the library's transport has errors of its own, they are no OSErrors.
+    return OSError, ValueError, getattr(errors, "HTTPError", OSError)
 
 
 def choose(names: Iterable[str], hub_id: HubId) -> tuple[list[str], str]:

@@ -11,11 +11,10 @@ pieces until they parse.  A server that ignores the range is read no further tha
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from typing import Any
 from dither.errors import FormatError, SourceError
 from dither.formats import gguf, safetensors
 from dither.formats.mapped import MappedFile
-from dither.models import hub
 from dither.models.checkpoint import INDEX
+from dither.models.hub import fetch
 from dither.system.text import shown
 
 _FIRST = 8 * 2**10  # bytes asked for first of a safetensors: small headers are in them whole
@@ -47,29 +46,26 @@ class Twin:
 
 
 @contextmanager
-def twin(hub_id: hub.HubId) -> Iterator[Twin]:
+def twin(hub_id: fetch.HubId) -> Iterator[Twin]:
     """A repository's headers as files, gone when the block ends; offline, what an earlier download left.
 
     Raises SourceError where the repository cannot be had or holds no readable model, UsageError where it
     holds several and none was chosen, FormatError where a header contradicts itself.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    failures = fetch.library_failures()
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
 
-    failures = (OSError, ValueError, getattr(errors, "HTTPError", OSError))
-    if constants.HF_HUB_OFFLINE:
-        path, notes = hub.fetch(hub_id)
-        yield Twin(path, 0, list(notes))
-        return
-    try:
-        found = huggingface_hub.HfApi().model_info(hub_id.repo, revision=hub_id.revision)
-    except failures:
-        path, notes = hub.fetch(hub_id)  # tells the reason, or finds an earlier download
+    found = None
+    with suppress(*failures):
+        if not constants.HF_HUB_OFFLINE:
+            found = huggingface_hub.HfApi().model_info(hub_id.repo, revision=hub_id.revision)
+    if found is None:
+        path, notes = fetch.fetch(hub_id)  # tells the reason, or finds an earlier download
         yield Twin(path, 0, list(notes))
         return
     names = [file.rfilename for file in found.siblings or ()]
-    wanted, chosen = hub.choose(names, hub_id)
+    wanted, chosen = fetch.choose(names, hub_id)
     headers = [name for name in wanted if name.endswith((".safetensors", ".gguf"))]
     texts = [name for name in wanted if name in (_CONFIG, INDEX)]
     with tempfile.TemporaryDirectory(prefix="dither-headers-") as folder:
@@ -79,7 +75,7 @@ def twin(hub_id: hub.HubId) -> Iterator[Twin]:
                 list(pool.map(reader.text, texts))
                 list(pool.map(reader.header, headers))
         except failures as error:
-            reason = f"its headers could not be read ({hub.first_line(error)})"
+            reason = f"its headers could not be read ({fetch.first_line(error)})"
             raise SourceError(hub_id.repo, reason, _AGAIN) from None
         yield Twin(Path(folder, chosen), sum(reader.pieces))
 

@@ -9,7 +9,7 @@ tokenizer_config.json count only where there is no tokenizer.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,11 @@ from dither.errors import SourceError, UnsupportedError, UsageError
 from dither.formats.ggml import Field, ValueType, array, boolean, string, u32
 from dither.formats.mapped import MappedFile
 from dither.models.checkpoint import Checkpoint
+from dither.models.json_object import JsonObject, described
 from dither.models.tokenizers import byte_level, sentencepiece
+from dither.models.tokenizers.pre import Chain
 from dither.models.tokenizers.templates import read_templates, template_fields
-from dither.models.tokenizers.vocabulary import AddedToken, Token, Vocabulary, added_tokens, padded
-
-Json = Mapping[str, Any]
+from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenList, added_tokens, padded
 
 # transformers' name → GGUF's, whose "seperator" is spelled so in every file there is
 SPECIAL = {
@@ -40,7 +40,7 @@ FETCH = "Fetch the tokenizer's files beside the weights."
 class Tokenizer:
     """Everything a GGUF says about it.  `tokens` and the rest are as long as the embedding has rows."""
 
-    vocabulary: Vocabulary
+    vocabulary: TokenList
     tokens: Mapping[str, int]  # text → id
     listed: tuple[Token, ...]
     used: int  # tokens up to the last real one; what follows is padding
@@ -72,23 +72,27 @@ class Tokenizer:
         return {**named, **template_fields(self.templates)}
 
 
-def read_tokenizer(checkpoint: Checkpoint, *, rows: int, pre: str | None, config: Json) -> Tokenizer:
-    """The tokenizer of a checkpoint whose embedding has `rows` rows.
+def read_tokenizer(
+    checkpoint: Checkpoint, *, rows: int, pre: str | None, chains: Sequence[Chain], config: JsonObject
+) -> Tokenizer:
+    """The tokenizer of a checkpoint whose embedding has `rows` rows; `chains` are its family's own.
 
     Raises SourceError where files are missing or contradict each other, UnsupportedError for a
     tokenizer that llama.cpp does not have, UsageError for a `pre` that it does not know.
     """
-    settings = checkpoint.read_json("tokenizer_config.json") or {}
-    tokenizer = _checked(checkpoint.read_json("tokenizer.json"))
-    added = added_tokens(tokenizer, settings, checkpoint.read_json("added_tokens.json"))
-    vocabulary = _read_vocabulary(checkpoint, tokenizer, settings, added, pre)
+    settings = checkpoint.document("tokenizer_config.json")
+    stored = checkpoint.read_json("tokenizer.json")
+    tokenizer = None if stored is None else _checked(JsonObject(stored, "tokenizer.json"))
+    added = added_tokens(tokenizer, settings, checkpoint.document("added_tokens.json"))
+    vocabulary = _read_vocabulary(checkpoint, tokenizer, settings, added, pre, chains)
     beyond = [number for number in vocabulary.tokens if number >= rows]
     notes = list(vocabulary.notes)
     if beyond:
         notes.append(f"{len(beyond)} tokens lie beyond the embedding's {rows} rows: left out")
     listed = padded(vocabulary.tokens, rows)
     ids = {token.text: number for number, token in enumerate(listed)}
-    sources = _special_sources(checkpoint, settings, config)
+    by_text, generation = map(checkpoint.document, ("special_tokens_map.json", "generation_config.json"))
+    sources = [settings, by_text, config, generation]  # transformers' order
     special = {**vocabulary.special, **dict(_special_ids(sources, ids, rows))}
     special |= _more_ends(sources, special, listed)
     if vocabulary.model == "gpt2":
@@ -108,32 +112,27 @@ def read_tokenizer(checkpoint: Checkpoint, *, rows: int, pre: str | None, config
     )
 
 
-def _checked(tokenizer: Json | None) -> Json | None:
-    """tokenizer.json, if its parts have the types that everything below relies on."""
-    if tokenizer is None:
-        return None
-    model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    added = tokenizer.get("added_tokens") or []
-    sound = isinstance(model, dict) and isinstance(added, list)
-    sound = sound and all(isinstance(entry, dict) and {"id", "content"} <= set(entry) for entry in added)
-    if sound and model and model.get("type") in (None, "BPE"):
-        numbers = vocab.values() if isinstance(vocab, dict) else [None]
-        sound = all(type(number) is int and number >= 0 for number in numbers)
-    if not sound:
+def _checked(tokenizer: JsonObject) -> JsonObject:
+    """tokenizer.json, if it has a model; of BPE, with a vocabulary."""
+    model = tokenizer.section("model")
+    if not model or (model.get("type") in (None, "BPE") and "vocab" not in model):
         raise SourceError("tokenizer.json", "lacks a model with a vocabulary", "Fetch the file again.")
     return tokenizer
 
 
 def _read_vocabulary(
-    checkpoint: Checkpoint, tokenizer: Json | None, settings: Json, added: Mapping[int, AddedToken], pre: str | None
-) -> Vocabulary:
+    checkpoint: Checkpoint,
+    tokenizer: JsonObject | None,
+    settings: JsonObject,
+    added: Mapping[int, AddedToken],
+    pre: str | None,
+    chains: Sequence[Chain],
+) -> TokenList:
     if tokenizer and byte_level.is_byte_level(tokenizer):
-        return byte_level.read(tokenizer, added, pre)
+        return byte_level.read(tokenizer, added, pre, chains)
     if pre is not None:
         raise UsageError(f"--pre {pre}", "is for byte-level BPE, and this tokenizer is none", "Leave it out.")
-    prefix = settings.get("add_prefix_space")
-    prefix = prefix if isinstance(prefix, bool) else None
+    prefix = settings.flag("add_prefix_space")
     path = checkpoint.folder / sentencepiece.MODEL_FILE
     if path.is_file():
         found = sentencepiece.read_model(MappedFile(path).data[:], tokenizer, added, prefix)
@@ -148,13 +147,13 @@ def _read_vocabulary(
         raise SourceError(str(checkpoint.folder), "has neither tokenizer.json nor tokenizer.model", FETCH)
     raise UnsupportedError(
         "tokenizer.json",
-        f"holds a {tokenizer['model'].get('type')} model, not BPE of bytes or of sentencepiece",
+        f"holds a {described(tokenizer['model'].get('type'))} model, not BPE of bytes or of sentencepiece",
         "llama.cpp has no tokenizer of this kind for these families.",
     )
 
 
-def _same_tokens(tokenizer: Json, found: Vocabulary) -> bool:
-    vocab = tokenizer["model"].get("vocab")
+def _same_tokens(tokenizer: JsonObject, found: TokenList) -> bool:
+    vocab = tokenizer.section("model").get("vocab")
     if not isinstance(vocab, dict):
         return False
     return all(number in found.tokens for number in vocab.values()) and all(
@@ -162,14 +161,7 @@ def _same_tokens(tokenizer: Json, found: Vocabulary) -> bool:
     )
 
 
-def _special_sources(checkpoint: Checkpoint, settings: Json, config: Json) -> list[Json]:
-    """Places that name special tokens, in transformers' order."""
-    files = (checkpoint.read_json(name) or {} for name in ("special_tokens_map.json", "generation_config.json"))
-    by_text, generation = files
-    return [settings, by_text, config, generation]
-
-
-def _special_ids(sources: list[Json], ids: Mapping[str, int], rows: int) -> Iterator[tuple[str, int]]:
+def _special_ids(sources: list[JsonObject], ids: Mapping[str, int], rows: int) -> Iterator[tuple[str, int]]:
     for name, target in SPECIAL.items():
         for source in sources:
             token = source.get(f"{name}_token")
@@ -185,7 +177,7 @@ def _first(value: Any) -> int | None:
     return next((item for item in items if isinstance(item, int) and not isinstance(item, bool)), None)
 
 
-def _more_ends(sources: list[Json], special: Mapping[str, int], listed: list[Token]) -> dict[str, int]:
+def _more_ends(sources: list[JsonObject], special: Mapping[str, int], listed: list[Token]) -> dict[str, int]:
     """Further ends of generation that llama.cpp would not know by their text: it has room for two."""
     ends: list[int] = []
     for source in reversed(sources):  # generation_config.json first: generation is its business
@@ -206,7 +198,7 @@ def _against_defaults(special: dict[str, int]) -> dict[str, int]:
 
 
 def _added_around(
-    settings: Json, tokenizer: Json | None, special: Mapping[str, int], ids: Mapping[str, int]
+    settings: JsonObject, tokenizer: JsonObject | None, special: Mapping[str, int], ids: Mapping[str, int]
 ) -> tuple[dict[str, bool], list[str]]:
     """Whether every text gets the token that begins and the one that ends a text, and notes."""
     flags = {name: settings.get(f"add_{name}_token") for name in ("bos", "eos")}
@@ -226,18 +218,25 @@ def _added_around(
     return found, notes
 
 
-def _template(tokenizer: Json) -> tuple[str | None, str | None]:
+def _template(tokenizer: JsonObject) -> tuple[str | None, str | None]:
     """The special tokens that tokenizer.json's post-processor puts before and after a single text."""
-    waiting = [tokenizer.get("post_processor")]
+    waiting = [tokenizer.section("post_processor")]
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, dict):
-            continue
-        waiting += node.get("processors") or []
-        parts = node.get("single")
-        if node.get("type") == "TemplateProcessing" and isinstance(parts, list) and parts:
-            first, last = (part.get("SpecialToken") or {} for part in (parts[0], parts[-1]))
-            return first.get("id"), last.get("id")
-        if node.get("type") in ("RobertaProcessing", "BertProcessing"):
-            return node["cls"][0], node["sep"][0]
+        waiting += node.sections("processors")
+        kind = node.text("type")
+        if kind == "TemplateProcessing" and node.get("single"):
+            parts = node.sections("single")
+            first, last = (part.section("SpecialToken") for part in (parts[0], parts[-1]))
+            return first.text("id"), last.text("id")
+        if kind in ("RobertaProcessing", "BertProcessing"):
+            return _first_text(node, "cls"), _first_text(node, "sep")
     return None, None
+
+
+def _first_text(node: JsonObject, key: str) -> str:
+    """The text of a pair of text and number."""
+    pair = node.get(key)
+    if not isinstance(pair, list) or not pair or not isinstance(pair[0], str):
+        raise node.wrong(key, "a pair of text and number")
+    return pair[0]

@@ -1,0 +1,87 @@
+"""What most families have in common: tensors, keys and feeds as lines, and the decoder that they vary."""
+
+from __future__ import annotations
+
+from dither.models.arch.family import Family, feeds, keys, linear, rules
+
+EMBEDDING = "model.embed_tokens.weight -> token_embd.weight [vocabulary]"
+HEAD = """
+model.norm.weight -> output_norm.weight
+lm_head.weight -> output.weight [vocabulary]
+"""
+NORMS = """
+model.layers.*.input_layernorm.weight -> blk.*.attn_norm.weight
+model.layers.*.post_attention_layernorm.weight -> blk.*.ffn_norm.weight
+"""
+ATTENTION = "\n".join(
+    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}")
+    for source, target in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
+)
+# Llama's checkpoints keep the two halves of a rotated pair d/2 rows apart; llama.cpp wants them adjacent.
+ROTATED_ATTENTION = "\n".join(
+    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}", change)
+    for source, target, change in (
+        ("q", "q", "rope_rows_q"),
+        ("k", "k", "rope_rows_k"),
+        ("v", "v", ""),
+        ("o", "output", ""),
+    )
+)
+HEAD_NORMS = """
+model.layers.*.self_attn.q_norm.weight -> blk.*.attn_q_norm.weight
+model.layers.*.self_attn.k_norm.weight -> blk.*.attn_k_norm.weight
+"""
+FEED_FORWARD = "\n".join(
+    linear(f"model.layers.*.mlp.{part}_proj", f"blk.*.ffn_{part}") for part in ("gate", "up", "down")
+)
+FUSED_EXPERTS = """
+model.layers.*.mlp.experts.gate_up_proj -> blk.*.ffn_gate_exps.weight [expert_gate]
+model.layers.*.mlp.experts.gate_up_proj -> blk.*.ffn_up_exps.weight [expert_up]
+model.layers.*.mlp.experts.down_proj -> blk.*.ffn_down_exps.weight
+"""
+
+COMMON_KEYS = """
+block_count <- num_hidden_layers [u32]
+context_length <- max_position_embeddings [u32]
+embedding_length <- hidden_size [u32]
+feed_forward_length <- intermediate_size [u32]
+attention.head_count <- num_attention_heads [u32]
+attention.head_count_kv <- num_key_value_heads | num_attention_heads [u32]
+attention.layer_norm_rms_epsilon <- rms_norm_eps [f32]
+"""
+EXPERT_KEYS = """
+expert_count <- num_local_experts | num_experts [u32]
+expert_used_count <- num_experts_per_tok [u32]
+"""
+
+DENSE_FEEDS = """
+attn_norm -> attn_q attn_k attn_v
+attn_v -> attn_output
+ffn_norm -> ffn_gate ffn_up
+ffn_up -> ffn_down
+output_norm -> output
+"""
+EXPERT_FEEDS = """
+attn_norm -> attn_q attn_k attn_v
+attn_v -> attn_output
+ffn_norm -> ffn_gate_inp ffn_gate_exps ffn_up_exps
+ffn_up_exps -> ffn_down_exps
+output_norm -> output
+"""
+HEAD_NORM_FEEDS = """
+attn_q_norm ->
+attn_k_norm ->
+"""
+
+# The decoder that most families vary: norms before attention and a gated feed-forward layer, rotary halves apart.
+DECODER = Family(
+    name="",
+    arch="",
+    architectures=(),
+    model_types=(),
+    rules=rules(EMBEDDING, NORMS, ATTENTION, FEED_FORWARD, HEAD),
+    feeds=feeds(DENSE_FEEDS),
+    keys=keys(COMMON_KEYS),
+    defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False},
+    assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
+)
