@@ -48,6 +48,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def wide_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes in the type it is asked for: where a processor has AVX-512's BF16 it packs weights anew on their
+    first use and multiplies in bfloat16, whose rounding is a hundred times what a test of decoding looks for."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of many lengths, so that most sequences carry padding."""

@@ -135,9 +135,11 @@ def test_a_gguf_becomes_a_checkpoint(name: str, checkpoints: dict[str, Path], tm
     + [(name, to) for name in DENSE[1:] for to in ("gptq", "w4a16", "nf4", "fp8-block")],
 )
 def test_the_real_loader_computes_what_we_decode(
-    name: str, to: str, checkpoints: dict[str, Path], tmp_path: Path
+    name: str, to: str, checkpoints: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip(BACKENDS[to])
+    if BACKENDS[to] == "bitsandbytes":
+        request.getfixturevalue("wide_bitsandbytes")
     stored = "BF16" if to in BRAIN else "F32"
     result = dither.quantize(checkpoints[name], to, tmp_path / to, dtype=stored, **OPTIONS.get(to, {}))
     dither.convert(tmp_path / to, tmp_path / "dense", dtype="f32")

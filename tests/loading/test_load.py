@@ -331,10 +331,10 @@ def test_state_dicts_carry_a_whole_model() -> None:
 # peft asks transformers for names that are on their way out
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("backend", ["dither", "torch", "bitsandbytes"])
-def test_adapters_train_on_top(backend: str) -> None:
+def test_adapters_train_on_top(backend: str, request: pytest.FixtureRequest) -> None:
     peft = pytest.importorskip("peft")
     if backend == "bitsandbytes":
-        pytest.importorskip("bitsandbytes")
+        request.getfixturevalue("wide_bitsandbytes")
     to = "nf4" if backend == "bitsandbytes" else "int4"
     dtype = "bfloat16" if backend == "torch" else "float32"
     loaded = dither.load(BUNDLED, to, dtype=dtype, backend=backend)
