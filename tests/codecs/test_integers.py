@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from split_util import joined
 
 from dither.codecs import codec
 from dither.codecs.base import as_stored
@@ -133,7 +134,7 @@ def test_split_gives_what_the_formula_needs(name: str) -> None:
     scale_RC, zero_RC = (np.repeat(part, c.block, axis=1) for part in (scale_RG, zero_RG))
     value_RC = scale_RC * (codes_RC.astype(np.float32) - zero_RC.astype(np.float32))
     np.testing.assert_array_equal(value_RC, c.decode(raw_RN))
-    np.testing.assert_array_equal(c.joined(codes_RC, scale_RG, zero_RG), raw_RN)
+    np.testing.assert_array_equal(joined(c, codes_RC, scale_RG, zero_RG), raw_RN)
 
 
 @pytest.mark.parametrize("name", ["int8-channel", "int8-g64-bf16"])
@@ -144,7 +145,7 @@ def test_eight_bits_around_zero_leave_out_the_lowest_code_and_read_it(name: str)
     assert codes_RC.min() >= 1 and codes_RC.max() == 255
     assert (scale_RG > 0).all()
     codes_RC[:] = 0
-    value_RC = c.decode(c.joined(codes_RC, scale_RG, zero_RG))
+    value_RC = c.decode(joined(c, codes_RC, scale_RG, zero_RG))
     np.testing.assert_array_equal(value_RC, -128 * np.repeat(scale_RG, c.block, axis=1))
 
 

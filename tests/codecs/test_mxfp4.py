@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import MXFP4, dequantize
+from split_util import joined
 
 from dither.codecs import codec
 from dither.errors import UsageError
@@ -113,7 +114,7 @@ def test_split_gives_plain_scales_and_magnitudes(name: str) -> None:
     sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes_RC & 7]
     value_RC = np.where(codes_RC & 8, -sizes, sizes) * np.repeat(scale_RS, group, axis=1)
     np.testing.assert_array_equal(value_RC, decoded(name, raw_RN))
-    np.testing.assert_array_equal(c.joined(codes_RC, index_RS), raw_RN)
+    np.testing.assert_array_equal(joined(c, codes_RC, index_RS), raw_RN)
 
 
 def test_a_tensor_scale_moves_small_weights_into_e4m3s_range() -> None:

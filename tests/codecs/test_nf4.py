@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gpu_reference import FP4_SIZES, NF4
+from split_util import joined
 
 from dither.codecs import codec
 from dither.codecs.nf4 import Numbers
@@ -126,4 +127,4 @@ def test_joined_inverts_split(kind: str) -> None:
     raw_RN = np.random.default_rng(2).integers(0, 256, (9, COLUMNS // 128 * c.block_bytes), dtype=np.uint8)
     codes_RC, absmax_RG = c.split(raw_RN)
     assert codes_RC.shape == (9, COLUMNS) and absmax_RG.shape == (9, COLUMNS // 128)
-    np.testing.assert_array_equal(c.joined(codes_RC, absmax_RG), raw_RN)
+    np.testing.assert_array_equal(joined(c, codes_RC, absmax_RG), raw_RN)

@@ -1,19 +1,26 @@
-"""What block codecs have in common: arithmetic on their sizes, and rows cut into blocks.
+"""What block codecs have in common: the way through them, and what else a codec may offer to whoever asks.
 
-Legend: R rows, C columns, B the weights of one block, N bytes of a packed row, S sub-blocks, K levels,
-M multiples.
+    BlockCodec    `encode` and `decode` for all; a codec fills in the loop over blocks
+    LevelCodec    its grid as data (`Levels`, `Scales`), for solvers
+    SplitCodec    its rows as arrays of codes and scales, for formats that store them apart
+
+Legend: R rows, C columns, B the weights of one block, P blocks of a row, N bytes of a packed row, or blocks
+where it comes first, S sub-blocks, K levels, M multiples.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator
+from math import prod
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from dither.codecs.blocks import blocks, packed_blocks
 from dither.errors import UsageError
-from dither.types import Bytes, Codes, Floats, Grid
+from dither.types import Bytes, Codec, Codes, Floats, Grid
 
 
 class Levels(NamedTuple):
@@ -22,6 +29,14 @@ class Levels(NamedTuple):
     A block has one `unit` (and one `below`), each sub-block s of `size` neighbors its own multiples of them,
     and each weight its level k.  Whoever holds this can round weights and improve scales in any metric
     without knowing the codec.
+
+        here           elsewhere                        in Q4_K's ŵ = d·sc·q − dmin·m
+        unit           scale, super-block's scale, d    d
+        multiples      sub-scales                       sc = 0 … 63
+        below          min, offset, dmin                dmin
+        lowers         sub-mins; zero points if tied    m = 0 … 63
+        numbers        levels, code book                q = 0 … 15
+        size           group size                       32
     """
 
     numbers_K: Floats  # rising
@@ -54,6 +69,19 @@ class LevelCodec(Protocol):
     def from_scales(self, scales: Scales) -> Grid: ...
 
 
+@runtime_checkable
+class SplitCodec(Codec, Protocol):
+    """A codec whose rows come apart into codes and what they share: the types that GPUs read."""
+
+    @property
+    def stored(self) -> str: ...  # the scales' type: "float16", "bfloat16", "float32"; "uint8" for tiny floats
+    @property
+    def table(self) -> Floats: ...  # the number of each code; empty where codes are equal steps
+    def split(self, raw_RN: Bytes) -> tuple[npt.NDArray[Any], ...]:
+        """Whole rows as codes, uint8 (R, C), and the parts of the grid, each (R, groups of a row)."""
+        ...
+
+
 def plain_levels(numbers: npt.ArrayLike, codes: npt.ArrayLike, size: int, lower: bool = False) -> Levels:
     """Levels of a block that has one scale, and with `lower` one number subtracted."""
     one = np.ones(1, np.float32)
@@ -62,15 +90,18 @@ def plain_levels(numbers: npt.ArrayLike, codes: npt.ArrayLike, size: int, lower:
 
 def plain_scales(scale_R: Floats, minimum_R: Floats | None = None) -> Scales:
     """The record of blocks with one scale: a stored minimum is minus what is subtracted."""
-    zero_R1 = np.zeros((len(scale_R), 1), np.int16)
-    below_R = np.zeros_like(scale_R) if minimum_R is None else -minimum_R
-    return Scales(scale_R.copy(), zero_R1, below_R, zero_R1.copy())
+    scales = multiple_scales(scale_R.copy(), np.zeros((len(scale_R), 1), np.int16))
+    return scales if minimum_R is None else scales._replace(below_R=-minimum_R)
 
 
+def multiple_scales(unit_R: Floats, multiple_RS: npt.NDArray[np.int16]) -> Scales:
+    """The record of blocks from which nothing is subtracted."""
+    return Scales(unit_R, multiple_RS, np.zeros_like(unit_R), np.zeros_like(multiple_RS))
+
+
+CHUNK = 1 << 18  # weights encoded at a time: few enough for the second-level cache, many enough to call
 HALF_MAX = 65504.0  # the largest finite float16
 BFLOAT_MAX = float(np.array(0x7F7F0000, np.uint32).view(np.float32))
-
-
 KINDS = {"float16": 0, "bfloat16": 1, "float32": 2}  # as kernels/stored.py numbers them
 
 
@@ -88,9 +119,11 @@ def as_stored(x: Floats, kind: str) -> Floats:
 
 
 class BlockCodec(ABC):
-    """A codec whose rows are independent blocks.  Subclasses with a fused kernel override `encode`
-    and `decode`; these here go through `fit`, `snap`, `pack` and `unpack`, `value`, and define what a
-    fused kernel must reproduce."""
+    """A codec whose rows are independent blocks.
+
+    A subclass with kernels overrides `encode_blocks` and `decode_blocks`; those here go through `fit`, `snap`,
+    `pack` and `unpack`, `value`, and define what a kernel must reproduce.
+    """
 
     name: str
     block: int
@@ -117,15 +150,36 @@ class BlockCodec(ABC):
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
         rows, columns = self.check_columns(w_RC)
-        w_RB, importance_RB = blocks_of(w_RC, importance_C, self.block)
-        grid = self.fit(w_RB, importance_RB)
-        packed = self.pack(self.snap(w_RB, grid, slice(0, self.block)), grid)
-        return packed.reshape(rows, columns // self.block * self.block_bytes)
+        importance_PB = None
+        if importance_C is not None:
+            check_importance(importance_C, columns)
+            importance_PB = blocks(importance_C, self.block)
+        w_NB = blocks(w_RC, self.block)
+        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
+        # Whole rows at a time, so that importance begins anew with each part.
+        step = max(1, CHUNK // max(columns, 1)) * (columns // self.block)
+        for at in _parts(len(w_NB), step):
+            self.encode_blocks(w_NB[at], importance_PB, raw_NN[at])
+        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
 
     def decode(self, raw_RN: Bytes) -> Floats:
-        rows = raw_RN.shape[0]
-        codes, grid = self.unpack(np.ascontiguousarray(raw_RN).reshape(-1, self.block_bytes))
-        return self.value(codes, grid, slice(0, self.block)).reshape(rows, -1)
+        raw_NN = packed_blocks(raw_RN, self.block_bytes)
+        w_NB = np.empty((len(raw_NN), self.block), np.float32)
+        for at in _parts(len(raw_NN), CHUNK // self.block):
+            self.decode_blocks(raw_NN[at], w_NB[at])
+        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
+
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
+        """Into `raw_NN` the blocks of whole rows; `importance_PB`, of one row's blocks, repeats down the rows."""
+        if importance_PB is not None:
+            importance_PB = np.tile(importance_PB, (len(w_NB) // len(importance_PB), 1))
+        grid = self.fit(w_NB, importance_PB)
+        raw_NN[:] = self.pack(self.snap(w_NB, grid, slice(0, self.block)), grid)
+
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
+        """Into `w_NB` the numbers that blocks stand for."""
+        codes_NB, grid = self.unpack(raw_NN)
+        w_NB[:] = self.value(codes_NB, grid, slice(0, self.block))
 
     def check_columns(self, w_RC: Floats) -> tuple[int, int]:
         rows, columns = w_RC.shape
@@ -138,10 +192,45 @@ class BlockCodec(ABC):
         return rows, columns
 
 
-def blocks_of(w_RC: Floats, importance_C: Floats | None, block: int) -> tuple[Floats, Floats | None]:
-    """Rows cut into blocks, one per line, with each block's importance beside it."""
-    w_RB = np.ascontiguousarray(w_RC, dtype=np.float32).reshape(-1, block)
-    if importance_C is None:
-        return w_RB, None
-    per_row = np.ascontiguousarray(importance_C, dtype=np.float32).reshape(-1, block)
-    return w_RB, np.tile(per_row, (w_RC.shape[0], 1))
+def check_importance(importance: Floats, columns: int) -> None:
+    if importance.shape[-1] != columns:
+        raise UsageError(
+            f"importance of {importance.shape[-1]} columns",
+            f"does not fit weights of {columns}",
+            "Use the importance matrix that was made from this very model.",
+        )
+
+
+def _parts(count: int, step: int) -> Iterator[slice]:
+    step = max(step, 1)
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+class SplitBlocks(BlockCodec):
+    """`SplitCodec` for blocks whose grid is a tuple of what a file stores."""
+
+    stored = "float32"
+    table: Floats = np.empty(0, np.float32)
+
+    def split(self, raw_RN: Bytes) -> tuple[npt.NDArray[Any], ...]:
+        rows, groups = len(raw_RN), raw_RN.shape[1] // self.block_bytes
+        codes_NB, grid = self.unpack(packed_blocks(raw_RN, self.block_bytes))
+        return tuple(part.reshape(rows, groups * prod(part.shape[1:])) for part in (codes_NB, *grid))
+
+
+class OneScale(NamedTuple):
+    scale_R: Floats  # a number of the stored type
+
+
+class TableCodec(SplitBlocks):
+    """Blocks of one scale each: ŵ = scale · table[code]."""
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R)
+
+    def from_scales(self, scales: Scales) -> OneScale:
+        return OneScale(scales.unit_R)
+
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        values: Floats = self.table[codes_RK] * grid.scale_R[:, None]
+        return values

@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import HALF_MAX, BlockCodec
 from dither.types import Bytes, Codes, Floats, Grid
-
-HALF_MAX = 65504.0  # the largest finite F16
 
 
 class FloatCodec(BlockCodec):

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import KINDS, BlockCodec, Levels, Scales, plain_scales
-from dither.codecs.integers import TYPES, bytes_of_scale, row_of, scale_values
-from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.codecs.base import KINDS, Levels, OneScale, Scales, SplitBlocks, TableCodec, plain_scales
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
+from dither.codecs.integers import TYPES, row_of
 from dither.errors import UsageError
 from dither.formats.layouts import numbers
 from dither.types import Bytes, Codec, Codes, Floats, Grid
@@ -53,12 +53,10 @@ def to_e4m3(x: Floats) -> Bytes:
     return found.reshape(x.shape)
 
 
-class ScaledGrid(NamedTuple):
-    scale_R: Floats
+class FloatRows(TableCodec):
+    """Blocks of one scale each, of type `stored`; a whole row is a block.  `split`: patterns and scale_RG."""
 
-
-class FloatRows(BlockCodec):
-    """Blocks of one scale each, of type `stored`; a whole row is a block."""
+    table = NUMBERS
 
     def __init__(self, name: str, block: int, stored: str) -> None:
         self.name, self.block, self.stored, self.kind = name, block, stored, KINDS[stored]
@@ -68,18 +66,12 @@ class FloatRows(BlockCodec):
         one = np.ones(1, np.float32)
         self.levels = Levels(NUMBERS[RISING], RISING, block, one, one * 0, True, stored, positive=True)
 
-    def to_scales(self, grid: Grid) -> Scales:
-        return plain_scales(grid.scale_R)
-
-    def from_scales(self, scales: Scales) -> ScaledGrid:
-        return ScaledGrid(scales.unit_R)
-
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The scale of least weighted error among a few that use all of the range."""
         from dither.codecs.kernels import fp8
 
         w_NB = blocks(w_RB, self.block)
-        grid = ScaledGrid(np.empty(len(w_NB), np.float32))
+        grid = OneScale(np.empty(len(w_NB), np.float32))
         fp8.fit_largest(w_NB, importance_blocks(importance_B, self.block), TARGETS, self.kind, grid.scale_R)
         return grid
 
@@ -88,53 +80,32 @@ class FloatRows(BlockCodec):
         with np.errstate(over="ignore"):  # an infinite quotient saturates like any other
             return to_e4m3(np.divide(w_RK, scale_R1, out=w_RK.copy(), where=scale_R1 != 0))
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = NUMBERS[codes_RK] * grid.scale_R[:, None]
-        return values
-
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         return np.concatenate([bytes_of_scale(grid.scale_R, self.stored), codes_RB.astype(np.uint8)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         raw_RN = packed_blocks(raw_RN, self.block_bytes)
-        return raw_RN[:, self.scale_size :].copy(), ScaledGrid(scale_values(raw_RN, self.stored))
+        return raw_RN[:, self.scale_size :].copy(), OneScale(scale_values(raw_RN, self.stored))
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import fp8
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        fp8.pack_floats(w_NB, self.fit(w_NB, importance_C).scale_R, self.kind, raw_NN)
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        fp8.pack_floats(w_NB, self.fit(w_NB, importance_PB).scale_R, self.kind, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import fp8
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         fp8.decode_floats(raw_NN, self.kind, NUMBERS, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
-
-    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
-        """Whole rows as patterns_RC, uint8, and scale_RG float32: ŵ = scale · number."""
-        groups = raw_RN.shape[1] // self.block_bytes
-        codes_NB, grid = self.unpack(raw_RN)
-        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
-        return codes_RC, grid.scale_R.reshape(len(raw_RN), groups)
-
-    def joined(self, codes_RC: Bytes, scale_RG: Floats) -> Bytes:
-        """The inverse of `split`."""
-        raw_NN = self.pack(codes_RC.reshape(-1, self.block), ScaledGrid(scale_RG.reshape(-1)))
-        return raw_NN.reshape(len(codes_RC), scale_RG.shape[1] * self.block_bytes)
 
 
 class TensorGrid(NamedTuple):
     rows: int  # no scale is stored: the codec knows it
 
 
-class FloatTensor(BlockCodec):
+class FloatTensor(SplitBlocks):
     """One scale 2^−exponent for all blocks, which are therefore of any size: bare bytes."""
+
+    table = NUMBERS
 
     def __init__(self, name: str, exponent: int, block: int) -> None:
         self.name, self.block, self.block_bytes = name, block, block
@@ -165,31 +136,29 @@ class FloatTensor(BlockCodec):
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         return packed_blocks(raw_RN, self.block).copy(), TensorGrid(raw_RN.size // self.block)
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
-        self.check_columns(w_RC)
-        codes_RC: Bytes = self.snap(w_RC, None, slice(None))
-        return codes_RC
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
+        raw_NN[:] = self.snap(w_NB, None, slice(None))
 
-    def decode(self, raw_RN: Bytes) -> Floats:
-        return self.value(np.ascontiguousarray(raw_RN), None, slice(None))
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
+        np.multiply(NUMBERS[raw_NN], self.scale, out=w_NB)
 
     def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
-        """Whole rows as patterns_RC, uint8, and the scale_RG of each, float32: the tensor's."""
+        """Patterns, and the scale_RG of each row: the tensor's."""
         return np.ascontiguousarray(raw_RN), np.full((len(raw_RN), 1), self.scale)
-
-    def joined(self, codes_RC: Bytes, scale_RG: Floats) -> Bytes:
-        """The inverse of `split`."""
-        return np.ascontiguousarray(codes_RC)
 
 
 class TileGrid(NamedTuple):
     scale_RT: Floats  # of each row's tiles in a block
 
 
-class FloatTiles(BlockCodec):
-    """Tiles of 128 × 128.  A block is one tile wide, or the whole row where its last tile is narrower."""
+class FloatTiles(SplitBlocks):
+    """Tiles of 128 × 128.  A block is one tile wide, or the whole row where its last tile is narrower.
+
+    `split`: patterns and scale_RG, one per tile and repeated for its rows.
+    """
 
     rows_together = TILE
+    table = NUMBERS
 
     def __init__(self, name: str, block: int) -> None:
         self.name, self.block = name, block
@@ -258,18 +227,9 @@ class FloatTiles(BlockCodec):
             raw_RN[:, stored] = self.pack(self.snap(w_RB, grid, whole), grid)
         return raw_RN
 
-    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
-        """Whole rows as patterns_RC, uint8, and scale_RG float32, one per tile and repeated for its rows."""
-        groups = raw_RN.shape[1] // self.block_bytes
-        codes_NB, grid = self.unpack(raw_RN)
-        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
-        return codes_RC, grid.scale_RT.reshape(len(raw_RN), groups * len(self.starts))
-
-    def joined(self, codes_RC: Bytes, scale_RG: Floats) -> Bytes:
-        """The inverse of `split`."""
-        grid = TileGrid(scale_RG.reshape(-1, len(self.starts)))
-        raw_NN = self.pack(codes_RC.reshape(-1, self.block), grid)
-        return raw_NN.reshape(len(codes_RC), codes_RC.shape[1] // self.block * self.block_bytes)
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
+        codes_NB, grid = self.unpack(raw_NN)
+        np.multiply(NUMBERS[codes_NB], self._scale_of(grid, slice(0, self.block)), out=w_NB)
 
 
 def parse(name: str, columns: int) -> Codec | None:

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import KINDS, BlockCodec, Levels, Scales, plain_scales
-from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.codecs.base import KINDS, Levels, Scales, SplitBlocks, plain_scales
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
 from dither.errors import UsageError
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
@@ -45,33 +45,16 @@ FACTORS = {
 REACH = {2: 3, 3: 4, 4: 4, 8: 1}  # zero points tried on either side of the plain one, at most
 
 
-def scale_values(raw_RN: Bytes, kind: str) -> Floats:
-    """The scales at the start of packed blocks."""
-    if kind == "float16":
-        return np.ascontiguousarray(raw_RN[:, :2]).view("<f2").astype(np.float32).reshape(-1)
-    if kind == "float32":
-        return np.ascontiguousarray(raw_RN[:, :4]).view("<f4").astype(np.float32).reshape(-1)
-    wide_R: Floats = (np.ascontiguousarray(raw_RN[:, :2]).view("<u2").astype(np.uint32) << 16).view(np.float32)
-    return wide_R.reshape(-1)
-
-
-def bytes_of_scale(scale_R: Floats, kind: str) -> Bytes:
-    """The inverse of `scale_values`, for numbers of that type already."""
-    scale_R = np.ascontiguousarray(scale_R, np.float32)
-    if kind == "float16":
-        return scale_R.astype("<f2").view(np.uint8).reshape(-1, 2)
-    if kind == "float32":
-        return scale_R.astype("<f4").view(np.uint8).reshape(-1, 4)
-    return (scale_R.view(np.uint32) >> np.uint32(16)).astype("<u2").view(np.uint8).reshape(-1, 2)
-
-
 class IntegerGrid(NamedTuple):
     scale_R: Floats  # numbers of the stored type
     zero_R: Bytes
 
 
-class Integers(BlockCodec):
-    """`bits` per code, `affine` or around zero; a scale of type `stored` for each `block` weights."""
+class Integers(SplitBlocks):
+    """`bits` per code, `affine` or around zero; a scale of type `stored` for each `block` weights.
+
+    `split`: codes from 0 up, scale_RG float32 and zero_RG uint8: ŵ = s · (q − z).
+    """
 
     def __init__(self, name: str, bits: int, affine: bool, block: int, stored: str) -> None:
         self.name, self.bits, self.affine, self.block, self.stored = name, bits, affine, block, stored
@@ -96,17 +79,8 @@ class Integers(BlockCodec):
         codes_K = np.arange(self.lowest, self.most + 1, dtype=np.uint8)
         numbers_K = codes_K.astype(np.float32) - np.float32(0 if self.affine else self.middle)
         lowers = np.arange(self.most + 1 if self.affine else 1, dtype=np.float32)
-        return Levels(
-            numbers_K,
-            codes_K,
-            self.block,
-            np.ones(1, np.float32),
-            lowers,
-            True,
-            self.stored,
-            tied=self.affine,
-            positive=self.affine or bool(self.lowest),
-        )
+        one, positive = np.ones(1, np.float32), self.affine or bool(self.lowest)
+        return Levels(numbers_K, codes_K, self.block, one, lowers, True, self.stored, self.affine, positive)
 
     @property
     def bits_per_weight(self) -> float:
@@ -132,20 +106,14 @@ class Integers(BlockCodec):
         from dither.codecs.kernels import integers as kernels
 
         w_NB, importance_PB = blocks(w_RB, self.block), importance_blocks(importance_B, self.block)
-        grid = self._grid(np.empty(len(w_NB), np.float32))
+        grid, most, middle = self._grid(np.empty(len(w_NB), np.float32)), np.float32(self.most), np.float32(self.middle)
         if self.affine:
-            kernels.fit_affine_integers(
-                w_NB, importance_PB, self.candidates, REACH[self.bits], np.float32(self.most), self.kind, *grid
-            )
+            reach = REACH[self.bits]
+            kernels.fit_affine_integers(w_NB, importance_PB, self.candidates, reach, most, self.kind, *grid)
         else:
+            symmetric = bool(self.lowest)
             kernels.fit_signed_integers(
-                w_NB,
-                importance_PB,
-                self.candidates,
-                np.float32(self.middle),
-                bool(self.lowest),
-                self.kind,
-                grid.scale_R,
+                w_NB, importance_PB, self.candidates, middle, symmetric, self.kind, grid.scale_R
             )
         return grid
 
@@ -183,39 +151,16 @@ class Integers(BlockCodec):
         grid = self._grid(scale_values(raw_RN, self.stored))
         return codes_RB, grid._replace(zero_R=raw_RN[:, self.scale_size].copy()) if self.affine else grid
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
-        from dither.codecs.kernels import integers as kernels
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
+        from dither.codecs.kernels.integers import pack_integers
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, importance_C)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        kernels.pack_integers(
-            w_NB, *grid, np.float32(self.lowest), np.float32(self.most), self.affine, self.kind, self.bits, raw_NN
-        )
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        grid, lowest, most = self.fit(w_NB, importance_PB), np.float32(self.lowest), np.float32(self.most)
+        pack_integers(w_NB, *grid, lowest, most, self.affine, self.kind, self.bits, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
-        from dither.codecs.kernels import integers as kernels
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
+        from dither.codecs.kernels.integers import decode_integers
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
-        kernels.decode_integers(raw_NN, np.int32(self.middle), self.affine, self.kind, self.bits, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
-
-    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats, Bytes]:
-        """Whole rows as codes_RC, uint8 from 0 up, scale_RG float32 and zero_RG uint8: ŵ = s · (q − z)."""
-        groups = raw_RN.shape[1] // self.block_bytes
-        codes_NB, grid = self.unpack(raw_RN)
-        shape = (len(raw_RN), groups)
-        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
-        return codes_RC, grid.scale_R.reshape(shape), grid.zero_R.reshape(shape)
-
-    def joined(self, codes_RC: Bytes, scale_RG: Floats, zero_RG: Bytes) -> Bytes:
-        """The inverse of `split`; scales are numbers of the stored type."""
-        grid = IntegerGrid(scale_RG.reshape(-1), zero_RG.reshape(-1))
-        raw_NN = self.pack(codes_RC.reshape(-1, self.block), grid)
-        return raw_NN.reshape(len(codes_RC), scale_RG.shape[1] * self.block_bytes)
+        decode_integers(raw_NN, np.int32(self.middle), self.affine, self.kind, self.bits, w_NB)
 
 
 def parse(name: str, columns: int) -> Codec | None:

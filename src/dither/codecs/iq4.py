@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import BlockCodec, Levels, Scales, plain_levels, plain_scales
-from dither.codecs.legacy import blocks, half_bytes, half_values, importance_blocks, invert, packed_blocks
+from dither.codecs.base import BlockCodec, Levels, OneScale, Scales, TableCodec, multiple_scales, plain_levels
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, invert, scale_values
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -57,20 +57,10 @@ def codes_of_nibbles(raw_RN: Bytes) -> Codes:
     return np.concatenate([bytes_RS & 15, bytes_RS >> 4], axis=2).reshape(len(raw_RN), -1)
 
 
-class NonLinearGrid(NamedTuple):
-    scale_R: Floats  # a float16's value
-
-
-class NonLinear(BlockCodec):
-    name, block = "IQ4_NL", 32
+class NonLinear(TableCodec):
+    name, block, stored, table = "IQ4_NL", 32, "float16", CODEBOOK
     block_bytes = GGML_TYPES["IQ4_NL"].block_bytes
     levels = plain_levels(CODEBOOK, np.arange(16, dtype=np.uint8), 32)
-
-    def to_scales(self, grid: Grid) -> Scales:
-        return plain_scales(grid.scale_R)
-
-    def from_scales(self, scales: Scales) -> NonLinearGrid:
-        return NonLinearGrid(scales.unit_R)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import iq4
@@ -78,38 +68,26 @@ class NonLinear(BlockCodec):
         w_NB = blocks(w_RB, self.block)
         scale_N = np.empty(len(w_NB), np.float32)
         iq4.fit_nl(w_NB, importance_blocks(importance_B, 32), CANDIDATES, NEAREST_VALUE, scale_N)
-        return NonLinearGrid(scale_N)
+        return OneScale(scale_N)
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         return nearest_codes(w_RK, grid.scale_R[:, None])
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = CODEBOOK[codes_RK] * grid.scale_R[:, None]
-        return values
-
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        return np.concatenate([half_bytes(grid.scale_R), nibbles(codes_RB)], axis=1)
+        return np.concatenate([bytes_of_scale(grid.scale_R, "float16"), nibbles(codes_RB)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        return codes_of_nibbles(raw_RN[:, 2:]), NonLinearGrid(half_values(raw_RN[:, :2]))
+        return codes_of_nibbles(raw_RN[:, 2:]), OneScale(scale_values(raw_RN, "float16"))
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import iq4
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, importance_C)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        iq4.pack_nl(w_NB, grid.scale_R, NEAREST, raw_NN)
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        iq4.pack_nl(w_NB, self.fit(w_NB, importance_PB).scale_R, NEAREST, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import iq4
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         iq4.decode_nl(raw_NN, CODEBOOK, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
 
 
 class SuperGrid(NamedTuple):
@@ -126,8 +104,7 @@ class NonLinearSuper(BlockCodec):
 
     def to_scales(self, grid: Grid) -> Scales:
         multiple_RS = grid.multiple_RS.astype(np.int16) + np.int16(32)
-        none_R, none_RS = np.zeros_like(grid.scale_R), np.zeros_like(multiple_RS)
-        return Scales(grid.scale_R.copy(), multiple_RS, none_R, none_RS)
+        return multiple_scales(grid.scale_R.copy(), multiple_RS)
 
     def from_scales(self, scales: Scales) -> SuperGrid:
         return SuperGrid(scales.unit_R, (scales.multiple_RS - np.int16(32)).astype(np.int8))
@@ -158,33 +135,25 @@ class NonLinearSuper(BlockCodec):
         biased_RS = (grid.multiple_RS + np.int8(32)).astype(np.uint8)
         low = biased_RS & np.uint8(15)
         upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype="<u2")
-        parts = [half_bytes(grid.scale_R), upper.view(np.uint8).reshape(-1, 2), low[:, ::2] | low[:, 1::2] << 4]
-        return np.concatenate([*parts, nibbles(codes_RB)], axis=1)
+        scale_R2, upper_R2 = bytes_of_scale(grid.scale_R, "float16"), upper.view(np.uint8).reshape(-1, 2)
+        return np.concatenate([scale_R2, upper_R2, low[:, ::2] | low[:, 1::2] << 4, nibbles(codes_RB)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         upper_R = np.ascontiguousarray(raw_RN[:, 2:4]).view("<u2")
         upper_RS = (upper_R >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
         low_RS = np.stack([raw_RN[:, 4:8] & 15, raw_RN[:, 4:8] >> 4], axis=2).reshape(-1, 8)
         multiple_RS = (low_RS | (upper_RS << 4)).astype(np.int8) - np.int8(32)
-        return codes_of_nibbles(raw_RN[:, 8:]), SuperGrid(half_values(raw_RN[:, :2]), multiple_RS)
+        return codes_of_nibbles(raw_RN[:, 8:]), SuperGrid(scale_values(raw_RN, "float16"), multiple_RS)
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import iq4
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, importance_C)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        iq4.pack_xs(w_NB, grid.scale_R, grid.multiple_RS, NEAREST, raw_NN)
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        iq4.pack_xs(w_NB, *self.fit(w_NB, importance_PB), NEAREST, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import iq4
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         iq4.decode_xs(raw_NN, CODEBOOK, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
 
 
 CODECS = (NonLinear(), NonLinearSuper())

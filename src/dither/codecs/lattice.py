@@ -18,12 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import HALF_MAX, BlockCodec
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
-HALF_MAX = 65504.0  # beyond it ggml's searches read outside their tables: weights are clamped here
 _TABLES = threading.Lock()  # ggml builds a type's lattice tables on first use, and not atomically
 _ready: set[str] = set()
 
@@ -106,6 +105,7 @@ class LatticeCodec(BlockCodec):
         self._build_tables()
         raw_RN = np.empty((rows, columns // self.block * self.block_bytes), np.uint8)
         if raw_RN.size:
+            # Beyond float16's range ggml's searches read outside their tables.
             w_RC = np.ascontiguousarray(np.clip(w_RC, -HALF_MAX, HALF_MAX), dtype=np.float32)
             importance_C = None if importance_C is None else tame(importance_C)
             libgguf.quantize_rows_into_raw(self.kind, w_RC, raw_RN, rows, columns, importance_C)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Scales, plain_levels, plain_scales
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, invert, scale_values
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -38,38 +39,13 @@ class ScaleGrid(NamedTuple):
     origin_R: Floats
 
 
-def grid_of_scales(scales: Scales) -> ScaleGrid:
+def stored_grid(scale_R: Floats, minimum_R: Floats) -> ScaleGrid:
     """A grid that rounds under what is stored."""
-    minimum_R = -scales.below_R
-    return ScaleGrid(scales.unit_R, invert(scales.unit_R), minimum_R, minimum_R)
+    return ScaleGrid(scale_R, invert(scale_R), minimum_R, minimum_R)
 
 
 def empty_grid(rows: int) -> ScaleGrid:
     return ScaleGrid(*(np.zeros(rows, np.float32) for _ in range(4)))
-
-
-def invert(scale_R: Floats) -> Floats:
-    """1 / scale, and 0 for 0: the factor of a grid that was read rather than fitted."""
-    inverse_R = np.zeros_like(scale_R)
-    return np.divide(np.float32(1), scale_R, out=inverse_R, where=scale_R != 0)
-
-
-def blocks(w: Floats, size: int) -> Floats:
-    """One line per block.
-
-    A copy if read-only or unaligned, as memory-mapped arrays may be: numba would compile anew for those.
-    """
-    return np.require(w, np.float32, ("C", "A", "W")).reshape(-1, size)
-
-
-def packed_blocks(raw: Bytes, size: int) -> Bytes:
-    """As `blocks`, for bytes."""
-    return np.require(raw, np.uint8, ("C", "A", "W")).reshape(-1, size)
-
-
-def importance_blocks(importance: Floats | None, size: int) -> Floats:
-    """One line per block of a row, to be repeated down the rows; a line of ones for None."""
-    return np.ones((1, size), np.float32) if importance is None else blocks(importance, size)
 
 
 def steps_from(w_RK: Floats, grid: ScaleGrid, shift: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -84,16 +60,22 @@ def steps_from(w_RK: Floats, grid: ScaleGrid, shift: float) -> tuple[Floats, npt
     return steps_RK + np.float32(shift), finite_R1
 
 
-class Q8(BlockCodec):
+class FactorCodec(BlockCodec):
+    """What the types of `ScaleGrid` share; `affine` ones store a minimum."""
+
+    affine = False
+
+    def to_scales(self, grid: Grid) -> Scales:
+        return plain_scales(grid.scale_R, grid.minimum_R if self.affine else None)
+
+    def from_scales(self, scales: Scales) -> Grid:
+        return stored_grid(scales.unit_R, -scales.below_R)
+
+
+class Q8(FactorCodec):
     name, block = "Q8_0", 32
     block_bytes = GGML_TYPES["Q8_0"].block_bytes
     levels = plain_levels(range(-127, 128), np.arange(-127, 128, dtype=np.int8), 32)
-
-    def to_scales(self, grid: Grid) -> Scales:
-        return plain_scales(grid.scale_R)
-
-    def from_scales(self, scales: Scales) -> Grid:
-        return grid_of_scales(scales)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import legacy as kernels
@@ -114,46 +96,26 @@ class Q8(BlockCodec):
         return values
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
-        raw_RN[:, :2] = half_bytes(grid.scale_R)
-        raw_RN[:, 2:] = codes_RB.astype(np.int8).view(np.uint8)
-        return raw_RN
+        return np.concatenate(
+            [bytes_of_scale(grid.scale_R, "float16"), codes_RB.astype(np.int8).view(np.uint8)], axis=1
+        )
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        scale_R = half_values(raw_RN[:, :2])
-        zero_R = np.zeros_like(scale_R)
-        codes_RB = np.ascontiguousarray(raw_RN[:, 2:]).view(np.int8)
-        return codes_RB, ScaleGrid(scale_R, invert(scale_R), zero_R, zero_R)
+        scale_R = scale_values(raw_RN, "float16")
+        return np.ascontiguousarray(raw_RN[:, 2:]).view(np.int8), stored_grid(scale_R, np.zeros_like(scale_R))
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import legacy as kernels
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, None)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        kernels.pack_q8(w_NB, grid.scale_R, grid.inverse_R, raw_NN)
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        kernels.pack_q8(w_NB, *self.fit(w_NB, None)[:2], raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import legacy as kernels
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         kernels.decode_q8(raw_NN, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
 
 
-def half_bytes(scale_R: Floats) -> Bytes:
-    """Two bytes per float16, for numbers that are float16s already."""
-    return scale_R.astype("<f2").view(np.uint8).reshape(-1, 2)
-
-
-def half_values(raw_R2: Bytes) -> Floats:
-    return np.ascontiguousarray(raw_R2).view("<f2").astype(np.float32).reshape(-1)
-
-
-class LowBits(BlockCodec):
+class LowBits(FactorCodec):
     """Q4_0, Q4_1, Q5_0, Q5_1: four or five bits, with a minimum (affine) or around zero."""
 
     block = 32
@@ -175,50 +137,25 @@ class LowBits(BlockCodec):
         codes = np.arange(self.most + 1, dtype=np.uint8)
         self.levels = plain_levels(codes.astype(np.float32) - self.middle, codes, 32, lower=affine)
 
-    def to_scales(self, grid: Grid) -> Scales:
-        return plain_scales(grid.scale_R, grid.minimum_R if self.affine else None)
-
-    def from_scales(self, scales: Scales) -> Grid:
-        return grid_of_scales(scales)
-
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """ggml's formula without importance; the best of a few dozen scales with it."""
         from dither.codecs.kernels import legacy as kernels
-
-        w_NB = blocks(w_RB, self.block)
-        grid = empty_grid(len(w_NB))
-        if self.affine:
-            kernels.fit_affine(w_NB, np.float32(self.most), grid.scale_R, grid.minimum_R, grid.inverse_R, grid.origin_R)
-        else:
-            kernels.fit_signed(w_NB, np.float32(self.middle), grid.scale_R, grid.inverse_R)
-        if importance_B is not None:
-            self._search(w_NB, importance_blocks(importance_B, self.block), grid)
-        return grid
-
-    def _search(self, w_NB: Floats, importance_PB: Floats, grid: ScaleGrid) -> None:
         from dither.codecs.kernels import uniform
 
+        w_NB, most, middle = blocks(w_RB, self.block), np.float32(self.most), np.float32(self.middle)
+        grid = empty_grid(len(w_NB))
         if self.affine:
-            uniform.search_affine(
-                w_NB,
-                importance_PB,
-                self.candidates,
-                np.float32(self.most),
-                grid.scale_R,
-                grid.minimum_R,
-                grid.inverse_R,
-                grid.origin_R,
-            )
+            kernels.fit_affine(w_NB, most, *grid)
         else:
-            uniform.search_signed(
-                w_NB,
-                importance_PB,
-                self.candidates,
-                np.float32(-self.middle),
-                np.float32(self.most),
-                grid.scale_R,
-                grid.inverse_R,
-            )
+            kernels.fit_signed(w_NB, middle, *grid[:2])
+        if importance_B is None:
+            return grid
+        importance_PB = importance_blocks(importance_B, self.block)
+        if self.affine:
+            uniform.search_affine(w_NB, importance_PB, self.candidates, most, *grid)
+        else:
+            uniform.search_signed(w_NB, importance_PB, self.candidates, -middle, most, *grid[:2])
+        return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         steps_RK, finite_R1 = steps_from(w_RK, grid, self.shift)
@@ -232,50 +169,31 @@ class LowBits(BlockCodec):
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         codes_RB = codes_RB.astype(np.uint8)
-        parts: list[Bytes] = [half_bytes(grid.scale_R)]
-        if self.affine:
-            parts.append(half_bytes(grid.minimum_R))
+        parts = [bytes_of_scale(stored_R, "float16") for stored_R in (grid.scale_R, grid.minimum_R)[: 1 + self.affine]]
         if self.bits == 5:
             parts.append(np.packbits(codes_RB >> 4, axis=1, bitorder="little"))
         parts.append((codes_RB[:, :16] & np.uint8(15)) | (codes_RB[:, 16:] << np.uint8(4)))
         return np.concatenate(parts, axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        scale_R = half_values(raw_RN[:, :2])
-        minimum_R = half_values(raw_RN[:, 2:4]) if self.affine else np.zeros_like(scale_R)
+        scale_R = scale_values(raw_RN, "float16")
+        minimum_R = scale_values(raw_RN[:, 2:4], "float16") if self.affine else np.zeros_like(scale_R)
         codes_RB = np.concatenate([raw_RN[:, -16:] & 15, raw_RN[:, -16:] >> 4], axis=1)
         if self.bits == 5:
             fifth_RB = np.unpackbits(raw_RN[:, -20:-16], axis=1, bitorder="little")
             codes_RB |= fifth_RB << np.uint8(4)
-        return codes_RB, ScaleGrid(scale_R, invert(scale_R), minimum_R, minimum_R)
+        return codes_RB, stored_grid(scale_R, minimum_R)
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import legacy as kernels
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, importance_C)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        kernels.pack_low_bits(
-            w_NB,
-            grid.scale_R,
-            grid.minimum_R,
-            grid.inverse_R,
-            grid.origin_R,
-            np.float32(self.shift),
-            self.bits,
-            self.affine,
-            raw_NN,
-        )
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        grid = self.fit(w_NB, importance_PB)
+        kernels.pack_low_bits(w_NB, *grid, np.float32(self.shift), self.bits, self.affine, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import legacy as kernels
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         kernels.decode_low_bits(raw_NN, self.bits, self.affine, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
 
 
 CODECS = (

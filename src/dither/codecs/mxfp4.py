@@ -25,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import BlockCodec, Levels, Scales
-from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.codecs.base import Levels, Scales, SplitBlocks, multiple_scales
+from dither.codecs.blocks import blocks, importance_blocks
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codec, Codes, Floats, Grid
@@ -58,7 +58,14 @@ class Fp4Grid(NamedTuple):
     index_RS: npt.NDArray[np.uint8]  # the stored scale bytes
 
 
-class Fp4Codec(BlockCodec):
+class Fp4Codec(SplitBlocks):
+    """`split`: codes, a sign in bit 3 above an index of magnitude, and the scales' bytes_RS.
+
+    The bytes are plain E8M0 or E4M3 for magnitudes that are not doubled.
+    """
+
+    stored, table = "uint8", VALUES
+
     def __init__(self, name: str, group: int, scales: Floats, window: tuple[int, int], last: int) -> None:
         self.name, self.group, self.scales = name, group, scales
         self.below, self.above = window
@@ -71,8 +78,7 @@ class Fp4Codec(BlockCodec):
 
     def to_scales(self, grid: Grid) -> Scales:
         multiple_RS = grid.index_RS.astype(np.int16)
-        rows = len(multiple_RS)
-        return Scales(np.ones(rows, np.float32), multiple_RS, np.zeros(rows, np.float32), np.zeros_like(multiple_RS))
+        return multiple_scales(np.ones(len(multiple_RS), np.float32), multiple_RS)
 
     def from_scales(self, scales: Scales) -> Fp4Grid:
         return Fp4Grid(scales.multiple_RS.astype(np.uint8))
@@ -83,16 +89,8 @@ class Fp4Codec(BlockCodec):
 
         w_NG = blocks(w_RB, self.group)
         index_N = np.empty(len(w_NG), np.uint8)
-        fp4.fit_scales(
-            w_NG,
-            importance_blocks(importance_B, self.group),
-            self.scales,
-            self.name == "MXFP4",
-            self.below,
-            self.above,
-            self.last,
-            index_N,
-        )
+        importance_PG, window = importance_blocks(importance_B, self.group), (self.below, self.above, self.last)
+        fp4.fit_scales(w_NG, importance_PG, self.scales, self.name == "MXFP4", *window, index_N)
         return Fp4Grid(index_N.reshape(len(w_NG) // self.groups, self.groups))
 
     def scales_of(self, grid: Grid, at: slice) -> Floats:
@@ -126,46 +124,30 @@ class Fp4Codec(BlockCodec):
         index_RS = np.ascontiguousarray(raw_RN[:, : self.groups])
         return codes_RSG.reshape(len(raw_RN), self.block), Fp4Grid(index_RS)
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import fp4
 
-        rows, columns = self.check_columns(w_RC)
-        w_NG = blocks(w_RC, self.group)
-        grid = self.fit(w_NG, importance_C)
+        w_NG, index_RS = blocks(w_NB, self.group), self.fit(w_NB, importance_PB).index_RS
         codes_N = np.empty((len(w_NG), self.group // 2), np.uint8)
-        fp4.pack_codes(w_NG, self.scales, grid.index_RS.reshape(-1), codes_N)
-        raw = np.concatenate([grid.index_RS, codes_N.reshape(len(grid.index_RS), self.block // 2)], axis=1)
-        return raw.reshape(rows, columns // self.block * self.block_bytes)
+        fp4.pack_codes(w_NG, self.scales, index_RS.reshape(-1), codes_N)
+        raw_NN[:, : self.groups] = index_RS
+        raw_NN[:, self.groups :] = codes_N.reshape(len(raw_NN), self.block // 2)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import fp4
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
         codes_N = np.ascontiguousarray(raw_NN[:, self.groups :]).reshape(-1, self.group // 2)
         index_N = np.ascontiguousarray(raw_NN[:, : self.groups]).reshape(-1)
-        w_NG = np.empty((len(index_N), self.group), np.float32)
-        fp4.unpack_values(codes_N, self.scales, index_N, VALUES, w_NG)
-        return w_NG.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
-
-    def split(self, raw_RN: Bytes) -> tuple[Bytes, Bytes]:
-        """Whole rows as codes_RC, a sign in bit 3 above an index of magnitude, and the scales' bytes_RS.
-
-        The bytes are plain E8M0 or E4M3 for magnitudes that are not doubled.
-        """
-        blocks_of_row = raw_RN.shape[1] // self.block_bytes
-        codes_NB, grid = self.unpack(packed_blocks(raw_RN, self.block_bytes))
-        codes_RC: Bytes = codes_NB.reshape(len(raw_RN), blocks_of_row * self.block)
-        return codes_RC, grid.index_RS.reshape(len(raw_RN), blocks_of_row * self.groups)
-
-    def joined(self, codes_RC: Bytes, index_RS: Bytes) -> Bytes:
-        """The inverse of `split`."""
-        grid = Fp4Grid(index_RS.reshape(-1, self.groups))
-        raw_NN = self.pack(codes_RC.reshape(-1, self.block), grid)
-        return raw_NN.reshape(len(codes_RC), codes_RC.shape[1] // self.block * self.block_bytes)
+        fp4.unpack_values(codes_N, self.scales, index_N, VALUES, w_NB.reshape(-1, self.group))
 
 
-class Scaled(BlockCodec):
-    """Another codec's numbers divided by 2^exponent; its bytes are those of weights times as much."""
+class Scaled(SplitBlocks):
+    """Another codec's numbers divided by 2^exponent; its bytes are those of weights times as much.
+
+    `split`: as of the codec that is scaled; what its numbers are to be divided by is `up`.
+    """
+
+    stored, table = "uint8", VALUES
 
     def __init__(self, name: str, inner: Fp4Codec, exponent: int) -> None:
         self.name, self.inner, self.exponent = name, inner, exponent
@@ -199,19 +181,12 @@ class Scaled(BlockCodec):
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         return self.inner.unpack(raw_RN)
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
-        self.check_columns(w_RC)
-        return self.inner.encode(self._raised(w_RC), importance_C)
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
+        self.inner.encode_blocks(self._raised(w_NB), importance_PB, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
-        return self.inner.decode(raw_RN) * self.down
-
-    def split(self, raw_RN: Bytes) -> tuple[Bytes, Bytes]:
-        """As of the codec that is scaled; what its numbers are to be divided by is `up`."""
-        return self.inner.split(raw_RN)
-
-    def joined(self, codes_RC: Bytes, index_RS: Bytes) -> Bytes:
-        return self.inner.joined(codes_RC, index_RS)
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
+        self.inner.decode_blocks(raw_NN, w_NB)
+        w_NB *= self.down
 
 
 def parse(name: str, columns: int) -> Codec | None:

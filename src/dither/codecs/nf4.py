@@ -20,13 +20,12 @@ packed row.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec, Levels, Scales, plain_scales
-from dither.codecs.integers import bytes_of_scale, group_of, scale_values
-from dither.codecs.legacy import blocks, importance_blocks, packed_blocks
+from dither.codecs.base import Levels, OneScale, TableCodec
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
+from dither.codecs.integers import group_of
 from dither.formats.layouts.parts import TABLES
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
@@ -38,12 +37,11 @@ LEAST = np.float32(1e-38)
 CANDIDATES = np.geomspace(0.9, 1.9, 28).astype(np.float32)
 
 
-class NumberGrid(NamedTuple):
-    scale_R: Floats
+class Numbers(TableCodec):
+    """Codes of `table`, one scale per `block`; `nested` says that a file quantizes the scales too.
 
-
-class Numbers(BlockCodec):
-    """Codes of `table`, one scale per `block`; `nested` says that a file quantizes the scales too."""
+    `split`: codes from 0 to 15 and absmax_RG: ŵ = absmax · table[code].
+    """
 
     block_bytes: int
 
@@ -63,28 +61,16 @@ class Numbers(BlockCodec):
     def bits_per_weight(self) -> float:
         return 4 + ((8 + 32 / NESTED) if self.nested else 32) / self.block
 
-    def to_scales(self, grid: Grid) -> Scales:
-        return plain_scales(grid.scale_R)
-
-    def from_scales(self, scales: Scales) -> NumberGrid:
-        return NumberGrid(scales.unit_R)
-
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The largest magnitude without importance; with it the scale of least weighted error found."""
         from dither.codecs.kernels import tables
 
         w_NB = blocks(w_RB, self.block)
-        grid = NumberGrid(np.empty(len(w_NB), np.float32))
+        grid = OneScale(np.empty(len(w_NB), np.float32))
         tables.fit_largest(w_NB, grid.scale_R)
         if importance_B is not None:
-            tables.search_scale(
-                w_NB,
-                importance_blocks(importance_B, self.block),
-                CANDIDATES,
-                self.rising_K,
-                self.borders_K,
-                grid.scale_R,
-            )
+            importance_PB = importance_blocks(importance_B, self.block)
+            tables.search_scale(w_NB, importance_PB, CANDIDATES, self.rising_K, self.borders_K, grid.scale_R)
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -93,10 +79,6 @@ class Numbers(BlockCodec):
             position_RK = np.clip(np.asarray(w_RK, np.float32) * inverse_R1, np.float32(-1), np.float32(1))
         codes: Codes = self.codes_K[np.searchsorted(self.borders_K, position_RK)]
         return codes
-
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = self.table[codes_RK] * grid.scale_R[:, None]
-        return values
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         from dither.codecs.kernels.stored import pack_all
@@ -112,37 +94,17 @@ class Numbers(BlockCodec):
         raw_RN = packed_blocks(raw_RN, self.block_bytes)
         codes_RB = np.empty((len(raw_RN), self.block), np.uint8)
         unpack_all(raw_RN, 4, 4, codes_RB)
-        return codes_RB, NumberGrid(scale_values(raw_RN, "float32"))
+        return codes_RB, OneScale(scale_values(raw_RN, "float32"))
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import tables
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, importance_C)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
-        tables.pack_numbers(w_NB, grid.scale_R, self.borders_K, self.codes_K, raw_NN)
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        tables.pack_numbers(w_NB, self.fit(w_NB, importance_PB).scale_R, self.borders_K, self.codes_K, raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import tables
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         tables.decode_numbers(raw_NN, self.table, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
-
-    def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
-        """Whole rows as codes_RC, uint8 from 0 to 15, and absmax_RG float32: ŵ = absmax · table[code]."""
-        groups = raw_RN.shape[1] // self.block_bytes
-        codes_NB, grid = self.unpack(raw_RN)
-        codes_RC = codes_NB.reshape(len(raw_RN), groups * self.block)
-        return codes_RC, grid.scale_R.reshape(len(raw_RN), groups)
-
-    def joined(self, codes_RC: Bytes, absmax_RG: Floats) -> Bytes:
-        """The inverse of `split`."""
-        raw_NN = self.pack(codes_RC.reshape(-1, self.block), NumberGrid(absmax_RG.reshape(-1)))
-        return raw_NN.reshape(len(codes_RC), absmax_RG.shape[1] * self.block_bytes)
 
 
 def parse(name: str, columns: int) -> Codec | None:

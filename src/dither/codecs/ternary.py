@@ -19,20 +19,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec, Scales, plain_levels, plain_scales
-from dither.codecs.legacy import (
-    BELOW_HALF,
-    ScaleGrid,
-    blocks,
-    empty_grid,
-    grid_of_scales,
-    half_bytes,
-    half_values,
-    importance_blocks,
-    invert,
-    packed_blocks,
-    steps_from,
-)
+from dither.codecs.base import plain_levels
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, scale_values
+from dither.codecs.legacy import BELOW_HALF, FactorCodec, empty_grid, steps_from, stored_grid
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -43,7 +32,7 @@ REGIONS = ((0, 32, 5, slice(0, 32)), (160, 16, 5, slice(32, 48)), (240, 4, 4, sl
 POWERS = np.array([81, 27, 9, 3, 1], np.uint16)
 
 
-class TernaryCodec(BlockCodec):
+class TernaryCodec(FactorCodec):
     block = 256
 
     def __init__(self, name: str) -> None:
@@ -51,28 +40,15 @@ class TernaryCodec(BlockCodec):
         self.block_bytes = GGML_TYPES[name].block_bytes
         self.levels = plain_levels((-1, 0, 1), np.arange(3, dtype=np.uint8), self.block)
 
-    def to_scales(self, grid: Grid) -> Scales:
-        return plain_scales(grid.scale_R)
-
-    def from_scales(self, scales: Scales) -> Grid:
-        return grid_of_scales(scales)
-
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         from dither.codecs.kernels import legacy, uniform
 
         w_NB = blocks(w_RB, self.block)
         grid = empty_grid(len(w_NB))
-        legacy.fit_absmax(w_NB, np.float32(1), grid.scale_R, grid.inverse_R)
+        legacy.fit_absmax(w_NB, np.float32(1), *grid[:2])
         if importance_B is not None:
-            uniform.search_signed(
-                w_NB,
-                importance_blocks(importance_B, self.block),
-                CANDIDATES,
-                np.float32(-1),
-                np.float32(2),
-                grid.scale_R,
-                grid.inverse_R,
-            )
+            importance_PB = importance_blocks(importance_B, self.block)
+            uniform.search_signed(w_NB, importance_PB, CANDIDATES, np.float32(-1), np.float32(2), *grid[:2])
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -88,34 +64,24 @@ class TernaryCodec(BlockCodec):
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         digits_RB = codes_RB.astype(np.uint16)
         packed = self._pack_base3(digits_RB) if self.name == "TQ1_0" else self._pack_two_bits(digits_RB)
-        return np.concatenate([*packed, half_bytes(grid.scale_R)], axis=1)
+        return np.concatenate([*packed, bytes_of_scale(grid.scale_R, "float16")], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        scale_R = half_values(raw_RN[:, -2:])
-        zero_R = np.zeros_like(scale_R)
+        scale_R = scale_values(raw_RN[:, -2:], "float16")
         parts = self._unpack_base3(raw_RN) if self.name == "TQ1_0" else self._unpack_two_bits(raw_RN)
-        codes_RB = np.concatenate(parts, axis=1).astype(np.uint8)
-        return codes_RB, ScaleGrid(scale_R, invert(scale_R), zero_R, zero_R)
+        return np.concatenate(parts, axis=1).astype(np.uint8), stored_grid(scale_R, np.zeros_like(scale_R))
 
-    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
+    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import ternary
 
-        rows, columns = self.check_columns(w_RC)
-        w_NB = blocks(w_RC, self.block)
-        grid = self.fit(w_NB, importance_C)
-        raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
         pack = ternary.pack_tq1 if self.name == "TQ1_0" else ternary.pack_tq2
-        pack(w_NB, grid.scale_R, grid.inverse_R, raw_NN)
-        return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
+        pack(w_NB, *self.fit(w_NB, importance_PB)[:2], raw_NN)
 
-    def decode(self, raw_RN: Bytes) -> Floats:
+    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         from dither.codecs.kernels import ternary
 
-        raw_NN = packed_blocks(raw_RN, self.block_bytes)
-        w_NB = np.empty((len(raw_NN), self.block), np.float32)
         decode = ternary.decode_tq1 if self.name == "TQ1_0" else ternary.decode_tq2
         decode(raw_NN, w_NB)
-        return w_NB.reshape(len(raw_RN), raw_RN.shape[1] // self.block_bytes * self.block)
 
     @staticmethod
     def _pack_base3(digits_RB: Codes) -> list[Bytes]:

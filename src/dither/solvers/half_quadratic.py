@@ -31,7 +31,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import LevelCodec, Levels, Scales, as_stored, blocks_of
+from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
+from dither.codecs.blocks import blocks_of
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 FLAT = 1e-5  # a determinant this small, relative to its diagonal, tells two unknowns not apart

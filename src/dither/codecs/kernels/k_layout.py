@@ -87,30 +87,30 @@ def value_affine(codes_RK, start, size, d_R, dmin_R, sc_RS, m_RS, w_RK):
 
 
 @njit(cache=True, nogil=True)
-def snap_symmetric(w_RK, start, half, d_R, sc_RS, codes_RK):
+def snap_symmetric(w_RK, start, size, half, d_R, sc_RS, codes_RK):
     """Nearest codes −half … half − 1 of columns start … start + K under ŵ = d·sc·q."""
     rows, columns = w_RK.shape
     w, codes = w_RK.reshape(-1), codes_RK.reshape(-1)
     for r in range(rows):
         d = f16_to_f32(d_R[r])
-        at, sub = 0, start // 16
+        at, sub = 0, start // size
         while at < columns:
-            count = min(columns, (sub + 1) * 16 - start) - at
+            count = min(columns, (sub + 1) * size - start) - at
             inverse = _inverse(d * np.float32(sc_RS[r, sub]))
             _nearest_codes(w, r * columns + at, count, ZERO, inverse, -half, half - ONE, codes)
             at, sub = at + count, sub + 1
 
 
 @njit(cache=True, nogil=True)
-def value_symmetric(codes_RK, start, d_R, sc_RS, w_RK):
+def value_symmetric(codes_RK, start, size, d_R, sc_RS, w_RK):
     """The float32 numbers d·sc·q of columns start … start + K."""
     rows, columns = codes_RK.shape
     w, codes = w_RK.reshape(-1), codes_RK.reshape(-1)
     for r in range(rows):
         d = f16_to_f32(d_R[r])
-        at, sub = 0, start // 16
+        at, sub = 0, start // size
         while at < columns:
-            count = min(columns, (sub + 1) * 16 - start) - at
+            count = min(columns, (sub + 1) * size - start) - at
             _numbers(codes, r * columns + at, count, d * np.float32(sc_RS[r, sub]), ZERO, w)
             at, sub = at + count, sub + 1
 

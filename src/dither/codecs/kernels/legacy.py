@@ -88,7 +88,7 @@ def fit_signed(w_NB, levels, scale_N, inverse_N):
 
 
 @njit(**ENTRY)
-def fit_affine(w_NB, steps, scale_N, minimum_N, inverse_N, origin_N):
+def fit_affine(w_NB, steps, scale_N, inverse_N, minimum_N, origin_N):
     """The range from least to greatest weight in equal steps: Q4_1 and Q5_1."""
     bits_NB = w_NB.view(np.int32)
     for n in range(w_NB.shape[0]):
@@ -124,7 +124,7 @@ def pack_q8(w_NB, scale_N, inverse_N, raw_N):
 
 
 @njit(**ENTRY)
-def pack_low_bits(w_NB, scale_N, minimum_N, inverse_N, origin_N, half, bits, affine, raw_N):
+def pack_low_bits(w_NB, scale_N, inverse_N, minimum_N, origin_N, half, bits, affine, raw_N):
     """Round and pack every type below 8 bits: scale, minimum if affine, fifth bits, nibbles."""
     most = np.float32((1 << bits) - 1)
     start = 4 if affine else 2

@@ -116,7 +116,7 @@ def affine_error(x, v, scale, minimum, inverse, origin, most):
 
 
 @njit(**ENTRY, fastmath=SUMS)
-def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, minimum_N, inverse_N, origin_N):
+def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, inverse_N, minimum_N, origin_N):
     """Improve the plain grid: codes 0 … most times a scale plus a minimum, both by least squares."""
     size = w_NB.shape[1]
     x = np.empty(size, np.float32)

@@ -1,0 +1,60 @@
+"""Rows cut into blocks, and scales as they are stored: what the codecs' own methods begin with.
+
+Arrays leave here contiguous, aligned and writable, which memory-mapped ones may not be: numba would compile
+every kernel anew for those.  Only what is not so already is copied.
+
+Legend: R rows, C columns, B the weights of one block, P blocks of a row, N bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dither.types import Bytes, Floats
+
+
+def blocks(w: Floats, size: int) -> Floats:
+    """One line per block."""
+    return np.require(w, np.float32, ("C", "A", "W")).reshape(-1, size)
+
+
+def packed_blocks(raw: Bytes, size: int) -> Bytes:
+    """As `blocks`, for bytes."""
+    return np.require(raw, np.uint8, ("C", "A", "W")).reshape(-1, size)
+
+
+def importance_blocks(importance: Floats | None, size: int) -> Floats:
+    """One line per block of a row, to be repeated down the rows; a line of ones for None."""
+    return np.ones((1, size), np.float32) if importance is None else blocks(importance, size)
+
+
+def blocks_of(w_RC: Floats, importance_C: Floats | None, block: int) -> tuple[Floats, Floats | None]:
+    """Rows cut into blocks, one per line, with each block's importance beside it."""
+    w_RB = np.ascontiguousarray(w_RC, dtype=np.float32).reshape(-1, block)
+    if importance_C is None:
+        return w_RB, None
+    return w_RB, np.tile(importance_blocks(importance_C, block), (w_RC.shape[0], 1))
+
+
+def invert(scale_R: Floats) -> Floats:
+    """1 / scale, and 0 for 0: the factor of a grid that was read rather than fitted."""
+    inverse_R = np.zeros_like(scale_R)
+    return np.divide(np.float32(1), scale_R, out=inverse_R, where=scale_R != 0)
+
+
+def scale_values(raw_RN: Bytes, kind: str) -> Floats:
+    """The scales, of type "float16", "bfloat16" or "float32", that packed rows begin with."""
+    if kind == "bfloat16":
+        wide_R: Floats = (np.ascontiguousarray(raw_RN[:, :2]).view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return wide_R.reshape(-1)
+    size, dtype = (4, "<f4") if kind == "float32" else (2, "<f2")
+    return np.ascontiguousarray(raw_RN[:, :size]).view(dtype).astype(np.float32).reshape(-1)
+
+
+def bytes_of_scale(scale_R: Floats, kind: str) -> Bytes:
+    """The inverse of `scale_values`, for numbers of that type already."""
+    scale_R = np.ascontiguousarray(scale_R, np.float32)
+    if kind == "bfloat16":
+        return (scale_R.view(np.uint32) >> np.uint32(16)).astype("<u2").view(np.uint8).reshape(-1, 2)
+    size, dtype = (4, "<f4") if kind == "float32" else (2, "<f2")
+    return scale_R.astype(dtype).view(np.uint8).reshape(-1, size)
