@@ -6,7 +6,11 @@ Legend: R rows, C columns, B weights of a block, N bytes of a packed row.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,11 +92,69 @@ def stored(c: Codec, importance_C: np.ndarray | None = None):
     return raw_RN, *c.unpack(raw_RN.reshape(-1, c.block_bytes))
 
 
-def test_the_folder_holds_every_type_of_the_issue() -> None:
+def test_every_type_of_ours_is_found() -> None:
     named = """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ3_S IQ3_XXS
         IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0 MXFP4 NVFP4"""
-    assert set(LISTED) == set(named.split())
+    assert set(LISTED) >= set(named.split())
     assert codec("iq4_xs") is CODECS["IQ4_XS"]
+
+
+def test_a_type_of_gguf_is_one_file_and_one_row(tmp_path: Path) -> None:
+    """A codec in a folder elsewhere and its row: `--to`, overrides, fallbacks and descriptions then know it."""
+    (tmp_path / "dither" / "codecs").mkdir(parents=True)
+    (tmp_path / "dither" / "codecs" / "wide.py").write_text(WIDE)
+    done = subprocess.run(
+        [sys.executable, "-c", USED],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(tmp_path)])},
+    )
+    assert done.stdout.splitlines() == ["8-bit steps, 8.25 bits a weight", "99 Q8_W", "Q8_W Q8_0", "True"]
+
+
+WIDE = """
+import numpy as np
+
+from dither.codecs.base import BlockCodec
+
+
+class Wide(BlockCodec):
+    name, block, block_bytes = "Q8_W", 64, 66
+
+    def fit(self, w_RB, importance_B):
+        return np.maximum(abs(w_RB).max(axis=1) / 127, 1e-4).astype("<f2")
+
+    def snap(self, w_RK, grid, at):
+        return np.rint(w_RK / grid[:, None].astype(np.float32)).astype(np.int8)
+
+    def value(self, codes_RK, grid, at):
+        return codes_RK * grid[:, None].astype(np.float32)
+
+    def pack(self, codes_RB, grid):
+        return np.concatenate([grid[:, None].view(np.uint8), codes_RB.view(np.uint8)], axis=1)
+
+    def unpack(self, raw_RN):
+        return raw_RN[:, 2:].view(np.int8), np.ascontiguousarray(raw_RN[:, :2]).view("<f2")[:, 0]
+
+
+CODECS = (Wide(),)
+"""
+USED = """
+import numpy as np
+
+from dither.codecs import codec
+from dither.containers.presets import assign, describe, file_type
+from dither.formats.ggml import GGML_TYPES, read_type
+
+GGML_TYPES["Q8_W"] = read_type("Q8_W 90 64 66 Q8_0 99 8-bit steps")
+print(describe("q8_w").removeprefix("Q8_W for every matrix: ").removesuffix("."))
+print(file_type("q8_w"), codec("q8_w").name)
+tensors = [("blk.0.ffn_up.weight", (2, 128)), ("blk.0.ffn_down.weight", (2, 96))]
+print(*(found.type for found in assign(tensors, preset="q8_w", arch="llama", metadata={}, has_imatrix=False)))
+w_RC = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
+print(bool(abs(codec("q8_w").decode(codec("q8_w").encode(w_RC)) - w_RC).max() < 0.005))
+"""
 
 
 @pytest.mark.parametrize("name", PARSED)

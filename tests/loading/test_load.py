@@ -30,14 +30,14 @@ from dither.errors import SourceError, UnsupportedError, UsageError
 from dither.loading import int4
 from dither.loading.int4 import Int4Linear
 from dither.loading.linear import Grid, QuantizedLinear, QuantizedStack
-from dither.loading.schemes import SCHEMES
+from dither.loading.methods import METHODS
 from dither.models.source import open_model
 from dither.solvers import find_solver
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-OURS = list(SCHEMES)
+OURS = list(METHODS)
 EACH = [pytest.param(to, marks=pytest.mark.slow) if to == "hqq" else to for to in OURS]  # it takes seconds
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,10 +61,10 @@ def plain(source: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def rounded(w: torch.Tensor, to: str, group: int) -> torch.Tensor:
     """A matrix, or a stack of them, as the codec that `to` stands for decodes it."""
-    scheme = SCHEMES[to]
+    method = METHODS[to]
     w_RC = w.detach().float().numpy().reshape(-1, w.shape[-1])
-    c = codec(scheme.codec_name(group), w_RC.shape[1])
-    decoded_RC = c.decode(find_solver(scheme.solver)(w_RC, c, None).raw_RN)
+    c = codec(method.codec_name(group), w_RC.shape[1])
+    decoded_RC = c.decode(find_solver(method.solver)(w_RC, c, None).raw_RN)
     return torch.from_numpy(decoded_RC).view(w.shape)
 
 
@@ -187,7 +187,7 @@ def test_bits_are_those_of_the_tensors(to: str) -> None:
     stored = sum(tensor.nbytes for layer in layers for tensor in layer.state_dict().values())
     weights = sum(layer.in_features * layer.out_features for layer in layers)
     assert loaded.dither["bits_per_weight"] == pytest.approx(8 * stored / weights)
-    declared = np.mean([codec(SCHEMES[to].codec_name(64), layer.in_features).bits_per_weight for layer in layers])
+    declared = np.mean([codec(METHODS[to].codec_name(64), layer.in_features).bits_per_weight for layer in layers])
     assert loaded.dither["bits_per_weight"] == pytest.approx(declared, abs=0.15)
 
 
@@ -390,7 +390,7 @@ class TestBitsAndBytes:
         assert loaded.dither["backend"] == "bitsandbytes"
         assert torch.equal(logits(loaded, tokens()), logits(reference, tokens()))
 
-    @pytest.mark.parametrize("to", [name for name in OURS if SCHEMES[name].bnb])
+    @pytest.mark.parametrize("to", [name for name in OURS if METHODS[name].bnb])
     def test_ours_agrees(self, to: str) -> None:
         """The same table and scales; what remains is how products are rounded, and 8-bit inputs."""
         theirs, ours = (

@@ -26,7 +26,7 @@ from dither.capacity.result import Candidate, Fit
 from dither.capacity.shape import shape_of
 from dither.capacity.speed import active_bytes
 from dither.containers.mix import Mix, Options, make_mix
-from dither.containers.preset_tables import ALIASES, BARE
+from dither.containers.preset_tables import ALIASES
 from dither.containers.presets import describe, preset_names, preset_of
 from dither.errors import UsageError
 from dither.formats.ggml import STORED_FLOATS
@@ -151,7 +151,7 @@ class _Judge:
         found = [self.as_it_is()] if self.model.kind == "gguf" else []
         whole = self.model.kind == "gguf" and self.quantized
         for name in preset_names():
-            if name in ALIASES or name in BARE:
+            if name in ALIASES:
                 continue
             made = self.made(name)
             smaller = not whole or made.memory.weights < found[0].memory.weights

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 
+from dither.codecs.base import SplitCodec
 from dither.errors import UsageError
 from dither.system.discovery import modules, room_path
 from dither.types import Codec
@@ -43,6 +44,14 @@ def codec(name: str, columns: int = 0) -> Codec:
     if found is None:
         known = ", ".join((*all_codecs(), *families()))
         raise UsageError(f"type {name}", "is not known", f"Choose one of {known}.")
+    return found
+
+
+def split_codec(name: str, columns: int = 0) -> SplitCodec:
+    """As `codec`; UsageError too for a type whose codes and scales cannot be stored apart."""
+    found = codec(name, columns)
+    if not isinstance(found, SplitCodec):
+        raise UsageError(f"type {name}", "stores codes and scales together", f"Choose one of {', '.join(families())}.")
     return found
 
 

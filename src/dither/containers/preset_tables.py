@@ -47,7 +47,6 @@ IQ1_M | IQ1_M 31 Q5_K Q2_K | 1-bit lattice, medium mix, about 1.8 bits; needs an
 IQ1_S | IQ1_S 24 Q5_K Q2_K | 1-bit lattice, about 1.6 bits: a last resort; needs an importance matrix.
 """
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-BARE = {"MXFP4": 38, "NVFP4": 39}  # types that are no preset: every matrix gets them
 
 RULES = """
 Q2_K                attn_v       experts8:Q8_0 gqa4:Q4_K Q3_K
@@ -106,13 +105,6 @@ CATEGORIES = (
     ("attn_k.weight", "attn_k"), ("attn_q.weight", "attn_q"), ("attn_output.weight", "attn_output"),
     ("ffn_up", "ffn_up"), ("ffn_gate", "ffn_gate"), ("ffn_down", "ffn_down"),
 )  # fmt: skip
-
-FALLBACKS = {
-    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0", "IQ1_S": "IQ4_NL", "IQ1_M": "IQ4_NL", "IQ2_XXS": "IQ4_NL", "IQ2_XS": "IQ4_NL",
-    "IQ2_S": "IQ4_NL", "IQ3_XXS": "IQ4_NL", "IQ3_S": "IQ4_NL", "IQ4_XS": "IQ4_NL",
-    "NVFP4": "IQ4_NL",  # ours: llama-quantize cannot make NVFP4
-}  # fmt: skip
 
 # Matrices that stay as they are, by a part of their name: small, or read in a way no quantized type allows.
 KEPT = {

@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dither.containers.preset_tables import ALIASES, BARE, CATEGORIES, FALLBACKS, KEPT, KEPT_RWKV, LARGE, PRESETS, RULES
+from dither.codecs import all_codecs
+from dither.containers.preset_tables import ALIASES, CATEGORIES, KEPT, KEPT_RWKV, LARGE, PRESETS, RULES
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES, Field
 from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_of
@@ -140,23 +141,28 @@ def preset_names() -> tuple[str, ...]:
 
 def quantized_types() -> tuple[str, ...]:
     """The tensor types an override may name."""
-    reserved = {"Q8_1", "Q8_K", "F64"}  # the runtime's own, and no file's
-    return tuple(name for name in GGML_TYPES if name not in reserved and not re.fullmatch(r"I\d+", name))
+    return tuple(name for name in GGML_TYPES if name in all_codecs())
+
+
+def bare_types() -> dict[str, int]:
+    """The types that are no preset, but may stand for one in which every matrix gets them: file types by name."""
+    kinds = (GGML_TYPES[name] for name in quantized_types())
+    return {kind.name: kind.file_type for kind in kinds if kind.file_type is not None}
 
 
 def canonical(preset: str) -> str:
     """The preset's own name: any case, aliases resolved.  Raises UsageError with names close to it."""
     name = preset.upper()
     name = ALIASES.get(name, name)
-    if name in _BY_NAME or name in BARE:
+    if name in _BY_NAME or name in bare_types():
         return name
-    raise _unknown("type", preset, (*preset_names(), *BARE))
+    raise _unknown("type", preset, (*preset_names(), *bare_types()))
 
 
 def file_type(preset: str) -> int:
     """llama.cpp's `general.file_type` for a preset."""
     name = canonical(preset)
-    return BARE[name] if name in BARE else _BY_NAME[name].file_type
+    return _BY_NAME[name].file_type if name in _BY_NAME else bare_types()[name]
 
 
 def preset_of(number: object) -> str | None:
@@ -167,10 +173,10 @@ def preset_of(number: object) -> str | None:
 def describe(preset: str) -> str:
     """One sentence for somebody who has never heard of it."""
     name = canonical(preset)
-    if name in BARE:
-        bits = GGML_TYPES[name].bits_per_weight
-        return f"{name} for every matrix: 4-bit floating point in small groups, {bits:g} bits a weight."
-    return _BY_NAME[name].sentence
+    if name in _BY_NAME:
+        return _BY_NAME[name].sentence
+    kind = GGML_TYPES[name]
+    return f"{name} for every matrix: {kind.words}, {kind.bits_per_weight:g} bits a weight."
 
 
 def assign(
@@ -192,7 +198,7 @@ def assign(
     fixed = {category: kind and _type(kind) for category, kind in named.items()}
     name = canonical(wanted.to)
     model = _model(tensors, arch, metadata, has_imatrix)
-    mix = _Mix(name, model, wanted.pure or name in BARE)
+    mix = _Mix(name, model, wanted.pure or name not in _BY_NAME)
     assigned = {}
     for tensor, shape in sorted(tensors, key=lambda entry: _visiting_order(entry[0])):
         kept = _kept(tensor, shape)
@@ -213,7 +219,7 @@ class _Mix:
 
     def __init__(self, name: str, model: _Model, pure: bool) -> None:
         self.name, self.model, self.pure = name, model, pure
-        self.base = name if name in BARE else _BY_NAME[name].base
+        self.base = _BY_NAME[name].base if name in _BY_NAME else name
         self.met: Counter[str] = Counter()
 
     def choose(self, tensor: str, shape: tuple[int, ...], category: str) -> str:
@@ -316,7 +322,7 @@ def _fit(tensor: str, shape: tuple[int, ...], wanted: str, reason: str, misfit: 
     columns, block = shape[-1], GGML_TYPES[wanted].block
     if columns % block == 0:
         return Assignment(tensor, wanted, wanted, reason)
-    kind = misfit or FALLBACKS.get(wanted, "F16")
+    kind = misfit or GGML_TYPES[wanted].fallback
     if columns % GGML_TYPES[kind].block:
         kind = "F16"
     return Assignment(tensor, kind, wanted, f"{columns} columns are not a multiple of {block}")

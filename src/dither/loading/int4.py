@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from dither.loading.linear import Grid, QuantizedLinear, dequantized
-from dither.loading.schemes import Scheme
+from dither.loading.methods import LoadMethod
 
 GROUPS = (32, 64, 128, 256)
 ROWS = 64  # every kernel's order repeats after so many rows
@@ -120,10 +120,10 @@ def can_hold(grid: Grid, rows: int, group: int, device: torch.device) -> bool:
     return fits and device.type == "cpu" and hasattr(_OPS, "_weight_int4pack_mm_for_cpu")
 
 
-def no_kernel(scheme: Scheme, group: int, device: torch.device, dtype: str) -> str:
+def no_kernel(method: LoadMethod, group: int, device: torch.device, dtype: str) -> str:
     """Why torch has no fast product for matrices so stored; "" where it has one."""
-    if scheme.kind != "steps" or scheme.bits != 4:
-        return f"has no {scheme.name}: it has int4 and hqq"
+    if method.kind != "steps" or method.bits != 4:
+        return f"has no {method.name}: it has int4 and hqq"
     if group not in GROUPS:
         return f"has no groups of {group}: it has {', '.join(map(str, GROUPS))}"
     if dtype != "bfloat16":

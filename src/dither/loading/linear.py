@@ -15,9 +15,10 @@ Legend: R rows (out features), C columns (in features), G groups of a row, N byt
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,14 +69,16 @@ class Grid:
         return (value_RGB * scale_RG.float().unsqueeze(-1)).flatten(-2)
 
 
-class Dense(Protocol):
+class Dense:
     """Whatever can make its weight when it is needed, or do without."""
 
     def times(self, x: torch.Tensor) -> torch.Tensor | None:
         """x Ŵᵀ by a kernel that takes the packed weight; None where there is none for such an x."""
-        ...
+        return None
 
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor: ...
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight that the codes stand for, (R, C)."""
 
 
 class _Product(torch.autograd.Function):
@@ -140,7 +143,7 @@ class _Packed(nn.Module):
         return int(weight.nbytes + self.scale.nbytes + self.zero.nbytes)
 
 
-class QuantizedLinear(_Packed, nn.Linear):
+class QuantizedLinear(_Packed, nn.Linear, Dense):
     """A frozen linear layer of packed codes (see the module)."""
 
     def __init__(
@@ -161,12 +164,8 @@ class QuantizedLinear(_Packed, nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return product(input, self, self.bias)
 
-    def times(self, x: torch.Tensor) -> torch.Tensor | None:
-        return None
-
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight that the codes stand for, (R, C)."""
         return dequantized(self.grid, self.weight, self.scale, self.zero, dtype)
 
     def extra_repr(self) -> str:
@@ -191,18 +190,14 @@ class QuantizedStack(_Packed):
         return f"{list(self.shape)}, {self.grid.bits} bits, {self.grid.kind}"
 
 
-class Expert:
+class Expert(Dense):
     """One matrix of a stack, still packed: stands in for a tensor in a linear product, and nowhere else."""
 
     def __init__(self, stack: QuantizedStack, index: int) -> None:
         self.stack, self.index = stack, index
 
-    def times(self, x: torch.Tensor) -> torch.Tensor | None:
-        return None
-
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight that the codes stand for, (R, C)."""
         stack, at = self.stack, self.index
         return dequantized(stack.grid, stack.weight[at], stack.scale[at], stack.zero[at], dtype)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dither.errors import UsageError
 from dither.executors.local import available_cores
-from dither.loading.schemes import choose_backend, find_scheme
+from dither.loading.methods import choose_backend, find_method
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.types import Model
@@ -51,10 +51,10 @@ def load(
     Raises UsageError for a choice that is not known or a package that is missing, and whatever
     `open_model` and `models.blocks.open_blocks` raise.
     """
-    scheme = find_scheme(to, group)
+    method = find_method(to, group)
     _check_installed()
     has_bnb = find_spec("bitsandbytes") is not None
-    choose_backend(scheme, backend, has_bnb, "")  # what cannot be had is said before a model is opened
+    choose_backend(method, backend, has_bnb, "")  # what cannot be had is said before a model is opened
     opened = model if isinstance(model, Model) else open_model(model)
     name = str(dtype or _stored(opened)).removeprefix("torch.")
     if name not in DTYPES:
@@ -67,8 +67,8 @@ def load(
     from dither.models.blocks.stream import device_of
 
     place = device_of(device)
-    chosen = choose_backend(scheme, backend, has_bnb, no_kernel(scheme, group, place, name))
-    wanted = Wanted(scheme, chosen, group, place, getattr(torch, name), threads or available_cores())
+    chosen = choose_backend(method, backend, has_bnb, no_kernel(method, group, place, name))
+    wanted = Wanted(method, chosen, group, place, getattr(torch, name), threads or available_cores())
     return build(opened, wanted, progress or Silent())
 
 

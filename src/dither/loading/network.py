@@ -21,14 +21,14 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from dither.codecs import codec as find_codec
+from dither.codecs import split_codec
 from dither.errors import SourceError, UnsupportedError
 from dither.executors.local import run
 from dither.formats import tensor_names
 from dither.formats.tensor_names import is_expert_stack, is_router
 from dither.loading.int4 import Int4Linear
 from dither.loading.linear import QuantizedStack
-from dither.loading.schemes import Scheme
+from dither.loading.methods import LoadMethod
 from dither.loading.sinks import BnbLinear, PackedRows, Sink, stored_bytes
 from dither.models.blocks import open_blocks
 from dither.models.blocks.restore import Restored, fill, layer_of
@@ -50,7 +50,7 @@ TOKENS = {
 class Wanted:
     """What to make of the matrices."""
 
-    scheme: Scheme
+    method: LoadMethod
     backend: str
     group: int
     device: torch.device
@@ -82,9 +82,9 @@ def build(model: Model, wanted: Wanted, report: Progress) -> PreTrainedModel:
     with torch.inference_mode(False), torch.no_grad():
         for name, plan in blocks.plans.items():
             sources = [tensors[source] for source in plan.tensors]
-            if _is_matrix(network, name, plan):
-                _quantize(network, name, plan, sources, wanted, account, report)
-            else:
+            # A matrix becomes a layer of its own; all else, and what no codec holds, stays a plain parameter.
+            is_matrix = _is_matrix(network, name, plan)
+            if not is_matrix or not _quantize(network, name, plan, sources, wanted, account, report):
                 _set(network, name, _dense(plan.shape, plan, sources, wanted))
                 report.advance(sum(tensor.size for tensor in sources), name)
         _fill_head(network, tensors, wanted, report)
@@ -111,45 +111,43 @@ def _quantize(
     wanted: Wanted,
     account: Account,
     report: Progress,
-) -> None:
+) -> bool:
+    """Puts a quantized layer in the place of a matrix; False where the codec cannot hold its rows."""
     sink, backend = _sink(plan, wanted)
     if sink is None:
         account.kept.append(name)
-        _set(network, name, _dense(plan.shape, plan, sources, wanted))
-        report.advance(sum(tensor.size for tensor in sources), name)
-        return
+        return False
     # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
     threads = 1 if backend == "bitsandbytes" else wanted.threads
     for rows, columns in run(partial(_put, sink), _pieces(plan, sources), threads):
         report.advance(rows * columns, name)
+    home, _, leaf = name.rpartition(".")
+    place, parent = home, network.get_submodule(home)
     if len(plan.shape) == 3:
-        home, _, leaf = name.rpartition(".")
-        parent, layer = network.get_submodule(home), sink.module(None)
+        place, layer = name, sink.module(None)
         delattr(parent, leaf)  # a parameter's name is free for a module only then
         parent.add_module(leaf, layer)
-        name = f"{name}.weight"
     else:
-        home = name.rpartition(".")[0]
-        bias_R = network.get_submodule(home).bias
-        layer = sink.module(bias_R)  # type: ignore[arg-type]  # still without memory, filled in its turn
+        layer = sink.module(parent.bias)  # type: ignore[arg-type]  # still without memory, filled in its turn
         network.set_submodule(home, layer)
     if backend == "torch" and not isinstance(layer, Int4Linear):
-        backend = "dither"
-    account.backends[name.rpartition(".")[0]] = backend
+        backend = "dither"  # the kernel cannot hold this matrix
+    account.backends[place] = backend
     account.weights += int(np.prod(plan.shape))
     account.bytes += stored_bytes(layer)
+    return True
 
 
 def _sink(plan: Restored, wanted: Wanted) -> tuple[Sink | None, str]:
     """Where a matrix goes, and whose kernels run it; None where the codec cannot hold its rows."""
-    scheme, shape = wanted.scheme, plan.shape
+    method, shape = wanted.method, plan.shape
     if wanted.backend == "bitsandbytes" and len(shape) == 2:
-        return BnbLinear(scheme, wanted.group, shape, wanted.device, wanted.dtype), "bitsandbytes"
+        return BnbLinear(method, wanted.group, shape, wanted.device, wanted.dtype), "bitsandbytes"
     kernel = wanted.backend == "torch" and len(shape) == 2
-    codec = find_codec(scheme.codec_name(wanted.group, kernel), shape[-1])
+    codec = split_codec(method.codec_name(wanted.group, kernel), shape[-1])
     if shape[-1] % codec.block:
         return None, ""
-    sink = PackedRows(scheme, codec, find_solver(scheme.solver), shape, wanted.device, kernel)
+    sink = PackedRows(method, codec, find_solver(method.solver), shape, wanted.device, kernel)
     return sink, "torch" if kernel else "dither"
 
 
@@ -242,14 +240,14 @@ def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> Non
         setattr(config, key, None if not ids else ids[0] if len(ids) == 1 else ids)
     network.generation_config = GenerationConfig.from_model_config(config)
     if "bitsandbytes" in account.backends.values():  # peft asks these before it takes bitsandbytes' layers
-        network.is_loaded_in_8bit = wanted.scheme.bnb == "int8"
-        network.is_loaded_in_4bit = wanted.scheme.bnb != "int8"
+        network.is_loaded_in_8bit = wanted.method.bnb == "int8"
+        network.is_loaded_in_4bit = wanted.method.bnb != "int8"
     network.save_pretrained = _refuse_to_save
     counts = Counter(account.backends.values())
     if account.kept:
         account.notes.append(
             f"{len(account.kept)} matrices, {account.kept[0]} the first, are in {_name(wanted.dtype)}: "
-            f"{wanted.scheme.name} of groups of {wanted.group} cannot hold their rows"
+            f"{wanted.method.name} of groups of {wanted.group} cannot hold their rows"
         )
     if wanted.backend == "torch" and counts["dither"]:
         account.notes.append(
@@ -262,7 +260,7 @@ def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> Non
             f"the experts run on dither's own kernels ({len(stacks)} stacks): bitsandbytes has none for them"
         )
     network.dither = {
-        "to": wanted.scheme.name,
+        "to": wanted.method.name,
         "backend": " and ".join(sorted(counts)) or "none",
         "layers": len(account.backends),
         "bits_per_weight": 8 * account.bytes / account.weights if account.weights else 0.0,

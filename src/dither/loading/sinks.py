@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from dither.codecs.base import SplitCodec
 from dither.loading.int4 import Int4Linear, can_hold
 from dither.loading.linear import Grid, QuantizedLinear, QuantizedStack
-from dither.loading.schemes import Scheme
-from dither.types import Codec, Floats, Solver
+from dither.loading.methods import LoadMethod
+from dither.types import Floats, Solver
 
 OUTLIERS = 6.0  # inputs beyond it are multiplied in float16: the threshold of arXiv:2208.07339, section 3
 
@@ -42,30 +43,30 @@ class PackedRows:
 
     def __init__(
         self,
-        scheme: Scheme,
-        codec: Codec,
+        method: LoadMethod,
+        codec: SplitCodec,
         solver: Solver,
         shape: tuple[int, ...],
         device: torch.device,
         kernel: bool = False,
     ) -> None:
         """With `kernel` the layer multiplies by torch's 4-bit kernel, where that can hold the matrix."""
-        self.scheme, self.codec, self.solver, self.shape, self.device = scheme, codec, solver, shape, device
+        self.method, self.codec, self.solver, self.shape, self.device = method, codec, solver, shape, device
         self.kernel = kernel
         rows, columns = int(np.prod(shape[:-1])), shape[-1]
         groups = columns // codec.block
-        numbers = tuple(map(float, getattr(codec, "table", ())))
-        self.grid = Grid(scheme.kind, scheme.bits, columns, numbers)
-        self.packed_RN = torch.empty(rows, columns * scheme.bits // 8, dtype=torch.uint8)
-        self.scale_RG = torch.empty(rows, groups, dtype=getattr(torch, getattr(codec, "stored", "float32")))
-        self.zero_RG = torch.empty(rows, groups if scheme.has_zeros else 0, dtype=torch.uint8)
+        numbers = tuple(map(float, codec.table)) if method.kind == "table" else ()
+        self.grid = Grid(method.kind, method.bits, columns, numbers)
+        self.packed_RN = torch.empty(rows, columns * method.bits // 8, dtype=torch.uint8)
+        self.scale_RG = torch.empty(rows, groups, dtype=getattr(torch, codec.stored))
+        self.zero_RG = torch.empty(rows, groups if method.has_zeros else 0, dtype=torch.uint8)
 
     def put(self, w_RC: Floats, row_R: torch.Tensor) -> None:
         raw_RN = self.solver(w_RC, self.codec, None).raw_RN
-        codes_RC, scale_RG, *zero_RG = self.codec.split(raw_RN)  # type: ignore[attr-defined]
+        codes_RC, scale_RG, *zero_RG = self.codec.split(raw_RN)
         self.packed_RN[row_R] = self.grid.packed(torch.from_numpy(codes_RC))
         self.scale_RG[row_R] = torch.from_numpy(scale_RG).to(self.scale_RG.dtype)
-        if self.scheme.has_zeros:
+        if self.method.has_zeros:
             self.zero_RG[row_R] = torch.from_numpy(zero_RG[0])
 
     def module(self, bias_R: nn.Parameter | None) -> nn.Module:
@@ -86,16 +87,16 @@ class BnbLinear:
     """A layer of bitsandbytes."""
 
     def __init__(
-        self, scheme: Scheme, group: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+        self, method: LoadMethod, group: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.scheme, self.group, self.device, self.dtype = scheme, group, device, dtype
+        self.method, self.group, self.device, self.dtype = method, group, device, dtype
         self.w_RC = torch.empty(shape, dtype=dtype)
 
     def put(self, w_RC: Floats, row_R: torch.Tensor) -> None:
         self.w_RC[row_R] = torch.from_numpy(w_RC).to(self.dtype)
 
     def module(self, bias_R: nn.Parameter | None) -> nn.Module:
-        layer: nn.Module = self._eight_bits() if self.scheme.bnb == "int8" else self._four_bits()
+        layer: nn.Module = self._eight_bits() if self.method.bnb == "int8" else self._four_bits()
         layer.bias = bias_R  # type: ignore[assignment]
         return layer
 
@@ -103,23 +104,9 @@ class BnbLinear:
         from bitsandbytes.nn import Linear4bit, Params4bit
 
         rows, columns = self.w_RC.shape
-        layer = Linear4bit(
-            columns,
-            rows,
-            bias=False,
-            compute_dtype=self.dtype,
-            compress_statistics=False,
-            quant_type=self.scheme.bnb,
-            device="meta",
-        )
-        weight = Params4bit(
-            self.w_RC,
-            requires_grad=False,
-            blocksize=self.group,
-            compress_statistics=False,
-            quant_type=self.scheme.bnb,
-            module=layer,
-        )
+        kind: dict[str, Any] = {"compress_statistics": False, "quant_type": self.method.bnb}
+        layer = Linear4bit(columns, rows, bias=False, compute_dtype=self.dtype, device="meta", **kind)
+        weight = Params4bit(self.w_RC, requires_grad=False, blocksize=self.group, module=layer, **kind)
         layer.weight = weight.to(self.device)  # which is when it is quantized
         return layer
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dither.codecs.base import SplitCodec
 from dither.containers.folders.scheme import (
     Arrays,
     Order,
     Parts,
     Scheme,
-    SplitCodec,
     Wish,
     group_name,
     integers_of,

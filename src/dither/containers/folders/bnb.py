@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, SplitCodec, Wish, refuse, signed
+from dither.codecs.base import SplitCodec
+from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, Wish, refuse, signed
 from dither.formats.layouts import Table4, bnb, integers
 from dither.types import Bytes, No, Yes
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from dither.codecs import codec as find_codec
+from dither.codecs.base import SplitCodec
 from dither.codecs.integers import NAME
 from dither.containers.folders.scheme import (
     BITS,
@@ -30,7 +31,6 @@ from dither.containers.folders.scheme import (
     Order,
     Parts,
     Scheme,
-    SplitCodec,
     Wish,
     integer_codec,
     integers_of,

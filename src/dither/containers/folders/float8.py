@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, SplitCodec, Wish
+from dither.codecs.base import SplitCodec
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish
 from dither.formats.layouts import Float8, float8
 from dither.types import Bytes, No, Yes
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dither._version import __version__
+from dither.codecs.base import SplitCodec
 from dither.containers.folders.joined import fused_modules
 from dither.containers.folders.scheme import (
     BITS,
@@ -27,7 +28,6 @@ from dither.containers.folders.scheme import (
     Order,
     Parts,
     Scheme,
-    SplitCodec,
     Wish,
     integer_codec,
     integers_of,

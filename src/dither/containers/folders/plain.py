@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, SplitCodec, Wish, refuse
+from dither.codecs.base import SplitCodec
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse
 from dither.errors import UsageError
 from dither.types import Bytes, No, Yes
 

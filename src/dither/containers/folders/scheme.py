@@ -12,17 +12,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs import codec as find_codec
+from dither.codecs import split_codec
+from dither.codecs.base import SplitCodec
 from dither.codecs.integers import NAME
 from dither.errors import UsageError
 from dither.formats.layouts import Int8
 from dither.formats.safetensors import nbytes
-from dither.types import Bytes, Codec, Floats, No, Tensor, Yes
+from dither.types import Bytes, Floats, No, Tensor, Yes
 
 Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype and shape
 Order = npt.NDArray[np.intp]
@@ -48,14 +49,6 @@ class Wish:
     def scale_suffix(self) -> str:
         """How a codec is called whose scales are of the model's dtype."""
         return {"F16": "", "BF16": "-bf16", "F32": "-f32"}[self.dtype]
-
-
-class SplitCodec(Codec, Protocol):
-    """A codec whose rows come apart into codes and what they share, whose scales are `stored` as "bfloat16", …"""
-
-    @property
-    def stored(self) -> str: ...
-    def split(self, raw_RN: Bytes) -> tuple[npt.NDArray[Any], ...]: ...
 
 
 class Scheme(ABC):
@@ -136,11 +129,6 @@ class Scheme(ABC):
         experts = int(np.prod(shape[:-2]))
         parts = self.parts(split_codec(codec, columns), rows, columns, "BF16")
         return experts * sum(nbytes(dtype, part) for dtype, part in parts.values())
-
-
-def split_codec(name: str, columns: int) -> SplitCodec:
-    """The codec of a matrix that a folder stores in parts."""
-    return cast("SplitCodec", find_codec(name, columns))
 
 
 def refuse(scheme: Scheme, option: str, reason: str, way_out: str) -> UsageError:

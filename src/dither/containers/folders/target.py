@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dither._version import __version__
-from dither.codecs import codec
+from dither.codecs import codec, split_codec
 from dither.containers.folders.joined import stacks
 from dither.containers.folders.mix import is_linear, make_folder_mix
 from dither.containers.folders.output import Contents, FolderOutput
-from dither.containers.folders.scheme import Scheme, Wish, split_codec
+from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others

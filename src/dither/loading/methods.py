@@ -21,7 +21,7 @@ BACKENDS = ("auto", "bitsandbytes", "torch", "dither")
 
 
 @dataclass(frozen=True)
-class Scheme:
+class LoadMethod:
     """One way of storing a matrix.  `bnb` is "" where bitsandbytes has none such."""
 
     name: str
@@ -37,46 +37,46 @@ class Scheme:
         return self.codec.format(group=group) + ("-bf16" if bfloat16 else "")
 
 
-SCHEMES = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("nf4", "nf4-g{group}", "nearest", 4, "table", "nf4"),
-        Scheme("fp4", "fp4-g{group}", "nearest", 4, "table", "fp4"),
-        Scheme("int8", "int8-channel-f32", "nearest", 8, "steps", "int8"),
-        Scheme("int4", "int4-g{group}", "nearest", 4, "steps", ""),
-        Scheme("fp8", "fp8-channel", "nearest", 8, "float8", ""),
-        Scheme("hqq", "uint4-g{group}", "half-quadratic", 4, "steps", "", True),
+METHODS = {
+    method.name: method
+    for method in (
+        LoadMethod("nf4", "nf4-g{group}", "nearest", 4, "table", "nf4"),
+        LoadMethod("fp4", "fp4-g{group}", "nearest", 4, "table", "fp4"),
+        LoadMethod("int8", "int8-channel-f32", "nearest", 8, "steps", "int8"),
+        LoadMethod("int4", "int4-g{group}", "nearest", 4, "steps", ""),
+        LoadMethod("fp8", "fp8-channel", "nearest", 8, "float8", ""),
+        LoadMethod("hqq", "uint4-g{group}", "half-quadratic", 4, "steps", "", True),
     )
 }
 
 
-def find_scheme(to: str, group: int) -> Scheme:
+def find_method(to: str, group: int) -> LoadMethod:
     """Raises UsageError for a name or a group that is not known."""
-    if to not in SCHEMES:
-        raise UsageError(f"load as {to}", f"is not one of {', '.join(SCHEMES)}")
+    if to not in METHODS:
+        raise UsageError(f"load as {to}", f"is not one of {', '.join(METHODS)}")
     if group not in GROUPS:
         raise UsageError(f"a group of {group}", f"is not one of {', '.join(map(str, GROUPS))}")
-    return SCHEMES[to]
+    return METHODS[to]
 
 
-def choose_backend(scheme: Scheme, backend: str, has_bnb: bool, no_kernel: str) -> str:
+def choose_backend(method: LoadMethod, backend: str, has_bnb: bool, no_kernel: str) -> str:
     """Whose products to use: bitsandbytes', torch's or dither's.
 
-    `no_kernel` says why torch has none for this scheme as it is wanted, and is "" where it has.  UsageError
-    where those asked for are missing or lack the scheme.
+    `no_kernel` says why torch has none for this method as it is wanted, and is "" where it has.  UsageError
+    where those asked for are missing or lack the method.
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend}", f"is not one of {', '.join(BACKENDS)}")
     if backend == "auto":
         own = "dither" if no_kernel else "torch"
-        backend = "bitsandbytes" if scheme.bnb and has_bnb else own
+        backend = "bitsandbytes" if method.bnb and has_bnb else own
     if backend == "torch" and no_kernel:
         raise UsageError("backend torch", no_kernel, "Leave the backend out, or name dither.")
-    if backend == "bitsandbytes" and not scheme.bnb:
-        raise UsageError("backend bitsandbytes", f"has no {scheme.name}", "Leave the backend out, or name dither.")
+    if backend == "bitsandbytes" and not method.bnb:
+        raise UsageError("backend bitsandbytes", f"has no {method.name}", "Leave the backend out, or name dither.")
     if backend == "bitsandbytes" and not has_bnb:
         raise UsageError(
-            f"loading as {scheme.name} with bitsandbytes",
+            f"loading as {method.name} with bitsandbytes",
             "needs bitsandbytes, which is not installed",
             "pip install 'dither[bnb]'",
         )
