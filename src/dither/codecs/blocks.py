@@ -3,14 +3,15 @@
 Arrays leave here contiguous, aligned and writable, which memory-mapped ones may not be: numba would compile
 every kernel anew for those.  Only what is not so already is copied.
 
-Legend: R rows, C columns, B the weights of one block, P blocks of a row, N bytes of a packed row.
+Legend: R rows, C columns, B the weights of one block, P blocks of a row, N bytes of a packed
+row, H groups of a block, J half the weights of a group.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from dither.types import Bytes, Floats
+from dither.types import Bytes, Codes, Floats
 
 
 def blocks(w: Floats, size: int) -> Floats:
@@ -58,3 +59,22 @@ def bytes_of_scale(scale_R: Floats, kind: str) -> Bytes:
         return (scale_R.view(np.uint32) >> np.uint32(16)).astype("<u2").view(np.uint8).reshape(-1, 2)
     size, dtype = (4, "<f4") if kind == "float32" else (2, "<f2")
     return scale_R.astype(dtype).view(np.uint8).reshape(-1, size)
+
+
+def quotients(w_RK: Floats, scale: Floats, otherwise: Floats) -> Floats:
+    """w / scale, in `otherwise` where the scale is 0.  A quotient beyond float32 is infinite."""
+    with np.errstate(over="ignore"):
+        return np.divide(np.asarray(w_RK, np.float32), scale, out=otherwise, where=scale != 0)
+
+
+def nibbles(codes_NB: Codes, group: int) -> Bytes:
+    """Two codes of four bits in a byte: byte j of a group holds weight j below weight j + half a group."""
+    codes_NHJ = codes_NB.astype(np.uint8).reshape(len(codes_NB), -1, 2, group // 2)
+    return (codes_NHJ[:, :, 0] | codes_NHJ[:, :, 1] << np.uint8(4)).reshape(len(codes_NB), codes_NB.shape[1] // 2)
+
+
+def codes_of_nibbles(raw_NN: Bytes, group: int) -> Bytes:
+    """The inverse of `nibbles`."""
+    bytes_NHJ = raw_NN.reshape(len(raw_NN), -1, 1, group // 2)
+    codes_NHJ = np.concatenate([bytes_NHJ & 15, bytes_NHJ >> 4], axis=2)
+    return codes_NHJ.reshape(len(raw_NN), 2 * raw_NN.shape[1])

@@ -12,7 +12,6 @@ Legend: R rows, C columns, K some columns, N bytes of a packed row.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -22,79 +21,68 @@ from dither.types import Bytes, Codes, Floats, Grid
 
 
 class FloatCodec(BlockCodec):
-    """A float format of `code_dtype`'s width; subclasses say how bits and numbers correspond."""
+    """A float format of `code_type`'s width; subclasses say how numbers and bits correspond."""
 
     block = 1
-    code_dtype: np.dtype[Any]
-
-    @abstractmethod
-    def to_bits(self, w: Floats) -> Codes: ...
-    @abstractmethod
-    def from_bits(self, codes: Codes) -> Floats: ...
+    code_type: np.dtype[Any]
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """Nothing is shared between weights, so there is nothing to fit: an empty tuple."""
         return ()
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
-        return self.to_bits(np.asarray(w_RK, dtype=np.float32))
-
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        return self.from_bits(codes_RK)
-
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        return np.ascontiguousarray(codes_RB, dtype=self.code_dtype).view(np.uint8)
+        return np.ascontiguousarray(codes_RB, dtype=self.code_type).view(np.uint8)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        return np.ascontiguousarray(raw_RN).view(self.code_dtype), ()
+        return np.ascontiguousarray(raw_RN).view(self.code_type), ()
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
-        return self.pack(self.to_bits(np.ascontiguousarray(w_RC, dtype=np.float32)), ())
+        return self.pack(self.snap(w_RC, (), slice(None)), ())
 
     def decode(self, raw_RN: Bytes) -> Floats:
-        return self.from_bits(self.unpack(raw_RN)[0])
+        return self.value(self.unpack(raw_RN)[0], (), slice(None))
 
 
 class Float32(FloatCodec):
     name, block_bytes = "F32", 4
-    code_dtype = np.dtype("<u4")
+    code_type = np.dtype("<u4")
 
-    def to_bits(self, w: Floats) -> Codes:
-        return np.ascontiguousarray(w).view(self.code_dtype)
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        return np.ascontiguousarray(w_RK, np.float32).view(self.code_type)
 
-    def from_bits(self, codes: Codes) -> Floats:
-        return np.ascontiguousarray(codes).view(np.float32)
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        return np.ascontiguousarray(codes_RK).view(np.float32)
 
 
 class Float16(FloatCodec):
     """Clamps to ±65504 rather than make an infinity out of a finite weight."""
 
     name, block_bytes = "F16", 2
-    code_dtype = np.dtype("<u2")
+    code_type = np.dtype("<u2")
 
-    def to_bits(self, w: Floats) -> Codes:
-        half = np.clip(w, -HALF_MAX, HALF_MAX).astype(np.float16)
-        return half.view(self.code_dtype)
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        half = np.clip(np.asarray(w_RK, np.float32), -HALF_MAX, HALF_MAX).astype(np.float16)
+        return half.view(self.code_type)
 
-    def from_bits(self, codes: Codes) -> Floats:
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
         from dither.codecs.kernels.widen import widen_f16
 
-        bits = np.empty(codes.size, np.uint32)
-        widen_f16(np.ascontiguousarray(codes).reshape(-1), bits)
-        return bits.view(np.float32).reshape(codes.shape)
+        bits = np.empty(codes_RK.size, np.uint32)
+        widen_f16(np.ascontiguousarray(codes_RK).reshape(-1), bits)
+        return bits.view(np.float32).reshape(codes_RK.shape)
 
 
 class BFloat16(FloatCodec):
     name, block_bytes = "BF16", 2
-    code_dtype = np.dtype("<u2")
+    code_type = np.dtype("<u2")
 
-    def to_bits(self, w: Floats) -> Codes:
-        bits = np.ascontiguousarray(w).view(np.uint32)
+    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+        bits = np.ascontiguousarray(w_RK, np.float32).view(np.uint32)
         odd = (bits >> np.uint32(16)) & np.uint32(1)  # a tie goes to the even neighbor
         return ((bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)).astype(np.uint16)
 
-    def from_bits(self, codes: Codes) -> Floats:
-        return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+        return (codes_RK.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 CODECS = (Float32(), Float16(), BFloat16())

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dither.codecs.base import KINDS, Levels, OneScale, Scales, SplitBlocks, TableCodec, plain_scales
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, quotients, scale_values
 from dither.codecs.integers import TYPES, row_of
 from dither.errors import UsageError
 from dither.formats.layouts import numbers
@@ -76,9 +76,7 @@ class FloatRows(TableCodec):
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
-        w_RK, scale_R1 = np.asarray(w_RK, np.float32), grid.scale_R[:, None]
-        with np.errstate(over="ignore"):  # an infinite quotient saturates like any other
-            return to_e4m3(np.divide(w_RK, scale_R1, out=w_RK.copy(), where=scale_R1 != 0))
+        return to_e4m3(quotients(w_RK, grid.scale_R[:, None], np.array(w_RK, np.float32)))
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         return np.concatenate([bytes_of_scale(grid.scale_R, self.stored), codes_RB.astype(np.uint8)], axis=1)
@@ -175,9 +173,8 @@ class FloatTiles(SplitBlocks):
         rows, tall = len(w_RB), -(-len(w_RB) // TILE)
         padded = np.zeros((tall * TILE, len(self.starts) * TILE), np.float32)
         padded[:rows, : self.block] = w_RB
-        return np.ascontiguousarray(padded.reshape(tall, TILE, len(self.starts), TILE).swapaxes(1, 2)).reshape(
-            -1, TILE * TILE
-        )
+        tiles = padded.reshape(tall, TILE, len(self.starts), TILE).swapaxes(1, 2)
+        return np.ascontiguousarray(tiles).reshape(-1, TILE * TILE)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """A scale for each 128 rows, the last of them fewer, and 128 columns, repeated for every row."""
@@ -196,9 +193,7 @@ class FloatTiles(SplitBlocks):
         return scale_RK
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
-        w_RK, scale_RK = np.asarray(w_RK, np.float32), self._scale_of(grid, at)
-        with np.errstate(over="ignore"):  # an infinite quotient saturates like any other
-            return to_e4m3(np.divide(w_RK, scale_RK, out=w_RK.copy(), where=scale_RK != 0))
+        return to_e4m3(quotients(w_RK, self._scale_of(grid, at), np.array(w_RK, np.float32)))
 
     def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
         values: Floats = NUMBERS[codes_RK] * self._scale_of(grid, at)

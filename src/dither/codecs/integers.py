@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dither.codecs.base import KINDS, Levels, Scales, SplitBlocks, plain_scales
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
+from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, quotients, scale_values
 from dither.errors import UsageError
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
@@ -120,9 +120,7 @@ class Integers(SplitBlocks):
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         w_RK, scale_R1 = np.asarray(w_RK, np.float32), grid.scale_R[:, None]
         zero_R1 = grid.zero_R[:, None].astype(np.float32)
-        number_RK = np.zeros_like(w_RK)
-        with np.errstate(over="ignore"):  # an infinite quotient is clamped like any other
-            np.divide(w_RK, scale_R1, out=number_RK, where=scale_R1 != 0)
+        number_RK = quotients(w_RK, scale_R1, np.zeros_like(w_RK))
         number_RK = np.clip(number_RK, np.float32(self.lowest) - zero_R1, np.float32(self.most) - zero_R1)
         codes: Codes = (np.rint(number_RK) + zero_R1).astype(np.uint8)
         return codes

@@ -21,7 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Levels, OneScale, Scales, TableCodec, multiple_scales, plain_levels
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, invert, scale_values
+from dither.codecs.blocks import (
+    blocks,
+    bytes_of_scale,
+    codes_of_nibbles,
+    importance_blocks,
+    invert,
+    nibbles,
+    scale_values,
+)
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -47,16 +55,6 @@ def nearest_codes(w_RK: Floats, scale_RK: Floats) -> Codes:
     return codes
 
 
-def nibbles(codes_RB: Codes) -> Bytes:
-    codes_RS = codes_RB.astype(np.uint8).reshape(len(codes_RB), -1, 2, 16)
-    return (codes_RS[:, :, 0] | codes_RS[:, :, 1] << np.uint8(4)).reshape(len(codes_RB), -1)
-
-
-def codes_of_nibbles(raw_RN: Bytes) -> Codes:
-    bytes_RS = raw_RN.reshape(len(raw_RN), -1, 1, 16)
-    return np.concatenate([bytes_RS & 15, bytes_RS >> 4], axis=2).reshape(len(raw_RN), -1)
-
-
 class NonLinear(TableCodec):
     name, block, stored, table = "IQ4_NL", 32, "float16", CODEBOOK
     block_bytes = GGML_TYPES["IQ4_NL"].block_bytes
@@ -74,10 +72,10 @@ class NonLinear(TableCodec):
         return nearest_codes(w_RK, grid.scale_R[:, None])
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        return np.concatenate([bytes_of_scale(grid.scale_R, "float16"), nibbles(codes_RB)], axis=1)
+        return np.concatenate([bytes_of_scale(grid.scale_R, "float16"), nibbles(codes_RB, 32)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        return codes_of_nibbles(raw_RN[:, 2:]), OneScale(scale_values(raw_RN, "float16"))
+        return codes_of_nibbles(raw_RN[:, 2:], 32), OneScale(scale_values(raw_RN, "float16"))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import iq4
@@ -136,14 +134,14 @@ class NonLinearSuper(BlockCodec):
         low = biased_RS & np.uint8(15)
         upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype="<u2")
         scale_R2, upper_R2 = bytes_of_scale(grid.scale_R, "float16"), upper.view(np.uint8).reshape(-1, 2)
-        return np.concatenate([scale_R2, upper_R2, low[:, ::2] | low[:, 1::2] << 4, nibbles(codes_RB)], axis=1)
+        return np.concatenate([scale_R2, upper_R2, low[:, ::2] | low[:, 1::2] << 4, nibbles(codes_RB, 32)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         upper_R = np.ascontiguousarray(raw_RN[:, 2:4]).view("<u2")
         upper_RS = (upper_R >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
         low_RS = np.stack([raw_RN[:, 4:8] & 15, raw_RN[:, 4:8] >> 4], axis=2).reshape(-1, 8)
         multiple_RS = (low_RS | (upper_RS << 4)).astype(np.int8) - np.int8(32)
-        return codes_of_nibbles(raw_RN[:, 8:]), SuperGrid(scale_values(raw_RN, "float16"), multiple_RS)
+        return codes_of_nibbles(raw_RN[:, 8:], 32), SuperGrid(scale_values(raw_RN, "float16"), multiple_RS)
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import iq4

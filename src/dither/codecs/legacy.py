@@ -23,7 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Scales, plain_levels, plain_scales
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, invert, scale_values
+from dither.codecs.blocks import (
+    blocks,
+    bytes_of_scale,
+    codes_of_nibbles,
+    importance_blocks,
+    invert,
+    nibbles,
+    scale_values,
+)
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -172,13 +180,12 @@ class LowBits(FactorCodec):
         parts = [bytes_of_scale(stored_R, "float16") for stored_R in (grid.scale_R, grid.minimum_R)[: 1 + self.affine]]
         if self.bits == 5:
             parts.append(np.packbits(codes_RB >> 4, axis=1, bitorder="little"))
-        parts.append((codes_RB[:, :16] & np.uint8(15)) | (codes_RB[:, 16:] << np.uint8(4)))
-        return np.concatenate(parts, axis=1)
+        return np.concatenate([*parts, nibbles(codes_RB & np.uint8(15), 32)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         scale_R = scale_values(raw_RN, "float16")
         minimum_R = scale_values(raw_RN[:, 2:4], "float16") if self.affine else np.zeros_like(scale_R)
-        codes_RB = np.concatenate([raw_RN[:, -16:] & 15, raw_RN[:, -16:] >> 4], axis=1)
+        codes_RB = codes_of_nibbles(raw_RN[:, -16:], 32)
         if self.bits == 5:
             fifth_RB = np.unpackbits(raw_RN[:, -20:-16], axis=1, bitorder="little")
             codes_RB |= fifth_RB << np.uint8(4)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import Levels, Scales, SplitBlocks, multiple_scales
-from dither.codecs.blocks import blocks, importance_blocks
+from dither.codecs.blocks import blocks, codes_of_nibbles, importance_blocks, nibbles, quotients
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codec, Codes, Floats, Grid
@@ -61,20 +61,29 @@ class Fp4Grid(NamedTuple):
 class Fp4Codec(SplitBlocks):
     """`split`: codes, a sign in bit 3 above an index of magnitude, and the scales' bytes_RS.
 
-    The bytes are plain E8M0 or E4M3 for magnitudes that are not doubled.
+    The bytes are plain E8M0 or E4M3 for magnitudes that are not doubled.  With an exponent they are those of
+    weights times 2^exponent, and what they stand for is to be divided by as much.
     """
 
     stored, table = "uint8", VALUES
 
-    def __init__(self, name: str, group: int, scales: Floats, window: tuple[int, int], last: int) -> None:
-        self.name, self.group, self.scales = name, group, scales
-        self.below, self.above = window
-        self.last = last  # the largest scale that may be chosen
-        self.block, self.block_bytes = GGML_TYPES[name].block, GGML_TYPES[name].block_bytes
-        self.groups = self.block // group
+    def __init__(self, name: str, group: int, scales: Floats, window: tuple[int, int, int], exponent: int = 0) -> None:
+        """`window`: scales below and above the first guess that are tried, and the largest that may be chosen."""
+        self.name, self.group, self.scales, self.window, self.exponent = name, group, scales, window, exponent
+        self.up, self.down = np.float32(2.0**exponent), np.float32(2.0**-exponent)
+        kind = GGML_TYPES[name.partition("-")[0].upper()]
+        self.block, self.block_bytes, self.groups = kind.block, kind.block_bytes, kind.block // group
         numbers, codes = np.unique(VALUES, return_index=True)
-        multiples = scales[: last + 1]
+        multiples = scales[: window[2] + 1] * self.down
         self.levels = Levels(numbers, codes.astype(np.uint8), group, multiples, np.zeros(1, np.float32), False)
+
+    def _raised(self, w: Floats) -> Floats:
+        w = np.asarray(w, np.float32)
+        if not self.exponent:
+            return w
+        with np.errstate(over="ignore"):
+            raised: Floats = np.clip(w * self.up, -FINITE, FINITE)
+        return raised
 
     def to_scales(self, grid: Grid) -> Scales:
         multiple_RS = grid.index_RS.astype(np.int16)
@@ -85,12 +94,14 @@ class Fp4Codec(SplitBlocks):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The scale byte of least weighted error for each group."""
+        return self._fit(self._raised(w_RB), importance_B)
+
+    def _fit(self, raised_RB: Floats, importance_B: Floats | None) -> Fp4Grid:
         from dither.codecs.kernels import fp4
 
-        w_NG = blocks(w_RB, self.group)
+        w_NG, importance_PG = blocks(raised_RB, self.group), importance_blocks(importance_B, self.group)
         index_N = np.empty(len(w_NG), np.uint8)
-        importance_PG, window = importance_blocks(importance_B, self.group), (self.below, self.above, self.last)
-        fp4.fit_scales(w_NG, importance_PG, self.scales, self.name == "MXFP4", *window, index_N)
+        fp4.fit_scales(w_NG, importance_PG, self.scales, self.group == 32, *self.window, index_N)
         return Fp4Grid(index_N.reshape(len(w_NG) // self.groups, self.groups))
 
     def scales_of(self, grid: Grid, at: slice) -> Floats:
@@ -100,34 +111,27 @@ class Fp4Codec(SplitBlocks):
         return scales_RK
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
-        w_RK = np.asarray(w_RK, np.float32)
-        scales_RK = self.scales_of(grid, at)
-        sizes_RK = np.zeros_like(w_RK)
-        with np.errstate(over="ignore"):  # a quotient beyond float32 is still beyond the last magnitude
-            np.divide(np.abs(w_RK), scales_RK, out=sizes_RK, where=scales_RK > 0)
+        w_RK = self._raised(w_RK)
+        sizes_RK = quotients(np.abs(w_RK), self.scales_of(grid, at), np.zeros_like(w_RK))
         index_RK = np.searchsorted(MIDDLES, sizes_RK).astype(np.uint8)
         return index_RK | ((w_RK < 0) & (index_RK > 0)).astype(np.uint8) << np.uint8(3)
 
     def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
         values: Floats = VALUES[codes_RK] * self.scales_of(grid, at)
-        return values
+        return values * self.down
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        codes_RSG = codes_RB.astype(np.uint8).reshape(-1, self.groups, self.group)
-        low, high = codes_RSG[..., : self.group // 2], codes_RSG[..., self.group // 2 :]
-        codes_RN = (low | high << np.uint8(4)).reshape(len(codes_RB), self.block // 2)
-        return np.concatenate([grid.index_RS, codes_RN], axis=1)
+        return np.concatenate([grid.index_RS, nibbles(codes_RB, self.group)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        bytes_RSG = raw_RN[:, self.groups :].reshape(len(raw_RN), self.groups, self.group // 2)
-        codes_RSG = np.concatenate([bytes_RSG & 15, bytes_RSG >> 4], axis=2)
-        index_RS = np.ascontiguousarray(raw_RN[:, : self.groups])
-        return codes_RSG.reshape(len(raw_RN), self.block), Fp4Grid(index_RS)
+        codes_RB = codes_of_nibbles(raw_RN[:, self.groups :], self.group)
+        return codes_RB, Fp4Grid(np.ascontiguousarray(raw_RN[:, : self.groups]))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         from dither.codecs.kernels import fp4
 
-        w_NG, index_RS = blocks(w_NB, self.group), self.fit(w_NB, importance_PB).index_RS
+        raised_NB = self._raised(w_NB)
+        index_RS, w_NG = self._fit(raised_NB, importance_PB).index_RS, raised_NB.reshape(-1, self.group)
         codes_N = np.empty((len(w_NG), self.group // 2), np.uint8)
         fp4.pack_codes(w_NG, self.scales, index_RS.reshape(-1), codes_N)
         raw_NN[:, : self.groups] = index_RS
@@ -139,54 +143,8 @@ class Fp4Codec(SplitBlocks):
         codes_N = np.ascontiguousarray(raw_NN[:, self.groups :]).reshape(-1, self.group // 2)
         index_N = np.ascontiguousarray(raw_NN[:, : self.groups]).reshape(-1)
         fp4.unpack_values(codes_N, self.scales, index_N, VALUES, w_NB.reshape(-1, self.group))
-
-
-class Scaled(SplitBlocks):
-    """Another codec's numbers divided by 2^exponent; its bytes are those of weights times as much.
-
-    `split`: as of the codec that is scaled; what its numbers are to be divided by is `up`.
-    """
-
-    stored, table = "uint8", VALUES
-
-    def __init__(self, name: str, inner: Fp4Codec, exponent: int) -> None:
-        self.name, self.inner, self.exponent = name, inner, exponent
-        self.block, self.block_bytes, self.smaller = inner.block, inner.block_bytes, "such as int4-g32"
-        self.up, self.down = np.float32(2.0**exponent), np.float32(2.0**-exponent)
-        self.levels = inner.levels._replace(multiples_M=inner.levels.multiples_M * self.down)
-
-    def _raised(self, w: Floats) -> Floats:
-        with np.errstate(over="ignore"):
-            raised: Floats = np.clip(np.asarray(w, np.float32) * self.up, -FINITE, FINITE)
-        return raised
-
-    def to_scales(self, grid: Grid) -> Scales:
-        return self.inner.to_scales(grid)
-
-    def from_scales(self, scales: Scales) -> Fp4Grid:
-        return self.inner.from_scales(scales)
-
-    def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
-        return self.inner.fit(self._raised(w_RB), importance_B)
-
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
-        return self.inner.snap(self._raised(w_RK), grid, at)
-
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        return self.inner.value(codes_RK, grid, at) * self.down
-
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        return self.inner.pack(codes_RB, grid)
-
-    def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        return self.inner.unpack(raw_RN)
-
-    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        self.inner.encode_blocks(self._raised(w_NB), importance_PB, raw_NN)
-
-    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        self.inner.decode_blocks(raw_NN, w_NB)
-        w_NB *= self.down
+        if self.exponent:
+            w_NB *= self.down
 
 
 def parse(name: str, columns: int) -> Codec | None:
@@ -197,10 +155,13 @@ def parse(name: str, columns: int) -> Codec | None:
     exponent = int(found[1])
     if abs(exponent) > FARTHEST or found[1] == "-0":
         raise UsageError(f"type {name}", f"has an exponent beyond ±{FARTHEST}, or -0")
-    return Scaled(name, CODECS[0], exponent)
+    scaled = _nvfp4(name, exponent)
+    scaled.smaller = "such as int4-g32"
+    return scaled
 
 
-CODECS = (
-    Fp4Codec("NVFP4", 16, ue4m3_scales(), window=(3, 7), last=126),
-    Fp4Codec("MXFP4", 32, e8m0_scales(), window=(1, 1), last=252),
-)
+def _nvfp4(name: str, exponent: int = 0) -> Fp4Codec:
+    return Fp4Codec(name, 16, ue4m3_scales(), (3, 7, 126), exponent)
+
+
+CODECS = (_nvfp4("NVFP4"), Fp4Codec("MXFP4", 32, e8m0_scales(), (1, 1, 252)))

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import bits_float, exact, float_bits, inner
-from dither.codecs.kernels.legacy import ENTRY, INNER, MAGNITUDE, ONE, ZERO
+from dither.codecs.kernels.legacy import ENTRY, ONE, ZERO, largest
 from dither.codecs.kernels.stored import as_stored, load_scale, scale_bytes, store_scale
 from dither.codecs.kernels.uniform import INNER_SUMS
 
@@ -60,10 +60,7 @@ def fit_largest(w_NB, importance_PB, targets_K, kind, scale_N):
     """Scales that send the largest weight to that of a few numbers, 448 first, with the least error."""
     bits_NB = w_NB.view(np.int32)
     for n in range(w_NB.shape[0]):
-        largest = np.int32(0)
-        for j in range(w_NB.shape[1]):
-            largest = max(largest, bits_NB[n, j] & MAGNITUDE)
-        peak = bits_float(np.uint32(largest))
+        peak = largest(bits_NB, n)
         if peak == ZERO:
             scale_N[n] = ONE
             continue
@@ -78,17 +75,14 @@ def fit_largest(w_NB, importance_PB, targets_K, kind, scale_N):
                 scale_N[n], least = scale, error
 
 
-@njit(**INNER)
-def put_row(w_B, scale, raw, at):
-    for j in range(w_B.size):
-        raw[at + j] = to_e4m3(w_B[j] / scale if scale != ZERO else w_B[j])
-
-
 @njit(**ENTRY)
 def pack_floats(w_NB, scale_N, kind, raw_NN):
+    start = scale_bytes(kind)
     for n in range(w_NB.shape[0]):
-        store_scale(raw_NN[n], scale_N[n], kind)
-        put_row(w_NB[n], scale_N[n], raw_NN[n], scale_bytes(kind))
+        scale = scale_N[n]
+        store_scale(raw_NN[n], scale, kind)
+        for j in range(w_NB.shape[1]):
+            raw_NN[n, start + j] = to_e4m3(w_NB[n, j] / scale if scale != ZERO else w_NB[n, j])
 
 
 @njit(**ENTRY)

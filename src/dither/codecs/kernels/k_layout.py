@@ -155,6 +155,17 @@ def _unpack_pairs(raw_RN, r, at, codes_RB):
             codes_RB[r, 64 * chunk + 32 + j] = both >> 4
 
 
+@inner
+def _pack_quarters(codes_RB, r, plus, shift, raw_RN, at):
+    """Two bits of each code, those from `shift` on of code + `plus`: byte j has codes j, j + 32, j + 64, j + 96."""
+    for half in range(2):
+        for j in range(32):
+            four = 0
+            for quarter in range(4):
+                four |= (((codes_RB[r, 128 * half + 32 * quarter + j] + plus) >> shift) & 3) << (2 * quarter)
+            raw_RN[r, at + 32 * half + j] = four
+
+
 @njit(cache=True, nogil=True)
 def pack_q2_k(codes_RB, d_R, dmin_R, sc_RS, m_RS, raw_RN):
     for r in range(codes_RB.shape[0]):
@@ -162,15 +173,7 @@ def pack_q2_k(codes_RB, d_R, dmin_R, sc_RS, m_RS, raw_RN):
         store_f16(raw_RN[r], 82, dmin_R[r])
         for j in range(16):
             raw_RN[r, j] = sc_RS[r, j] | (m_RS[r, j] << 4)
-        for half in range(2):
-            for j in range(32):
-                c = 128 * half + j
-                raw_RN[r, 16 + 32 * half + j] = (
-                    codes_RB[r, c]
-                    | (codes_RB[r, c + 32] << 2)
-                    | (codes_RB[r, c + 64] << 4)
-                    | (codes_RB[r, c + 96] << 6)
-                )
+        _pack_quarters(codes_RB, r, 0, 0, raw_RN, 16)
 
 
 @njit(cache=True, nogil=True)
@@ -238,12 +241,7 @@ def pack_q3_k(codes_RB, d_R, sc_RS, raw_RN):
             for sub in range(8):
                 third |= ((codes_RB[r, 32 * sub + j] + 4) >> 2) << sub
             raw_RN[r, j] = third
-        for half in range(2):
-            for j in range(32):
-                four = 0
-                for quarter in range(4):
-                    four |= ((codes_RB[r, 128 * half + 32 * quarter + j] + 4) & 3) << (2 * quarter)
-                raw_RN[r, 32 + 32 * half + j] = four
+        _pack_quarters(codes_RB, r, 4, 0, raw_RN, 32)
         for j in range(8):
             raw_RN[r, 96 + j] = ((sc_RS[r, j] + 32) & 15) | (((sc_RS[r, j + 8] + 32) & 15) << 4)
         for j in range(4):
@@ -280,11 +278,7 @@ def pack_q6_k(codes_RB, d_R, sc_RS, raw_RN):
                 c = 128 * half + j
                 low, high = codes_RB[r, c] + 32, codes_RB[r, c + 64] + 32
                 raw_RN[r, 64 * half + j] = (low & 15) | ((high & 15) << 4)
-            for j in range(32):
-                four = 0
-                for quarter in range(4):
-                    four |= ((codes_RB[r, 128 * half + 32 * quarter + j] + 32) >> 4) << (2 * quarter)
-                raw_RN[r, 128 + 32 * half + j] = four
+        _pack_quarters(codes_RB, r, 32, 4, raw_RN, 128)
 
 
 @njit(cache=True, nogil=True)

@@ -44,15 +44,21 @@ def stored_scale(scale, grid_scale, grid_inverse, n):
     grid_inverse[n] = ONE / scale if scale != ZERO else ZERO
 
 
+@njit(**INNER)
+def largest(bits_NB, n):
+    """max|w| of block n: without their sign, the bits of floats are in order."""
+    most = np.int32(0)
+    for j in range(bits_NB.shape[1]):
+        most = max(most, bits_NB[n, j] & MAGNITUDE)
+    return bits_float(np.uint32(most))
+
+
 @njit(**ENTRY)
 def fit_absmax(w_NB, divisor, scale_N, inverse_N):
     """max|w| / divisor: Q8_0 with 127, the ternary types with 1."""
     bits_NB = w_NB.view(np.int32)
     for n in range(w_NB.shape[0]):
-        largest = np.int32(0)
-        for j in range(w_NB.shape[1]):
-            largest = max(largest, bits_NB[n, j] & MAGNITUDE)
-        stored_scale(bits_float(np.uint32(largest)) / divisor, scale_N, inverse_N, n)
+        stored_scale(largest(bits_NB, n) / divisor, scale_N, inverse_N, n)
 
 
 @njit(**INNER)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import inner
-from dither.codecs.kernels.legacy import ENTRY, INNER, MAGNITUDE, ONE, ZERO, key_float
+from dither.codecs.kernels.legacy import ENTRY, ONE, ZERO, largest
 from dither.codecs.kernels.simd import LANES, aligned_floats, fma, less, load, splat, store, where
 from dither.codecs.kernels.stored import F32, get_codes, load_scale, put_codes, store_scale
 from dither.codecs.kernels.uniform import load_block
@@ -30,16 +30,6 @@ def level_of(x, borders_K):
     for k in range(borders_K.size):
         level += np.int32(1) if borders_K[k] < x else np.int32(0)
     return level
-
-
-@inner
-def inverse_of(scale):
-    return ONE / max(scale, LEAST)
-
-
-@inner
-def position(w, inverse):
-    return min(max(w * inverse, -ONE), ONE)
 
 
 @inner
@@ -87,10 +77,7 @@ def fit_largest(w_NB, scale_N):
     """max|w|."""
     bits_NB = w_NB.view(np.int32)
     for n in range(w_NB.shape[0]):
-        largest = np.int32(0)
-        for j in range(w_NB.shape[1]):
-            largest = max(largest, bits_NB[n, j] & MAGNITUDE)
-        scale_N[n] = key_float(largest)
+        scale_N[n] = largest(bits_NB, n)
 
 
 @njit(**ENTRY)
@@ -118,19 +105,15 @@ def search_scale(w_NB, importance_PB, candidates_K, table_K, borders_K, scale_N)
             scale_N[n] = best * peak
 
 
-@njit(**INNER)
-def code_at(w, inverse, borders_K, codes_K):
-    return codes_K[level_of(position(w, inverse), borders_K)]
-
-
 @njit(**ENTRY)
 def pack_numbers(w_NB, scale_N, borders_K, codes_K, raw_NN):
     codes = np.empty(w_NB.shape[1], np.uint8)
     for n in range(w_NB.shape[0]):
         store_scale(raw_NN[n], scale_N[n], F32)
-        inverse = inverse_of(scale_N[n])
+        inverse = ONE / max(scale_N[n], LEAST)
         for j in range(codes.size):
-            codes[j] = code_at(w_NB[n, j], inverse, borders_K, codes_K)
+            position = min(max(w_NB[n, j] * inverse, -ONE), ONE)
+            codes[j] = codes_K[level_of(position, borders_K)]
         put_codes(codes, 4, raw_NN[n], 4)
 
 
