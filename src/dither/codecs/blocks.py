@@ -9,9 +9,25 @@ row, H groups of a block, J half the weights of a group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 
 from dither.types import Bytes, Codes, Floats
+
+
+class Kernels:
+    """A file of compiled loops, imported when one of them is asked for: numba takes longer to load than
+    `dither --help` may."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        loop: Callable[..., Any] = getattr(import_module(f"dither.codecs.kernels.{self.file}"), name)
+        return loop
 
 
 def blocks(w: Floats, size: int) -> Floats:

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from dither.codecs.base import HALF_MAX, BlockCodec
+from dither.codecs.blocks import Kernels
 from dither.types import Bytes, Codes, Floats, Grid
+
+kernels = Kernels("widen")
 
 
 class FloatCodec(BlockCodec):
@@ -65,10 +68,8 @@ class Float16(FloatCodec):
         return half.view(self.code_type)
 
     def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        from dither.codecs.kernels.widen import widen_f16
-
         bits = np.empty(codes_RK.size, np.uint32)
-        widen_f16(np.ascontiguousarray(codes_RK).reshape(-1), bits)
+        kernels.widen_f16(np.ascontiguousarray(codes_RK).reshape(-1), bits)
         return bits.view(np.float32).reshape(codes_RK.shape)
 
 

@@ -24,12 +24,21 @@ from typing import NamedTuple
 import numpy as np
 
 from dither.codecs.base import KINDS, Levels, OneScale, Scales, SplitBlocks, TableCodec, plain_scales
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, quotients, scale_values
+from dither.codecs.blocks import (
+    Kernels,
+    blocks,
+    bytes_of_scale,
+    importance_blocks,
+    packed_blocks,
+    quotients,
+    scale_values,
+)
 from dither.codecs.integers import TYPES, row_of
 from dither.errors import UsageError
 from dither.formats.layouts import numbers
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
+kernels = Kernels("fp8")
 FAMILY = "fp8-channel (-bf16), fp8-e3 (scale 2⁻³), fp8-128x128"
 NAME = re.compile(r"fp8-(?:channel(?:-(bf16|f32))?|e(-?(?:0|[1-9]\d{0,2}))|(128x128))")
 FARTHEST = 117  # exponents whose products with E4M3's numbers are normal float32s
@@ -45,11 +54,9 @@ RISING = np.concatenate([np.arange(0xFE, 0x80, -1), np.arange(0x7F)]).astype(np.
 
 def to_e4m3(x: Floats) -> Bytes:
     """Patterns of the nearest numbers, ties to even, at most ±448."""
-    from dither.codecs.kernels.fp8 import patterns
-
     flat = np.require(x, np.float32, ("C", "A", "W")).reshape(-1)
     found = np.empty(flat.size, np.uint8)
-    patterns(flat, found)
+    kernels.patterns(flat, found)
     return found.reshape(x.shape)
 
 
@@ -68,11 +75,9 @@ class FloatRows(TableCodec):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The scale of least weighted error among a few that use all of the range."""
-        from dither.codecs.kernels import fp8
-
         w_NB = blocks(w_RB, self.block)
         grid = OneScale(np.empty(len(w_NB), np.float32))
-        fp8.fit_largest(w_NB, importance_blocks(importance_B, self.block), TARGETS, self.kind, grid.scale_R)
+        kernels.fit_largest(w_NB, importance_blocks(importance_B, self.block), TARGETS, self.kind, grid.scale_R)
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -86,14 +91,10 @@ class FloatRows(TableCodec):
         return raw_RN[:, self.scale_size :].copy(), OneScale(scale_values(raw_RN, self.stored))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import fp8
-
-        fp8.pack_floats(w_NB, self.fit(w_NB, importance_PB).scale_R, self.kind, raw_NN)
+        kernels.pack_floats(w_NB, self.fit(w_NB, importance_PB).scale_R, self.kind, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import fp8
-
-        fp8.decode_floats(raw_NN, self.kind, NUMBERS, w_NB)
+        kernels.decode_floats(raw_NN, self.kind, NUMBERS, w_NB)
 
 
 class TensorGrid(NamedTuple):
@@ -178,14 +179,12 @@ class FloatTiles(SplitBlocks):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """A scale for each 128 rows, the last of them fewer, and 128 columns, repeated for every row."""
-        from dither.codecs.kernels import fp8
-
         w_RB = np.asarray(w_RB, np.float32)
         if importance_B is None:
             importance_B = np.ones(self.block, np.float32)
         importance_TI = self._tiles(np.broadcast_to(importance_B, w_RB.shape))
         scale_T = np.empty(len(importance_TI), np.float32)
-        fp8.fit_largest(self._tiles(w_RB), importance_TI, TARGETS, KINDS["float32"], scale_T)
+        kernels.fit_largest(self._tiles(w_RB), importance_TI, TARGETS, KINDS["float32"], scale_T)
         return TileGrid(np.repeat(scale_T.reshape(-1, len(self.starts)), TILE, axis=0)[: len(w_RB)])
 
     def _scale_of(self, grid: Grid, at: slice) -> Floats:

@@ -26,10 +26,19 @@ from typing import NamedTuple
 import numpy as np
 
 from dither.codecs.base import KINDS, Levels, Scales, SplitBlocks, plain_scales
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, quotients, scale_values
+from dither.codecs.blocks import (
+    Kernels,
+    blocks,
+    bytes_of_scale,
+    importance_blocks,
+    packed_blocks,
+    quotients,
+    scale_values,
+)
 from dither.errors import UsageError
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
+kernels, streams = Kernels("integers"), Kernels("stored")
 FAMILY = "int4-g128 and uint4-g128 (2, 3, 4 or 8 bits; groups of 32 to 4096 or -channel; -bf16, -f32)"
 NAME = re.compile(r"(u?)int([2348])-(?:g([1-9]\d{1,3})|channel)(?:-(bf16|f32))?")
 GROUPS = tuple(2**k for k in range(5, 13))
@@ -103,8 +112,6 @@ class Integers(SplitBlocks):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The scale, and zero point, of least weighted error that a search finds; never a plain formula's."""
-        from dither.codecs.kernels import integers as kernels
-
         w_NB, importance_PB = blocks(w_RB, self.block), importance_blocks(importance_B, self.block)
         grid, most, middle = self._grid(np.empty(len(w_NB), np.float32)), np.float32(self.most), np.float32(self.middle)
         if self.affine:
@@ -131,34 +138,26 @@ class Integers(SplitBlocks):
         return values
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        from dither.codecs.kernels.stored import pack_all
-
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
         raw_RN[:, : self.scale_size] = bytes_of_scale(grid.scale_R, self.stored)
         if self.affine:
             raw_RN[:, self.scale_size] = grid.zero_R
-        pack_all(packed_blocks(codes_RB, self.block), self.bits, self.codes_at, raw_RN)
+        streams.pack_all(packed_blocks(codes_RB, self.block), self.bits, self.codes_at, raw_RN)
         return raw_RN
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        from dither.codecs.kernels.stored import unpack_all
-
         raw_RN = packed_blocks(raw_RN, self.block_bytes)
         codes_RB = np.empty((len(raw_RN), self.block), np.uint8)
-        unpack_all(raw_RN, self.bits, self.codes_at, codes_RB)
+        streams.unpack_all(raw_RN, self.bits, self.codes_at, codes_RB)
         grid = self._grid(scale_values(raw_RN, self.stored))
         return codes_RB, grid._replace(zero_R=raw_RN[:, self.scale_size].copy()) if self.affine else grid
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels.integers import pack_integers
-
         grid, lowest, most = self.fit(w_NB, importance_PB), np.float32(self.lowest), np.float32(self.most)
-        pack_integers(w_NB, *grid, lowest, most, self.affine, self.kind, self.bits, raw_NN)
+        kernels.pack_integers(w_NB, *grid, lowest, most, self.affine, self.kind, self.bits, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels.integers import decode_integers
-
-        decode_integers(raw_NN, np.int32(self.middle), self.affine, self.kind, self.bits, w_NB)
+        kernels.decode_integers(raw_NN, np.int32(self.middle), self.affine, self.kind, self.bits, w_NB)
 
 
 def parse(name: str, columns: int) -> Codec | None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Levels, OneScale, Scales, TableCodec, multiple_scales, plain_levels
 from dither.codecs.blocks import (
+    Kernels,
     blocks,
     bytes_of_scale,
     codes_of_nibbles,
@@ -33,6 +34,7 @@ from dither.codecs.blocks import (
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
+kernels = Kernels("iq4")
 CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # Entry k is the code nearest to the numbers from (k − 512) / 2 up to the next half step.
 CENTER = np.float32(512)
@@ -61,11 +63,9 @@ class NonLinear(TableCodec):
     levels = plain_levels(CODEBOOK, np.arange(16, dtype=np.uint8), 32)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
-        from dither.codecs.kernels import iq4
-
         w_NB = blocks(w_RB, self.block)
         scale_N = np.empty(len(w_NB), np.float32)
-        iq4.fit_nl(w_NB, importance_blocks(importance_B, 32), CANDIDATES, NEAREST_VALUE, scale_N)
+        kernels.fit_nl(w_NB, importance_blocks(importance_B, 32), CANDIDATES, NEAREST_VALUE, scale_N)
         return OneScale(scale_N)
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -78,14 +78,10 @@ class NonLinear(TableCodec):
         return codes_of_nibbles(raw_RN[:, 2:], 32), OneScale(scale_values(raw_RN, "float16"))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import iq4
-
-        iq4.pack_nl(w_NB, self.fit(w_NB, importance_PB).scale_R, NEAREST, raw_NN)
+        kernels.pack_nl(w_NB, self.fit(w_NB, importance_PB).scale_R, NEAREST, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import iq4
-
-        iq4.decode_nl(raw_NN, CODEBOOK, w_NB)
+        kernels.decode_nl(raw_NN, CODEBOOK, w_NB)
 
 
 class SuperGrid(NamedTuple):
@@ -108,12 +104,10 @@ class NonLinearSuper(BlockCodec):
         return SuperGrid(scales.unit_R, (scales.multiple_RS - np.int16(32)).astype(np.int8))
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
-        from dither.codecs.kernels import iq4
-
         w_N32, importance_P32 = blocks(w_RB, 32), importance_blocks(importance_B, 32)
         scale_N = np.empty(len(w_N32) // 8, np.float32)
         multiple_NS = np.empty((len(scale_N), 8), np.int8)
-        iq4.fit_xs(w_N32, importance_P32, CANDIDATES, NEAREST_VALUE, scale_N, multiple_NS)
+        kernels.fit_xs(w_N32, importance_P32, CANDIDATES, NEAREST_VALUE, scale_N, multiple_NS)
         return SuperGrid(scale_N, multiple_NS)
 
     @staticmethod
@@ -144,14 +138,10 @@ class NonLinearSuper(BlockCodec):
         return codes_of_nibbles(raw_RN[:, 8:], 32), SuperGrid(scale_values(raw_RN, "float16"), multiple_RS)
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import iq4
-
-        iq4.pack_xs(w_NB, *self.fit(w_NB, importance_PB), NEAREST, raw_NN)
+        kernels.pack_xs(w_NB, *self.fit(w_NB, importance_PB), NEAREST, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import iq4
-
-        iq4.decode_xs(raw_NN, CODEBOOK, w_NB)
+        kernels.decode_xs(raw_NN, CODEBOOK, w_NB)
 
 
 CODECS = (NonLinear(), NonLinearSuper())

@@ -18,16 +18,17 @@ takes longer to load than `dither --help` may.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Levels, Scales, check_importance, multiple_scales
+from dither.codecs.blocks import Kernels
 from dither.errors import UsageError
 from dither.types import Bytes, Codes, Floats, Grid
 
+affine, symmetric, layout = Kernels("k_affine"), Kernels("k_symmetric"), Kernels("k_layout")
 BLOCK = 256
 
 
@@ -69,7 +70,7 @@ class _KQuant(BlockCodec):
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         codes_RK = np.empty(w_RK.shape, self.code_type)
-        snap = self._layout(f"snap_{self.shape}")
+        snap = getattr(layout, f"snap_{self.shape}")
         snap(_floats(w_RK), _first_column(at, w_RK), self.size, self.limit, *_patterns(grid), codes_RK)
         return codes_RK
 
@@ -80,17 +81,17 @@ class _KQuant(BlockCodec):
 
     def _write_values(self, codes_RK: Codes, grid: Grid, start: int, w_RK: Floats) -> None:
         """Into `w_RK`, contiguous, the numbers of columns start … start + K."""
-        value = self._layout(f"value_{self.shape}")
+        value = getattr(layout, f"value_{self.shape}")
         value(_as(codes_RK, self.code_type), start, self.size, *_patterns(grid), w_RK)
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
-        self._layout(f"pack_{self.name.lower()}")(_as(codes_RB, self.code_type), *_patterns(grid), raw_RN)
+        getattr(layout, f"pack_{self.name.lower()}")(_as(codes_RB, self.code_type), *_patterns(grid), raw_RN)
         return raw_RN
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         codes_RB, grid = np.empty((len(raw_RN), BLOCK), self.code_type), self._empty(len(raw_RN))
-        self._layout(f"unpack_{self.name.lower()}")(_as(raw_RN, np.uint8), codes_RB, *_patterns(grid))
+        getattr(layout, f"unpack_{self.name.lower()}")(_as(raw_RN, np.uint8), codes_RB, *_patterns(grid))
         return codes_RB, grid
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
@@ -100,13 +101,6 @@ class _KQuant(BlockCodec):
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         codes_NB, grid = self.unpack(raw_NN)
         self._write_values(codes_NB, grid, 0, w_NB)
-
-    @staticmethod
-    def _layout(kernel: str) -> Callable[..., None]:
-        from dither.codecs.kernels import k_layout
-
-        found: Callable[..., None] = getattr(k_layout, kernel)
-        return found
 
 
 class AffineK(_KQuant):
@@ -147,11 +141,9 @@ class AffineK(_KQuant):
         return AffineGrid(np.empty(*halves), np.empty(*halves), np.empty(*integers), np.empty(*integers))
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> AffineGrid:
-        from dither.codecs.kernels.k_affine import fit_affine
-
         grid = self._empty(len(w_RB))
         shared = self.size, self.limit, self.most, self._starts, self._shares, self._rounds
-        fit_affine(w_RB, importance_IB, *shared, *_patterns(grid))
+        affine.fit_affine(w_RB, importance_IB, *shared, *_patterns(grid))
         return grid
 
 
@@ -185,11 +177,9 @@ class SymmetricK(_KQuant):
         return SymmetricGrid(np.empty(rows, np.float16), np.empty((rows, 16), np.int8))
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> SymmetricGrid:
-        from dither.codecs.kernels.k_symmetric import fit_symmetric
-
         grid = self._empty(len(w_RB))
         shared = self.limit, self.reach, self._starts, self._shares, self._rounds
-        fit_symmetric(w_RB, importance_IB, *shared, *_patterns(grid))
+        symmetric.fit_symmetric(w_RB, importance_IB, *shared, *_patterns(grid))
         return grid
 
 

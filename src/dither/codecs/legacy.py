@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Scales, plain_levels, plain_scales
 from dither.codecs.blocks import (
+    Kernels,
     blocks,
     bytes_of_scale,
     codes_of_nibbles,
@@ -35,6 +36,7 @@ from dither.codecs.blocks import (
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
+kernels, searches = Kernels("legacy"), Kernels("uniform")
 BELOW_HALF = np.float32(0.49999997)
 
 
@@ -86,8 +88,6 @@ class Q8(FactorCodec):
     levels = plain_levels(range(-127, 128), np.arange(-127, 128, dtype=np.int8), 32)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
-        from dither.codecs.kernels import legacy as kernels
-
         w_NB = blocks(w_RB, self.block)
         grid = empty_grid(len(w_NB))
         kernels.fit_absmax(w_NB, np.float32(127), grid.scale_R, grid.inverse_R)
@@ -113,13 +113,9 @@ class Q8(FactorCodec):
         return np.ascontiguousarray(raw_RN[:, 2:]).view(np.int8), stored_grid(scale_R, np.zeros_like(scale_R))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import legacy as kernels
-
         kernels.pack_q8(w_NB, *self.fit(w_NB, None)[:2], raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import legacy as kernels
-
         kernels.decode_q8(raw_NN, w_NB)
 
 
@@ -147,9 +143,6 @@ class LowBits(FactorCodec):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """ggml's formula without importance; the best of a few dozen scales with it."""
-        from dither.codecs.kernels import legacy as kernels
-        from dither.codecs.kernels import uniform
-
         w_NB, most, middle = blocks(w_RB, self.block), np.float32(self.most), np.float32(self.middle)
         grid = empty_grid(len(w_NB))
         if self.affine:
@@ -160,9 +153,9 @@ class LowBits(FactorCodec):
             return grid
         importance_PB = importance_blocks(importance_B, self.block)
         if self.affine:
-            uniform.search_affine(w_NB, importance_PB, self.candidates, most, *grid)
+            searches.search_affine(w_NB, importance_PB, self.candidates, most, *grid)
         else:
-            uniform.search_signed(w_NB, importance_PB, self.candidates, -middle, most, *grid[:2])
+            searches.search_signed(w_NB, importance_PB, self.candidates, -middle, most, *grid[:2])
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -192,14 +185,10 @@ class LowBits(FactorCodec):
         return codes_RB, stored_grid(scale_R, minimum_R)
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import legacy as kernels
-
         grid = self.fit(w_NB, importance_PB)
         kernels.pack_low_bits(w_NB, *grid, np.float32(self.shift), self.bits, self.affine, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import legacy as kernels
-
         kernels.decode_low_bits(raw_NN, self.bits, self.affine, w_NB)
 
 

@@ -26,11 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import Levels, Scales, SplitBlocks, multiple_scales
-from dither.codecs.blocks import blocks, codes_of_nibbles, importance_blocks, nibbles, quotients
+from dither.codecs.blocks import Kernels, blocks, codes_of_nibbles, importance_blocks, nibbles, quotients
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
+kernels = Kernels("fp4")
 FAMILY = "nvfp4-e8 (of weights times 2⁸)"
 NAME = re.compile(r"nvfp4-e(-?(?:0|[1-9]\d{0,2}))")
 FARTHEST = 100  # exponents that leave all products normal float32s
@@ -97,11 +98,9 @@ class Fp4Codec(SplitBlocks):
         return self._fit(self._raised(w_RB), importance_B)
 
     def _fit(self, raised_RB: Floats, importance_B: Floats | None) -> Fp4Grid:
-        from dither.codecs.kernels import fp4
-
         w_NG, importance_PG = blocks(raised_RB, self.group), importance_blocks(importance_B, self.group)
         index_N = np.empty(len(w_NG), np.uint8)
-        fp4.fit_scales(w_NG, importance_PG, self.scales, self.group == 32, *self.window, index_N)
+        kernels.fit_scales(w_NG, importance_PG, self.scales, self.group == 32, *self.window, index_N)
         return Fp4Grid(index_N.reshape(len(w_NG) // self.groups, self.groups))
 
     def scales_of(self, grid: Grid, at: slice) -> Floats:
@@ -128,21 +127,17 @@ class Fp4Codec(SplitBlocks):
         return codes_RB, Fp4Grid(np.ascontiguousarray(raw_RN[:, : self.groups]))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import fp4
-
         raised_NB = self._raised(w_NB)
         index_RS, w_NG = self._fit(raised_NB, importance_PB).index_RS, raised_NB.reshape(-1, self.group)
         codes_N = np.empty((len(w_NG), self.group // 2), np.uint8)
-        fp4.pack_codes(w_NG, self.scales, index_RS.reshape(-1), codes_N)
+        kernels.pack_codes(w_NG, self.scales, index_RS.reshape(-1), codes_N)
         raw_NN[:, : self.groups] = index_RS
         raw_NN[:, self.groups :] = codes_N.reshape(len(raw_NN), self.block // 2)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import fp4
-
         codes_N = np.ascontiguousarray(raw_NN[:, self.groups :]).reshape(-1, self.group // 2)
         index_N = np.ascontiguousarray(raw_NN[:, : self.groups]).reshape(-1)
-        fp4.unpack_values(codes_N, self.scales, index_N, VALUES, w_NB.reshape(-1, self.group))
+        kernels.unpack_values(codes_N, self.scales, index_N, VALUES, w_NB.reshape(-1, self.group))
         if self.exponent:
             w_NB *= self.down
 

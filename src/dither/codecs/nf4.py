@@ -24,11 +24,12 @@ import re
 import numpy as np
 
 from dither.codecs.base import Levels, OneScale, TableCodec
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
+from dither.codecs.blocks import Kernels, blocks, bytes_of_scale, importance_blocks, packed_blocks, scale_values
 from dither.codecs.integers import group_of
 from dither.formats.layouts.parts import TABLES
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
+kernels, streams = Kernels("tables"), Kernels("stored")
 FAMILY = "nf4-g64 and fp4-g64 (groups of 32 to 4096; -dq)"
 NAME = re.compile(r"(nf4|fp4)-g([1-9]\d{1,3})(-dq)?")
 NESTED = 256  # scales that share a scale of their own
@@ -63,14 +64,12 @@ class Numbers(TableCodec):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         """The largest magnitude without importance; with it the scale of least weighted error found."""
-        from dither.codecs.kernels import tables
-
         w_NB = blocks(w_RB, self.block)
         grid = OneScale(np.empty(len(w_NB), np.float32))
-        tables.fit_largest(w_NB, grid.scale_R)
+        kernels.fit_largest(w_NB, grid.scale_R)
         if importance_B is not None:
             importance_PB = importance_blocks(importance_B, self.block)
-            tables.search_scale(w_NB, importance_PB, CANDIDATES, self.rising_K, self.borders_K, grid.scale_R)
+            kernels.search_scale(w_NB, importance_PB, CANDIDATES, self.rising_K, self.borders_K, grid.scale_R)
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -81,30 +80,22 @@ class Numbers(TableCodec):
         return codes
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        from dither.codecs.kernels.stored import pack_all
-
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
         raw_RN[:, :4] = bytes_of_scale(grid.scale_R, "float32")
-        pack_all(packed_blocks(codes_RB, self.block), 4, 4, raw_RN)
+        streams.pack_all(packed_blocks(codes_RB, self.block), 4, 4, raw_RN)
         return raw_RN
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
-        from dither.codecs.kernels.stored import unpack_all
-
         raw_RN = packed_blocks(raw_RN, self.block_bytes)
         codes_RB = np.empty((len(raw_RN), self.block), np.uint8)
-        unpack_all(raw_RN, 4, 4, codes_RB)
+        streams.unpack_all(raw_RN, 4, 4, codes_RB)
         return codes_RB, OneScale(scale_values(raw_RN, "float32"))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import tables
-
-        tables.pack_numbers(w_NB, self.fit(w_NB, importance_PB).scale_R, self.borders_K, self.codes_K, raw_NN)
+        kernels.pack_numbers(w_NB, self.fit(w_NB, importance_PB).scale_R, self.borders_K, self.codes_K, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import tables
-
-        tables.decode_numbers(raw_NN, self.table, w_NB)
+        kernels.decode_numbers(raw_NN, self.table, w_NB)
 
 
 def parse(name: str, columns: int) -> Codec | None:

@@ -20,11 +20,12 @@ from __future__ import annotations
 import numpy as np
 
 from dither.codecs.base import plain_levels
-from dither.codecs.blocks import blocks, bytes_of_scale, importance_blocks, scale_values
+from dither.codecs.blocks import Kernels, blocks, bytes_of_scale, importance_blocks, scale_values
 from dither.codecs.legacy import BELOW_HALF, FactorCodec, empty_grid, steps_from, stored_grid
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
+kernels, scaling, searches = Kernels("ternary"), Kernels("legacy"), Kernels("uniform")
 # Inverse scales to try, in units of one over the largest weight: rounding up begins at half a scale.
 CANDIDATES = np.geomspace(0.75, 6.0, 32).astype(np.float32)
 # TQ1_0's three regions: first weight, weights apart, digits, bytes.
@@ -41,14 +42,12 @@ class TernaryCodec(FactorCodec):
         self.levels = plain_levels((-1, 0, 1), np.arange(3, dtype=np.uint8), self.block)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
-        from dither.codecs.kernels import legacy, uniform
-
         w_NB = blocks(w_RB, self.block)
         grid = empty_grid(len(w_NB))
-        legacy.fit_absmax(w_NB, np.float32(1), *grid[:2])
+        scaling.fit_absmax(w_NB, np.float32(1), *grid[:2])
         if importance_B is not None:
             importance_PB = importance_blocks(importance_B, self.block)
-            uniform.search_signed(w_NB, importance_PB, CANDIDATES, np.float32(-1), np.float32(2), *grid[:2])
+            searches.search_signed(w_NB, importance_PB, CANDIDATES, np.float32(-1), np.float32(2), *grid[:2])
         return grid
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
@@ -72,15 +71,11 @@ class TernaryCodec(FactorCodec):
         return np.concatenate(parts, axis=1).astype(np.uint8), stored_grid(scale_R, np.zeros_like(scale_R))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        from dither.codecs.kernels import ternary
-
-        pack = ternary.pack_tq1 if self.name == "TQ1_0" else ternary.pack_tq2
+        pack = kernels.pack_tq1 if self.name == "TQ1_0" else kernels.pack_tq2
         pack(w_NB, *self.fit(w_NB, importance_PB)[:2], raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        from dither.codecs.kernels import ternary
-
-        decode = ternary.decode_tq1 if self.name == "TQ1_0" else ternary.decode_tq2
+        decode = kernels.decode_tq1 if self.name == "TQ1_0" else kernels.decode_tq2
         decode(raw_NN, w_NB)
 
     @staticmethod

@@ -29,6 +29,7 @@ def nearest_level(position, numbers_K, even):
     """The index of the number nearest to `position`; `even` says that the numbers are one apart."""
     last = numbers_K.size - 1
     if even:
+        # One apart: the level is the distance from the first, rounded by cutting off.
         steps = position - numbers_K[0] + HALF
         return np.int64(min(max(steps, ZERO), np.float32(last)))
     low, high = 0, last
@@ -55,6 +56,7 @@ def nearest_number(position, numbers_K, even):
         level = number - splat(numbers_K[0])
     else:
         for k in range(1, numbers_K.size):
+            # No search: every border is compared for all lanes, which costs no branch.
             above = less(splat(HALF * (numbers_K[k - 1] + numbers_K[k])), position)
             number = where(above, splat(numbers_K[k]), number)
             level = where(above, splat(np.float32(k)), level)
@@ -77,13 +79,16 @@ def _feed_lanes(x, t, forward_BB, cost_B, numbers_K, even, scale, offset, sub_B,
     loss = splat(ZERO)
     for k in range(columns):
         at, s = LANES * k, LANES * sub_B[k]
+        # Where the columns before have left this one's minimum, in steps of its scale.
         here = load(t, at)
         number, chosen = nearest_number((here + load(offset, s)) * reciprocal(load(scale, s)), numbers_K, even)
         rounded = load(scale, s) * number - load(offset, s)
         store(level, at, chosen)
         store(value, at, rounded)
+        # r F has F_kk · (t − ŵ) as coordinate k, so each column adds its own square to the loss.
         missed = here - rounded
         loss = fma(missed * missed, splat(cost_B[k]), loss)
+        # Column j's minimum moves by F_kj / F_jj of the residual, for every k before it.
         residual = load(x, at) - rounded
         for j in range(k + 1, columns):
             store(t, LANES * j, fma(residual, splat(forward_BB[k, j]), load(t, LANES * j)))
@@ -131,12 +136,15 @@ def descend(g_RB, m_BB, numbers_K, even, scale_RS, offset_RS, sub_B, level_RB, v
             if curve <= ZERO:
                 continue
             scale, offset = scale_RS[r, s], offset_RS[r, s]
+            # The minimum along this one weight: half the negative gradient over the curvature.
             wanted = value_RB[r, k] + g_RB[r, k] / curve
             level = nearest_level((wanted + offset) * inverse(scale), numbers_K, even)
             if level == level_RB[r, k]:
                 continue
             value = scale * numbers_K[level] - offset
             step = value - value_RB[r, k]
+            # The form falls by step · (2g − step · curve). A move that gains as little as rounding noise is left, so
+            # that sweeps come to an end.
             if step * (TWO * g_RB[r, k] - step * curve) <= GAIN * step * step * curve:
                 continue
             level_RB[r, k], value_RB[r, k] = level, value

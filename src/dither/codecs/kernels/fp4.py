@@ -33,6 +33,7 @@ def nearest_magnitude(a):
 
 @njit(**INNER_SUMS)
 def group_error(w_NB, importance_PB, n, scale):
+    # In units of the scale: the caller, who knows which units it compares, multiplies by the square.
     inverse = ONE / scale
     p = n % importance_PB.shape[0]
     error = ZERO
@@ -62,11 +63,14 @@ def fit_scales(w_NB, importance_PB, scales, power_of_two, below, above, last, in
         for j in range(w_NB.shape[1]):
             amax = max(amax, abs(w_NB[n, j]))
         if amax == ZERO:
+            # A group of zeros: codes are 0 under any scale.
             index_N[n] = 0
             continue
+        # The guess rounds down, so the window reaches farther up than down where scales are dense.
         start = min(max(first_guess(amax, power_of_two), np.int32(1)), last)
         best, least = start, group_error(w_NB, importance_PB, n, scales[start])
         for k in range(max(start - below, 1), min(start + above, last) + 1):
+            # Errors in units of this scale, brought to those of the first guess.
             ratio = scales[k] / scales[start]
             error = group_error(w_NB, importance_PB, n, scales[k]) * ratio * ratio
             if error < least:

@@ -26,10 +26,13 @@ SMALL, LARGE = np.float32(1e-30), np.float32(1e30)  # beyond these, sums of squa
 @exact
 def rounded(x):
     """The E4M3 number nearest to x, as float32."""
+    # Normal numbers keep 3 of 23 bits of mantissa: the rest is rounded as an integer, ties to even, and a carry into
+    # the exponent is right as it is.
     size = min(abs(x), MOST)
     bits = float_bits(size)
     odd = (bits >> np.uint32(20)) & np.uint32(1)
     normal = bits_float((bits + np.uint32(0x7FFFF) + odd) & np.uint32(0xFFF00000))
+    # Below 2⁻⁶ numbers are whole multiples of 2⁻⁹, whatever their size.
     near_zero = (size + TO_NINTHS) - TO_NINTHS
     nearest = near_zero if size < LEAST_NORMAL else normal
     return -nearest if x < ZERO else nearest
@@ -42,6 +45,7 @@ def to_e4m3(x):
     size = abs(rounded(x))
     if size < LEAST_NORMAL:
         return np.uint8(sign | np.uint32(size * np.float32(512)))
+    # Exponents are biased by 7 instead of 127, 120 less, and stand above three bits.
     return np.uint8(sign | ((float_bits(size) >> np.uint32(20)) - np.uint32(120 << 3)))
 
 
@@ -64,6 +68,7 @@ def fit_largest(w_NB, importance_PB, targets_K, kind, scale_N):
         if peak == ZERO:
             scale_N[n] = ONE
             continue
+        # The plain scale first, which a block of extreme weights keeps: its errors could not be squared.
         scale_N[n] = as_stored(peak / targets_K[0], kind)
         if not SMALL < peak < LARGE:
             continue

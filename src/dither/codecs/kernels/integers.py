@@ -40,6 +40,7 @@ def best_scale(x, v, candidates_K, low, most):
     best, gain = ZERO, ZERO
     for k in range(candidates_K.size):
         xq, qq = signed_sums(x, v, candidates_K[k], low, most)
+        # A scale of the other sign than its candidate's would turn the codes around.
         if xq * xq > gain * qq and xq * candidates_K[k] > ZERO:
             best, gain = xq / qq, xq * xq / qq
     if best != ZERO:
@@ -72,9 +73,11 @@ def fit_signed_integers(w_NB, importance_PB, candidates_K, half, symmetric, kind
         low_key, high_key = extremes(w_NB.view(np.int32), n)
         least, most_w = key_float(low_key), key_float(high_key)
         peak = most_w if most_w >= -least else least
+        # A block of zeros is exact under any scale; 1 can be divided by.
         if peak == ZERO:
             scale_N[n] = ONE
             continue
+        # The plain formulas come first, so that a search that finds no better never costs anything.
         kept = plain_signed(peak, half, symmetric, 0, kind)
         if SMALL < abs(peak) < LARGE:
             load_block(w_NB, importance_PB, n, ONE / peak, x, v)
@@ -86,6 +89,7 @@ def fit_signed_integers(w_NB, importance_PB, candidates_K, half, symmetric, kind
             if symmetric:
                 best = abs(best) * np.sign(peak)  # in units of the peak, so that the product is positive
             if best != ZERO:
+                # Rounding the best scale need not give the best stored one: the numbers beside it are judged too.
                 found = as_stored(best * peak, kind)
                 for step in range(-1, 2):
                     kept, error = judge(x, v, neighbor(found, kind, step), peak, low, most, kept, error)
@@ -101,6 +105,8 @@ def zero_of(low, scale, most):
 @njit(**INNER)
 def best_affine(x, v, candidates_K, start, reach, most):
     """The best scale, and the zero point found by walking from `start` while that gains, or up to `reach`."""
+    # The error is taken to rise on both sides of its least: one side is walked, and the other only where the first
+    # gained nothing.
     zero = start
     best, gain = best_scale(x, v, candidates_K, -start, most)
     for side in range(2):
@@ -124,15 +130,18 @@ def fit_affine_integers(w_NB, importance_PB, candidates_K, reach, most, kind, sc
     x, v = np.empty(w_NB.shape[1], np.float32), np.empty(w_NB.shape[1], np.float32)
     for n in range(w_NB.shape[0]):
         low_key, high_key = extremes(w_NB.view(np.int32), n)
+        # The range holds 0, so that some code stands for it exactly.
         low, high = min(key_float(low_key), ZERO), max(key_float(high_key), ZERO)
         if low == high:
             scale_N[n], zero_N[n] = ONE, np.uint8((most + ONE) / np.float32(2))
             continue
+        # Divided before they are subtracted: high − low may be beyond float32.
         kept = as_stored(high / most - low / most, kind)
         zero = zero_of(low, kept, most)
         spread = high - low
         if SMALL < spread < LARGE:
             load_block(w_NB, importance_PB, n, ONE / spread, x, v)
+            # With z held, numbers run from −z to most − z: the sums of codes around zero serve here as well.
             error = signed_error(x, v, kept / spread, spread / kept, -zero, most)
             best, best_zero = best_affine(x, v, candidates_K, zero, reach, most)
             if best > ZERO:

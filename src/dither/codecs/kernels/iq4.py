@@ -52,6 +52,7 @@ def load_group(w_N32, bits_N32, importance_P32, n, p, start, x, vx, v):
     peak = high if high > -low else low
     peak = peak if abs(peak) > NOTHING else ZERO
     inverse = ONE / peak if peak != ZERO else ZERO
+    # Where all importance is zero the weights still want a scale that fits: a trace of it decides.
     total, energy = ZERO, ZERO
     for j in range(32):
         total += importance_P32[p, j]
@@ -81,11 +82,13 @@ def sums(x, vx, v, start, position, table):
 @njit(**INLINE_SUMS)
 def best_scale(x, vx, v, start, candidates_K, table):
     """The real-valued scale, in units of the peak, of least error."""
+    # The scale that takes most off Σ v·x², as in `uniform.search_signed`.
     best, gain = ZERO, ZERO
     for k in range(candidates_K.size):
         xq, qq = sums(x, vx, v, start, candidates_K[k], table)
         if xq * xq > gain * qq:
             best, gain = xq / qq, xq * xq / qq
+    # One more look-up under the scale that is best for the codes just found.
     position = ONE / best if abs(best) > ONE / REACH else ZERO
     xq, qq = sums(x, vx, v, start, position, table)
     return xq / qq if xq * xq > gain * qq else best
@@ -120,6 +123,7 @@ def search_multiples(x, vx, v, start, unit, energy, table):
     best, error, best_xq, best_qq = np.int32(0), energy, ZERO, ZERO
     for side in (np.int32(-1), np.int32(1)):  # of the codebook
         sign = side if unit > ZERO else -side
+        # The peak is worth having only on the outer part of the codebook: these multiples send it there.
         near, far = LONG if side < 0 else SHORT
         end = np.float32(32) if sign < 0 else np.float32(31)
         low = np.int32(min(abs(unit) / far + HALF, end))
@@ -151,7 +155,9 @@ def first_scale(x, vx, v, one, peaks, candidates_K, table):
         widest = s if abs(peaks[s]) > abs(peaks[widest]) else widest
     for j in range(32):  # a copy, so that the search runs at a fixed address
         one[j], one[32 + j], one[64 + j] = x[widest * 32 + j], vx[widest * 32 + j], v[widest * 32 + j]
+    # The widest 32 weights decide, with the lowest multiple, −32, for their scale.
     best = best_scale(one[:32], one[32:64], one[64:], 0, candidates_K, table) * peaks[widest]
+    # Other groups must still be able to reach their peak, and d must not vanish as a float16.
     least = ZERO
     for s in range(8):
         least = max(least, abs(peaks[s]) / LONG[0] if s != widest else ZERO)
@@ -173,6 +179,8 @@ def fit_xs(w_N32, importance_P32, candidates_K, table, scale_N, multiple_NS):
             p = p + 1 if p + 1 < importance_P32.shape[0] else 0
             peaks[s], energies[s] = load_group(w_N32, bits_N32, importance_P32, n * 8 + s, p, s * 32, x, vx, v)
         d = first_scale(x, vx, v, one, peaks, candidates_K, table)
+        # First every multiple in reach, under d as the widest group wants it; then, under d of least squares for all
+        # codes, only those beside the ones chosen.
         for turn in range(2):
             top, bottom = ZERO, ZERO
             for s in range(8):
@@ -183,6 +191,7 @@ def fit_xs(w_N32, importance_P32, candidates_K, table, scale_N, multiple_NS):
                     found = neighbors(x, vx, v, s * 32, np.int32(multiple_NS[n, s]), unit, energies[s], table)
                 multiple, xq, qq = found
                 multiple_NS[n, s] = multiple
+                # Least squares for d: Σ multiple·xq over Σ multiple²·qq, sub-block by sub-block.
                 top += np.float32(multiple) * xq * unit
                 bottom += np.float32(multiple) ** 2 * qq
             scale_N[n] = d

@@ -71,6 +71,8 @@ def _code_sums(x, w, at, size, base, inverse, top):
     b = c = e = splat(0.0)
     for j in range(at, at + LANES * size, LANES):
         u = load(x, j) - base
+        # One fma scales and rounds, for beside 1.5·2²³ there is no room for a fraction. Codes are cut to 0 … top
+        # while the magic is still in them, where both bounds are exact.
         q = larger(smaller(fma(u, inverse, magic), ceiling), magic) - magic
         wq = weighed(w, j, q)
         b = b + wq
@@ -86,11 +88,15 @@ def _least_squares(a, b, c, d, e, base):
     A minimum is stored as −dmin·m, which cannot be positive: where the free optimum is, o is pinned to
     −base.  Where all codes are alike nothing tells scale from offset, and o stays 0.
     """
+    # The normal equations of a scale and an offset. Their determinant is Σw times the codes' weighted variance: 0
+    # where all codes are alike.
     determinant = a * c - b * b
     offset_share = c * d - b * e
     flat = less(determinant, splat(1e-5) * a * c + splat(LEAST))
+    # base + o > 0, without the division: where this is used, the determinant is positive.
     bound = less(splat(0.0), base * determinant + offset_share)
     pinned = where(flat, splat(0.0), where(bound, splat(0.0) - base, splat(0.0)))
+    # With o fixed, by the bound or for want of a second code, the scale alone is left: Σwq(u − o) / Σwq².
     fixed = either(flat, bound)
     share = splat(1.0) / where(fixed, larger(c, splat(LEAST)), determinant)
     scale = where(fixed, e - pinned * b, a * e - b * d) * share
@@ -100,11 +106,13 @@ def _least_squares(a, b, c, d, e, base):
 @inner
 def _span(x, w, at, size):
     """The lowest weight or 0, the distance to the highest, and Σw, Σwu, Σwu² of u = x − lowest."""
+    # The range holds 0, for no minimum above 0 can be stored.
     low = splat(0.0)
     high = load(x, at)
     for j in range(at, at + LANES * size, LANES):
         low = smaller(low, load(x, j))
         high = larger(high, load(x, j))
+    # Moments about the lowest weight; those about any other base follow without the weights.
     a = d = f = splat(0.0)
     for j in range(at, at + LANES * size, LANES):
         u = load(x, j) - low
@@ -127,12 +135,15 @@ def _fit_sub_block(x, w, at, size, top, starts, sub, state):
         if k < starts.shape[0]:
             inverse, base = splat(starts[k, 0]) * per_reach, low + splat(starts[k, 1]) * reach
         else:
+            # The last turn polishes: codes are rounded once more, under the best (s, o) so far.
             inverse, base = reciprocal(scale), offset
         b, c, e = _code_sums(x, w, at, size, base, inverse, top)
+        # Σwu and Σwu² about this start's base instead of the lowest weight.
         moved = base - low
         d = d_low - moved * a
         f = f_low - moved * (two * d_low - moved * a)
         s, o = _least_squares(a, b, c, d, e, base)
+        # Σw(u − s·q − o)², multiplied out: every term is in the sums at hand.
         loss = f - s * (two * (e - o * b) - s * c) - o * (two * d - o * a)
         better = less(loss, least)
         least = where(better, loss, least)
@@ -154,6 +165,7 @@ def _record(state, sub, b, c, scale, offset):
 @inner
 def _excess(state, sub, scale, offset):
     """How much worse than the optimum a scale and an offset are, the codes being fixed."""
+    # Around its least the loss is this quadratic, with no linear terms.
     ds = scale - load(state, _slot(_SCALE, sub))
     do = offset - load(state, _slot(_OFFSET, sub))
     a, b, c = load(state, _slot(_A, sub)), load(state, _slot(_B, sub)), load(state, _slot(_C, sub))
@@ -177,7 +189,10 @@ def _choose_integers(state, subs, d, dmin, most, sc, m):
     total = zero
     for sub in range(subs):
         scale, offset = load(state, _slot(_SCALE, sub)), load(state, _slot(_OFFSET, sub))
+        # A scale that is ds off its optimum wants its offset −ds · Σwq / Σw off its own.
         slope = load(state, _slot(_B, sub)) / load(state, _slot(_A, sub))
+        # The scale wanted lies between these two integers. Which is better depends on the minimum that each can have,
+        # which is rounded too, so both are judged with theirs.
         low = round_between(scale * per_d - splat(0.5), zero, top)
         high = smaller(low + splat(1.0), top)
         low_m = round_between((slope * (d * low - scale) - offset) * per_dmin, zero, top)
@@ -197,6 +212,8 @@ def _refit_super(state, subs, d, dmin, sc, m):
     zero = splat(0.0)
     aa = ab = bb = ra = rb = zero
     for sub in range(subs):
+        # This sub-block's quadratic in d and dmin rather than in its own scale and offset; their sum is a 2 × 2
+        # system for the super-block.
         n, k = load(sc, LANES * sub), load(m, LANES * sub)
         a, b, c = load(state, _slot(_A, sub)), load(state, _slot(_B, sub)), load(state, _slot(_C, sub))
         scale, offset = load(state, _slot(_SCALE, sub)), load(state, _slot(_OFFSET, sub))
@@ -209,6 +226,7 @@ def _refit_super(state, subs, d, dmin, sc, m):
     flat = less(determinant, splat(1e-5) * aa * bb + splat(LEAST))
     share = splat(1.0) / where(flat, splat(1.0), determinant)
     new_d, new_dmin = (bb * ra - ab * rb) * share, (aa * rb - ab * ra) * share
+    # Where the two cannot be told apart, or come out negative, what was stays.
     keep_d = where(flat, zero, new_d)
     keep_dmin = where(flat, zero, new_dmin)
     return (
@@ -222,6 +240,7 @@ def _resnap(x, w, size, subs, top, d, dmin, sc, m, state):
     """Codes anew under the stored scales, and the record of each sub-block with them."""
     for sub in range(subs):
         at = LANES * size * sub
+        # The base is the minimum as it will be stored, about which no earlier sum was taken.
         base = splat(0.0) - dmin * load(m, LANES * sub)
         inverse = reciprocal(d * load(sc, LANES * sub))
         b, c, e = _code_sums(x, w, at, size, base, inverse, top)
@@ -235,12 +254,15 @@ def _resnap(x, w, size, subs, top, d, dmin, sc, m, state):
 @inner
 def _search(x, w, size, top, most, starts, shares, rounds, state, sc, m, sc_try, m_try):
     """All three stages; d and dmin are returned, the integers left in `sc` and `m`."""
+    # Stage 1. The super-block's d must reach the largest of these scales, its dmin the lowest offset.
     subs = 256 // size
     scale_max = lowest = splat(0.0)
     for sub in range(subs):
         scale, offset = _fit_sub_block(x, w, LANES * size * sub, size, top, starts, sub, state)
         scale_max, lowest = larger(scale_max, scale), smaller(lowest, offset)
     widest, deepest = scale_max / splat(most), (splat(0.0) - lowest) / splat(most)
+    # Stage 2. First the largest scale on the largest integer, then d a little larger and smaller: some other d may
+    # suit all the integers together better.
     d, dmin = nearest_f16(widest), nearest_f16(deepest)
     least = _choose_integers(state, subs, d, dmin, most, sc, m)
     for k in range(shares.shape[0]):
@@ -251,9 +273,12 @@ def _search(x, w, size, top, most, starts, shares, rounds, state, sc, m, sc_try,
         take_where(better, sc_try, sc, subs)
         take_where(better, m_try, m, subs)
     for _ in range(rounds):
+        # Stage 3. New codes have another optimum, so what is stored is judged anew before anything is compared with
+        # it.
         _resnap(x, w, size, subs, top, d, dmin, sc, m, state)
         least = _total_excess(state, subs, d, dmin, sc, m)
         d_try, dmin_try = d, dmin
+        # First new integers under d and dmin as they are, then once more under those of least squares.
         for _ in range(2):
             excess = _choose_integers(state, subs, d_try, dmin_try, most, sc_try, m_try)
             better = less(excess, least)
@@ -285,6 +310,7 @@ def fit_affine(w_RB, importance_IB, size, top, most, starts, shares, rounds, d_R
         d, dmin = _search(x, w, size, top, most, starts, shares, rounds, state, sc, m, sc_try, m_try)
         store(ends, 0, d)
         store(ends, LANES, dmin)
+        # Lanes beyond the last super-block repeat earlier ones, and are dropped here.
         for lane in range(min(LANES, w_RB.shape[0] - first)):
             d_R[first + lane] = f32_to_f16_finite(ends[lane])
             dmin_R[first + lane] = f32_to_f16_finite(ends[LANES + lane])

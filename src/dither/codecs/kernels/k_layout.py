@@ -33,6 +33,8 @@ def _inverse(scale):
 @inner
 def _nearest_codes(w, at, count, minimum, inverse, low, high, codes):
     """Items at … at + count of flat arrays: (w + minimum) · inverse, cut to low … high, rounded."""
+    # Sixteen at a time, then the rest one by one with the same operations in the same order: a code may not depend on
+    # where a slice of columns begins.
     whole = at + count // LANES * LANES
     magic = splat(ROUND_MAGIC)
     for i in range(at, whole, LANES):
@@ -64,6 +66,7 @@ def snap_affine(w_RK, start, size, top, d_R, dmin_R, sc_RS, m_RS, codes_RK):
         d, dmin = f16_to_f32(d_R[r]), f16_to_f32(dmin_R[r])
         at, sub = 0, start // size
         while at < columns:
+            # Up to the end of this sub-block, or of the columns that were given: they may begin and end inside one.
             count = min(columns, (sub + 1) * size - start) - at
             inverse = _inverse(d * np.float32(sc_RS[r, sub]))
             minimum = dmin * np.float32(m_RS[r, sub])
@@ -214,6 +217,7 @@ def pack_q5_k(codes_RB, d_R, dmin_R, sc_RS, m_RS, raw_RN):
         _pack_six_bits(sc_RS, m_RS, r, raw_RN)
         _pack_pairs(codes_RB, r, raw_RN, 48)
         for j in range(32):
+            # Bit s of byte j is the fifth bit of weight j of the s-th 32.
             fifth = np.uint8(0)
             for sub in range(8):
                 fifth |= (codes_RB[r, 32 * sub + j] >> 4) << sub
@@ -237,12 +241,15 @@ def pack_q3_k(codes_RB, d_R, sc_RS, raw_RN):
     for r in range(codes_RB.shape[0]):
         store_f16(raw_RN[r], 108, d_R[r])
         for j in range(32):
+            # Bit s of byte j is the third bit of weight j of the s-th 32.
             third = 0
             for sub in range(8):
                 third |= ((codes_RB[r, 32 * sub + j] + 4) >> 2) << sub
             raw_RN[r, j] = third
         _pack_quarters(codes_RB, r, 4, 0, raw_RN, 32)
         for j in range(8):
+            # Scales j and j + 8 share a byte with their low four bits; the upper two bits of scales j, j + 4, j + 8
+            # and j + 12 share another.
             raw_RN[r, 96 + j] = ((sc_RS[r, j] + 32) & 15) | (((sc_RS[r, j + 8] + 32) & 15) << 4)
         for j in range(4):
             four = 0
@@ -290,6 +297,7 @@ def unpack_q6_k(raw_RN, codes_RB, d_R, sc_RS):
         for half in range(2):
             for quarter in range(4):
                 for j in range(32):
+                    # Quarters 0 and 1 are the low nibbles of 64 bytes, quarters 2 and 3 their upper ones.
                     low = raw_RN[r, 64 * half + 32 * (quarter % 2) + j] >> (4 * (quarter // 2))
                     high = raw_RN[r, 128 + 32 * half + j] >> (2 * quarter)
                     codes_RB[r, 128 * half + 32 * quarter + j] = ((low & 15) | ((high & 3) << 4)) - 32

@@ -61,8 +61,11 @@ def nearest_f16(x):
     """
     size = smaller(magnitude(x), splat(F16_MAX))
     spread = size * splat(8193.0)  # 2¹³ + 1
+    # The upper 11 bits of `size`: what the product shifts out is lost in the first difference.
     normal = spread - (spread - size)
     subnormal = (size + splat(0.5)) - splat(0.5)
+    # Both ways meet at 2⁻¹⁴. What would round to nothing keeps the smallest float16, for a scale of 0 would erase its
+    # weights.
     rounded = larger(where(less(size, splat(2.0**-14)), subnormal, normal), splat(F16_TINY))
     signed = where(less(x, splat(0.0)), splat(0.0) - rounded, rounded)
     return where(less(splat(0.0), magnitude(x)), smaller(signed, splat(F16_MAX)), splat(0.0))
@@ -81,6 +84,7 @@ def _turn(rows, first, spare, target):
     """Lay sixteen rows of 256, from row `first` on and around the end, into lanes."""
     count = rows.shape[0]
     start = first % count
+    # Sixteen rows in a row can be turned where they lie; around the end they are gathered first.
     if start + LANES <= count:
         flat, offset = rows.reshape(-1), start * SUPER
     else:
@@ -111,6 +115,7 @@ def stage_importance(importance_IB, first, spare, target):
     if importance_IB is None:
         return
     _turn(importance_IB, first, spare, target)
+    # Cut to what leaves a sum of 256 finite: importance may be anything that a file holds.
     total = splat(0.0)
     for j in range(SUPER):
         total = total + smaller(larger(load(target, LANES * j), splat(0.0)), splat(1e30))

@@ -66,12 +66,15 @@ def _code_sums(x, w, at, inverse, half):
 def _fit_sub_block(x, w, at, half, starts, sub, state):
     """The best real scale among `starts` (codes for the largest weight)."""
     zero = splat(0.0)
+    # The weight of largest size keeps its sign: a start is the code it is given, on the long side or the short.
     extreme = zero
     for j in range(at, at + LANES * SIZE, LANES):
         v = load(x, j)
         extreme = where(less(magnitude(extreme), magnitude(v)), v, extreme)
     per_extreme = reciprocal(extreme)
     best_e = zero
+    # A scale e / c removes e² / c from the loss, so the start that removes most is the best; nothing else of a start
+    # is kept.
     best_c = splat(LEAST)
     for k in range(starts.shape[0]):
         c, e = _code_sums(x, w, at, splat(starts[k]) * per_extreme, half)
@@ -91,6 +94,7 @@ def _choose_integers(state, d, reach, sc):
     total = splat(0.0)
     for n in range(0, LANES * SUBS, LANES):
         scale = load(state, _SCALE + n)
+        # For fixed codes the loss rises by C · (d·sc − scale)²: rounding each ratio is the exact optimum.
         integer = round_between(scale * per_d, low, high)
         store(sc, n, integer)
         ds = d * integer - scale
@@ -113,6 +117,7 @@ def _refit_super(state, d, sc):
     """The d of least squares for given integers and codes, as float16; the old one where there is none."""
     square = product = splat(0.0)
     for n in range(0, LANES * SUBS, LANES):
+        # d·sc against the scales wanted, by least squares, each counted by its C.
         integer = load(sc, n)
         weight = load(state, _C + n) * integer
         square = fma(weight, integer, square)
@@ -126,6 +131,7 @@ def _resnap(x, w, half, d, sc, state):
     """Codes anew under the stored scales, and the record of each sub-block with them."""
     for n in range(0, LANES * SUBS, LANES):
         stored = d * load(sc, n)
+        # Where all codes become 0 there is no better scale: the stored one stands for it, at no cost.
         c, e = _code_sums(x, w, n * SIZE, reciprocal(stored), half)
         store(state, _C + n, c)
         store(state, _SCALE + n, where(less(splat(LEAST), c), e / larger(c, splat(LEAST)), stored))
@@ -139,9 +145,11 @@ def _search(x, w, half, reach, starts, shares, rounds, state, sc, sc_try):
     for sub in range(SUBS):
         scale = _fit_sub_block(x, w, LANES * SIZE * sub, half, starts, sub, state)
         extreme = where(less(magnitude(extreme), magnitude(scale)), scale, extreme)
+    # The largest scale gets −reach, which is one farther from zero than the highest integer.
     widest = (zero - extreme) / splat(reach)
     d = nearest_f16(widest)
     least = _choose_integers(state, d, reach, sc)
+    # A smaller d leaves the largest scale between two integers, but may suit the other fifteen better.
     for k in range(shares.shape[0]):
         d_try = nearest_f16(widest * splat(shares[k]))
         excess = _choose_integers(state, d_try, reach, sc_try)
@@ -149,6 +157,7 @@ def _search(x, w, half, reach, starts, shares, rounds, state, sc, sc_try):
         least, d = where(better, excess, least), where(better, d_try, d)
         take_where(better, sc_try, sc, SUBS)
     for _ in range(rounds):
+        # Codes anew, hence another optimum: what is stored is judged by it before it is compared.
         _resnap(x, w, half, d, sc, state)
         least = _excess(state, d, sc)
         d_try = d

@@ -67,6 +67,7 @@ def extremes(bits_NB, n):
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for j in range(bits_NB.shape[1]):
         bits = bits_NB[n, j]
+        # Negative floats fall as their bits rise: flipping all but the sign puts them in order.
         key = bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
         low, high = min(low, key), max(high, key)
     return low, high
@@ -106,6 +107,7 @@ def fit_affine(w_NB, steps, scale_N, inverse_N, minimum_N, origin_N):
                     low = w_NB[n, j]
                     break
         stored_scale((high - low) / steps, scale_N, inverse_N, n)
+        # Weights are measured from the minimum before it is rounded, as in ggml, unless it had to be clamped.
         half = f32_to_f16_finite(low)
         minimum_N[n] = f16_to_f32(half)
         origin_N[n] = low if abs(low) <= np.float32(65504.0) else minimum_N[n]
@@ -141,6 +143,7 @@ def pack_low_bits(w_NB, scale_N, inverse_N, minimum_N, origin_N, half, bits, aff
         store_f16(raw, 0, f32_to_f16(scale_N[n]))
         if affine:
             store_f16(raw, 2, f32_to_f16(minimum_N[n]))
+        # An infinite inverse belongs to a scale whose float16 is 0: codes mean nothing, and are 0 in ggml's files.
         finite = np.isfinite(inverse_N[n])
         inverse = inverse_N[n] if finite else ZERO
         shift = half if finite else ZERO
@@ -150,6 +153,7 @@ def pack_low_bits(w_NB, scale_N, inverse_N, minimum_N, origin_N, half, bits, aff
         for j in range(16):
             raw[nibbles + j] = (codes[j] & np.uint8(15)) | (codes[16 + j] << np.uint8(4))
         if bits == 5:
+            # Fifth bits in one word, that of weight j at bit j.
             high = np.uint32(0)
             for j in range(32):
                 high |= np.uint32(codes[j] >> np.uint8(4)) << np.uint32(j)

@@ -29,6 +29,7 @@ _TRIALS = 9
 @inner
 def _closest(wanted, multiples_M):
     """The index of the multiple closest to `wanted`; multiples rise."""
+    # Bisection over the borders midway between neighbors; on a border the lower one is taken.
     low, high = 0, multiples_M.size - 1
     while low < high:
         middle = (low + high) // 2
@@ -48,6 +49,7 @@ def _apply(r, members_I, p, scale, offset, g_RB, m_BB, value_RB):
         value = scale * p[i] - offset
         step = value - value_RB[r, k]
         value_RB[r, k] = value
+        # g = r M, so a value that moves takes its row of M with it; one that stays costs nothing.
         if step != ZERO:
             for j in range(columns):
                 g_RB[r, j] -= step * m_BB[k, j]
@@ -56,6 +58,8 @@ def _apply(r, members_I, p, scale, offset, g_RB, m_BB, value_RB):
 @inner
 def _wanted(g, value, inverse_II, x):
     """Where all other sub-blocks leave this one's minimum goes to `x`; returns what it costs as it is."""
+    # With all other columns held, the form is a quadratic of this sub-block alone: least at value + g P⁻¹, where P is
+    # its part of M, and g P⁻¹ gᵀ above that least as it is.
     now = splat(ZERO)
     for i in range(inverse_II.shape[0]):
         step = splat(ZERO)
@@ -71,6 +75,7 @@ def _feed_sub(x, t, forward_II, cost_I, numbers_K, even, scale, offset, level):
     """Feedback over one sub-block; returns what it costs."""
     loss = splat(ZERO)
     per_scale = reciprocal(scale)
+    # t is where the weights already rounded have left each minimum; it starts at x.
     for k in range(cost_I.size):
         store(t, LANES * k, load(x, LANES * k))
     for k in range(cost_I.size):
@@ -79,7 +84,9 @@ def _feed_sub(x, t, forward_II, cost_I, numbers_K, even, scale, offset, level):
         number, chosen = nearest_number((here + offset) * per_scale, numbers_K, even)
         rounded = scale * number - offset
         store(level, at, chosen)
+        # In the factor's coordinates each miss adds to the loss by itself, times its diagonal squared.
         loss = fma((here - rounded) * (here - rounded), splat(cost_I[k]), loss)
+        # The columns that follow move by the whole residual, not by the last miss alone.
         residual = load(x, at) - rounded
         for j in range(k + 1, cost_I.size):
             store(t, LANES * j, fma(residual, splat(forward_II[k, j]), load(t, LANES * j)))
@@ -89,11 +96,15 @@ def _feed_sub(x, t, forward_II, cost_I, numbers_K, even, scale, offset, level):
 @inner
 def _candidate(trial, old_i, old_j, unit, below, mean, multiples_M, lowers_M):
     """The indices of trial 0 … 8: three multiples, and three offsets around that which keeps the mean."""
+    # Three multiples, the one below, the same, the one above; with each of them three offsets.
     i = old_i + trial // 3 - 1
     if i < 0 or i >= multiples_M.size:
         return -1, -1
+    # Without an offset only the middle trial of each three is a new choice.
     if lowers_M.size == 1 or below == ZERO:
         return (i, old_j) if trial % 3 == 1 else (-1, -1)
+    # What a larger scale adds to the mean of the values, the offset takes off again: codes hardly move, and the two
+    # can be judged as a pair.
     wanted = below * lowers_M[old_j] + unit * (multiples_M[i] - multiples_M[old_i]) * mean
     j = _closest(wanted * inverse(below), lowers_M) + trial % 3 - 1
     return (i, j) if 0 <= j < lowers_M.size else (-1, -1)
@@ -137,6 +148,7 @@ def rechoose(
     `inverse_SII`: that part's inverse.
     """
     rows, size = g_RB.shape[0], members_SI.shape[1]
+    # All room is taken once: nothing is allocated between one sub-block and the next.
     g, value = aligned_floats(size * LANES), aligned_floats(size * LANES)
     x, t = aligned_floats(size * LANES), aligned_floats(size * LANES)
     level, kept = aligned_floats(size * LANES), aligned_floats(size * LANES)
@@ -150,40 +162,37 @@ def rechoose(
         for s in range(members_SI.shape[0]):
             members_I = members_SI[s]
             _gather(first, count, members_I, g_RB, value_RB, level_RB, numbers_K, g, value, mean)
+            # The present cost, a little lowered: a choice must be better by more than rounding noise, or the walk
+            # might never come to rest.
             store(best, 0, _wanted(g, value, inverse_SII[s], x) * splat(_BELOW_ONE))
             for lane in range(LANES):
                 best_i[lane] = -1
             for trial in range(_TRIALS):
+                # Each lane is a row with scales of its own, so one trial is another candidate in each. One that is
+                # impossible takes part with an offset far from every weight, and so never wins.
                 possible = False
                 for lane in range(LANES):
                     r = first + min(lane, count - 1)
                     unit, below = unit_R[r], below_R[r]
-                    i, j = _candidate(
-                        trial,
-                        np.int64(multiple_RS[r, s]),
-                        np.int64(lower_RS[r, s]),
-                        unit,
-                        below,
-                        mean[lane],
-                        multiples_M,
-                        lowers_M,
-                    )
+                    old_i, old_j = np.int64(multiple_RS[r, s]), np.int64(lower_RS[r, s])
+                    i, j = _candidate(trial, old_i, old_j, unit, below, mean[lane], multiples_M, lowers_M)
                     trial_i[lane], trial_j[lane] = i, j
                     possible = possible or i >= 0
                     scale[lane] = unit * multiples_M[i] if i >= 0 else ZERO
                     offset[lane] = below * lowers_M[j] if i >= 0 else _NOWHERE
                 if not possible:
                     continue
-                found = _feed_sub(
-                    x, t, forward_SII[s], cost_SI[s], numbers_K, even, load(scale, 0), load(offset, 0), level
-                )
+                s_16, o_16 = load(scale, 0), load(offset, 0)
+                found = _feed_sub(x, t, forward_SII[s], cost_SI[s], numbers_K, even, s_16, o_16, level)
                 store(loss, 0, found)
+                # Levels of the lanes that improved are saved now, for the next trial writes over them.
                 take_where(less(found, load(best, 0)), level, kept, size)
                 for lane in range(count):
                     if loss[lane] < best[lane]:
                         best_i[lane], best_j[lane] = trial_i[lane], trial_j[lane]
                 store(best, 0, smaller(found, load(best, 0)))
             for lane in range(count):
+                # Only winners touch the rows, and g follows at once, so that the next sub-block sees what is left.
                 if best_i[lane] < 0:
                     continue
                 r, i, j = first + lane, best_i[lane], best_j[lane]

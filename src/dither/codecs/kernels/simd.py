@@ -50,6 +50,7 @@ _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
 
 
+# A value of these types is an LLVM vector and nothing more: it lives in registers, not in memory.
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, fe_type):
@@ -73,6 +74,8 @@ def load(typing_context, array, index):
     """The vector at items index … index + 15 of a contiguous float32 array; no bounds check."""
 
     def generate(context, builder, signature, arguments):
+        # An alignment of 4 is all that may be promised of an array that begins anywhere; where one does begin on a
+        # line (`aligned_floats`), the same instruction is as fast.
         pointer = _address(context, builder, signature.args[0], *arguments, _FLOATS)
         return builder.load(pointer, align=4)
 
@@ -110,6 +113,7 @@ def store_bytes(typing_context, array, index, value):
     """Write the lanes, whole numbers that fit, to sixteen items of a contiguous uint8 or int8 array."""
 
     def generate(context, builder, signature, arguments):
+        # Through 32-bit integers, which processors convert to, then cut to bytes.
         words = builder.fptosi(arguments[2], ir.VectorType(ir.IntType(32), LANES))
         narrow = ir.VectorType(ir.IntType(8), LANES)
         pointer = _address(context, builder, signature.args[0], *arguments[:2], narrow)
@@ -135,6 +139,7 @@ def fma(typing_context, a, b, c):
     """a · b + c, rounded once where the hardware has the instruction."""
 
     def generate(context, builder, signature, arguments):
+        # fmuladd, not fma: where the instruction is missing, two roundings are better than a call per lane.
         kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
         function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
         return builder.call(function, arguments)

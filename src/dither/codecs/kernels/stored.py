@@ -37,8 +37,10 @@ TINY_F16 = np.float32(2.0**-24)
 def to_bf16(x):
     """The pattern of the finite bfloat16 nearest to x, ties to even."""
     bits = float_bits(x)
+    # Half a last place, less one where the last bit is even: ties go to even.
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     pattern = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    # Rounding up may have reached infinity's pattern: cut back to the largest finite number.
     size, sign = pattern & np.uint32(0x7FFF), pattern & np.uint32(0x8000)
     return np.uint16(sign | min(size, MOST_BF16))
 
@@ -61,6 +63,7 @@ def as_stored(x, kind):
 def neighbor(scale, kind, step):
     """The stored number `step` places farther from zero; itself where that leaves the finite ones."""
     if kind == F16:
+        # Patterns of one sign are in the order of their numbers: the next number is the next pattern.
         pattern = np.int32(f32_to_f16_finite(scale)) + np.int32(step)
         size = pattern & np.int32(0x7FFF)
         return f16_to_f32(np.uint16(pattern)) if np.int32(0) < size < np.int32(0x7C00) else scale
@@ -106,6 +109,7 @@ def put_codes(codes_B, bits, raw, at):
     """Append codes of `bits` bits as one stream from byte `at` on."""
     held, count = np.uint32(0), np.uint32(0)
     for j in range(codes_B.size):
+        # Whole bytes leave as soon as they are full, so that `held` never needs more than 15 bits.
         held |= np.uint32(codes_B[j]) << count
         count += np.uint32(bits)
         while count >= np.uint32(8):

@@ -91,15 +91,18 @@ def search_scale(w_NB, importance_PB, candidates_K, table_K, borders_K, scale_N)
             continue
         load_block(w_NB, importance_PB, n, ONE / peak, x, v)
         best, gain = ZERO, ZERO
+        # The last turns are Lloyd's iteration, from the best scale so far.
         for k in range(candidates_K.size + POLISH):
             inverse = candidates_K[k] if k < candidates_K.size else ONE / best
             xt, tt = number_sums(x, v, inverse, table_K, borders_K, room)
+            # A negative scale is none of these formats'.
             if xt > ZERO and xt * xt > gain * tt:
                 best, gain = xt / tt, xt * xt / tt
             if best == ZERO:
                 break
         if best == ZERO:
             continue
+        # The plain scale is kept unless the search is better by the error itself, not by its own estimate.
         plain = number_error(x, v, ONE, table_K, borders_K, room)
         if number_error(x, v, best, table_K, borders_K, room) < plain:
             scale_N[n] = best * peak

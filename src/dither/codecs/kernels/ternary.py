@@ -26,6 +26,8 @@ def digits_of(w_NB, n, inverse, digits):
 def put_base3(digits, start, width, count, raw, at):
     """Bytes of `count` base-3 digits, `width` weights apart: digits / 3⁵ in units of 1/256, rounded up."""
     for m in range(width):
+        # The digits as one number below 3⁵, the first the most significant. Rounding up to 256ths makes up for what a
+        # decoder's products by 3 would fall short of.
         number = np.uint32(0)
         for k in range(5):
             digit = np.uint32(digits[start + m + k * width]) if k < count else np.uint32(0)
@@ -38,6 +40,7 @@ def pack_tq1(w_NB, scale_N, inverse_N, raw_N):
     digits = np.empty(256, np.uint8)
     for n in range(w_NB.shape[0]):
         digits_of(w_NB, n, inverse_N[n], digits)
+        # 5 · 32 + 5 · 16 + 4 · 4 = 256 weights.
         put_base3(digits, 0, 32, 5, raw_N[n], 0)
         put_base3(digits, 160, 16, 5, raw_N[n], 32)
         put_base3(digits, 240, 4, 4, raw_N[n], 48)
@@ -64,6 +67,7 @@ def get_base3(raw, at, width, count, scale, w_NB, n, start):
     for m in range(width):
         rest = np.uint32(raw[at + m])
         for k in range(count):
+            # What a product by 3 carries beyond eight bits is the digit; the rest holds those that follow.
             tripled = rest * np.uint32(3)
             w_NB[n, start + m + k * width] = np.float32(np.int32(tripled >> np.uint32(8)) - np.int32(1)) * scale
             rest = tripled & np.uint32(255)

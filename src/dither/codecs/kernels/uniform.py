@@ -30,6 +30,8 @@ POLISH = 2
 @njit(**INNER_SUMS)
 def load_block(w_NB, importance_PB, n, unit, x, v):
     """Weights in units of `unit`, and importance with mean 1; ones where it is all zero."""
+    # In units of the largest weight or the spread, and with importance of mean 1, no square leaves float32's range,
+    # and the same candidates serve every block.
     p = n % importance_PB.shape[0]
     total = ZERO
     for j in range(x.size):
@@ -70,10 +72,14 @@ def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse
     for n in range(w_NB.shape[0]):
         peak = ZERO
         for j in range(x.size):
+            # The peak keeps its sign: a negative one turns the block around, so that candidates of both signs try
+            # both ends of the codes.
             peak = w_NB[n, j] if abs(w_NB[n, j]) > abs(peak) else peak
         if abs(peak) < NOTHING:
             continue
         load_block(w_NB, importance_PB, n, ONE / peak, x, v)
+        # `gain` is what the scale takes off Σ v·x²: comparing it crosswise needs no division, and codes that are all
+        # zero gain nothing.
         best, gain = ZERO, ZERO
         for k in range(candidates_K.size):
             xq, qq = signed_sums(x, v, candidates_K[k], low, most)
@@ -81,6 +87,7 @@ def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse
                 best, gain = xq / qq, xq * xq / qq
         if best == ZERO:
             continue
+        # Lloyd's iteration: codes under the scale found, and their own best scale. No step may lose.
         for _ in range(POLISH):
             xq, qq = signed_sums(x, v, ONE / best, low, most)
             if xq * xq > gain * qq:
@@ -88,6 +95,8 @@ def search_signed(w_NB, importance_PB, candidates_K, low, most, scale_N, inverse
         scale = f16_to_f32(f32_to_f16_finite(best * peak))
         if scale == ZERO:
             continue
+        # Both are judged as a decoder will compute them, the scale being a float16 by now: rounding it may have cost
+        # more than the search won.
         plain = signed_error(x, v, scale_N[n] / peak, inverse_N[n] * peak, low, most)
         found = signed_error(x, v, scale / peak, peak / scale, low, most)
         if not plain <= found:  # also where the plain grid's factor overflowed
@@ -136,10 +145,13 @@ def search_affine(w_NB, importance_PB, candidates_K, most, scale_N, inverse_N, m
         start = low / spread
         best, best_origin, gain = ZERO, ZERO, ZERO
         for k in range(candidates_K.size + POLISH):
+            # Candidates start from the lowest weight; the last turns polish, from the best scale and minimum.
             if k < candidates_K.size:
                 q1, q2, xq = affine_sums(x, v, candidates_K[k], start, most)
             else:
                 q1, q2, xq = affine_sums(x, v, ONE / best, best_origin, most)
+            # Least squares with a free minimum is a regression of weights on codes: the scale is covariance over
+            # variance, and the minimum keeps the means equal.
             covariance = xq - x1 * q1 / weight
             variance = q2 - q1 * q1 / weight
             if variance > ZERO and covariance > ZERO and covariance * covariance > gain * variance:

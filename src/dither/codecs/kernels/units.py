@@ -62,6 +62,7 @@ def _stored(x, kind):
 @inner
 def _steps(a11, a12, a22, b1, b2):
     """(s, o) of least squares; o is 0 where the two cannot be told apart, s too where u is 0."""
+    # Cramer's rule, where the determinant is more than rounding noise.
     determinant = a11 * a22 - a12 * a12
     if determinant > FLAT * a11 * a22:
         return (a22 * b1 - a12 * b2) / determinant, (a11 * b2 - a12 * b1) / determinant
@@ -102,6 +103,8 @@ def fit_units(
         for lane in range(LANES):
             r = first + min(lane, count - 1)
             for k in range(columns):
+                # u and v say what one more of `unit`, and one more of `below`, does to this weight's value. Where
+                # they are tied there is one number to find, and u has both effects.
                 s, at = sub_B[k], LANES * k + lane
                 by_unit = multiples_M[multiple_RS[r, s]] * numbers_K[level_RB[r, k]]
                 by_below = -lowers_M[lower_RS[r, s]]
@@ -109,6 +112,7 @@ def fit_units(
                 u[at] = by_unit + by_below if tied else by_unit
                 v[at] = ZERO if tied else by_below
                 offsets = offsets or v[at] != ZERO
+        # M is met once for each: the sums, what the step gains and the new g all come from um and vm.
         _through(u, m_BB, columns, um)
         _dot(um, u, columns, a11)
         _dot(g, u, columns, b1)
@@ -123,17 +127,21 @@ def fit_units(
         for lane in range(count):
             r = first + lane
             s, o = _steps(a11[lane], a12[lane], a22[lane], b1[lane], b2[lane])
+            # Rounded to what is stored first and judged after: a gain that rounding eats is none.
             unit = _stored(unit_R[r] + s, kind)
             below = unit if tied else _stored(below_R[r] + o, kind)
             if unit == ZERO or (positive and unit < ZERO):
                 continue
             ds, do = unit - unit_R[r], ZERO if tied else below - below_R[r]
+            # The form changes by curve − 2 · (ds·g uᵀ + do·g vᵀ), exactly, for any step.
             curve = ds * ds * a11[lane] + TWO * ds * do * a12[lane] + do * do * a22[lane]
             if not TWO * (ds * b1[lane] + do * b2[lane]) > curve:
                 continue
             unit_R[r], below_R[r] = unit, below
             for k in range(columns):
                 j, at = sub_B[k], LANES * k + lane
+                # Values are computed as a decoder does, not moved by the step: so no rounding adds up over many
+                # calls.
                 scale = unit * multiples_M[multiple_RS[r, j]]
                 value_RB[r, k] = scale * numbers_K[level_RB[r, k]] - below * lowers_M[lower_RS[r, j]]
                 g_RB[r, k] -= ds * um[at]
