@@ -127,12 +127,12 @@ def nearest_rounding(codec: BlockCodec, w_RB: np.ndarray) -> np.ndarray:
 
     if affine:
         low = np.minimum(w.min(2), 0)
-        scale = stored((w.max(2) - low) / codec.limit, codec.most)
+        scale = stored((w.max(2) - low) / codec.top, codec.most)
         minimum = stored(-low, codec.most)
-        codes = np.clip(np.rint((w + minimum[..., None]) / scale[..., None]), 0, codec.limit)
+        codes = np.clip(np.rint((w + minimum[..., None]) / scale[..., None]), 0, codec.top)
         return (scale[..., None] * codes - minimum[..., None]).reshape(w_RB.shape)
-    scale = stored(np.abs(w).max(2) / (codec.limit - 1), codec.reach - 1)[..., None]
-    return (scale * np.clip(np.rint(w / scale), -codec.limit, codec.limit - 1)).reshape(w_RB.shape)
+    scale = stored(np.abs(w).max(2) / codec.top, codec.reach - 1)[..., None]
+    return (scale * np.clip(np.rint(w / scale), codec.low, codec.top)).reshape(w_RB.shape)
 
 
 @every_type

@@ -45,12 +45,10 @@ class SymmetricGrid(NamedTuple):
 
 
 class _KQuant(BlockCodec):
-    """`shape` names the kernels ("affine" or "symmetric"), `limit` says where codes end."""
-
     block = BLOCK
-    shape: str
     size: int  # weights of a sub-block
-    limit: np.float32
+    low: np.float32  # the lowest code, and the highest
+    top: np.float32
     code_type: type[np.generic]
 
     @abstractmethod
@@ -70,8 +68,8 @@ class _KQuant(BlockCodec):
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         codes_RK = np.empty(w_RK.shape, self.code_type)
-        snap = getattr(layout, f"snap_{self.shape}")
-        snap(_floats(w_RK), _first_column(at, w_RK), self.size, self.limit, *_patterns(grid), codes_RK)
+        start = _first_column(at, w_RK)
+        layout.snap(_floats(w_RK), start, self.size, self.low, self.top, *_four(grid), codes_RK)
         return codes_RK
 
     def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
@@ -81,8 +79,7 @@ class _KQuant(BlockCodec):
 
     def _write_values(self, codes_RK: Codes, grid: Grid, start: int, w_RK: Floats) -> None:
         """Into `w_RK`, contiguous, the numbers of columns start … start + K."""
-        value = getattr(layout, f"value_{self.shape}")
-        value(_as(codes_RK, self.code_type), start, self.size, *_patterns(grid), w_RK)
+        layout.value(_as(codes_RK, self.code_type), start, self.size, *_four(grid), w_RK)
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
@@ -106,7 +103,7 @@ class _KQuant(BlockCodec):
 class AffineK(_KQuant):
     """Sub-blocks of `size` weights, codes 0 … `top`, integer scales and minima 0 … `most`."""
 
-    shape, code_type = "affine", np.uint8
+    low, code_type = np.float32(0), np.uint8
     _shares_above = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)  # of `most`: d as if so many more integers fitted
     _rounds = 2
 
@@ -115,7 +112,7 @@ class AffineK(_KQuant):
         bits = top.bit_length()
         scales = BLOCK // size * 2 * most.bit_length() // 8
         self.name, self.size, self.subs = name, size, BLOCK // size
-        self.limit, self.most = np.float32(top), np.float32(most)
+        self.top, self.most = np.float32(top), np.float32(most)
         self.block_bytes = 4 + scales + BLOCK * bits // 8
         lows, stretches = (0.0, raised / 2, raised), (-0.8, -0.4, 0.0, 0.4, 0.8)
         starts = [((top + stretch) / (1 - low), low) for stretch in stretches for low in lows]
@@ -142,7 +139,7 @@ class AffineK(_KQuant):
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> AffineGrid:
         grid = self._empty(len(w_RB))
-        shared = self.size, self.limit, self.most, self._starts, self._shares, self._rounds
+        shared = self.size, self.top, self.most, self._starts, self._shares, self._rounds
         affine.fit_affine(w_RB, importance_IB, *shared, *_patterns(grid))
         return grid
 
@@ -150,14 +147,14 @@ class AffineK(_KQuant):
 class SymmetricK(_KQuant):
     """Sixteen sub-blocks of 16, codes −`half` … `half` − 1, integer scales −`reach` … `reach` − 1."""
 
-    shape, code_type, size = "symmetric", np.int8, 16
+    code_type, size = np.int8, 16
     _rounds = 1
 
     def __init__(self, name: str, half: int, reach: int, starts: list[float], thorough: bool) -> None:
         """`starts`: codes that the largest weight is given; `thorough`: try several d."""
         bits = (2 * half - 1).bit_length()
         self.name = name
-        self.limit, self.reach = np.float32(half), np.float32(reach)
+        self.low, self.top, self.reach = np.float32(-half), np.float32(half - 1), np.float32(reach)
         self.block_bytes = 2 + 16 * (2 * reach - 1).bit_length() // 8 + BLOCK * bits // 8
         self._starts = np.array(starts, np.float32)
         more = (0.5, 1.0, 1.5) if thorough else ()
@@ -178,7 +175,7 @@ class SymmetricK(_KQuant):
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> SymmetricGrid:
         grid = self._empty(len(w_RB))
-        shared = self.limit, self.reach, self._starts, self._shares, self._rounds
+        shared = -self.low, self.reach, self._starts, self._shares, self._rounds
         symmetric.fit_symmetric(w_RB, importance_IB, *shared, *_patterns(grid))
         return grid
 
@@ -186,6 +183,12 @@ class SymmetricK(_KQuant):
 def _patterns(grid: AffineGrid | SymmetricGrid) -> list[npt.NDArray[Any]]:
     """The grid's arrays as kernels take them: float16 as uint16 patterns."""
     return [_as(part.view(np.uint16) if part.dtype == np.float16 else part, None) for part in grid]
+
+
+def _four(grid: AffineGrid | SymmetricGrid) -> list[npt.NDArray[Any] | None]:
+    """The grid as `snap` and `value` take it: d, dmin, sc and m, with None for what it lacks."""
+    parts = _patterns(grid)
+    return [*parts] if len(parts) == 4 else [parts[0], None, parts[1], None]
 
 
 def _as(array: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:

@@ -57,64 +57,43 @@ def _numbers(codes, at, count, scale, minimum, w):
         w[i] = scale * np.float32(codes[i]) - minimum
 
 
+@inner
+def _minimum(dmin_R, m_RS, r, sub):
+    """dmin·m; numba compiles types without minima (None) apart."""
+    if dmin_R is None:
+        return ZERO
+    return f16_to_f32(dmin_R[r]) * np.float32(m_RS[r, sub])
+
+
 @njit(cache=True, nogil=True)
-def snap_affine(w_RK, start, size, top, d_R, dmin_R, sc_RS, m_RS, codes_RK):
-    """Nearest codes 0 … top of columns start … start + K under ŵ = d·sc·q − dmin·m."""
+def snap(w_RK, start, size, low, top, d_R, dmin_R, sc_RS, m_RS, codes_RK):
+    """Nearest codes low … top of columns start … start + K under ŵ = d·sc·q − dmin·m."""
     rows, columns = w_RK.shape
     w, codes = w_RK.reshape(-1), codes_RK.reshape(-1)
     for r in range(rows):
-        d, dmin = f16_to_f32(d_R[r]), f16_to_f32(dmin_R[r])
+        d = f16_to_f32(d_R[r])
         at, sub = 0, start // size
         while at < columns:
             # Up to the end of this sub-block, or of the columns that were given: they may begin and end inside one.
             count = min(columns, (sub + 1) * size - start) - at
             inverse = _inverse(d * np.float32(sc_RS[r, sub]))
-            minimum = dmin * np.float32(m_RS[r, sub])
-            _nearest_codes(w, r * columns + at, count, minimum, inverse, ZERO, top, codes)
+            minimum = _minimum(dmin_R, m_RS, r, sub)
+            _nearest_codes(w, r * columns + at, count, minimum, inverse, low, top, codes)
             at, sub = at + count, sub + 1
 
 
 @njit(cache=True, nogil=True)
-def value_affine(codes_RK, start, size, d_R, dmin_R, sc_RS, m_RS, w_RK):
+def value(codes_RK, start, size, d_R, dmin_R, sc_RS, m_RS, w_RK):
     """The float32 numbers d·sc·q − dmin·m of columns start … start + K."""
     rows, columns = codes_RK.shape
     w, codes = w_RK.reshape(-1), codes_RK.reshape(-1)
     for r in range(rows):
-        d, dmin = f16_to_f32(d_R[r]), f16_to_f32(dmin_R[r])
+        d = f16_to_f32(d_R[r])
         at, sub = 0, start // size
         while at < columns:
             count = min(columns, (sub + 1) * size - start) - at
-            scale, minimum = d * np.float32(sc_RS[r, sub]), dmin * np.float32(m_RS[r, sub])
+            scale, minimum = d * np.float32(sc_RS[r, sub]), _minimum(dmin_R, m_RS, r, sub)
             _numbers(codes, r * columns + at, count, scale, minimum, w)
-            at, sub = at + count, sub + 1
-
-
-@njit(cache=True, nogil=True)
-def snap_symmetric(w_RK, start, size, half, d_R, sc_RS, codes_RK):
-    """Nearest codes −half … half − 1 of columns start … start + K under ŵ = d·sc·q."""
-    rows, columns = w_RK.shape
-    w, codes = w_RK.reshape(-1), codes_RK.reshape(-1)
-    for r in range(rows):
-        d = f16_to_f32(d_R[r])
-        at, sub = 0, start // size
-        while at < columns:
-            count = min(columns, (sub + 1) * size - start) - at
-            inverse = _inverse(d * np.float32(sc_RS[r, sub]))
-            _nearest_codes(w, r * columns + at, count, ZERO, inverse, -half, half - ONE, codes)
-            at, sub = at + count, sub + 1
-
-
-@njit(cache=True, nogil=True)
-def value_symmetric(codes_RK, start, size, d_R, sc_RS, w_RK):
-    """The float32 numbers d·sc·q of columns start … start + K."""
-    rows, columns = codes_RK.shape
-    w, codes = w_RK.reshape(-1), codes_RK.reshape(-1)
-    for r in range(rows):
-        d = f16_to_f32(d_R[r])
-        at, sub = 0, start // size
-        while at < columns:
-            count = min(columns, (sub + 1) * size - start) - at
-            _numbers(codes, r * columns + at, count, d * np.float32(sc_RS[r, sub]), ZERO, w)
             at, sub = at + count, sub + 1
 
 
