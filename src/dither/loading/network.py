@@ -75,21 +75,24 @@ def build(model: Model, wanted: Wanted, report: Progress) -> PreTrainedModel:
     Raises as `open_blocks` does, and SourceError for a weight that is no number.
     """
     blocks = open_blocks(model)
-    network = blocks.skeleton
-    account = Account(notes=[*model.notes, *blocks.notes])
-    tensors = {tensor.name: tensor for tensor in model.tensors}
+    network, tensors = blocks.skeleton, {tensor.name: tensor for tensor in model.tensors}
+    filling = _Filling(network, wanted, report, Account(notes=[*model.notes, *blocks.notes]))
     report.start(model.parameters, 0)
     with torch.inference_mode(False), torch.no_grad():
         for name, plan in blocks.plans.items():
             sources = [tensors[source] for source in plan.tensors]
             # A matrix becomes a layer of its own; all else, and what no codec holds, stays a plain parameter.
-            is_matrix = _is_matrix(network, name, plan)
-            if not is_matrix or not _quantize(network, name, plan, sources, wanted, account, report):
-                _set(network, name, _dense(plan.shape, plan, sources, wanted))
-                report.advance(sum(tensor.size for tensor in sources), name)
-        _fill_head(network, tensors, wanted, report)
+            if not (_is_matrix(network, name, plan) and filling.quantized(name, plan, sources)):
+                filling.plain(name, plan.shape, plan, sources)
+        # The output matrix is the embedding itself where the source has no other.
+        network.config.tie_word_embeddings = tensor_names.OUTPUT not in tensors
+        if network.config.tie_word_embeddings:
+            _set(network, HEAD, network.get_parameter(EMBEDDING))
+        else:
+            head = tensors[tensor_names.OUTPUT]
+            filling.plain(HEAD, head.shape, None, [head])
         _fill_buffers(network, model, wanted.device)
-    _settle(network, model, wanted, account)
+    _settle(network, model, wanted, filling.account)
     network.train(False)  # new layers begin in training mode, in which bitsandbytes computes otherwise
     return network
 
@@ -103,39 +106,50 @@ def _is_matrix(network: nn.Module, name: str, plan: Restored) -> bool:
     return is_linear or (len(plan.shape) == 3 and is_expert_stack(plan.tensors[0]))
 
 
-def _quantize(
-    network: nn.Module,
-    name: str,
-    plan: Restored,
-    sources: list[Tensor],
-    wanted: Wanted,
-    account: Account,
-    report: Progress,
-) -> bool:
-    """Puts a quantized layer in the place of a matrix; False where the codec cannot hold its rows."""
-    sink, backend = _sink(plan, wanted)
-    if sink is None:
-        account.kept.append(name)
-        return False
-    # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
-    threads = 1 if backend == "bitsandbytes" else wanted.threads
-    for rows, columns in run(partial(_put, sink), _pieces(plan, sources), threads):
-        report.advance(rows * columns, name)
-    home, _, leaf = name.rpartition(".")
-    place, parent = home, network.get_submodule(home)
-    if len(plan.shape) == 3:
-        place, layer = name, sink.module(None)
-        delattr(parent, leaf)  # a parameter's name is free for a module only then
-        parent.add_module(leaf, layer)
-    else:
-        layer = sink.module(parent.bias)  # type: ignore[arg-type]  # still without memory, filled in its turn
-        network.set_submodule(home, layer)
-    if backend == "torch" and not isinstance(layer, Int4Linear):
-        backend = "dither"  # the kernel cannot hold this matrix
-    account.backends[place] = backend
-    account.weights += int(np.prod(plan.shape))
-    account.bytes += stored_bytes(layer)
-    return True
+@dataclass
+class _Filling:
+    """A network on its way."""
+
+    network: PreTrainedModel
+    wanted: Wanted
+    report: Progress
+    account: Account
+
+    def quantized(self, name: str, plan: Restored, sources: list[Tensor]) -> bool:
+        """Puts a quantized layer in the place of a matrix; False where the codec cannot hold its rows."""
+        sink, backend = _sink(plan, self.wanted)
+        if sink is None:
+            self.account.kept.append(name)
+            return False
+        # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
+        threads = 1 if backend == "bitsandbytes" else self.wanted.threads
+        for rows, columns in run(partial(_put, sink), _pieces(plan, sources), threads):
+            self.report.advance(rows * columns, name)
+        home, _, leaf = name.rpartition(".")
+        place, parent = home, self.network.get_submodule(home)
+        if len(plan.shape) == 3:
+            place, layer = name, sink.module(None)
+            delattr(parent, leaf)  # a parameter's name is free for a module only then
+            parent.add_module(leaf, layer)
+        else:
+            layer = sink.module(parent.bias)  # type: ignore[arg-type]  # still without memory, filled in its turn
+            self.network.set_submodule(home, layer)
+        if backend == "torch" and not isinstance(layer, Int4Linear):
+            backend = "dither"  # the kernel cannot hold this matrix
+        self.account.backends[place] = backend
+        self.account.weights += int(np.prod(plan.shape))
+        self.account.bytes += stored_bytes(layer)
+        return True
+
+    def plain(self, name: str, shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor]) -> None:
+        """Fills a parameter in the type that is computed in."""
+        parameter = torch.empty(shape, device=self.wanted.device, dtype=self.wanted.dtype)
+        if plan:
+            plan.fill(parameter, sources)
+        else:
+            fill(parameter, sources[0])
+        _set(self.network, name, nn.Parameter(parameter))
+        self.report.advance(sum(tensor.size for tensor in sources), name)
 
 
 def _sink(plan: Restored, wanted: Wanted) -> tuple[Sink | None, str]:
@@ -181,32 +195,9 @@ def _finite(tensor: Tensor, start: int, w_RC: Floats) -> Floats:
     )
 
 
-def _dense(shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor], wanted: Wanted) -> nn.Parameter:
-    """A parameter in the type that is computed in."""
-    parameter = torch.empty(shape, device=wanted.device, dtype=wanted.dtype)
-    if plan:
-        plan.fill(parameter, sources)
-    else:
-        fill(parameter, sources[0])
-    return nn.Parameter(parameter)
-
-
 def _set(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
     home, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(home), leaf, parameter)
-
-
-def _fill_head(network: PreTrainedModel, tensors: dict[str, Tensor], wanted: Wanted, report: Progress) -> None:
-    """The output matrix, which is the embedding itself where the source has no other."""
-    tied = tensor_names.OUTPUT not in tensors
-    network.config.tie_word_embeddings = tied
-    embedding = network.get_parameter(EMBEDDING)
-    if tied:
-        _set(network, HEAD, embedding)
-        return
-    head = tensors[tensor_names.OUTPUT]
-    _set(network, HEAD, _dense(head.shape, None, [head], wanted))
-    report.advance(head.size, HEAD)
 
 
 def _fill_buffers(network: PreTrainedModel, model: Model, device: torch.device) -> None:

@@ -141,8 +141,7 @@ def room():
 
 
 def room_for(importance_IB):
-    """Space for staged importance; None without any."""
-    raise NotImplementedError("known inside kernels only")
+    """Space for staged importance; None without any.  Known inside kernels only, as `_room_for`."""
 
 
 @overload(room_for)

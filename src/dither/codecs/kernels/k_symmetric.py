@@ -149,7 +149,7 @@ def _search(x, w, half, reach, starts, shares, rounds, state, sc, sc_try):
     widest = (zero - extreme) / splat(reach)
     d = nearest_f16(widest)
     least = _choose_integers(state, d, reach, sc)
-    # A smaller d leaves the largest scale between two integers, but may suit the other fifteen better.
+    # A smaller d cannot reach the largest scale, but may suit the other fifteen better.
     for k in range(shares.shape[0]):
         d_try = nearest_f16(widest * splat(shares[k]))
         excess = _choose_integers(state, d_try, reach, sc_try)
