@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from gpu_reference import decoded
 
-from dither.codecs import all_codecs, codec
+from dither.codecs import all_codecs, codec, split_codec
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Codec
@@ -349,6 +349,20 @@ def test_memory_layout_and_emptiness_do_not_matter(name: str) -> None:
     np.testing.assert_array_equal(c.encode(shifted_RC, evidence(c)), raw_RN)
     assert c.encode(w_RC[:0], evidence(c)).shape == (0, raw_RN.shape[1])
     assert c.decode(raw_RN[:0]).shape == (0, COLUMNS)
+
+
+@every_codec
+def test_refuses_importance_of_another_width(name: str) -> None:
+    """Half as wide, it could pass for a shorter row's and be repeated along this one."""
+    if name not in FULL_PRECISION:
+        with pytest.raises(UsageError, match=f"importance of {COLUMNS // 2} columns"):
+            CODECS[name].encode(weights(), importance()[: COLUMNS // 2])
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ3_S", "BF16"])
+def test_types_that_store_scales_among_codes_do_not_come_apart(name: str) -> None:
+    with pytest.raises(UsageError, match="stores codes and scales together"):
+        split_codec(name, COLUMNS)
 
 
 @every_codec

@@ -110,6 +110,7 @@ def test_tiles_share_one_scale(rows: int, columns: int, weighed: bool) -> None:
     spread_RC = np.kron(scale_TT, np.ones((128, 128), np.float32))[:rows, :columns]
     np.testing.assert_array_equal(c.decode(raw_RN), NUMBERS[patterns_RC] * spread_RC)
     np.testing.assert_array_equal(patterns_RC, cast(w_RC / spread_RC))
+    assert c.decode(raw_RN[:0]).shape == (0, columns)
     np.testing.assert_array_equal(joined(c, patterns_RC, scale_RG), raw_RN)
     for i in range(tall):
         for j in range(wide):

@@ -150,10 +150,8 @@ class BlockCodec(ABC):
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
         rows, columns = self.check_columns(w_RC)
-        importance_PB = None
-        if importance_C is not None:
-            check_importance(importance_C, columns)
-            importance_PB = blocks(importance_C, self.block)
+        check_importance(importance_C, columns)
+        importance_PB = None if importance_C is None else blocks(importance_C, self.block)
         w_NB = blocks(w_RC, self.block)
         raw_NN = np.empty((len(w_NB), self.block_bytes), np.uint8)
         # Whole rows at a time, so that importance begins anew with each part.
@@ -192,8 +190,8 @@ class BlockCodec(ABC):
         return rows, columns
 
 
-def check_importance(importance: Floats, columns: int) -> None:
-    if importance.shape[-1] != columns:
+def check_importance(importance: Floats | None, columns: int) -> None:
+    if importance is not None and importance.shape[-1] != columns:
         raise UsageError(
             f"importance of {importance.shape[-1]} columns",
             f"does not fit weights of {columns}",

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import KINDS, Levels, OneScale, Scales, SplitBlocks, TableCodec, plain_scales
+from dither.codecs.base import KINDS, Levels, OneScale, Scales, SplitBlocks, TableCodec, check_importance, plain_scales
 from dither.codecs.blocks import (
     Kernels,
     blocks,
@@ -211,6 +211,7 @@ class FloatTiles(SplitBlocks):
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
         """Rows from a multiple of 128 on: as many as make whole tiles, or all that are left."""
         rows, columns = self.check_columns(w_RC)
+        check_importance(importance_C, columns)
         raw_RN = np.empty((rows, columns // self.block * self.block_bytes), np.uint8)
         whole = slice(0, self.block)
         for block in range(columns // self.block):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import HALF_MAX, BlockCodec
+from dither.codecs.base import HALF_MAX, BlockCodec, check_importance
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
@@ -102,6 +102,7 @@ class LatticeCodec(BlockCodec):
 
         self._check_importance(importance_C)
         rows, columns = self.check_columns(w_RC)
+        check_importance(importance_C, columns)
         self._build_tables()
         raw_RN = np.empty((rows, columns // self.block * self.block_bytes), np.uint8)
         if raw_RN.size:
