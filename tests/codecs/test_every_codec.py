@@ -144,14 +144,14 @@ USED = """
 import numpy as np
 
 from dither.codecs import codec
-from dither.containers.presets import assign, describe, file_type
+from dither.containers.presets import Wanted, assign, describe, file_type
 from dither.formats.ggml import GGML_TYPES, read_type
 
 GGML_TYPES["Q8_W"] = read_type("Q8_W 90 64 66 Q8_0 99 8-bit steps")
 print(describe("q8_w").removeprefix("Q8_W for every matrix: ").removesuffix("."))
 print(file_type("q8_w"), codec("q8_w").name)
 tensors = [("blk.0.ffn_up.weight", (2, 128)), ("blk.0.ffn_down.weight", (2, 96))]
-print(*(found.type for found in assign(tensors, preset="q8_w", arch="llama", metadata={}, has_imatrix=False)))
+print(*(found.type for found in assign(tensors, Wanted("q8_w"), arch="llama", metadata={}, has_imatrix=False)))
 w_RC = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
 print(bool(abs(codec("q8_w").decode(codec("q8_w").encode(w_RC)) - w_RC).max() < 0.005))
 """

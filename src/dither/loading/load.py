@@ -63,12 +63,12 @@ def load(
     import torch
 
     from dither.loading.int4 import no_kernel
-    from dither.loading.network import Wanted, build
+    from dither.loading.network import LoadOptions, build
     from dither.models.blocks.stream import device_of
 
     place = device_of(device)
     chosen = choose_backend(method, backend, has_bnb, no_kernel(method, group, place, name))
-    wanted = Wanted(method, chosen, group, place, getattr(torch, name), threads or available_cores())
+    wanted = LoadOptions(method, chosen, group, place, getattr(torch, name), threads or available_cores())
     return build(opened, wanted, progress or Silent())
 
 

@@ -47,7 +47,7 @@ TOKENS = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LoadOptions:
     """What to make of the matrices."""
 
     method: LoadMethod
@@ -69,7 +69,7 @@ class Account:
     kept: list[str] = field(default_factory=list)  # matrices of blocks that could not be quantized
 
 
-def build(model: Model, wanted: Wanted, report: Progress) -> PreTrainedModel:
+def build(model: Model, wanted: LoadOptions, report: Progress) -> PreTrainedModel:
     """The network with every weight in place; `network.dither` says how.
 
     Raises as `open_blocks` does, and SourceError for a weight that is no number.
@@ -111,7 +111,7 @@ class _Filling:
     """A network on its way."""
 
     network: PreTrainedModel
-    wanted: Wanted
+    wanted: LoadOptions
     report: Progress
     account: Account
 
@@ -152,7 +152,7 @@ class _Filling:
         self.report.advance(sum(tensor.size for tensor in sources), name)
 
 
-def _sink(plan: Restored, wanted: Wanted) -> tuple[Sink | None, str]:
+def _sink(plan: Restored, wanted: LoadOptions) -> tuple[Sink | None, str]:
     """Where a matrix goes, and whose kernels run it; None where the codec cannot hold its rows."""
     method, shape = wanted.method, plan.shape
     if wanted.backend == "bitsandbytes" and len(shape) == 2:
@@ -221,7 +221,7 @@ def _fill_buffers(network: PreTrainedModel, model: Model, device: torch.device) 
         module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
 
 
-def _settle(network: Any, model: Model, wanted: Wanted, account: Account) -> None:
+def _settle(network: Any, model: Model, wanted: LoadOptions, account: Account) -> None:
     """What generating, adapters and people ask of a model."""
     config: Any = network.config
     config.dtype, config._name_or_path = wanted.dtype, model.origin
