@@ -228,8 +228,8 @@ def test_a_missing_wheel_says_how_to_install_it(engine: LlamaCpp, monkeypatch: p
         LlamaCpp(engine.path)
 
 
-def test_usable_cores_are_at_most_the_processors(engine: LlamaCpp) -> None:
-    assert 1 <= llamacpp.usable_cores() <= (psutil.cpu_count() or 1)
+def test_usable_cores_are_at_most_the_processors() -> None:
+    assert 1 <= usable_cores() <= available_cores() <= (psutil.cpu_count() or 1)
 
 
 def test_importing_the_engine_does_not_load_llama_cpp() -> None:

@@ -85,8 +85,6 @@ def detect(memory: int | None = None, vram: int | None = None, bandwidth: bool =
 
     `bandwidth` False spares the second that measuring takes.
     """
-    from dither.engines.llamacpp import usable_cores
-
     cpu, cores = cpu_name(), usable_cores()
     total, free = system_memory()
     unified = platform.system() == "Darwin" and platform.machine() == "arm64"
