@@ -39,7 +39,7 @@ from dither.errors import DitherError, SourceError, UnsupportedError
 from dither.formats.tensor_names import kind_of
 from dither.transforms.orthogonal import Orthogonal
 from dither.transforms.rewrite import Recent, digest, rewritten, rewritten_model, sharing_inputs
-from dither.transforms.wiring import Feeds, Group, by_name, groups, layer_of, strangers
+from dither.transforms.wiring import Feeds, InputGroup, by_name, groups, layer_of, strangers
 from dither.types import Codec, Evidence, EvidenceSource, Floats, Model, Tensor, Transformed
 
 _TOLERANCE = 1e-4  # of |w||x|; float32 sums stay below 1e-6, a wrong rotation errs by about one
@@ -50,15 +50,15 @@ _AFTER_BLOCK = ("post_attention_norm", "post_ffw_norm")
 class Rotate:
     """Folds a random rotation of the residual stream into a model's weights.
 
-    `feeds` is the family's table of sources and readers; `seed` draws Q.  Q is a randomized Hadamard
-    matrix where the width allows one, else (or with `hadamard=False`) random.
+    `feeds` is the family's table of sources and readers; `seed` draws Q; `threads` change nothing.  Q is a
+    randomized Hadamard matrix where the width allows one, else (or with `hadamard=False`) random.
     Raises UnsupportedError for models whose norms do not allow it, SourceError for a gain of zero.
     """
 
     name = "rotate"
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, feeds: Sequence[Feeds], *, seed: int = 0, hadamard: bool = True) -> None:
+    def __init__(self, feeds: Sequence[Feeds], *, threads: int = 1, seed: int = 0, hadamard: bool = True) -> None:
         self._feeds = feeds
         self._seed, self._hadamard = seed, hadamard
 
@@ -103,7 +103,7 @@ class _Wiring:
             self.norm_of[_OUTPUT] = _OUTPUT_NORM
         self.norms = dict.fromkeys(self.norm_of.values())
 
-    def _refuse(self, feeds: Sequence[Feeds], found: list[Group]) -> None:
+    def _refuse(self, feeds: Sequence[Feeds], found: list[InputGroup]) -> None:
         """Whatever would make the rewritten model compute something else."""
         for name in self.tensors:
             if kind_of(name) in _AFTER_BLOCK and layer_of(name):
@@ -292,3 +292,6 @@ def turn(seen: Evidence, gain_D: Floats, rotation: Orthogonal) -> Evidence | Non
         held_HD = rotation(seen.held_HC * inverse_D).astype(np.float32)
     diagonal_D = np.maximum(np.diag(hessian_DD), 0).astype(np.float32)
     return replace(seen, mean_square_C=diagonal_D, hessian_CC=hessian_DD.astype(np.float32), held_HC=held_HD)
+
+
+TRANSFORM = Rotate
