@@ -13,9 +13,9 @@ import psutil
 import pytest
 from llama_util import BOS, CHATML, EOS, IM_END, IM_START, SPECIAL, TinyLlama, byte_letters, vocabulary
 
-from dither.engines import llamacpp
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import UsageError
+from dither.system.cores import available_cores, usable_cores
 
 SAYS = "é日 €!"  # two-, three- and one-byte characters: every token is one byte
 

@@ -54,9 +54,8 @@ plain, halved = (
     dither.quantize(bundled, "F32", f"{sys.argv[1]}/{name}.gguf", transforms=names, threads=2)
     for name, names in (("plain", ()), ("halved", ("half-output",)))
 )
-first, second = (
-    next(t for t in open_gguf(Path(r.path)).tensors if t.name == "token_embd.weight").read(0, 9) for r in (plain, halved)
-)
+tensors = [{t.name: t for t in open_gguf(Path(result.path)).tensors} for result in (plain, halved)]
+first, second = (of["token_embd.weight"].read(0, 9) for of in tensors)
 print(json.dumps([transform_names(), dict(halved.transforms), [*halved.notes], bool((first == 2 * second).all())]))
 """
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dither.errors import OutputError
+from dither.system.cores import usable_cores
 from dither.system.files import cache_folder, replacing
 
 MEASURED, ESTIMATED, LITERATURE, TOLD = "measured", "estimated", "literature", "told"

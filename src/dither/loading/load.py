@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dither.errors import UsageError
-from dither.system.cores import available_cores
 from dither.loading.schemes import choose_backend, find_scheme
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
+from dither.system.cores import available_cores
 from dither.types import Model
 
 if TYPE_CHECKING:
