@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,8 @@ class _Chosen:
     def take(self, scales: Scales, value_RB: Floats, cost_R: Floats) -> None:
         """Another choice, in the rows where it costs less."""
         better_R = cost_R < self.cost_R
-        old, new = (*self.scales, self.value_RB, self.cost_R), (*scales, value_RB, cost_R)
+        old: tuple[npt.NDArray[Any], ...] = (*self.scales, self.value_RB, self.cost_R)
+        new: tuple[npt.NDArray[Any], ...] = (*scales, value_RB, cost_R)
         for mine, other in zip(old, new, strict=True):
             mine[better_R] = other[better_R]
 

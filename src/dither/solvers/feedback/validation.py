@@ -57,10 +57,13 @@ def validated(found: Solved, method: str, w_RC: Floats, codec: Codec, evidence: 
         def rows(of: Callable[[slice], Any]) -> Any:
             return np.concatenate(list(pool.map(of, parts))) if parts else found.raw_RN
 
+        def errors(raw_RN: Bytes) -> Any:
+            """What a decoder will read, not what the solver believes."""
+            return rows(lambda at: w_RC[at] - codec.decode(raw_RN[at]))
+
         nearest_RN = rows(lambda at: codec.encode(w_RC[at], evidence.mean_square_C))
         for whose, raw_RN in (("", found.raw_RN), ("nearest_", nearest_RN)):
-            # What a decoder will read, not what the solver believes: only that can be lost.
-            error_RC = rows(lambda at, raw_RN=raw_RN: w_RC[at] - codec.decode(raw_RN[at]))
+            error_RC = errors(raw_RN)
             record[f"{whose}objective"] = objective(error_RC, hessian_CC, output_KOO, pool.map)
             if held_HC is not None and len(held_HC):
                 judge = "held"
