@@ -146,13 +146,10 @@ class _LevelGrids:
         weight_NB = None if self.importance_NB is None else self.importance_NB[at]
         sums = Sums.of(self.levels, self.levels.numbers_K[self.level_NB[at]], target_NB, weight_NB)
         scales = refitted(self.levels, Scales._make(part[at] for part in self.scales), sums)
-        self._keep(scales, at)
-        return self._round(at, scales)
-
-    def _keep(self, scales: Scales, at: Rows) -> None:
         mine: tuple[npt.NDArray[Any], ...] = self.scales
         for old, new in zip(mine, scales, strict=True):
             old[at] = new
+        return self._round(at, scales)
 
     def _round(self, at: Rows, scales: Scales) -> tuple[Bytes, Floats]:
         """Nearest levels, and what is stored for them."""

@@ -93,6 +93,7 @@ class Learned:
         start = {name: _noted(solved, task.codecs[name]) for name, solved in task.start.items()}
         if all(SHARED in solved.notes for solved in start.values()):
             return start
+        # All that is to be stored moves together, judged by what leaves the block.
         found = self._train(task, report)
         record = {"block_loss": found.loss, "start_block_loss": found.start_loss, "steps": float(self.steps)}
         return {name: self._solved(name, solved, found, record) for name, solved in start.items()}

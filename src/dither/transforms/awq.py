@@ -239,6 +239,7 @@ def _bias_of(weight: str) -> str:
 
 def _tied(values_EC: npt.NDArray[Any], rows_C: Rows) -> Doubles:
     """Column statistics averaged over the columns that read the same row; none is far below the rest."""
+    # Columns that read the same row must share its factor (grouped queries): the mean of what they would have.
     group_C = rows_C - rows_C.min()
     counts_G = np.bincount(group_C)
     floor_E1 = np.maximum(values_EC.mean(axis=1, keepdims=True) * _FLOOR**2, 1e-30)
@@ -251,6 +252,7 @@ def spread_rows(tensor: Tensor, start: int, rows: int, wanted: int, first: int) 
     `first` = 16 lie beside those for 0.  All rows where that is no more than wanted."""
     if rows <= wanted:
         return np.array(tensor.read(start, start + rows), dtype=np.float32)
+    # Rows of one head or one neighborhood resemble each other, so a few are taken everywhere rather than all in one place.
     runs = max(1, wanted // _RUN)
     begins = np.linspace(0, rows - min(2 * _RUN, rows), runs).astype(int)
     spans = ((start + b + first, start + min(b + first + _RUN, rows)) for b in begins)
@@ -269,6 +271,7 @@ def storable(group: InputGroup, tensors: Tensors, s_EC: Floats, codec_of: CodecO
         return s_EC
     source = tensors[group.source]
     gain_1C = source.read(0, source.rows)
+    # g / s as it will be stored, and from it the s that makes up for its rounding: s = g / stored.
     stored_1C = codec.decode(codec.encode(np.asarray(gain_1C / s_EC, np.float32)))
     exact_EC = np.divide(gain_1C, stored_1C, out=s_EC.copy(), where=stored_1C != 0)
     return np.where(gain_1C != 0, exact_EC, s_EC).astype(np.float32)
@@ -280,10 +283,12 @@ def fold(group: InputGroup, tensors: Tensors, s_EC: Floats, rows_C: Rows, scalin
     def put(name: str, scaling: Scaling) -> None:
         scalings[name] = scalings.get(name, Scaling()).merged(scaling)
 
+    # A tensor may be in two groups, as reader of one and source of the other: its factors multiply.
     for name in group.readers:
         put(name, Scaling(columns_EC=s_EC))
     source = tensors[group.source]
     rows = source.columns if group.kind == "norm" else source.shape[-2]
+    # Rows that no column reads keep their size: of fused matrices, those of queries and keys, or the gate's half.
     inverse_ER = np.ones((len(s_EC), rows), np.float32)
     inverse_ER[:, rows_C] = 1 / s_EC
     norm = group.kind == "norm"

@@ -122,6 +122,7 @@ def feeding_rows(group: InputGroup, tensors: Mapping[str, Tensor], model: Model)
         fused = not any(f"{group.layer}.{gate}.weight" in tensors for gate in ("ffn_gate", "ffn_gate_exps"))
         if rows != (2 * columns if fused else columns):
             return f"has {rows} rows for {columns} columns, and no gate was found beside it"
+        # Fused, the gate's rows stand above up's.
         return np.arange(columns) + (rows - columns)
     return _value_rows(group, rows, columns, model)
 
@@ -133,6 +134,7 @@ def _value_rows(group: InputGroup, rows: int, columns: int, model: Model) -> Row
     if not heads or not kv_heads or columns % heads or heads % kv_heads:
         return f"feeds {columns} columns, which {heads} heads over {kv_heads} cannot share"
     head = columns // heads
+    # Of a fused matrix, the rows of queries and keys stand above those of values.
     above = columns + kv_heads * head if kind_of(group.source) == "attn_qkv" else 0
     if rows != above + kv_heads * head:
         return f"has {rows} rows, not those of {kv_heads} heads of {head}"

@@ -54,6 +54,7 @@ def _subtract_explained(upper_CC: Doubles, start: int, stop: int, each: Each) ->
 
 def _small_factor(m: Doubles) -> Doubles:
     """Turned around, LAPACK's lower factor is an upper one."""
+    # J M J = L Lᵀ gives M = (J L J)(J L J)ᵀ, J the reversal of all columns: J L J is upper triangular.
     lower: Doubles = np.linalg.cholesky(m[::-1, ::-1]).astype(np.float64, copy=False)
     return lower[::-1, ::-1]
 

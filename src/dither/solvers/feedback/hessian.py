@@ -52,18 +52,14 @@ def needed_hessian(evidence: Evidence | None, solver: str) -> Floats:
 
 
 def check_layer(columns: int, codec: Codec, hessian_CC: Floats) -> None:
-    """Raises UsageError where columns are no whole blocks, DitherError for a Hessian that is none."""
+    """Raises UsageError where columns are no whole blocks, DitherError for a Hessian of another shape or with
+    numbers that no mean of squares can be."""
     if columns % codec.block:
         raise UsageError(
             f"{columns} columns",
             f"{codec.name} needs a multiple of {codec.block}",
             "Choose a type with a smaller block.",
         )
-    check_hessian(hessian_CC, columns)
-
-
-def check_hessian(hessian_CC: Floats, columns: int) -> None:
-    """Raises DitherError for a Hessian of another shape, or with numbers that are none."""
     if hessian_CC.shape != (columns, columns):
         raise DitherError(
             f"Hessian of shape {hessian_CC.shape}",

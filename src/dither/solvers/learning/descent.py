@@ -30,7 +30,6 @@ from dither.types import Bytes
 if TYPE_CHECKING:
     from dither.solvers.learned import BlockTask
 
-Run = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 Batches = Sequence[torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]  # what enters and what should leave
 MEAN_KEPT, SQUARE_KEPT = 0.9, 0.99  # shares that running means keep at each step
@@ -112,7 +111,8 @@ def descend(
         with torch.enable_grad():
             # What will be stored goes forward, so that the loss is the file's; gradients pass through to positions.
             weights = {name: matrix.value().reshape(task.weights[name].shape) for name, matrix in matrices.items()}
-            loss = loss_of(task.run, weights, next(pairs))
+            inputs_STH, targets_STH = next(pairs)
+            loss = (task.run(inputs_STH, weights).float() - targets_STH.float()).square().mean()
             gradients = torch.autograd.grad(loss, [sign.knob.tensor for sign in signs])
         # All move together, after all gradients are known: errors of one matrix can cancel those of another.
         for sign, gradient in zip(signs, gradients, strict=True):
@@ -126,12 +126,6 @@ def descend(
             if found < least:
                 best, least = raw, found
     return Trained(best, least, start_loss)
-
-
-def loss_of(run: Run, weights: Mapping[str, torch.Tensor], pair: Pair) -> torch.Tensor:
-    """Mean squared error of the block's output."""
-    inputs_STH, targets_STH = pair
-    return (run(inputs_STH, weights).float() - targets_STH.float()).square().mean()
 
 
 def minibatches(inputs: Batches, targets: Batches, batch: int, seed: int) -> Iterator[Pair]:
