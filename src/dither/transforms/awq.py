@@ -252,7 +252,7 @@ def spread_rows(tensor: Tensor, start: int, rows: int, wanted: int, first: int) 
     `first` = 16 lie beside those for 0.  All rows where that is no more than wanted."""
     if rows <= wanted:
         return np.array(tensor.read(start, start + rows), dtype=np.float32)
-    # Rows of one head or one neighborhood resemble each other, so a few are taken everywhere rather than all in one place.
+    # Rows of one head resemble each other, so a few are taken everywhere rather than all in one place.
     runs = max(1, wanted // _RUN)
     begins = np.linspace(0, rows - min(2 * _RUN, rows), runs).astype(int)
     spans = ((start + b + first, start + min(b + first + _RUN, rows)) for b in begins)
