@@ -193,7 +193,7 @@ class Transform(Protocol):
     """Rewrites a model so that rounding hurts less; tensors stay lazy."""
 
     name: str
-    needs: frozenset[str]
+    needs: frozenset[str]  # {"mean_square"}: of the layers' inputs, refused without; {}: works without evidence
 
     def __call__(self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]) -> Transformed:
         """`codec_of` names the codec each tensor will be stored in, floats included; None where unknown."""

@@ -14,7 +14,7 @@ from dither.containers.folders import schemes
 from dither.containers.presets import preset_names
 from dither.errors import UsageError
 from dither.solvers import solver_names
-from dither.transforms import TRANSFORMS
+from dither.transforms import transform_names
 
 build = FORMS.command
 
@@ -38,7 +38,7 @@ def test_the_choices_are_all_there_are() -> None:
     for form in FORMS.by_kind.values():
         choices = {field.name: field.choices for field in form.fields if field.kind == "choice"}
         assert sorted(choices.get("solver", solver_names())) == sorted(solver_names())
-        assert choices.get("transform", TRANSFORMS) == TRANSFORMS
+        assert choices.get("transform", transform_names()) == transform_names()
     fields = {field.name: field for field in FORMS.by_kind["quantize"].fields}
     assert {"solver", "transform"} <= fields.keys()
     assert {*preset_names(), *schemes()} == {*fields["to"].choices}

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from llama_util import BOS, CHATML, EOS, IM_END, IM_START, SPECIAL, TinyLlama, byte_letters, vocabulary
 
-from dither.engines import llamacpp
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import UsageError
+from dither.system.cores import available_cores, usable_cores
 
 SAYS = "é日 €!"  # two-, three- and one-byte characters: every token is one byte
 
@@ -228,8 +228,8 @@ def test_a_missing_wheel_says_how_to_install_it(engine: LlamaCpp, monkeypatch: p
         LlamaCpp(engine.path)
 
 
-def test_usable_cores_are_at_most_the_processors(engine: LlamaCpp) -> None:
-    assert 1 <= llamacpp.usable_cores() <= (psutil.cpu_count() or 1)
+def test_usable_cores_are_at_most_the_processors() -> None:
+    assert 1 <= usable_cores() <= available_cores() <= (psutil.cpu_count() or 1)
 
 
 def test_importing_the_engine_does_not_load_llama_cpp() -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dither.errors import OutputError
+from dither.system.cores import usable_cores
 from dither.system.files import cache_folder, replacing
 
 MEASURED, ESTIMATED, LITERATURE, TOLD = "measured", "estimated", "literature", "told"
@@ -85,8 +86,6 @@ def detect(memory: int | None = None, vram: int | None = None, bandwidth: bool =
 
     `bandwidth` False spares the second that measuring takes.
     """
-    from dither.engines.llamacpp import usable_cores
-
     cpu, cores = cpu_name(), usable_cores()
     total, free = system_memory()
     unified = platform.system() == "Darwin" and platform.machine() == "arm64"

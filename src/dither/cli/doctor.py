@@ -20,6 +20,7 @@ import typer
 
 from dither._version import __version__
 from dither.cli.screen import out, plain, print_json, stop_on_error, table
+from dither.system.cores import usable_cores
 from dither.units import format_bytes
 
 OK, MISSING, NOTE = "ok", "missing", "note"
@@ -91,7 +92,6 @@ def _python() -> Finding:
 
 def _cpu() -> Finding:
     from dither.capacity.machine import cpu_name, cpu_quota, cpu_vectors
-    from dither.engines.llamacpp import usable_cores
 
     model, vectors, quota = cpu_name(), cpu_vectors(), cpu_quota()
     logical, cores = os.cpu_count() or 1, usable_cores()

@@ -79,12 +79,12 @@ def _field(option: Any, shown: FormField, choices: tuple[str, ...]) -> FormField
 def _choices() -> dict[str, tuple[str, ...]]:
     from dither.containers.folders import schemes
     from dither.containers.presets import preset_names
-    from dither.quantizing.rewriting import TRANSFORMS
     from dither.solvers import solver_names
+    from dither.transforms import transform_names
 
     return {
         "to": (*preset_names(), *schemes()),
         "solver": solver_names(),
-        "transform": TRANSFORMS,
+        "transform": transform_names(),
         "device": ("cpu", "cuda"),
     }

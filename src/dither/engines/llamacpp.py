@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,26 +32,11 @@ from dither.engines.llama_start import start
 from dither.engines.settings import Settings, SettingsKeywords
 from dither.errors import UsageError
 from dither.formats.gguf import read_header
+from dither.system.cores import usable_cores
 from dither.types import Floats
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-def usable_cores() -> int:
-    """Physical cores this process may run on: hyper-threads and cores outside its affinity left out."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
 
 
 @dataclass(frozen=True)

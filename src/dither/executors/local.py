@@ -6,20 +6,12 @@ tasks are in flight: each holds a chunk of weights, so the window bounds peak me
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def available_cores() -> int:
-    """Cores this process may use (a container or `taskset` may grant fewer than the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dither.errors import UsageError
-from dither.executors.local import available_cores
 from dither.loading.methods import choose_backend, find_method
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
+from dither.system.cores import available_cores
 from dither.types import Model
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from dither.containers.target import Target
 from dither.containers.targets import target_of
 from dither.display import table
 from dither.errors import OutputError, UsageError
-from dither.executors import local
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
 from dither.measuring.calibrate import calibrate
 from dither.models.source import open_model
@@ -33,6 +32,7 @@ from dither.planning.sensitivity import known_costs, made_ready
 from dither.progress import Progress, Silent
 from dither.quantizing.paths import file_stem
 from dither.quantizing.quantize import choose_solver, open_evidence, options_of
+from dither.system.cores import available_cores
 from dither.types import Model
 from dither.units import format_bytes, parse_bytes
 
@@ -172,7 +172,7 @@ def plan(
     opened = model if isinstance(model, Model) else open_model(model)
     target = planned_target(opened, to, group, sym)
     wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=opened.parameters)
-    threads = threads or local.available_cores()
+    threads = threads or available_cores()
     store = _evidence(opened, evidence, out, device, threads, report)
     chosen = choose_solver(solver, store, threads)
     ready = made_ready(opened, store, transforms, threads)

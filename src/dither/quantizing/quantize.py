@@ -28,7 +28,6 @@ from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, sourc
 from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
-from dither.executors import local
 from dither.formats.evidence import EvidenceStore, model_identity
 from dither.formats.ggml import FLOAT_TYPES
 from dither.models.source import open_model
@@ -40,6 +39,7 @@ from dither.quantizing.rewriting import Rewritten, rewrite
 from dither.quantizing.run import Run, no_evidence, prepare
 from dither.solvers import find_solver
 from dither.solvers.learned import Learned
+from dither.system.cores import available_cores
 from dither.types import EvidenceSource, Model, Solved, Solver
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def quantize(
         )
     target = target_of(options, opened)
     store = open_evidence(evidence, imatrix)
-    threads = threads or local.available_cores()
+    threads = threads or available_cores()
     job = _Job(opened, target, store, choose_solver(solver, store, threads), threads, device, report)
     job.check(transforms, statistics, measure)
     path = output_path(opened, target, out, force, job.inputs())

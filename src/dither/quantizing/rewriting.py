@@ -15,11 +15,8 @@ from dither.codecs import codec as find_codec
 from dither.containers.mix import Mix
 from dither.errors import UsageError
 from dither.models.arch import feeds
-from dither.transforms.awq import Awq
-from dither.transforms.rotate import Rotate
-from dither.types import Codec, EvidenceSource, Model, Transform
-
-TRANSFORMS = ("awq", "rotate")
+from dither.transforms import find_transform
+from dither.types import Codec, EvidenceSource, Model
 
 
 @dataclass(frozen=True)
@@ -47,26 +44,20 @@ def rewrite(
 
     Raises UsageError for a transform that is unknown or named twice.
     """
-    for position, name in enumerate(transforms):
-        if name not in TRANSFORMS:
-            raise UsageError(f"--transform {name}", f"is not one of {', '.join(TRANSFORMS)}")
-        if name in transforms[:position]:
+    made = [find_transform(name, feeds(model.arch), threads=threads) for name in transforms]
+    for name in transforms:
+        if transforms.count(name) > 1:
             raise UsageError(f"--transform {name}", "is given twice", "Give it once.")
     record: dict[str, Any] = {}
     notes: list[str] = []
-    for name in transforms:
+    for transform in made:
         types = {tensor.name: (tensor.type, tensor.shape[-1]) for tensor in plan.tensors}
-        done = _transform(name, model, threads)(model, evidence, partial(_codec, types))
+        done = transform(model, evidence, partial(_codec, types))
         model, evidence = done.model, done.evidence
-        record[name] = done.record
+        record[transform.name] = done.record
         notes.extend(done.notes)
         plan = plan_of(model, known)
     return Rewritten(model, evidence, plan, record, tuple(notes))
-
-
-def _transform(name: str, model: Model, threads: int) -> Transform:
-    given = feeds(model.arch)
-    return Awq(given, threads=threads) if name == "awq" else Rotate(given)
 
 
 def _codec(types: dict[str, tuple[str, int]], tensor: str) -> Codec | None:

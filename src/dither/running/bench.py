@@ -20,7 +20,6 @@ from dither._version import __version__
 from dither.capacity.machine import cpu_name, system_memory
 from dither.containers.mix import PLANNED, is_planned
 from dither.containers.presets import preset_of
-from dither.engines.llamacpp import usable_cores
 from dither.errors import UnsupportedError, UsageError
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
@@ -29,6 +28,7 @@ from dither.running.benchmark import Benchmark, Spread, spread
 from dither.running.energy import EnergyMeter
 from dither.running.llama_bench import Opinion
 from dither.running.worker import Trial, Worker
+from dither.system.cores import usable_cores
 from dither.types import Model
 
 PROMPT, GENERATE, REPEATS = 512, 64, 5

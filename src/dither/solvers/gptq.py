@@ -3,29 +3,20 @@
 A layer's expected squared output error is tr(E H Eᵀ), with E = W − Ŵ and H = E[x xᵀ] of its inputs.  Nearest
 rounding minimizes it as if inputs were uncorrelated.  GPTQ (Frantar et al. 2022, arXiv:2210.17323) rounds one
 column at a time and moves the columns that are still free so that they make up for the error.  This file is
-the conductor:
-
-    linalg      damp H, choose an order of columns, factor it (`cholesky`)
-    places      what each block of columns costs, before and after the others are rounded
-    prepared    both kept, for layers that share an input
-    feedback    round block by block; scales fitted to what earlier blocks left, by several weightings of the
-                columns, the best kept per row
-    outputs     where it is known which outputs matter together: feedback between rows too
-    refit       with everything rounded, scales and codes in turn while that lowers the loss
-    blocks      how these two act on a codec: compiled loops for scaled levels, `fit` and `snap` for any other
+the conductor; the steps are in `feedback/`, which says in what order to read them.  Beyond the paper, scales are
+fitted to what earlier blocks left, and refitted with the codes once all is rounded.
 
 Rows are independent given H alone, so they go through threads in chunks of fixed size: bytes do not depend
-on the number of threads.  With an output Hessian they are so a portion at a time.
+on the number of threads.  With an output Hessian they are independent a portion at a time.
 
 Feedback learns from few tokens what does not hold for others: its answer must be better than nearest rounding
-on inputs that it has not seen (`verdict`).
+on inputs that it has not seen (`feedback/validation`).
 
 Legend: R rows, C columns, N bytes of a packed row, K diagonal blocks of O rows each, P rows of a portion.
 """
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,11 +27,12 @@ from dither.solvers.feedback.blocks import Rounded
 from dither.solvers.feedback.cholesky import portions
 from dither.solvers.feedback.column_blocks import ColumnBlock
 from dither.solvers.feedback.column_feedback import round_again, round_rows
-from dither.solvers.feedback.factor_cache import Preparations, Prepared
-from dither.solvers.feedback.hessian import Factored, Order, check_layer, needed_hessian
+from dither.solvers.feedback.factor_cache import FactorCache, Factors
+from dither.solvers.feedback.hessian import Order, check_layer, needed_hessian
 from dither.solvers.feedback.refit import refit_rows
 from dither.solvers.feedback.row_feedback import check_output, solve_in_turn
-from dither.solvers.feedback.validation import EXACT, SHARED, exact, kept
+from dither.solvers.feedback.validation import EXACT, SHARED, exact, validated
+from dither.system.cores import available_cores
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
@@ -78,7 +70,7 @@ class Gptq:
         self.fits, self.scale_rounds, self.refit_rounds = fits, scale_rounds, refit_rounds
         self.passes = passes
         self.threads = threads or available_cores()
-        self._prepared = Preparations(damping, act_order)
+        self._factors = FactorCache(damping, act_order)
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
         """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), or tr(G E H Eᵀ) with an output Hessian.
@@ -89,27 +81,33 @@ class Gptq:
         hessian_CC = needed_hessian(evidence, self.name)
         assert evidence is not None
         if codec.rows_together > 1:
+            # Feedback moves each row by its own errors, and so would pull apart rows that must share a scale.
             raw_RN = codec.encode(w_RC, evidence.mean_square_C)
             return Solved(raw_RN, "nearest", notes=(SHARED,))
         check_layer(w_RC.shape[1], codec, hessian_CC)
         if evidence.output_KOO is not None:
             check_output(evidence.output_KOO, len(w_RC))
         w_RC = np.ascontiguousarray(w_RC, dtype=np.float32)
+        # A source that is quantized already may lie on the grid: whatever feedback found would be worse than that.
         same_RN = exact(w_RC, codec, evidence.mean_square_C)
         if same_RN is not None:
             return Solved(same_RN, "nearest", {"objective": 0.0, "nearest_objective": 0.0}, (EXACT,))
+        # Rows are spread over threads here; a matrix product that did the same would sum in another order.
         with threadpool_limits(1, user_api="blas"):
-            raw_RN, factored = self._solve(w_RC, codec, hessian_CC, evidence.output_KOO)
-            return self._choose(w_RC, codec, evidence, raw_RN, factored)
+            raw_RN, damping = self._solve(w_RC, codec, hessian_CC, evidence.output_KOO)
+            notes: tuple[str, ...] = ()
+            if damping > self.damping:
+                notes = (f"Hessian near singular: damping raised from {self.damping:g} to {damping:g}",)
+            solved = Solved(raw_RN, self.name, {"damping": damping}, notes)
+            return validated(solved, "error feedback", w_RC, codec, evidence, self.threads)
 
-    def _solve(
-        self, w_RC: Floats, codec: Codec, hessian_CC: Floats, output_KOO: Floats | None
-    ) -> tuple[Bytes, Factored]:
+    def _solve(self, w_RC: Floats, codec: Codec, hessian_CC: Floats, output_KOO: Floats | None) -> tuple[Bytes, float]:
+        """The bytes of all rows, and the damping that the factor needed."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix="gptq") as pool:
-            ready = self._prepared(hessian_CC, codec, pool.map)
+            factors = self._factors(hessian_CC, codec, pool.map)
 
             def all_rows(w_RC: Floats, rows: int) -> Bytes:
-                parts = pool.map(lambda at: self._rows(w_RC[at], codec, ready), portions(len(w_RC), rows))
+                parts = pool.map(lambda at: self._rows(w_RC[at], codec, factors), portions(len(w_RC), rows))
                 empty = np.empty((0, w_RC.shape[1] // codec.block * codec.block_bytes), np.uint8)
                 return np.concatenate([empty, *parts])
 
@@ -119,37 +117,25 @@ class Gptq:
                 return raw_PN, codec.decode(raw_PN)
 
             if output_KOO is None or output_KOO.shape[1] == 1:  # rows that know nothing of each other
-                return all_rows(w_RC, ROWS), ready.factored
-            return solve_in_turn(w_RC, output_KOO, portion, pool.map), ready.factored
+                return all_rows(w_RC, ROWS), factors.factored.damping
+            # Portions follow one another, each moved by the errors of those before it; rows of one go side by side.
+            return solve_in_turn(w_RC, output_KOO, portion, pool.map), factors.factored.damping
 
-    def _rows(self, w_RC: Floats, codec: Codec, ready: Prepared) -> Bytes:
-        here, damped_CC = ready.column_blocks, ready.factored.damped_CC
-        w_RC = w_RC.take(ready.order_C, axis=1)  # indexing would lay columns out in memory, not rows
-        blocks = round_rows(w_RC, codec, here, ready.upper_CC, self.fits, self.scale_rounds)
-        if self.refit_rounds == 0:
-            return packed(blocks, here, ready.order_C)
-        loss_R = refit_rows(w_RC, blocks, here, damped_CC, self.refit_rounds)
-        for _ in range(self.passes if isinstance(codec, LevelCodec) else 0):
-            others = round_again(w_RC, blocks, here, ready.upper_CC)
-            other_R = refit_rows(w_RC, others, here, damped_CC, self.refit_rounds)
-            for block, other in zip(blocks, others, strict=True):
-                block.take(other, other_R < loss_R)
-            loss_R = np.minimum(loss_R, other_R)
-        return packed(blocks, here, ready.order_C)
-
-    def _choose(self, w_RC: Floats, codec: Codec, evidence: Evidence, raw_RN: Bytes, factored: Factored) -> Solved:
-        notes: tuple[str, ...] = ()
-        if factored.damping > self.damping:
-            raised = f"damping raised from {self.damping:g} to {factored.damping:g}"
-            notes = (f"Hessian near singular: {raised}",)
-        return kept(
-            self.name, "error feedback", w_RC, codec, evidence, raw_RN, notes, self.threads, damping=factored.damping
-        )
-
-
-def available_cores() -> int:
-    """Cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def _rows(self, w_RC: Floats, codec: Codec, factors: Factors) -> Bytes:
+        here, damped_CC = factors.column_blocks, factors.factored.damped_CC
+        w_RC = w_RC.take(factors.order_C, axis=1)  # indexing would lay columns out in memory, not rows
+        blocks = round_rows(w_RC, codec, here, factors.upper_CC, self.fits, self.scale_rounds)
+        if self.refit_rounds:
+            # Looking back: each block was rounded before it was known what those after it would leave.
+            loss_R = refit_rows(w_RC, blocks, here, damped_CC, self.refit_rounds)
+            for _ in range(self.passes if isinstance(codec, LevelCodec) else 0):
+                # Refitted scales are better ones to begin with: feedback again under them, the better answer per row.
+                others = round_again(w_RC, blocks, here, factors.upper_CC)
+                other_R = refit_rows(w_RC, others, here, damped_CC, self.refit_rounds)
+                for block, other in zip(blocks, others, strict=True):
+                    block.take(other, other_R < loss_R)
+                loss_R = np.minimum(loss_R, other_R)
+        return packed(blocks, here, factors.order_C)
 
 
 def packed(blocks: list[Rounded], here: list[ColumnBlock], order_C: Order) -> Bytes:

@@ -26,7 +26,7 @@ choose among.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,19 +74,23 @@ class HalfQuadratic:
 
     def _improved(self, w_NB: Floats, importance_NB: Floats | None, codec: Codec) -> Bytes:
         """The best bytes of each block that the iteration passed through."""
-        grids: _Grids = (_LevelGrids if isinstance(codec, LevelCodec) else _AnyGrids)(codec, w_NB, importance_NB)
+        kind = _LevelGrids if isinstance(codec, LevelCodec) else _AnyGrids
+        grids: _LevelGrids | _AnyGrids = kind(codec, w_NB, importance_NB)
         raw_NN, value_NB = grids.start()
         best_N = self._cost(w_NB - value_NB, importance_NB).sum(axis=1)
+        # An even grid of step s errs by s/√12 in the root mean square: the step that such errors would come from.
         step_N = np.sqrt(12 * np.square(w_NB - value_NB).mean(axis=1))
         at, beta = np.flatnonzero(step_N), self.beta
         for _ in range(self.rounds):
             if not len(at):
                 break
+            # Grant the largest errors, fit a grid to the rest, and see what the codes nearest to w now cost.
             error_NB = shrunk(w_NB[at] - value_NB[at], step_N[at, None], self.norm, beta)
             raw, value_NB[at] = grids.refit(w_NB[at] - error_NB, at)
             weight_NB = None if importance_NB is None else importance_NB[at]
             cost_N = self._cost(w_NB[at] - value_NB[at], weight_NB).sum(axis=1)
             better_N = cost_N < best_N[at]
+            # A block that got no better is done; the others go on from where they are.
             at = at[better_N]
             raw_NN[at], best_N[at] = raw[better_N], cost_N[better_N]
             beta *= self.growth
@@ -99,28 +103,19 @@ class HalfQuadratic:
 
 def shrunk(x_NB: Floats, step_N1: Floats, norm: float, beta: float) -> Floats:
     """The e of least |e|^p + β/2 (x − e)², nearly: the generalized soft threshold, measured in steps."""
+    # In steps, so that p and β mean the same for weights of any size.
     size_NB = np.abs(x_NB) / step_N1
     with np.errstate(divide="ignore", over="ignore"):
         size_NB -= size_NB ** np.float32(norm - 1) / np.float32(beta)
     return np.copysign(np.maximum(size_NB, 0) * step_N1, x_NB)
 
 
-class _Grids(Protocol):
-    """Blocks of a codec, all of them rounded anew or some."""
-
-    def __init__(self, codec: Any, w_NB: Floats, importance_NB: Floats | None) -> None: ...
-
-    def start(self) -> tuple[Bytes, Floats]:
-        """Bytes and values of nearest rounding."""
-        ...
-
-    def refit(self, target_NB: Floats, at: Rows) -> tuple[Bytes, Floats]:
-        """Bytes and values of the blocks `at` under grids fitted to `target_NB`."""
-        ...
-
-
 class _AnyGrids:
-    """Grids that only their codec knows: fitted anew, each time."""
+    """Blocks whose grids only their codec knows: fitted anew, each time.
+
+    `start` gives bytes and values of nearest rounding, `refit` those of the blocks `at` under grids fitted to
+    `target_NB`.
+    """
 
     def __init__(self, codec: Codec, w_NB: Floats, importance_NB: Floats | None) -> None:
         self.codec, self.w_NB, self.importance_NB = codec, w_NB, importance_NB
@@ -137,7 +132,7 @@ class _AnyGrids:
 
 
 class _LevelGrids:
-    """Grids of scaled levels: what they store is refitted by least squares, codes held."""
+    """The same for grids of scaled levels: what they store is refitted by least squares, codes held."""
 
     def __init__(self, codec: Any, w_NB: Floats, importance_NB: Floats | None) -> None:
         self.codec, self.levels = codec, codec.levels
@@ -152,13 +147,10 @@ class _LevelGrids:
         weight_NB = None if self.importance_NB is None else self.importance_NB[at]
         sums = Sums.of(self.levels, self.levels.numbers_K[self.level_NB[at]], target_NB, weight_NB)
         scales = refitted(self.levels, Scales._make(part[at] for part in self.scales), sums)
-        self._keep(scales, at)
-        return self._round(at, scales)
-
-    def _keep(self, scales: Scales, at: Rows) -> None:
         mine: tuple[npt.NDArray[Any], ...] = self.scales
         for old, new in zip(mine, scales, strict=True):
             old[at] = new
+        return self._round(at, scales)
 
     def _round(self, at: Rows, scales: Scales) -> tuple[Bytes, Floats]:
         """Nearest levels, and what is stored for them."""
@@ -208,6 +200,7 @@ class Sums(NamedTuple):
 
     def scale_and_offset(self, subtracts: bool) -> tuple[Doubles, Doubles]:
         """The s and o of least error; o is 0 where nothing is subtracted or the two cannot be told apart."""
+        # The normal equations of t ≈ s n − o.  Where all numbers are one, a scale and an offset do the same.
         determinant = self.nn * self.one - self.n * self.n
         apart = subtracts & (determinant > FLAT * self.nn * self.one)
         safe = np.where(apart, determinant, 1)
@@ -224,6 +217,7 @@ def refitted(levels: Levels, scales: Scales, sums: Sums) -> Scales:
     unit_R, multiple_RS, below_R, lower_RS = scales
     subtracts = bool(levels.lowers_M.any())
     scale_NS, offset_NS = sums.scale_and_offset(subtracts)
+    # First what each sub-block would like best, rounded to the multiples of the units that there are now …
     if len(levels.multiples_M) > 1:
         multiple_RS = _chosen(levels.multiples_M, scale_NS, unit_R[:, None], multiple_RS)
         # The offset that is best with the scale that was really chosen.
@@ -231,6 +225,7 @@ def refitted(levels: Levels, scales: Scales, sums: Sums) -> Scales:
         offset_NS[:] = np.divide(scale_NS * sums.n - sums.t, sums.one, out=np.zeros_like(sums.t), where=sums.one > 0)
     if len(levels.lowers_M) > 1:
         lower_RS = _chosen(levels.lowers_M, offset_NS, below_R[:, None], lower_RS)
+    # … then, multiples held, the units that are best for all sub-blocks of the block together.
     if levels.free_unit:
         of_blocks = sums.scaled(levels.multiples_M[multiple_RS], levels.lowers_M[lower_RS])
         unit, below = of_blocks.scale_and_offset(subtracts)
@@ -244,6 +239,7 @@ def _refitted_zeros(levels: Levels, scales: Scales, sums: Sums) -> Scales:
     """The same where what is subtracted is a whole number of steps: zero points first, then the step."""
     scale_NS, offset_NS = sums.scale_and_offset(True)
     lower_RS = _chosen(levels.lowers_M, offset_NS, scale_NS, scales.lower_RS)
+    # Zero points fixed, ŵ = unit · (n − z) has one unknown left per block: least squares over all its weights.
     zero_NS = levels.lowers_M[lower_RS].astype(np.float64)
     of_step_N = (sums.nn - 2 * zero_NS * sums.n + zero_NS**2 * sums.one).sum(axis=1)
     with_target_N = (sums.tn - zero_NS * sums.t).sum(axis=1)

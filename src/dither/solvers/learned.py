@@ -24,13 +24,14 @@ import numpy as np
 
 from dither.errors import UsageError
 from dither.solvers.feedback.validation import SHARED
-from dither.solvers.gptq import Gptq, available_cores
+from dither.solvers.gptq import Gptq
+from dither.system.cores import available_cores
 from dither.types import Codec, Evidence, Floats, Solved
 
 if TYPE_CHECKING:
     import torch
 
-    from dither.solvers.learning.descent import Found
+    from dither.solvers.learning.descent import Trained
 
 Report = Callable[[int, float], None]
 
@@ -88,14 +89,16 @@ class Learned:
                 "needs sequences held back to judge by, and there are none",
                 "Calibrate with more tokens.",
             )
+        # Rows that share scales cannot move one by one; such matrices stay, and the others learn to live with them.
         start = {name: _noted(solved, task.codecs[name]) for name, solved in task.start.items()}
         if all(SHARED in solved.notes for solved in start.values()):
             return start
+        # All that is to be stored moves together, judged by what leaves the block.
         found = self._train(task, report)
         record = {"block_loss": found.loss, "start_block_loss": found.start_loss, "steps": float(self.steps)}
         return {name: self._solved(name, solved, found, record) for name, solved in start.items()}
 
-    def _solved(self, name: str, start: Solved, found: Found, record: Mapping[str, float]) -> Solved:
+    def _solved(self, name: str, start: Solved, found: Trained, record: Mapping[str, float]) -> Solved:
         record = {**start.record, **record}
         if SHARED in start.notes:
             return replace(start, record=record)
@@ -104,9 +107,9 @@ class Learned:
             return replace(start, record=record, notes=(*start.notes, note))
         return Solved(found.raw[name], self.name, record, start.notes)
 
-    def _train(self, task: BlockTask, report: Report | None) -> Found:
+    def _train(self, task: BlockTask, report: Report | None) -> Trained:
         try:
-            from dither.solvers.learning.descent import Judge, descend
+            from dither.solvers.learning.descent import Schedule, descend
             from dither.solvers.learning.grids import trainable
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "torch":
@@ -114,34 +117,19 @@ class Learned:
             raise UsageError(
                 "learned rounding", "needs torch, which is not installed", "pip install 'dither[calibrate]'"
             ) from None
-        start = {name: solved.raw_RN for name, solved in task.start.items()}
-        shapes = {name: task.weights[name].shape for name in start}
         with torch_threads(self.threads):
+            # Each starts at the bytes that it has: until something moves, the block computes what they compute.
             matrices = {
                 name: trainable(
                     task.codecs[name],
                     _rows(task.weights[name]),
-                    raw_RN,
+                    solved.raw_RN,
                     task.importance.get(name),
                     task.inputs[0].device,
                 )
-                for name, raw_RN in start.items()
+                for name, solved in task.start.items()
             }
-            judge = Judge(task.run, task.held, task.codecs, shapes)
-            return descend(
-                task.run,
-                task.inputs,
-                task.targets,
-                matrices,
-                shapes,
-                start,
-                judge,
-                steps=self.steps,
-                rate=self.rate,
-                batch=self.batch,
-                seed=self.seed,
-                report=report,
-            )
+            return descend(task, matrices, Schedule(self.steps, self.batch, self.rate, self.seed), report)
 
 
 def _noted(start: Solved, codec: Codec) -> Solved:

@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,9 @@ from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
 from dither.solvers.feedback.blocks import is_wide
 from dither.solvers.feedback.hessian import check_layer, needed_hessian
 from dither.solvers.feedback.refit import ENOUGH
-from dither.solvers.feedback.validation import SHARED, kept
-from dither.solvers.gptq import ROWS, available_cores
+from dither.solvers.feedback.validation import SHARED, validated
+from dither.solvers.gptq import ROWS
+from dither.system.cores import available_cores
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 WIDER = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)  # of a fitted scale: the first look
@@ -80,7 +82,8 @@ class ScaleSearch:
             parts = pool.map(lambda rows_RC: _Rows(rows_RC, *known).solved(self.sweeps), chunks)
             empty = np.empty((0, columns // codec.block * codec.block_bytes), np.uint8)
             raw_RN = np.concatenate([empty, *parts])
-            return kept(self.name, "the search of scales", w_RC, codec, evidence, raw_RN, threads=self.threads)
+            solved = Solved(raw_RN, self.name)
+            return validated(solved, "the search of scales", w_RC, codec, evidence, self.threads)
 
 
 @dataclass
@@ -94,12 +97,10 @@ class _Chosen:
     def take(self, scales: Scales, value_RB: Floats, cost_R: Floats) -> None:
         """Another choice, in the rows where it costs less."""
         better_R = cost_R < self.cost_R
-        mine = self.scales
-        mine.unit_R[better_R], mine.below_R[better_R] = scales.unit_R[better_R], scales.below_R[better_R]
-        mine.multiple_RS[better_R] = scales.multiple_RS[better_R]
-        mine.lower_RS[better_R] = scales.lower_RS[better_R]
-        self.value_RB[better_R] = value_RB[better_R]
-        self.cost_R[better_R] = cost_R[better_R]
+        old: tuple[npt.NDArray[Any], ...] = (*self.scales, self.value_RB, self.cost_R)
+        new: tuple[npt.NDArray[Any], ...] = (*scales, value_RB, cost_R)
+        for mine, other in zip(old, new, strict=True):
+            mine[better_R] = other[better_R]
 
 
 class _Rows:
@@ -114,11 +115,13 @@ class _Rows:
         self.spans = [slice(at, at + codec.block) for at in range(0, w_RC.shape[1], codec.block)]
 
     def solved(self, sweeps: int) -> Bytes:
+        # Blocks not rounded yet have no error, so the first look at one counts only those before it.
         blocks = [self._first(at) for at in self.spans]
         loss = self._loss()
         for _ in range(0 if self.wide else sweeps):
             for at, block in zip(self.spans, blocks, strict=True):
                 self._again(at, block)
+            # Each choice lowered the sum, or was not taken; a sweep that hardly did is the last.
             before, loss = loss, self._loss()
             if loss >= (1 - ENOUGH) * before:
                 break
@@ -132,6 +135,7 @@ class _Rows:
         pull_RB = self._pull(at)
         x_RB = np.ascontiguousarray(self.w_RC[:, at])
         importance_B = np.ascontiguousarray(self.mean_square_C[at], np.float32)
+        # Columns weighed by E[x²] suit rows whose errors stay apart, all alike those whose errors add up.
         starts = [
             self.codec.to_scales(self.codec.fit(x_RB, weighting_B))
             for weighting_B in (importance_B, np.ones_like(importance_B))[: 1 if self.wide else 2]
@@ -146,6 +150,7 @@ class _Rows:
     def _again(self, at: slice, block: _Chosen) -> None:
         """Around what it has, now that the others have moved."""
         pull_RB = self._pull(at)
+        # What it costs now depends on errors that have changed since it was chosen.
         block.cost_R[:] = self._cost(self.error_RC[:, at], at, pull_RB)
         self._try(block, at, around(_copied(block.scales), self.levels, CLOSER), pull_RB)
 
@@ -189,6 +194,7 @@ def around(start: Scales, levels: Levels, factors: tuple[float, ...]) -> Iterato
         for step in (-1, 0, 1):
             yield start._replace(multiple_RS=_stepped(start.multiple_RS, step, len(levels.multiples_M)))
         return
+    # Only scales that can be stored are tried, so that what is judged is what a decoder will compute.
     for factor in map(np.float32, factors):
         unit_R = as_stored(start.unit_R * factor, levels.unit_type)
         below_R = unit_R if levels.tied else as_stored(start.below_R * factor, levels.unit_type)

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from dither.errors import UsageError
 
 
 def room_path(path: Iterable[str], room: str) -> list[str]:
@@ -32,3 +35,21 @@ def module_names(room: str, package: ModuleType | None = None) -> tuple[str, ...
     """Their names alone, where importing all of them would cost too much."""
     package = package or importlib.import_module(room)
     return tuple(sorted({found.name for found in pkgutil.iter_modules(package.__path__) if not found.ispkg}))
+
+
+def offered(room: str, attribute: str) -> dict[str, Any]:
+    """What modules of a package define as `attribute` (`"SOLVER"`), by name: the module's, with dashes."""
+    found = {name: importlib.import_module(f"{room}.{name}") for name in module_names(room)}
+    return {
+        name.replace("_", "-"): getattr(module, attribute)
+        for name, module in found.items()
+        if hasattr(module, attribute)
+    }
+
+
+def find_offered(room: str, attribute: str, kind: str, name: str) -> Any:
+    """The one of this name.  Raises UsageError, about `kind` ("solver"), naming those that there are."""
+    there = offered(room, attribute)
+    if name.replace("_", "-") not in there:
+        raise UsageError(f"{kind} {name}", f"is not one of {', '.join(there)}")
+    return there[name.replace("_", "-")]

@@ -6,33 +6,34 @@
     rewrite.py     tensors and evidence rewritten while they are read
     orthogonal.py  Hadamard matrices of any width
 
-A transform is given its family's table of feeds (`models.arch.feeds`); it never asks for the model's name.
+They are found by iterating this folder: every module may define `TRANSFORM`, a class that takes its family's table
+of feeds (`models.arch.feeds`), `threads` and `seed`, and never asks for the model's name.  A new transform is one
+new file; its name has dashes where the module's has underscores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dither.errors import UsageError
-from dither.transforms.awq import Awq
-from dither.transforms.rotate import Rotate
-from dither.transforms.wiring import Feeds
-from dither.types import Solver, Transform
+from dither.system.discovery import find_offered, offered, room_path
+from dither.types import Transform
 
-TRANSFORMS = ("awq", "rotate")
+if TYPE_CHECKING:
+    from dither.transforms.wiring import Feeds
+
+__path__ = room_path(__path__, __name__)
 
 
-def transform(
-    name: str, feeds: Sequence[Feeds], *, threads: int = 1, seed: int = 0, solver: Solver | None = None
-) -> Transform:
-    """The transform called `name`.  `threads` and `solver` (the one that will round, unless that is
-    nearest) are for awq's search, `seed` draws rotate's matrix.
+def transform_names() -> tuple[str, ...]:
+    """The transforms that modules here define."""
+    return tuple(offered(__name__, "TRANSFORM"))
 
-    Raises UsageError naming those that exist.
+
+def find_transform(name: str, feeds: Sequence[Feeds], *, threads: int = 1, seed: int = 0) -> Transform:
+    """The transform of this name for a model whose family has these `feeds`.
+
+    `threads` are for those that search, `seed` for those that draw.  Raises UsageError for a name that is not known.
     """
-    if name == "awq":
-        return Awq(feeds, threads=threads, solver=solver)
-    if name == "rotate":
-        return Rotate(feeds, seed=seed)
-    known = ", ".join(TRANSFORMS)
-    raise UsageError(f"transform {name}", "is not known", f"Choose one of {known}.")
+    found: Transform = find_offered(__name__, "TRANSFORM", "--transform", name)(feeds, threads=threads, seed=seed)
+    return found

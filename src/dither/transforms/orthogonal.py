@@ -63,6 +63,7 @@ class Orthogonal:
 def _times_kronecker(x_RD: npt.NDArray[Any], factors: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """x (F_1 ⊗ F_2 ⊗ …): x is an array with one axis a factor, and each axis is multiplied by its own."""
     rows, after = len(x_RD), 1
+    # The last factor mixes neighbors, the one before it numbers as far apart as the last is long, and so on.
     for factor in reversed(factors):
         if after == 1:
             x_RD = x_RD.reshape(-1, len(factor)) @ factor
@@ -130,6 +131,7 @@ def paley(order: int) -> Doubles | None:
     prime = paley_prime(order)
     if not prime:
         return None
+    # The Jacobsthal matrix: is i − j a square modulo P?  Its rows are orthogonal but for a constant.
     squares = {value * value % prime for value in range(1, prime)}
     character_P = np.array([0] + [1 if value in squares else -1 for value in range(1, prime)], dtype=float)
     index_P = np.arange(prime)

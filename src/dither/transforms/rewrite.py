@@ -65,6 +65,7 @@ class Scaling:
         def read(start: int, stop: int) -> Floats:
             w_RC = tensor.read(start, stop)
             if self.columns_EC is not None:
+                # Rows of several experts may be read at once, each with its own factors.
                 expert_R = np.arange(start, stop) // rows_per_expert
                 w_RC = w_RC * (self.columns_EC if experts == 1 else self.columns_EC[expert_R])
             if self.rows_R is not None:

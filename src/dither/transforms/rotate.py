@@ -39,7 +39,7 @@ from dither.errors import DitherError, SourceError, UnsupportedError
 from dither.formats.tensor_names import kind_of
 from dither.transforms.orthogonal import Orthogonal
 from dither.transforms.rewrite import Recent, digest, rewritten, rewritten_model, sharing_inputs
-from dither.transforms.wiring import Feeds, Group, by_name, groups, layer_of, strangers
+from dither.transforms.wiring import Feeds, InputGroup, by_name, groups, layer_of, strangers
 from dither.types import Codec, Evidence, EvidenceSource, Floats, Model, Tensor, Transformed
 
 _TOLERANCE = 1e-4  # of |w||x|; float32 sums stay below 1e-6, a wrong rotation errs by about one
@@ -50,15 +50,15 @@ _AFTER_BLOCK = ("post_attention_norm", "post_ffw_norm")
 class Rotate:
     """Folds a random rotation of the residual stream into a model's weights.
 
-    `feeds` is the family's table of sources and readers; `seed` draws Q.  Q is a randomized Hadamard
-    matrix where the width allows one, else (or with `hadamard=False`) random.
+    `feeds` is the family's table of sources and readers; `seed` draws Q; `threads` change nothing.  Q is a
+    randomized Hadamard matrix where the width allows one, else (or with `hadamard=False`) random.
     Raises UnsupportedError for models whose norms do not allow it, SourceError for a gain of zero.
     """
 
     name = "rotate"
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, feeds: Sequence[Feeds], *, seed: int = 0, hadamard: bool = True) -> None:
+    def __init__(self, feeds: Sequence[Feeds], *, threads: int = 1, seed: int = 0, hadamard: bool = True) -> None:
         self._feeds = feeds
         self._seed, self._hadamard = seed, hadamard
 
@@ -70,8 +70,12 @@ class Rotate:
         tensors = [turned.tensor(tensor, wiring, gains) for tensor in model.tensors]
         notes = [f"rotate: the residual stream of width {rotation.width} is turned ({rotation.kind})."]
         if wiring.tied:
-            tensors.insert(_place_of_output(tensors), _untied(turned, wiring, gains))
-            size = wiring.tensors[_EMBEDDING].size
+            # The output matrix reads behind the last norm, the embedding writes before all: now they differ.
+            embedding = wiring.tensors[_EMBEDDING]
+            output = turned.reader(embedding, gains[_OUTPUT_NORM])
+            output = replace(output, name=_OUTPUT, stored_bytes=0)  # the source has no bytes for it
+            tensors.insert(model.tensors.index(embedding) + 1, output)  # where converters put it
+            size = embedding.size
             notes.append(
                 f"rotate: embedding and output were one tensor and had to part: {_OUTPUT} adds "
                 f"{size:,} weights, {size / model.parameters:.0%} of the model's."
@@ -103,7 +107,7 @@ class _Wiring:
             self.norm_of[_OUTPUT] = _OUTPUT_NORM
         self.norms = dict.fromkeys(self.norm_of.values())
 
-    def _refuse(self, feeds: Sequence[Feeds], found: list[Group]) -> None:
+    def _refuse(self, feeds: Sequence[Feeds], found: list[InputGroup]) -> None:
         """Whatever would make the rewritten model compute something else."""
         for name in self.tensors:
             if kind_of(name) in _AFTER_BLOCK and layer_of(name):
@@ -146,6 +150,7 @@ class _Turned:
 
     def tensor(self, tensor: Tensor, wiring: _Wiring, gains: Mapping[str, Floats]) -> Tensor:
         name = tensor.name
+        # A gain is in its readers by now; who reads the stream turns it back, and who writes to it writes it turned.
         if name in gains:
             return rewritten(tensor, lambda start, stop: np.ones((stop - start, tensor.columns), np.float32))
         if name in wiring.norm_of:
@@ -163,6 +168,7 @@ class _Turned:
 
         def read(start: int, stop: int) -> Floats:
             w_RD = tensor.read(start, stop)
+            # w · (g x) = (w g) · x = (w g) Q · x Q: the gain first, as it does not commute with Q.
             scaled_RD = w_RD if gain_D is None else w_RD * gain_D
             turned_RD: Floats = self._rotation(np.ascontiguousarray(scaled_RD, dtype=np.float32))
             lengths_R = np.linalg.norm(scaled_RD, axis=1) * np.linalg.norm(self._probe_D)
@@ -213,17 +219,6 @@ def check(name: str, found_R: Floats, expected_R: npt.NDArray[Any], lengths_R: n
         )
 
 
-def _untied(turned: _Turned, wiring: _Wiring, gains: Mapping[str, Floats]) -> Tensor:
-    embedding = wiring.tensors[_EMBEDDING]
-    output = turned.reader(embedding, gains[_OUTPUT_NORM])
-    return replace(output, name=_OUTPUT, stored_bytes=0)  # the source has no bytes for it
-
-
-def _place_of_output(tensors: Sequence[Tensor]) -> int:
-    """Beside the embedding, where converters put it."""
-    return [tensor.name for tensor in tensors].index(_EMBEDDING) + 1
-
-
 class TurnedEvidence:
     """What calibration would have seen of the turned residual stream."""
 
@@ -253,8 +248,12 @@ class TurnedEvidence:
         return found
 
     def notes(self) -> list[str]:
-        """Which evidence is lost, found by looking at one layer's readers."""
-        lost = [name for name in self._wiring.norm_of if self._lost(name)]
+        """Which evidence is lost."""
+        lost = [
+            name
+            for name in self._wiring.norm_of
+            if (seen := self._origin(name, 0)) is not None and seen.hessian_CC is None
+        ]
         if not lost:
             return []
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -262,10 +261,6 @@ class TurnedEvidence:
             f"rotate: {lost[0]}{more} are rounded without evidence: mean squares alone do not say what the "
             "turned inputs are like; calibrate with Hessians."
         ]
-
-    def _lost(self, name: str) -> bool:
-        seen = self._origin(name, 0)
-        return seen is not None and seen.hessian_CC is None
 
 
 def turned_output(output_KOO: Floats, rotation: Orthogonal) -> Floats:
@@ -283,6 +278,7 @@ def turn(seen: Evidence, gain_D: Floats, rotation: Orthogonal) -> Evidence | Non
     """The evidence of (x / g) Q, for x of width D; None where only mean squares are known."""
     if seen.hessian_CC is None:
         return None
+    # What calibration saw is g ∘ x; readers now meet x Q, with the gain in their own columns.
     inverse_D = 1 / gain_D.astype(np.float64)
     hessian_DD = seen.hessian_CC * inverse_D * inverse_D[:, None]
     hessian_DD = rotation(np.ascontiguousarray(rotation(hessian_DD).T))
@@ -292,3 +288,6 @@ def turn(seen: Evidence, gain_D: Floats, rotation: Orthogonal) -> Evidence | Non
         held_HD = rotation(seen.held_HC * inverse_D).astype(np.float32)
     diagonal_D = np.maximum(np.diag(hessian_DD), 0).astype(np.float32)
     return replace(seen, mean_square_C=diagonal_D, hessian_CC=hessian_DD.astype(np.float32), held_HC=held_HD)
+
+
+TRANSFORM = Rotate

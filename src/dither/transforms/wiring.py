@@ -45,7 +45,7 @@ class Feeds(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
+class InputGroup:
     """Matrices of one model that share an input, and the tensor whose output that input is."""
 
     source: str  # "blk.0.attn_norm.weight"
@@ -70,7 +70,7 @@ def by_name(model: Model) -> dict[str, Tensor]:
     return {tensor.name: tensor for tensor in model.tensors}
 
 
-def groups(model: Model, feeds: Iterable[Feeds]) -> list[Group]:
+def groups(model: Model, feeds: Iterable[Feeds]) -> list[InputGroup]:
     """Every group of the model in which source and at least one reader are there, layer by layer."""
     names = {tensor.name for tensor in model.tensors}
     layers = list(dict.fromkeys(layer_of(tensor.name) for tensor in model.tensors))
@@ -80,7 +80,7 @@ def groups(model: Model, feeds: Iterable[Feeds]) -> list[Group]:
             source, *readers = (f"{layer}.{n}.weight".lstrip(".") for n in (feed.source, *feed.readers))
             present = tuple(reader for reader in readers if reader in names)
             if source in names and present:
-                found.append(Group(source, present, _kind(feed.source)))
+                found.append(InputGroup(source, present, _kind(feed.source)))
     return sorted(found, key=lambda group: layers.index(group.layer))
 
 
@@ -107,7 +107,7 @@ def strangers(model: Model, feeds: Sequence[Feeds]) -> dict[str, list[str]]:
     return found
 
 
-def feeding_rows(group: Group, tensors: Mapping[str, Tensor], model: Model) -> Rows | str:
+def feeding_rows(group: InputGroup, tensors: Mapping[str, Tensor], model: Model) -> Rows | str:
     """For every column of the readers, the row (or gain) of the source it reads: int64 (C,), per expert.
 
     A reason, in words, where the shapes do not say so.
@@ -122,17 +122,19 @@ def feeding_rows(group: Group, tensors: Mapping[str, Tensor], model: Model) -> R
         fused = not any(f"{group.layer}.{gate}.weight" in tensors for gate in ("ffn_gate", "ffn_gate_exps"))
         if rows != (2 * columns if fused else columns):
             return f"has {rows} rows for {columns} columns, and no gate was found beside it"
+        # Fused, the gate's rows stand above up's.
         return np.arange(columns) + (rows - columns)
     return _value_rows(group, rows, columns, model)
 
 
-def _value_rows(group: Group, rows: int, columns: int, model: Model) -> Rows | str:
+def _value_rows(group: InputGroup, rows: int, columns: int, model: Model) -> Rows | str:
     """Query head h reads the values of key/value head h // (heads per key/value head)."""
     heads, kv_heads = (_of_layer(model, f"attention.{key}", group) for key in ("head_count", "head_count_kv"))
     kv_heads = kv_heads or heads
     if not heads or not kv_heads or columns % heads or heads % kv_heads:
         return f"feeds {columns} columns, which {heads} heads over {kv_heads} cannot share"
     head = columns // heads
+    # Of a fused matrix, the rows of queries and keys stand above those of values.
     above = columns + kv_heads * head if kind_of(group.source) == "attn_qkv" else 0
     if rows != above + kv_heads * head:
         return f"has {rows} rows, not those of {kv_heads} heads of {head}"
@@ -140,7 +142,7 @@ def _value_rows(group: Group, rows: int, columns: int, model: Model) -> Rows | s
     return np.asarray(above + head_C // (heads // kv_heads) * head + within_C)
 
 
-def _of_layer(model: Model, key: str, group: Group) -> int:
+def _of_layer(model: Model, key: str, group: InputGroup) -> int:
     """A whole number of the metadata, of this layer where each has its own; 0 where there is none."""
     field = model.metadata.get(f"{model.arch}.{key}")
     value: Any = getattr(field, "value", None)

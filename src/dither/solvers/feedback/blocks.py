@@ -105,9 +105,11 @@ class LevelBlock:
         return [self.level_RB, self.value_RB, self.loss_R, *self.scales]
 
     def improve(self, x_RB: Floats) -> None:
+        # The gradient at the codes as they are, in the metric in which later columns can still make up for errors.
         trial, free = self._copy(), self.place.free
         gradient_RB: Floats = np.matmul(x_RB - self.value_RB, free.m_BB, dtype=np.float32)
         trial._rescale(gradient_RB, free)
+        # Under other scales other codes are nearest, and feedback goes elsewhere: judged by the whole, row by row.
         trial._feed(x_RB)
         self.take(trial, trial.loss_R < self.loss_R)
 
@@ -119,6 +121,7 @@ class LevelBlock:
 
     def refine(self, gradient_RB: Floats) -> None:
         gradient_RB = np.array(gradient_RB, order="C")  # the loops below keep theirs up to date
+        # Codes before scales, so that scales are fitted to codes worth keeping, and again after.
         self._descend(gradient_RB)
         self._rescale(gradient_RB, self.place.held)
         self._descend(gradient_RB)
@@ -142,101 +145,48 @@ class LevelBlock:
         return scale_RS, scales.below_R[:, None] * levels.lowers_M[scales.lower_RS]
 
     def _feed(self, x_RB: Floats) -> None:
+        """Codes with feedback from column to column, under the scales as they are."""
         from dither.codecs.kernels.feedback import feed
 
-        place, scales_now = self.place, self._scales_now()
-        numbers_K, even = self.levels.numbers_K, self.even
+        place, numbers, scales_now = self.place, (self.levels.numbers_K, self.even), self._scales_now()
         if place.forward_BB is not None:
-            feed(
-                x_RB,
-                place.forward_BB,
-                place.cost_B,
-                numbers_K,
-                even,
-                *scales_now,
-                place.sub_B,
-                self.level_RB,
-                self.value_RB,
-                self.loss_R,
-            )
+            done = self.level_RB, self.value_RB, self.loss_R
+            feed(x_RB, place.forward_BB, place.cost_B, *numbers, *scales_now, place.sub_B, *done)
             return
+        # A block of thousands of columns: the loop above would touch all columns after each, far out of cache.
         residual_RB, loss_R = np.zeros_like(x_RB), np.zeros_like(self.loss_R)
         for panel in place.panels:
             at = panel.at
             x_RK = panel.target(x_RB, residual_RB)
             level_RK, value_RK = np.empty(x_RK.shape, np.uint8), np.empty_like(x_RK)
-            feed(
-                x_RK,
-                panel.forward_KK,
-                place.cost_B[at],
-                numbers_K,
-                even,
-                *scales_now,
-                place.sub_B[at],
-                level_RK,
-                value_RK,
-                self.loss_R,
-            )
+            done = level_RK, value_RK, self.loss_R
+            feed(x_RK, panel.forward_KK, place.cost_B[at], *numbers, *scales_now, place.sub_B[at], *done)
             self.level_RB[:, at], self.value_RB[:, at] = level_RK, value_RK
             residual_RB[:, at] = x_RB[:, at] - value_RK
-            loss_R += self.loss_R
+            loss_R += self.loss_R  # one square per column, so that panels add up
         self.loss_R[:] = loss_R
 
     def _descend(self, gradient_RB: Floats) -> None:
+        """Codes one by one to where the quadratic is least, scales and all other codes held."""
         from dither.codecs.kernels.feedback import descend
 
-        descend(
-            gradient_RB,
-            self.place.held.m_BB,
-            self.levels.numbers_K,
-            self.even,
-            *self._scales_now(),
-            self.place.sub_B,
-            self.level_RB,
-            self.value_RB,
-        )
+        numbers, done = (self.levels.numbers_K, self.even), (self.level_RB, self.value_RB)
+        descend(gradient_RB, self.place.held.m_BB, *numbers, *self._scales_now(), self.place.sub_B, *done)
 
     def _rescale(self, gradient_RB: Floats, metric: BlockMetric) -> None:
+        """Better scales in the metric, codes held: first the numbers of the block, then its sub-blocks' multiples."""
         from dither.codecs.kernels.rescale import rechoose
-
-        place, levels, parts = self.place, self.levels, metric.parts
-        if levels.free_unit:
-            self._fit_units(gradient_RB, metric)
-        if parts is not None:
-            rechoose(
-                gradient_RB,
-                metric.m_BB,
-                levels.numbers_K,
-                self.even,
-                self.level_RB,
-                self.value_RB,
-                place.members_SI,
-                parts.forward_SII,
-                parts.cost_SI,
-                parts.inverse_SII,
-                levels.multiples_M,
-                levels.lowers_M,
-                *self.scales,
-            )
-
-    def _fit_units(self, gradient_RB: Floats, metric: BlockMetric) -> None:
         from dither.codecs.kernels.units import fit_units
 
-        levels = self.levels
-        fit_units(
-            gradient_RB,
-            metric.m_BB,
-            levels.numbers_K,
-            self.level_RB,
-            self.value_RB,
-            self.place.sub_B,
-            levels.multiples_M,
-            levels.lowers_M,
-            levels.tied,
-            levels.positive,
-            KINDS[levels.unit_type],
-            *self.scales,
-        )
+        place, levels, parts = self.place, self.levels, metric.parts
+        done, tables = (self.level_RB, self.value_RB), (levels.multiples_M, levels.lowers_M)
+        if levels.free_unit:
+            kind = levels.tied, levels.positive, KINDS[levels.unit_type]
+            fit_units(gradient_RB, metric.m_BB, levels.numbers_K, *done, place.sub_B, *tables, *kind, *self.scales)
+        if parts is not None:
+            numbers, factors = (levels.numbers_K, self.even), (parts.forward_SII, parts.cost_SI, parts.inverse_SII)
+            # Here codes move too: another multiple is worth only what its own nearest codes make of it.
+            rechoose(gradient_RB, metric.m_BB, *numbers, *done, place.members_SI, *factors, *tables, *self.scales)
 
 
 class AnyBlock:
@@ -264,6 +214,7 @@ class AnyBlock:
     def refine(self, gradient_RB: Floats) -> None:
         """Fitted and rounded anew where all other blocks now leave this one, kept where that is better."""
         place = self.place
+        # With all others held, the loss is least where the gradient is zero: a Newton step, exact for a quadratic.
         step_RB = np.linalg.solve(place.held_BB, gradient_RB.T.astype(np.float64)).T
         wanted_RB = (self.value_RB + step_RB).astype(np.float32)
         old_R = cost(wanted_RB - self.value_RB, place.held_upper_BB)
@@ -288,6 +239,7 @@ class AnyBlock:
         value_RB, codes = np.empty_like(x_RB), []
         for start in range(0, self.codec.block, step):
             at = slice(start, start + step)
+            # t = x + (r F)_past F_kk⁻¹, as between blocks.
             past_RK = (x_RB[:, :start] - value_RB[:, :start]) @ upper_BB[:start, at]
             t_RK = x_RB[:, at] + past_RK @ np.linalg.inv(upper_BB[at, at])
             first = int(place.order_B[start])
@@ -307,6 +259,7 @@ class AnyBlock:
         best_RB, best_RN, best_R = value_RB, raw_RN, cost(x_RB - value_RB, upper_BB)
         part = self.codec.block // PARTS
         for start in range(part, self.codec.block, part):
+            # What came first stays at its numbers, and the columns after it take the places where the loss is least.
             wanted_RB = x_RB.copy()
             wanted_RB[:, :start] = value_RB[:, :start]
             past_RK = (x_RB - value_RB)[:, :start] @ upper_BB[:start, start:]

@@ -31,6 +31,7 @@ def upper_factor(m_CC: npt.NDArray[Any], each: Each = map, diagonal_C: npt.NDArr
     upper_CC = np.array(m_CC, np.float64, order="C")
     if diagonal_C is not None:
         np.fill_diagonal(upper_CC, diagonal_C)
+    # From the last panel to the first: F is upper triangular, so M's last columns depend on F's last alone.
     for stop in range(len(upper_CC), 0, -PANEL):
         start = max(stop - PANEL, 0)
         _subtract_explained(upper_CC, start, stop, each)
@@ -42,6 +43,8 @@ def upper_factor(m_CC: npt.NDArray[Any], each: Each = map, diagonal_C: npt.NDArr
 
 
 def _subtract_explained(upper_CC: Doubles, start: int, stop: int, each: Each) -> None:
+    """What is left of a panel's columns once the columns behind them are done: M − F_behind F_behindᵀ."""
+
     def part(at: slice) -> None:
         upper_CC[at, start:stop] -= upper_CC[at, stop:] @ upper_CC[start:stop, stop:].T
 
@@ -51,6 +54,7 @@ def _subtract_explained(upper_CC: Doubles, start: int, stop: int, each: Each) ->
 
 def _small_factor(m: Doubles) -> Doubles:
     """Turned around, LAPACK's lower factor is an upper one."""
+    # J M J = L Lᵀ gives M = (J L J)(J L J)ᵀ, J the reversal of all columns: J L J is upper triangular.
     lower: Doubles = np.linalg.cholesky(m[::-1, ::-1]).astype(np.float64, copy=False)
     return lower[::-1, ::-1]
 
@@ -58,6 +62,7 @@ def _small_factor(m: Doubles) -> Doubles:
 def _divide(upper_CC: Doubles, start: int, stop: int, diagonal: Doubles, each: Each) -> None:
     if not start:
         return
+    # F_above Dᵀ is what is left of the rows above, D the small factor: times D⁻ᵀ, they are F's.
     inverse = np.linalg.inv(diagonal).T
 
     def part(at: slice) -> None:

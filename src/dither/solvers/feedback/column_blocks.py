@@ -1,7 +1,7 @@
 """Blocks of columns in the Hessian's eyes: what every row's rounding of a block needs to know, computed once.
 
 When a block's turn comes, the columns before it are rounded and those after it are still free.  With the
-factor F of `linalg` the best that the block could be is x = w + (r F)_past F_BB⁻¹, and what a choice ŵ costs,
+factor F of `hessian` the best that the block could be is x = w + (r F)_past F_BB⁻¹, and what a choice ŵ costs,
 later columns making up for it as well as they can, is exactly ‖(x − ŵ) F_BB‖²: the metric F_BB F_BBᵀ, `free`.
 Once all is rounded and a block is looked at again with all others held, the metric is H_BB, `held`.
 
@@ -91,8 +91,10 @@ class ColumnBlock:
             self._narrow(damped_BB.astype(np.float64), self.members_SI if rechosen else None)
 
     def _narrow(self, held_BB: Doubles, members_SI: Order | None) -> None:
+        # What feedback does inside the block, column by column, and to the block as a whole.
         self.inverse_BB = np.linalg.inv(self.upper_BB).astype(np.float32)
         self.forward_BB = forward(self.upper_BB).astype(np.float32)
+        # Two metrics: while later columns can still make up for an error, and once nothing else may move.
         self.free = BlockMetric(self.upper_BB @ self.upper_BB.T, members_SI)
         self.held = BlockMetric(held_BB, members_SI)
         self.held_BB, self.held_upper_BB = held_BB, upper_factor(held_BB)
@@ -103,6 +105,7 @@ class ColumnBlock:
         Where the block is the `whole` row, nothing comes before or after it, and both metrics are one.
         """
         upper_BB = self.upper_BB.astype(np.float32)
+        # Feedback within a panel is a loop over its columns; from panel to panel it is one matrix product.
         starts = range(0, len(upper_BB), PANEL)
         self.panels = tuple(Panel(upper_BB, slice(k, min(k + PANEL, len(upper_BB)))) for k in starts)
         self.held = BlockMetric(damped_BB, None)
@@ -114,6 +117,7 @@ class ColumnBlock:
 
         What a column costs with later ones free; with all others held; between the two; all columns alike.
         """
+        # No weighting is best for all rows: outliers, sub-blocks and the order of columns decide, row by row.
         choices = (self.cost_B, held_B, np.sqrt(self.cost_B * held_B), np.ones_like(held_B))
         return [np.ascontiguousarray(choice[self.back_B], np.float32) for choice in choices]
 

@@ -26,7 +26,7 @@ _BYTES = 4 + 4 + 8 + 4  # per pair of columns: H, damped, factored, and factored
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Factors:
     """What rows are rounded with."""
 
     order_C: Order
@@ -46,7 +46,7 @@ class _Known:
     column_blocks: dict[tuple[int, bool, bool], list[ColumnBlock]] = field(default_factory=dict)
 
 
-class Preparations:
+class FactorCache:
     """By Hessian (the very array) and codec.  Safe to call from several threads.
 
     The newest stays; older ones as far as `KEPT_BYTES` go, and none while another is made that needs the
@@ -58,9 +58,10 @@ class Preparations:
         self._known: OrderedDict[tuple[int, int, bool], _Known] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, hessian_CC: Floats, codec: Codec, each: Each = map) -> Prepared:
+    def __call__(self, hessian_CC: Floats, codec: Codec, each: Each = map) -> Factors:
         """Raises DitherError for a matrix that no damping makes definite.  `each` is `map`, or a pool's."""
         known = self._of(hessian_CC, codec)
+        # Whoever comes second waits here for the first, instead of factoring the same matrix beside it.
         with known.lock:
             if known.base is None:
                 known.base = self._base(hessian_CC, codec, each)
@@ -68,10 +69,11 @@ class Preparations:
             how = sub_block(codec), rechooses(codec), is_wide(codec)
             if how not in known.column_blocks:
                 known.column_blocks[how] = column_blocks(factored, order_C, codec.block, *how)
-            return Prepared(order_C, factored, upper_CC, known.column_blocks[how])
+            return Factors(order_C, factored, upper_CC, known.column_blocks[how])
 
     def _base(self, hessian_CC: Floats, codec: Codec, each: Each) -> tuple[Order, Factored, Floats]:
         order_C = np.arange(len(hessian_CC), dtype=np.intp)
+        # A lattice takes neighboring columns together, so its columns stay in place inside a block.
         if self.act_order:
             order_C = column_order(hessian_CC, codec.block, within=codec.snap_columns == 1)
         factored = factor(hessian_CC.take(order_C, axis=0).take(order_C, axis=1), self.damping, each)
@@ -82,7 +84,7 @@ class Preparations:
         key = id(hessian_CC), codec.block, codec.snap_columns == 1
         with self._lock:
             known = self._known.pop(key, None)
-            # An array that was changed since is another Hessian.
+            # An array that was changed since is another Hessian; its diagonal is evidence enough, and quick to compare.
             if known is None or not np.array_equal(known.diagonal_C, diagonal_C):
                 self._make_room(len(hessian_CC))
                 known = _Known(hessian_CC, diagonal_C)
@@ -92,6 +94,7 @@ class Preparations:
     def _make_room(self, columns: int) -> None:
         while self._known:
             held = sum(_BYTES * len(known.diagonal_C) ** 2 for known in self._known.values())
+            # The oldest goes first: layers that share an input follow each other.
             if held + _BYTES * columns**2 <= KEPT_BYTES:
                 return
             self._known.popitem(last=False)

@@ -52,18 +52,14 @@ def needed_hessian(evidence: Evidence | None, solver: str) -> Floats:
 
 
 def check_layer(columns: int, codec: Codec, hessian_CC: Floats) -> None:
-    """Raises UsageError where columns are no whole blocks, DitherError for a Hessian that is none."""
+    """Raises UsageError where columns are no whole blocks, DitherError for a Hessian of another shape or with
+    numbers that no mean of squares can be."""
     if columns % codec.block:
         raise UsageError(
             f"{columns} columns",
             f"{codec.name} needs a multiple of {codec.block}",
             "Choose a type with a smaller block.",
         )
-    check_hessian(hessian_CC, columns)
-
-
-def check_hessian(hessian_CC: Floats, columns: int) -> None:
-    """Raises DitherError for a Hessian of another shape, or with numbers that are none."""
     if hessian_CC.shape != (columns, columns):
         raise DitherError(
             f"Hessian of shape {hessian_CC.shape}",
@@ -91,17 +87,20 @@ def factor(hessian_CC: Floats, damping: float, each: Each = map) -> Factored:
     """
     diagonal_C = np.diagonal(hessian_CC).astype(np.float64)
     scale = float(diagonal_C.mean()) or 1.0
+    # Sums in float32 leave a Hessian a little asymmetric, and the factor reads only one of its halves.
     damped_CC = np.add(hessian_CC, hessian_CC.T, dtype=np.float32)
     damped_CC *= 0.5
     while damping <= MOST:
         raised_C = diagonal_C + damping * scale
         np.fill_diagonal(damped_CC, raised_C)
         try:
+            # The diagonal goes in apart, in float64: in float32 a small λ would be lost beside a large square.
             upper_CC = upper_factor(damped_CC, each, raised_C)
         except np.linalg.LinAlgError:
             upper_CC = None
         if upper_CC is not None and np.diagonal(upper_CC).min() ** 2 >= PIVOT * scale:
             return Factored(damped_CC, upper_CC, damping)
+        # Few tokens leave directions that no input ever had; λ alone holds them, so more of it is the remedy.
         damping = max(STEP * damping, FIRST)
     raise DitherError(
         "Hessian",
@@ -121,5 +120,6 @@ def column_order(hessian_CC: Floats, block: int, within: bool) -> Order:
     if within:
         inside_NB = np.argsort(-diagonal_NB, axis=1, kind="stable")
         order_NB = np.take_along_axis(order_NB, inside_NB, axis=1)
+    # A block counts by its sum, so that its columns may stay together.
     first_N = np.argsort(-diagonal_NB.sum(axis=1, dtype=np.float64), kind="stable")
     return order_NB[first_N].reshape(-1)

@@ -23,6 +23,7 @@ ENOUGH = 3e-3  # a sweep that gains less than this share of the loss is the last
 
 def refit_rows(w_RC: Floats, blocks: list[Rounded], here: list[ColumnBlock], damped_CC: Floats, sweeps: int) -> Floats:
     """Improve rounded rows in place, at most `sweeps` times over all blocks; returns each row's loss."""
+    # The gradient of all columns is carried along: computed anew for each block it would cost a whole product.
     residual_RC = w_RC - np.concatenate([block.value_RB for block in blocks], axis=1)
     gradient_RC = residual_RC @ damped_CC
     loss_R: Floats = (residual_RC * gradient_RC).sum(axis=1)
@@ -32,10 +33,12 @@ def refit_rows(w_RC: Floats, blocks: list[Rounded], here: list[ColumnBlock], dam
             at = place.at
             block.refine(gradient_RC[:, at])
             left_RB = w_RC[:, at] - block.value_RB
+            # What the block changed moves everybody's gradient; where it changed nothing, there is nothing to pass on.
             step_RB = left_RB - residual_RC[:, at]
             if step_RB.any():
                 gradient_RC += step_RB @ damped_CC[at]
                 residual_RC[:, at] = left_RB
+        # r H rᵀ from what is at hand; sweeps converge quickly, and the last ones are not worth their time.
         loss_R = (residual_RC * gradient_RC).sum(axis=1)
         if float(loss_R.sum(dtype=np.float64)) >= (1 - ENOUGH) * before:
             break

@@ -66,6 +66,7 @@ def solve_in_turn(w_RC: Floats, output_KOO: Floats, solve: SolveRows, each: Each
 
 
 def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows, each: Each) -> Bytes:
+    # Rows that matter most go first: errors of theirs can be made up for by all that follow.
     order_O = np.argsort(-np.diagonal(output_OO), kind="stable")
     upper_OO = damped_factor(output_OO[np.ix_(order_O, order_O)], each)
     w_OC = w_OC[order_O]
@@ -75,8 +76,10 @@ def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows, each: Each) 
     for start in range(0, len(w_OC), step):
         at = slice(start, start + step)
         past_PC = _product(upper_OO[:start, at].T.astype(np.float32), error_OC[:start], each)
+        # Σ_{j<k} e_j F_jk / F_kk for a portion of rows at once: its triangle of F takes the place of F_kk.
         moved_PC = np.linalg.solve(upper_OO[at, at].T, past_PC)
         raw_PN, value_PC = solve((w_OC[at] + moved_PC).astype(np.float32))
+        # Later rows hear of errors against the weights, not against the targets that were moved.
         error_OC[at] = w_OC[at] - value_PC
         parts.append(raw_PN)
     raw_ON = np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Whether a solver's answer is worth keeping: held against nearest rounding on inputs it has not seen.
+"""Whether a solver's answer is worth keeping: compared with nearest rounding on inputs it has not seen.
 
 Whoever minimizes tr(E H Eᵀ) learns from few tokens what does not hold for others.  So answers are compared on
 input rows that were held back from H, and the better one is kept; without such rows, on H itself.
@@ -43,49 +43,43 @@ def held_objective(error_RC: Floats, held_HC: Floats, output_KOO: Floats | None 
     return _paired(error_RH, error_RH, output_KOO, each) / len(held_HC)
 
 
-def kept(
-    solver: str,
-    what: str,
-    w_RC: Floats,
-    codec: Codec,
-    evidence: Evidence,
-    raw_RN: Bytes,
-    notes: tuple[str, ...] = (),
-    threads: int = 1,
-    **record: float,
-) -> Solved:
-    """`solver`'s bytes, or nearest rounding's where these were better; `what` names its method in a note.
+def validated(found: Solved, method: str, w_RC: Floats, codec: Codec, evidence: Evidence, threads: int = 1) -> Solved:
+    """What a solver `found`, or nearest rounding's bytes where these are better; `method` is named in the note.
 
     The record's objectives are tr(E H Eᵀ), or tr(G E H Eᵀ) with an output Hessian.
     """
     assert evidence.hessian_CC is not None
     hessian_CC, held_HC, output_KOO = evidence.hessian_CC, evidence.held_HC, evidence.output_KOO
     parts = portions(len(w_RC), _ROWS)
-    found, judge = dict(record), "objective"
-    with ThreadPoolExecutor(threads, thread_name_prefix="verdict") as pool:
+    record, judge = dict(found.record), "objective"
+    with ThreadPoolExecutor(threads, thread_name_prefix="validation") as pool:
 
         def rows(of: Callable[[slice], Any]) -> Any:
-            return np.concatenate(list(pool.map(of, parts))) if parts else raw_RN
+            return np.concatenate(list(pool.map(of, parts))) if parts else found.raw_RN
+
+        def errors(raw_RN: Bytes) -> Any:
+            """What a decoder will read, not what the solver believes."""
+            return rows(lambda at: w_RC[at] - codec.decode(raw_RN[at]))
 
         nearest_RN = rows(lambda at: codec.encode(w_RC[at], evidence.mean_square_C))
-        for whose, error_RC in (
-            ("", rows(lambda at: w_RC[at] - codec.decode(raw_RN[at]))),
-            ("nearest_", rows(lambda at: w_RC[at] - codec.decode(nearest_RN[at]))),
-        ):
-            found[f"{whose}objective"] = objective(error_RC, hessian_CC, output_KOO, pool.map)
+        for whose, raw_RN in (("", found.raw_RN), ("nearest_", nearest_RN)):
+            error_RC = errors(raw_RN)
+            record[f"{whose}objective"] = objective(error_RC, hessian_CC, output_KOO, pool.map)
             if held_HC is not None and len(held_HC):
                 judge = "held"
-                found[f"{whose}held"] = held_objective(error_RC, held_HC, output_KOO, pool.map)
-    if not found[judge] <= found[f"nearest_{judge}"]:
+                record[f"{whose}held"] = held_objective(error_RC, held_HC, output_KOO, pool.map)
+    # Written so that NaN, which compares with nothing, keeps nearest rounding.
+    if not record[judge] <= record[f"nearest_{judge}"]:
         where = "inputs held back" if judge == "held" else "the Hessian itself"
-        worse = f"{what} was no better than nearest rounding on {where}: nearest kept"
-        return Solved(nearest_RN, "nearest", found, (*notes, worse))
-    return Solved(raw_RN, solver, found, notes)
+        worse = f"{method} was no better than nearest rounding on {where}: nearest kept"
+        return Solved(nearest_RN, "nearest", record, (*found.notes, worse))
+    return Solved(found.raw_RN, found.solver, record, found.notes)
 
 
 def exact(w_RC: Floats, codec: Codec, importance_C: Floats) -> Bytes | None:
     """The bytes of nearest rounding where it changes no weight, as of a source that is quantized already."""
     found = []
+    # A few rows first: of a source that is not quantized they already say no, at almost no cost.
     starts = [0, *range(_FIRST, len(w_RC), _ROWS)]
     for start, stop in zip(starts, [*starts[1:], len(w_RC)], strict=True):
         raw_RN = codec.encode(w_RC[start:stop], importance_C)
@@ -104,6 +98,7 @@ def _times(a_RC: Floats, b_CN: Floats, each: Each) -> Floats:
 def _form(error_RC: Floats, hessian_CC: Floats) -> float:
     """tr(E H Eᵀ) from what stands on and above H's diagonal: half of the products."""
     total = 0.0
+    # H is symmetric: what stands beside the diagonal block counts twice, the block itself once.
     for at in portions(len(hessian_CC), _PANEL):
         error_RP, after_RC = error_RC[:, at], error_RC[:, at.start :]
         pulled_RC = error_RP @ hessian_CC[at, at.start :]

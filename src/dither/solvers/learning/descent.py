@@ -20,13 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from dither.solvers.learning.grids import Knob, Trainable
-from dither.types import Bytes, Codec
+from dither.types import Bytes
 
-Run = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+if TYPE_CHECKING:
+    from dither.solvers.learned import BlockTask
+
 Batches = Sequence[torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]  # what enters and what should leave
 MEAN_KEPT, SQUARE_KEPT = 0.9, 0.99  # shares that running means keep at each step
@@ -35,7 +38,17 @@ JUDGED = 10  # times that the held-back sequences are run
 
 
 @dataclass(frozen=True)
-class Found:
+class Schedule:
+    """`steps` of `batch` sequences each, drawn with `seed`; `rate` is how far the first moves a code."""
+
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
     """The best bytes by name, None where none were better than the start's; losses on held-back sequences."""
 
     raw: dict[str, Bytes] | None
@@ -43,32 +56,21 @@ class Found:
     start_loss: float
 
 
-class Judge:
+@torch.no_grad()
+def held_back_loss(task: BlockTask, raw: Mapping[str, Bytes]) -> float:
     """The block's mean squared error per output, on sequences held back, for stored bytes."""
-
-    def __init__(
-        self,
-        run: Run,
-        held: tuple[Batches, Batches],
-        codecs: Mapping[str, Codec],
-        shapes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        self.run, self.held, self.codecs, self.shapes = run, held, codecs, shapes
-
-    @torch.no_grad()
-    def __call__(self, raw: Mapping[str, Bytes]) -> float:
-        device = self.held[0][0].device
-        weights = {
-            name: torch.from_numpy(self.codecs[name].decode(raw_RN)).reshape(self.shapes[name]).to(device)
-            for name, raw_RN in raw.items()
-        }
-        total, count = 0.0, 0
-        for inputs_STH, targets_STH in zip(*self.held, strict=True):
-            away_STH = self.run(inputs_STH, weights).float() - targets_STH.float()
-            total += float(away_STH.square().sum(dtype=torch.float64))
-            count += away_STH.numel()
-        loss = total / count
-        return loss if math.isfinite(loss) else math.inf
+    device = task.held[0][0].device
+    weights = {
+        name: torch.from_numpy(task.codecs[name].decode(raw_RN)).reshape(task.weights[name].shape).to(device)
+        for name, raw_RN in raw.items()
+    }
+    total, count = 0.0, 0
+    for inputs_STH, targets_STH in zip(*task.held, strict=True):
+        away_STH = task.run(inputs_STH, weights).float() - targets_STH.float()
+        total += float(away_STH.square().sum(dtype=torch.float64))
+        count += away_STH.numel()
+    loss = total / count
+    return loss if math.isfinite(loss) else math.inf
 
 
 class SoftSign:
@@ -86,52 +88,44 @@ class SoftSign:
         self.square.lerp_(gradient.square_(), 1 - SQUARE_KEPT)
         # Both means begin at zero, and are divided by the share of gradients that they hold by now.
         size = (self.square / (1 - SQUARE_KEPT**self.steps)).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
+        # m/√v is ±1 where gradients agree; a knob's pace is how far that moves it.
         rate *= self.knob.pace / (1 - MEAN_KEPT**self.steps)
         self.knob.tensor.addcdiv_(self.mean, size, value=-rate).clamp_(self.knob.low, self.knob.high)
 
 
 def descend(
-    run: Run,
-    inputs: Batches,
-    targets: Batches,
+    task: BlockTask,
     matrices: Mapping[str, Trainable],
-    shapes: Mapping[str, tuple[int, ...]],
-    start: Mapping[str, Bytes],
-    judge: Judge,
-    *,
-    steps: int,
-    rate: float,
-    batch: int,
-    seed: int,
+    schedule: Schedule,
     report: Callable[[int, float], None] | None = None,
-) -> Found:
-    """Trains in place; `report` hears of every step's number, from 1, and loss on its own sequences."""
-    best, start_loss = None, judge(start)
+) -> Trained:
+    """Trains `matrices` in place; `report` hears of every step's number, from 1, and loss on its own sequences."""
+    steps = schedule.steps
+    best, start_loss = None, held_back_loss(task, {name: solved.raw_RN for name, solved in task.start.items()})
     least = start_loss
-    pairs = minibatches(inputs, targets, batch, seed)
+    pairs = minibatches(task.inputs, task.targets, schedule.batch, schedule.seed)
     signs = [SoftSign(knob) for matrix in matrices.values() for knob in matrix.knobs]
+    # The held-back sequences cost as much as several steps, so they are run now and then, and after the last step.
     judged = {math.ceil(steps * (i + 1) / JUDGED) for i in range(JUDGED)}
     for step in range(steps):
         with torch.enable_grad():
-            weights = {name: matrix.value().reshape(shapes[name]) for name, matrix in matrices.items()}
-            loss = loss_of(run, weights, next(pairs))
+            # What will be stored goes forward, so that the loss is the file's; gradients pass through to positions.
+            weights = {name: matrix.value().reshape(task.weights[name].shape) for name, matrix in matrices.items()}
+            inputs_STH, targets_STH = next(pairs)
+            loss = (task.run(inputs_STH, weights).float() - targets_STH.float()).square().mean()
             gradients = torch.autograd.grad(loss, [sign.knob.tensor for sign in signs])
+        # All move together, after all gradients are known: errors of one matrix can cancel those of another.
         for sign, gradient in zip(signs, gradients, strict=True):
-            sign.move(gradient, rate * min(1, (step + 1) / WARM) * (1 - step / steps))
+            sign.move(gradient, schedule.rate * min(1, (step + 1) / WARM) * (1 - step / steps))
         if report is not None:
             report(step + 1, loss.item())
         if step + 1 in judged:
+            # Through bytes and back: what was trained counts only as a decoder will read it.
             raw = {name: matrix.pack() for name, matrix in matrices.items()}
-            found = judge(raw)
+            found = held_back_loss(task, raw)
             if found < least:
                 best, least = raw, found
-    return Found(best, least, start_loss)
-
-
-def loss_of(run: Run, weights: Mapping[str, torch.Tensor], pair: Pair) -> torch.Tensor:
-    """Mean squared error of the block's output."""
-    inputs_STH, targets_STH = pair
-    return (run(inputs_STH, weights).float() - targets_STH.float()).square().mean()
+    return Trained(best, least, start_loss)
 
 
 def minibatches(inputs: Batches, targets: Batches, batch: int, seed: int) -> Iterator[Pair]:

@@ -101,6 +101,7 @@ class Table:
         """T[round(p)], with the polygon's slope at p as its gradient."""
         if self.is_even:  # whole numbers: no need to look anything up
             return straight_through(position.detach().round() + self.first, position)
+        # The value of the nearest entry; of the gradient, only the slope of the segment between p's two neighbors.
         fixed = position.detach()
         rounded = self.table_K[fixed.round().long()]
         slope = self.steps_K[fixed.floor().clamp(0, self.last - 1).long()]
@@ -140,6 +141,7 @@ class LevelMatrix(Trainable):
         self.knobs = self._knobs()
 
     def value(self) -> torch.Tensor:
+        # Multiplied in the order in which decoders do, in float32, so that what is trained is what will be read.
         scale_BS1 = self._unit() * self.multiples.at(self.multiple_BS1)
         if self.levels.tied:
             steps_BSI = self.numbers.at(self.code_BSI) - self.lowers.at(self.lower_BS1)
@@ -188,6 +190,8 @@ class LevelMatrix(Trainable):
         return self.numbers.position_of(number_BSI)
 
     def _knobs(self) -> list[Knob]:
+        # A number that moves many weights at once has a pace of its own: sub-blocks' numbers are small and coarse,
+        # units fine.  What a format fixes, or holds only one of, is no knob.
         knobs = [Knob(self.code_BSI, 0, self.numbers.last, 1)]
         sub_blocks = (self.multiple_BS1, self.multiples), (self.lower_BS1, self.lowers)
         knobs += [Knob(tensor, 0, table.last, SUB_BLOCK_PACE) for tensor, table in sub_blocks if table.last > 0]
@@ -217,6 +221,7 @@ class AnyMatrix(Trainable):
         start_RC = codec.decode(start_RN)
         self.unit = float(np.sqrt(np.square(w_RC - start_RC, dtype=np.float64).mean()))
         self.base_RC = self._leading_to(start_RC, w_RC)
+        # Shifts are in units of the rounding error, so that one rate suits them and the positions of codes.
         self.shift_RC = torch.zeros(w_RC.shape, device=device, requires_grad=True)
         self.knobs = [Knob(self.shift_RC, -SHIFT, SHIFT, SHIFT_PACE)]
 
@@ -229,6 +234,7 @@ class AnyMatrix(Trainable):
         return self.codec.encode(self.base_RC + shift_RC, self.importance_C)
 
     def _leading_to(self, start_RC: Floats, w_RC: Floats) -> Floats:
+        # Steps shorter than what is missing: a search answers by leaps, and whole ones would overshoot.
         for _ in range(APPROACHES):
             missing_RC = start_RC - self.codec.decode(self.codec.encode(w_RC, self.importance_C))
             if not missing_RC.any():
@@ -265,6 +271,7 @@ def index_of(codes_BN: np.ndarray, levels: Levels) -> np.ndarray:
 
 def placed(index_BSI: np.ndarray, wanted_BSI: Floats) -> Floats:
     """Positions that round to `index`: where `wanted` lies in its cell, folded back beyond the border."""
+    # Farther than half a step away, another code is nearer: this one was put there on purpose, so it starts deeper.
     away_BSI = np.abs(wanted_BSI - index_BSI)
     inside_BSI = np.minimum(away_BSI, np.maximum(1 - away_BSI, 0)) * INSIDE
     positions: Floats = (index_BSI + np.copysign(inside_BSI, wanted_BSI - index_BSI)).astype(np.float32)
