@@ -25,30 +25,30 @@ FILES = {
 
 import numpy as np
 
-from dither.codecs.base import BlockCodec
+from dither.codecs.base import OneScale, SplitBlocks
 
 FAMILY = "sign-g32"
 
 
-class Sign(BlockCodec):
+class Sign(SplitBlocks):
     name, block, block_bytes = "sign-g32", 32, 8
 
     def fit(self, w_RB, importance_B):
-        return np.abs(w_RB).mean(axis=1)
+        return OneScale(np.abs(w_RB).mean(axis=1))
 
     def snap(self, w_RK, grid, at):
         return (w_RK < 0).astype(np.uint8)
 
     def value(self, codes_RK, grid, at):
-        return np.where(codes_RK, -grid[:, None], grid[:, None]).astype(np.float32)
+        return np.where(codes_RK, -grid.scale_R[:, None], grid.scale_R[:, None]).astype(np.float32)
 
     def pack(self, codes_RB, grid):
-        scales = np.ascontiguousarray(grid, np.float32)[:, None].view(np.uint8)
+        scales = np.ascontiguousarray(grid.scale_R, np.float32)[:, None].view(np.uint8)
         return np.concatenate([scales, np.packbits(codes_RB, axis=1)], axis=1)
 
     def unpack(self, raw_RN):
         raw_RN = np.ascontiguousarray(raw_RN)
-        return np.unpackbits(raw_RN[:, 4:], axis=1), raw_RN[:, :4].copy().view(np.float32)[:, 0]
+        return np.unpackbits(raw_RN[:, 4:], axis=1), OneScale(raw_RN[:, :4].copy().view(np.float32)[:, 0])
 
 
 def parse(name, columns):
