@@ -26,8 +26,8 @@ import dither
 from dither.cli.screen import Meter
 from dither.measuring.calibrate import calibrate
 from dither.measuring.measure import measure
-from dither.planning.budget import random_plan
 from dither.planning.plan import Planned, plan
+from dither.planning.rivals import random_plan
 
 TYPES = "Q5_K_M,Q4_K_M,IQ4_XS,Q3_K_M,Q2_K"
 TARGET = 0.40

@@ -30,7 +30,8 @@ from dither.errors import OutputError, SourceError, UsageError
 from dither.measuring import sensitivity
 from dither.planning import plan as planning
 from dither.planning import sensitivity as sensitivities
-from dither.quantizing.run import no_evidence
+from dither.quantizing.request import Running
+from dither.quantizing.tensor_pass import no_evidence
 from dither.solvers.nearest import Nearest
 from dither.types import Model
 
@@ -50,8 +51,9 @@ def test_a_tensor_that_the_probe_gives_back_is_probed_more_coarsely(
     monkeypatch.setattr(sensitivities, "PROBE", "Q8_0")
 
     def coarser(model: Model) -> dict[str, str]:
-        ready = sensitivities.Ready(model, model, no_evidence, frozenset(), (), {}, ())
-        return dict(sensitivities._coarser(ready, Nearest()))
+        nothing: Any = None  # no evidence was learnt
+        ready = sensitivities.Ready(model, nothing, Nearest(), model, no_evidence, frozenset())
+        return dict(sensitivities._coarser(ready))
 
     found = coarser(eight)
     assert len(found) == len(matrices) and set(found.values()) == {"Q4_0"}
@@ -326,6 +328,19 @@ class TestCosts:
         assert plan_sha256(again) == plan_sha256(whole.plan)
         assert again.kl == pytest.approx(whole.plan.kl, rel=1e-6)
 
+    def test_costs_that_are_lost_are_said_to_be_measured_again(self, own_evidence: Path, known: dict[str, Any]) -> None:
+        [path] = cost_files(own_evidence)
+        path.write_bytes(path.read_bytes()[:-7])
+        heard: list[str] = []
+
+        class Listening(dither.progress.Silent):
+            def note(self, text: str) -> None:
+                heard.append(text)
+
+        planned(2_500_000, known, evidence=own_evidence, progress=Listening())
+        assert str(path) in heard[0] and "lost" in heard[0] and "measured again" in heard[0]
+        assert heard[1].startswith("Measuring what the rounding")
+
     def test_another_solver_or_evidence_has_another_file(
         self, own_evidence: Path, learnt: Path, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -337,13 +352,10 @@ class TestCosts:
             with monkeypatch.context() as patch:
                 patch.setattr(sensitivities, "_measure", lambda *_: None)
                 patch.setattr(
-                    sensitivities,
-                    "_all_ratios",
-                    lambda ready, solver, allowed, target, costs, *_: opened.append(costs.path),
+                    sensitivities, "_all_ratios", lambda ready, allowed, target, costs, *_: opened.append(costs.path)
                 )
-                ready = sensitivities.made_ready(ORIGINAL, store, transforms, 1)
-                silent = dither.progress.Silent()
-                sensitivities.known_costs(ready, store, chosen, {}, ANY_GGUF, 1, "cpu", silent)
+                ready = sensitivities.made_ready(ORIGINAL, store, chosen, transforms, 1)
+                sensitivities.known_costs(ready, {}, ANY_GGUF, Running(threads=1))
             return opened[0].name
 
         assert name("nearest") == cost_files(learnt)[0].name
@@ -457,12 +469,28 @@ class TestReplay:
         assert recipe["plan"] != plan_sha256(read_plan(plan_file))
 
     @pytest.mark.parametrize(
-        "others", [{"to": "Q4_K_M"}, {"tensors": [("ffn", "Q8_0")]}, {"pure": True}, {"output_type": "Q6_K"}]
+        "others",
+        [
+            {"to": "Q4_K_M"},
+            {"tensors": [("ffn", "Q8_0")]},
+            {"pure": True},
+            {"output_type": "Q6_K"},
+            {"embedding_type": "Q6_K"},
+            {"bits": 4},
+            {"bits": 0},
+            {"group": 128},
+            {"group": 0},  # the whole row, not nothing
+            {"sym": True},
+            {"sym": False},
+            {"act_order": True},
+            {"dtype": "F16"},
+        ],
     )
     def test_types_cannot_be_named_twice(
         self, plan_file: Path, known: dict[str, Any], tmp_path: Path, others: dict[str, Any]
     ) -> None:
-        with pytest.raises(UsageError, match="names every tensor's type already"):
+        [name] = others
+        with pytest.raises(UsageError, match=f"--plan: names every tensor's type already.* {name} "):
             self.made(plan_file, tmp_path / "m.gguf", known, **others)
         assert not list(tmp_path.glob("m.gguf*"))
 

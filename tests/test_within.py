@@ -19,6 +19,7 @@ from dither.containers.plan_file import PlanEntry, plan_sha256, read_plan
 from dither.errors import OutputError, UsageError
 from dither.planning import budget as budgets
 from dither.planning import plan as planning
+from dither.planning import rivals
 from dither.planning.knapsack import Allocation, Item, allocate
 
 pytestmark = pytest.mark.slow  # models run
@@ -134,7 +135,7 @@ def test_the_plan_beside_a_file_is_the_one_that_made_it(
         return replace(planned.plan, tensors={**planned.plan.tensors, **tensors}, kl=drawn.kl)
 
     monkeypatch.setattr(planning, "allocate", worst)
-    monkeypatch.setattr(budgets, "random_plan", best)
+    monkeypatch.setattr(rivals, "random_plan", best)
     found = dither.quantize_within(ORIGINAL, wanted(size=SIZE), tmp_path / "m.gguf", **known)
     assert found.winner == "random allocation" and found.planned.path == str(tmp_path / "m.toml")
     recipe = json.loads(gguf.GGUFReader(tmp_path / "m.gguf").fields["dither.recipe"].contents())
@@ -202,7 +203,7 @@ def test_what_exists_is_kept(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: str
 ) -> None:
     (tmp_path / existing).write_text("mine")
-    monkeypatch.setattr(budgets, "plan", lambda *_, **__: pytest.fail("there was work before"))
+    monkeypatch.setattr(budgets, "plan_for", lambda *_, **__: pytest.fail("there was work before"))
     with pytest.raises(OutputError, match="exists already"):
         dither.quantize_within(ORIGINAL, wanted(size=SIZE), tmp_path / "m.gguf", **known)
     assert (tmp_path / existing).read_text() == "mine"

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from dither.measuring.measure import measure as measure
     from dither.measuring.schema import Measurement as Measurement
     from dither.models.source import open_model as open_model
-    from dither.planning.budget import ladder as ladder
     from dither.planning.budget import quantize_within as quantize_within
+    from dither.planning.ladder import ladder as ladder
     from dither.planning.plan import Budget as Budget
     from dither.planning.plan import Planned as Planned
     from dither.planning.plan import budget as budget
@@ -80,7 +80,8 @@ _MODULES = {  # the same for Python, which imports each on first use
     "measuring.measure": "measure",
     "measuring.schema": "Measurement",
     "models.source": "open_model",
-    "planning.budget": "ladder quantize_within",
+    "planning.budget": "quantize_within",
+    "planning.ladder": "ladder",
     "planning.plan": "Budget Planned budget plan",
     "quantizing.convert": "Converted convert",
     "quantizing.quantize": "Result preview quantize",

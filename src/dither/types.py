@@ -110,9 +110,20 @@ class Solver(Protocol):
     """
 
     name: str
-    needs: frozenset[str]  # {}, {"mean_square"}, {"hessian"}
+    needs: frozenset[str]  # of "mean_square", "hessian" and, for a `BlockSolver`, "block"
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved: ...
+
+
+class BlockSolver(Solver, Protocol):
+    """One that needs "block": it solves matrices like any other, and then refines each decoder block as a whole."""
+
+    steps: int  # of one block's refinement
+
+    def refine(self, task: Any, report: Callable[[int, float], None] | None = None) -> Mapping[str, Solved]:
+        """Better bytes of all matrices of a block (`measuring.live.BlockTasks`) together; `report` hears of
+        every step's number and loss."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 
 from dither.codecs import codec
 from dither.containers.mix import Mix, MixTensor
-from dither.progress import Silent
-from dither.quantizing.run import Run, no_evidence
+from dither.quantizing.request import Running
+from dither.quantizing.tensor_pass import TensorPass, no_evidence
 from dither.solvers.nearest import Nearest
 from dither.types import Model, Tensor
 
@@ -41,8 +41,8 @@ def test_chunks_are_whole_tiles(columns: int) -> None:
     model = Model("m", "llama", {}, (tensor,), "", "safetensors", (), "")
     c = codec("fp8-128x128", columns)
     output = Kept(600, columns // c.block * c.block_bytes)
-    plan = Mix("fp8-128x128", 0, (planned,))
-    Run(model, plan, no_evidence, output, Nearest(), Silent(), threads=1).all()  # type: ignore[arg-type]
+    mix = Mix("fp8-128x128", 0, (planned,))
+    TensorPass(model, mix, no_evidence, output, Nearest(), Running(threads=1)).all()  # type: ignore[arg-type]
     assert output.starts == [0, 128, 256, 300, 428, 556]
     np.testing.assert_array_equal(output.raw_RN, np.concatenate([c.encode(w_RC) for w_RC in w_ERC]))
     relative = np.linalg.norm(c.decode(output.raw_RN) - w_RC) / np.linalg.norm(w_RC)

@@ -9,6 +9,7 @@ import pytest
 
 from dither.errors import OutputError
 from dither.planning.costs import Costs
+from dither.progress import Silent
 
 
 def filled(path: Path) -> Costs:
@@ -63,6 +64,26 @@ def test_a_file_that_cannot_be_understood_counts_as_none(tmp_path: Path, spoilt:
     path = tmp_path / "s.json"
     path.write_text(spoilt)
     assert Costs.open(path) == Costs(path)
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def test_a_file_that_is_lost_is_said_to_be_and_a_missing_one_is_not(tmp_path: Path) -> None:
+    """What it held may have taken hours, and is about to take them again."""
+    progress = Listening()
+    path = filled(tmp_path / "s.json").path
+    assert Costs.open(path, progress).divergence and not progress.heard
+    assert Costs.open(tmp_path / "none.json", progress) == Costs(tmp_path / "none.json") and not progress.heard
+    path.write_bytes(path.read_bytes()[:-7])
+    assert Costs.open(path, progress) == Costs(path)
+    [said] = progress.heard
+    assert str(path) in said and "lost" in said and "measured again" in said
 
 
 def test_a_torn_file_counts_as_none(tmp_path: Path) -> None:

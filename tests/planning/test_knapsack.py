@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.planning import minimal_core
-from dither.planning.knapsack import Allocation, Choice, Item, allocate, random_allocation, smallest
+from dither.planning.knapsack import Allocation, TypeChoice, Item, allocate, random_allocation, smallest
 
 # Sixteenths add up exactly, so ties are real ties; any floats find what rounding could do.
 SIXTEENTHS = st.integers(0, 64).map(lambda k: k / 16)
@@ -22,14 +22,14 @@ KLS = st.one_of(SIXTEENTHS, st.floats(1e-25, 10))
 
 def item_lists(kls: st.SearchStrategy[float] = KLS) -> st.SearchStrategy[list[Item]]:
     sizes = st.one_of(st.integers(0, 6), st.integers(0, 100), st.integers(0, 10**9))
-    choice = st.builds(Choice, st.just("Q"), sizes, kls)
+    choice = st.builds(TypeChoice, st.just("Q"), sizes, kls)
     item = st.lists(choice, min_size=1, max_size=5).map(lambda choices: Item(("t",), tuple(choices)))
     return st.lists(item, min_size=1, max_size=5)
 
 
 def make_items(*items: list[tuple[int, float]]) -> list[Item]:
     return [
-        Item((f"t{i}",), tuple(Choice(f"Q{j}", size, kl) for j, (size, kl) in enumerate(choices)))
+        Item((f"t{i}",), tuple(TypeChoice(f"Q{j}", size, kl) for j, (size, kl) in enumerate(choices)))
         for i, choices in enumerate(items)
     ]
 
@@ -185,7 +185,7 @@ def seventy_billion(noise: float, seed: int = 0) -> list[Item]:
     for i, count in enumerate(weights):
         sensitivity = count * 1e-9 * math.exp(noise * rng.normal())
         choices = tuple(
-            Choice(
+            TypeChoice(
                 name,
                 count // GGML_TYPES[name].block * GGML_TYPES[name].block_bytes,
                 sensitivity * 4.0 ** -GGML_TYPES[name].bits_per_weight * math.exp(0.1 * noise * rng.normal()),

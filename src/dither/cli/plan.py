@@ -10,71 +10,46 @@ import typer
 from rich.table import Table
 
 from dither.cli.measure import short
+from dither.cli.options import (
+    BudgetOptions,
+    Evidence,
+    Force,
+    GridOptions,
+    Json,
+    ModelName,
+    RunningOptions,
+    SolvingOptions,
+    Types,
+    split_types,
+    spread,
+)
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
 from dither.errors import UsageError
-from dither.units import format_bytes, format_seconds, parse_bytes
+from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from dither.planning.budget import Rung, Within
+    from dither.planning.budget import Within
+    from dither.planning.ladder import Rung
     from dither.planning.plan import Budget, Planned
-    from dither.types import Model
-
-Size = Annotated[str | None, typer.Option("--size", metavar="SIZE", help="Of the file: 4.2GiB, 900MB.")]
-Bpw = Annotated[float | None, typer.Option("--bpw", help="Bits per weight, scales included.")]
-Memory = Annotated[
-    str | None, typer.Option("--memory", metavar="SIZE", help="What the running model may take, context included.")
-]
-Context = Annotated[int, typer.Option("-c", "--context", min=1, help="With --memory: tokens of context.")]
-Kv = Annotated[str, typer.Option("--kv", help="With --memory: type of the KV cache: f16, q8_0, q4_0.")]
-Slots = Annotated[int, typer.Option("--slots", min=1, help="With --memory: conversations at once.")]
-MaxKld = Annotated[float | None, typer.Option("--max-kld", help="The smallest file of at most this KL divergence.")]
-Evidence = Annotated[
-    Path | None,
-    typer.Option("--evidence", metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given."),
-]
-Solver = Annotated[
-    str | None, typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where it can.")
-]
-Transform = Annotated[list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate.")]
-Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]
-Container = Annotated[
-    str | None,
-    typer.Option("--to", metavar="FORMAT", help="A GPU format that mixes types: gptq, w4a16. Default: GGUF."),
-]
-Group = Annotated[
-    int | None, typer.Option("--group", help="Columns that share a scale in a GPU format; 0: the whole row.")
-]
-Sym = Annotated[bool | None, typer.Option("--sym/--asym", help="Integers around zero, or with zero points.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
-]
 
 
+@spread
 def plan(
+    *,
     model: ModelName,
-    size: Size = None,
-    bpw: Bpw = None,
-    memory: Memory = None,
-    context: Context = 8192,
-    kv: Kv = "f16",
-    slots: Slots = 1,
-    max_kld: MaxKld = None,
+    budget: BudgetOptions,
     evidence: Evidence = None,
-    solver: Solver = None,
-    transform: Transform = None,
+    solving: SolvingOptions,
     types: Types = None,
-    to: Container = None,
-    group: Group = None,
-    sym: Sym = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="FORMAT", help="A GPU format that mixes types: gptq, w4a16. Default: GGUF."),
+    ] = None,
+    grid: GridOptions,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the plan goes.")] = Path(
         "plan.toml"
     ),
-    threads: Threads = None,
-    device: Device = "cpu",
+    running: RunningOptions,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -84,23 +59,20 @@ def plan(
         from dither.planning import plan as job
 
         opened = open_model(model)
-        wanted = budget_of(opened, size, bpw, memory, context, kv, slots, max_kld)
+        wanted = budget.wanted(opened)
         with Meter() as meter:
             found = job.plan(
                 opened,
                 wanted,
                 evidence=evidence,
-                solver=solver,
-                transforms=transform or (),
                 types=split_types(types),
                 to=to,
-                group=group,
-                sym=sym,
                 out=output,
-                threads=threads,
-                device=device,
                 force=force,
                 progress=meter,
+                **solving.keywords(),
+                **vars(grid),
+                **vars(running),
             )
         if as_json:
             print_json(found.to_json())
@@ -110,7 +82,9 @@ def plan(
         out.print(f"Make it:  {words} --evidence {copyable(found.evidence)}", soft_wrap=True)
 
 
+@spread
 def ladder(
+    *,
     model: ModelName,
     sizes: Annotated[
         str | None, typer.Option("--sizes", metavar="A,B,…", help="Files of these sizes: 3GiB,4GiB,5GiB.")
@@ -119,71 +93,37 @@ def ladder(
         str | None, typer.Option("--to", metavar="A,B,…", help="And of these presets: Q4_K_M,Q5_K_M.")
     ] = None,
     evidence: Evidence = None,
-    solver: Solver = None,
-    transform: Transform = None,
+    solving: SolvingOptions,
     types: Types = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where files go.")] = Path(),
-    threads: Threads = None,
-    device: Device = "cpu",
+    running: RunningOptions,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make several sizes of a model on the same evidence, and show what each costs."""
     with stop_on_error(as_json, resumable=True):
         from dither.models.source import open_model
-        from dither.planning import budget as budgets
-        from dither.planning import plan as job
+        from dither.planning import ladder as job
+        from dither.planning.plan import budget
 
         opened = open_model(model)
-        wanted: list[Any] = [job.budget(size=size, parameters=opened.parameters) for size in split_types(sizes) or ()]
+        wanted: list[Any] = [budget(size=size, parameters=opened.parameters) for size in split_types(sizes) or ()]
         wanted += split_types(to) or ()
         if not wanted:
             raise UsageError("the ladder", "has no rungs", "Name some: --sizes 3GiB,4GiB or --to Q4_K_M,Q5_K_M.")
         with Meter() as meter:
-            rungs = budgets.ladder(
+            rungs = job.ladder(
                 opened,
                 wanted,
                 output,
                 evidence=evidence,
-                solver=solver,
-                transforms=transform or (),
                 types=split_types(types),
-                threads=threads,
-                device=device,
                 force=force,
                 progress=meter,
+                **solving.keywords(),
+                **vars(running),
             )
         print_json([rung.to_json() for rung in rungs]) if as_json else out.print(rungs_table(rungs))
-
-
-def budget_of(
-    model: Model,
-    size: str | None,
-    bpw: float | None,
-    memory: str | None,
-    context: int,
-    kv: str,
-    slots: int,
-    max_kld: float | None,
-) -> Budget:
-    """The one budget that was asked for.  Raises UsageError for none or several."""
-    from dither.planning.plan import budget
-
-    weights = None
-    if memory is not None:
-        from dither.capacity.memory import weights_budget
-        from dither.capacity.shape import shape_of
-
-        weights = weights_budget(parse_bytes(memory), shape_of(model)[0], context, kv, slots)
-    return budget(size=size, bpw=bpw, weights=weights, max_kld=max_kld, parameters=model.parameters)
-
-
-def split_types(text: str | None) -> list[str] | None:
-    """
-    >>> split_types("Q4_K, Q6_K"), split_types(None)
-    (['Q4_K', 'Q6_K'], None)
-    """
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def print_plan(found: Planned, wanted: Budget) -> None:

@@ -51,6 +51,11 @@ class Options(Wanted):
         return PLANNED if self.plan else self.to.upper()
 
 
+def exactly(name: str) -> str:
+    """The regular expression that this name alone matches."""
+    return rf"\A{re.escape(name)}\Z"
+
+
 def is_planned(model: Model) -> bool:
     """Whether a file's recipe names a plan."""
     recipe = model.metadata.get("dither.recipe")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.codecs import codec
+from dither.containers.mix import exactly
 from dither.containers.presets import quantized_types
 from dither.errors import OutputError, UsageError
 from dither.system.files import replace as replace_file
@@ -74,8 +75,8 @@ class PlanFile:
     container: str = ""  # a GPU format's name; "" for GGUF
 
     def overrides(self) -> tuple[tuple[str, str], ...]:
-        """(regular expression that only this name matches, type), for `containers.recipe.Options`."""
-        return tuple((rf"\A{re.escape(name)}\Z", planned.type) for name, planned in self.tensors.items())
+        """(regular expression that only this name matches, type), for `containers.mix.Options`."""
+        return tuple((exactly(name), entry.type) for name, entry in self.tensors.items())
 
 
 def plan_sha256(plan: PlanFile) -> str:

@@ -47,6 +47,11 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
     return _open_from_hub(text, pre, may_be_hub=isinstance(source, str))
 
 
+def opened(model: str | Path | Model, pre: str | None = None) -> Model:
+    """A model by name, or one that is open already.  Raises as `open_model` does."""
+    return model if isinstance(model, Model) else open_model(model, pre=pre)
+
+
 @contextmanager
 def open_headers(
     source: str | Path, outline: Callable[[Path, str, Path | None], Model]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dither.errors import OutputError
+from dither.progress import Progress, Silent
 
 _VERSION = 1
 
@@ -32,20 +33,26 @@ class Costs:
     ratios: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> Costs:
-        """What is known already; a file that cannot be understood counts as none."""
+    def open(cls, path: Path, progress: Progress | None = None) -> Costs:
+        """What is known already.  A file that cannot be understood counts as none, and `progress` is told:
+        what it held took minutes or hours to measure."""
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["version"] != _VERSION:
-                return cls(path)
+                raise ValueError("of another version")
             probe = {str(name): str(kind) for name, kind in kept["probe"].items()}
             ratios = {str(name): _numbers(found) for name, found in kept["ratios"].items()}
             return cls(path, probe, _numbers(kept["divergence"]), ratios)
+        except FileNotFoundError:
+            return cls(path)  # nothing was measured yet
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            text = f"{path} is damaged: the sensitivities it held are lost, and are measured again."
+            (progress or Silent()).note(text)
             return cls(path)
 
     def save(self) -> None:
         """Raises OutputError where the disk refuses."""
+        # Synced before it is renamed: a torn file would cost all that was measured so far.
         part = self.path.with_name(self.path.name + ".part")
         document = {"version": _VERSION, "probe": self.probe, "divergence": self.divergence, "ratios": self.ratios}
         try:

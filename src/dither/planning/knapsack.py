@@ -32,7 +32,7 @@ _NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
-class Choice:
+class TypeChoice:
     type: str
     bytes: int
     kl: float  # predicted, nats per token, ≥ 0 and finite
@@ -43,14 +43,14 @@ class Item:
     """Tensors that take one type together; a choice's bytes and KL are those of all of them."""
 
     tensors: tuple[str, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[TypeChoice, ...]
 
 
 @dataclass(frozen=True)
 class Allocation:
     """One choice per item, in the items' order, and their sums."""
 
-    chosen: tuple[Choice, ...]
+    chosen: tuple[TypeChoice, ...]
     bytes: int
     kl: float
     bound: float  # no allocation is better than this: KL from `allocate`, bytes from `smallest`

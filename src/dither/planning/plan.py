@@ -1,6 +1,6 @@
 """Plan: the type of every tensor, so that a file is of a size and loses as little as it can.
 
-    evidence → what every tensor's rounding costs, in every type (`_sensitivity`)
+    evidence → what every tensor's rounding costs, in every type (`planning.sensitivity`)
              → the exact minimum under the budget (`planning.knapsack`) → plan.toml
 
 Tensors that whoever runs the file wants of one type take it together.  Transforms go first: the plan is of
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dither.containers.plan_file import PlanEntry, PlanFile, write_plan
 from dither.containers.target import Target
@@ -24,19 +24,30 @@ from dither.display import table
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import MANIFEST, EvidenceStore, model_identity
 from dither.measuring.calibrate import calibrate
-from dither.models.source import open_model
+from dither.models.source import opened
 from dither.planning.candidates import candidates
 from dither.planning.costs import Costs
-from dither.planning.knapsack import Allocation, Choice, Item, allocate, smallest
-from dither.planning.sensitivity import known_costs, made_ready
-from dither.progress import Progress, Silent
+from dither.planning.knapsack import Allocation, Item, TypeChoice, allocate, smallest
+from dither.planning.sensitivity import Ready, known_costs, made_ready
 from dither.quantizing.paths import file_stem
-from dither.quantizing.quantize import choose_solver, open_evidence, options_of
-from dither.system.cores import available_cores
+from dither.quantizing.request import (
+    Keywords,
+    Making,
+    Running,
+    choose_solver,
+    open_evidence,
+    options_of,
+    records,
+    with_keywords,
+)
 from dither.types import Model
 from dither.units import format_bytes, parse_bytes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _MOST_BITS = 32
+Prices = Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Planned:
     allowed: int  # bytes that the items together may take
     limit: int  # bytes of all tensors that the budget allows
     evidence: str  # the folder it was learnt from
-    prices: Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
+    prices: Prices
 
     @property
     def bits_per_weight(self) -> float:
@@ -133,6 +144,7 @@ def budget(
     return Budget(f"a KL divergence of at most {max_kld:g}", max_kl=max_kld)
 
 
+@with_keywords
 def plan(
     model: str | Path | Model,
     wanted: Budget | None = None,
@@ -140,18 +152,11 @@ def plan(
     size: str | int | None = None,
     bpw: float | None = None,
     max_kld: float | None = None,
-    evidence: str | Path | EvidenceStore | None = None,
-    solver: str | None = None,
-    transforms: Sequence[str] = (),
-    types: Sequence[str] | None = None,
     to: str | None = None,
     group: int | None = None,
     sym: bool | None = None,
     out: str | Path | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-    force: bool = False,
-    progress: Progress | None = None,
+    **how: Unpack[Keywords],
 ) -> Planned:
     """Chooses the type of every tensor of `model` under a budget, and writes it to `out` where that is given.
 
@@ -166,50 +171,77 @@ def plan(
     Raises UsageError (the request, a budget that cannot be met), SourceError, OutputError: before any work
     wherever that can be known.
     """
-    started, report = time.monotonic(), progress or Silent()
+    making, running = records(plan, how)
     if out is not None:
-        _check_place(Path(out), force)
-    opened = model if isinstance(model, Model) else open_model(model)
-    target = planned_target(opened, to, group, sym)
-    wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=opened.parameters)
-    threads = threads or available_cores()
-    store = _evidence(opened, evidence, out, device, threads, report)
-    chosen = choose_solver(solver, store, threads)
-    ready = made_ready(opened, store, transforms, threads)
-    allowed = candidates(ready.model, importance=ready.known, types=types, target=target)
-    kept = target.fixed(ready.model)
-    header = target.header_bytes(ready.model, store, chosen.name, ready.record)
-    kept_bytes = sum(tensor.bytes for tensor in kept.values())
-    kept_padded = sum(target.aligned(opened, tensor.bytes) for tensor in kept.values())
-    room = _room(wanted, header, kept_padded, kept_bytes)
+        _check_place(Path(out), running.force)
+    source = opened(model)
+    target = planned_target(source, to, group, sym)
+    wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=source.parameters)
+    return plan_for(source, wanted, target, making, running, out)
+
+
+def plan_for(
+    source: Model, wanted: Budget, target: Target, making: Making, running: Running, out: str | Path | None
+) -> Planned:
+    """`plan` of an opened model, for one container."""
+    started = time.monotonic()
+    store = _evidence(source, making.evidence, out, running)
+    solver = choose_solver(making.solver, store, running.threads)
+    ready = made_ready(source, store, solver, making.transforms, running.threads)
+    allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
+    around = _Around.of(ready, target)
+    room = around.room(wanted)
+    # Before the costs are measured: that may take hours, and this needs nothing but sizes.
+    _check_room(ready.model, wanted, allowed, target, around)
+    prices = _prices(ready.model, allowed, known_costs(ready, allowed, target, running), target)
+    items = _items(source, prices, target)
     if room is not None:
-        _check_room(ready.model, wanted, allowed, room, header + kept_padded, kept_bytes, target)
-    costs = known_costs(ready, store, chosen, allowed, target, threads, device, report)
-    prices = _prices(ready.model, allowed, costs, target)
-    items = _items(opened, prices, target)
-    if wanted.max_kl is None:
-        assert room is not None
         allocation = allocate(items, room)
     else:
+        assert wanted.max_kl is not None
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(opened, wanted, store, chosen.name, transforms, allocation, items, prices, kept_bytes, target)
+    found = _plan_file(ready, wanted, target, allocation, items, prices, around.kept)
     if out is not None:
-        write_plan(Path(out), found, force=force)
-    file_bytes = header + allocation.bytes + kept_padded
+        write_plan(Path(out), found, force=running.force)
     return Planned(
-        found,
-        None if out is None else str(out),
-        file_bytes,
-        opened.parameters,
-        allocation.bound,
-        time.monotonic() - started,
-        ready.notes,
-        items,
-        room or allocation.bytes,
-        (room or allocation.bytes) + kept_bytes,
-        str(store.path),
-        prices,
+        plan=found,
+        path=None if out is None else str(out),
+        file_bytes=around.file + allocation.bytes,
+        parameters=source.parameters,
+        bound=allocation.bound,
+        seconds=time.monotonic() - started,
+        notes=ready.notes,
+        items=items,
+        allowed=room or allocation.bytes,
+        limit=(room or allocation.bytes) + around.kept,
+        evidence=str(store.path),
+        prices=prices,
     )
+
+
+@dataclass(frozen=True)
+class _Around:
+    """Bytes that are taken whatever is chosen: the header, and tensors that no plan decides about."""
+
+    header: int
+    kept: int
+    kept_padded: int  # as they lie in the file
+
+    @classmethod
+    def of(cls, ready: Ready, target: Target) -> _Around:
+        kept = [tensor.bytes for tensor in target.fixed(ready.model).values()]
+        header = target.header_bytes(ready.model, ready.store, ready.solver.name, ready.record)
+        return cls(header, sum(kept), sum(target.aligned(ready.opened, size) for size in kept))
+
+    @property
+    def file(self) -> int:
+        return self.header + self.kept_padded
+
+    def room(self, wanted: Budget) -> int | None:
+        """Bytes that the tensors to choose for may take; None where only the divergence is limited."""
+        if wanted.file is not None:
+            return wanted.file - self.file
+        return None if wanted.tensors is None else wanted.tensors - self.kept
 
 
 def _check_place(out: Path, force: bool) -> None:
@@ -221,28 +253,22 @@ def _check_place(out: Path, force: bool) -> None:
 
 
 def _check_room(
-    model: Model,
-    wanted: Budget,
-    allowed: Mapping[str, Sequence[str]],
-    room: int,
-    around: int,
-    kept: int,
-    target: Target,
+    model: Model, wanted: Budget, allowed: Mapping[str, Sequence[str]], target: Target, around: _Around
 ) -> None:
     """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
-    shapes = {tensor.name: tensor for tensor in model.tensors}
+    shapes, room = {tensor.name: tensor.shape for tensor in model.tensors}, around.room(wanted)
     least = sum(
-        min(target.aligned(model, target.bytes_of(kind, shapes[name].shape)) for kind in kinds)
+        min(target.aligned(model, target.bytes_of(kind, shapes[name])) for kind in kinds)
         for name, kinds in allowed.items()
     )
-    if least <= room:
+    if room is None or least <= room:
         return
     if wanted.file is not None:
-        needed = f"a file of {format_bytes(least + around)}"
-        way_out = f"Ask for at least --size {least + around}"
+        needed = f"a file of {format_bytes(least + around.file)}"
+        way_out = f"Ask for at least --size {least + around.file}"
     else:
-        bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
-        needed = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
+        bits = math.ceil(1000 * 8 * (least + around.kept) / model.parameters) / 1000
+        needed = f"{format_bytes(least + around.kept)} of weights, {bits:.3f} bits for each"
         way_out = f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
     raise UsageError(
         wanted.said,
@@ -252,17 +278,13 @@ def _check_room(
 
 
 def _evidence(
-    model: Model,
-    given: str | Path | EvidenceStore | None,
-    out: str | Path | None,
-    device: str,
-    threads: int,
-    report: Progress,
+    model: Model, given: str | Path | EvidenceStore | None, out: str | Path | None, running: Running
 ) -> EvidenceStore:
     """The evidence; learnt now, or taken from an earlier run's folder, where none is named."""
     if given is None:
         folder = (Path(out).parent if out is not None else Path()) / f"{file_stem(model)}-evidence"
         if not (folder / MANIFEST).is_file():
+            report, device, threads = running.progress, running.device, running.threads
             report.note(f"No evidence is given: it is learnt first, from the model's own writing ({folder}).")
             calibrate(model, gradients=True, out=folder, device=device, threads=threads, progress=report)
         given = folder
@@ -290,12 +312,12 @@ def _prices(
     }
 
 
-def _items(model: Model, prices: Mapping[str, Mapping[str, PlanEntry]], target: Target) -> tuple[Item, ...]:
+def _items(model: Model, prices: Prices, target: Target) -> tuple[Item, ...]:
     """What takes one type together, with the types that all of it may take."""
 
     def item(names: tuple[str, ...], kinds: Sequence[str]) -> Item:
         choices = (
-            Choice(
+            TypeChoice(
                 kind,
                 sum(target.aligned(model, prices[name][kind].bytes) for name in names),
                 math.fsum(prices[name][kind].kl or 0.0 for name in names),
@@ -326,35 +348,25 @@ def planned_target(model: Model, to: str | None, group: int | None = None, sym: 
     return target_of(options, model)
 
 
-def _room(wanted: Budget, header: int, kept_padded: int, kept: int) -> int | None:
-    """Bytes that the tensors to choose for may take."""
-    if wanted.file is not None:
-        return wanted.file - header - kept_padded
-    return None if wanted.tensors is None else wanted.tensors - kept
-
-
 def _plan_file(
-    model: Model,
+    ready: Ready,
     wanted: Budget,
-    store: EvidenceStore,
-    solver: str,
-    transforms: Sequence[str],
+    target: Target,
     allocation: Allocation,
     items: Sequence[Item],
-    prices: Mapping[str, Mapping[str, PlanEntry]],
-    kept_bytes: int,
-    target: Target,
+    prices: Prices,
+    kept: int,
 ) -> PlanFile:
     kinds = {name: choice.type for item, choice in zip(items, allocation.chosen, strict=True) for name in item.tensors}
     tensors = {name: prices[name][kinds[name]] for name in prices}
     return PlanFile(
-        model=model.name,
-        model_identity=model_identity(model),
-        evidence=store.sha256,
-        solver=solver,
-        transforms=tuple(transforms),
+        model=ready.opened.name,
+        model_identity=model_identity(ready.opened),
+        evidence=ready.store.sha256,
+        solver=ready.solver.name,
+        transforms=ready.transforms,
         budget=wanted.file or wanted.tensors,
-        bytes=sum(t.bytes for t in tensors.values()) + kept_bytes,
+        bytes=sum(entry.bytes for entry in tensors.values()) + kept,
         kl=allocation.kl,
         tensors=tensors,
         notes=(),

@@ -10,22 +10,24 @@ counted and said.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dither.containers.folders import find_scheme
+from dither.containers.mix import exactly
 from dither.errors import UsageError
-from dither.models.source import open_model
+from dither.formats.ggml import STORED_FLOATS
+from dither.models.source import opened
 from dither.progress import Progress
-from dither.quantizing.quantize import Result, quantize
+from dither.quantizing.job import make
+from dither.quantizing.request import Making, Running, options_of
+from dither.quantizing.result import Result
 from dither.types import Model, Tensor
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 EXACT = ("MXFP4", "Q4_0", "Q4_1")  # types of GGUF that other formats' grids may coincide with, the smallest first
 _CHUNK = 2**22  # weights looked at at once
-_NUMBERS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def convert(
     if dtype.lower() not in DTYPES:
         raise UsageError(f"--dtype {dtype}", f"is not one of {', '.join(DTYPES)}")
     numbers = DTYPES[dtype.lower()]
-    opened = model if isinstance(model, Model) else open_model(model, pre=pre)
-    common: dict[str, Any] = {"threads": threads, "force": force, "progress": progress}
+    source = opened(model, pre)
     if not str(out).endswith(".gguf"):
         container = to or "safetensors"
         if find_scheme(container) is None:
@@ -72,24 +73,25 @@ def convert(
                 "is a type of GGUF, and the output is a folder",
                 f"Name a file: -o {Path(out).name}.gguf.",
             )
-        result = quantize(opened, container, out, dtype=numbers, **common)
+        options = options_of(container, dtype=numbers)
     else:
-        result = quantize(opened, numbers, out, tensors=_overrides(opened, to, numbers), **common)
-    return _counted(opened, result)
+        options = options_of(numbers, tensors=_overrides(source, to, numbers))
+    running = Running.of(threads, force=force, progress=progress)
+    return _counted(source, make(source, options, Making(), running, out))
 
 
-def _overrides(model: Model, to: str | None, numbers: str) -> list[tuple[str, str]]:
+def _overrides(model: Model, to: str | None, numbers: str) -> tuple[tuple[str, str], ...]:
     """(regular expression of one name, type) of every matrix that is quantized."""
     if to is not None and find_scheme(to) is not None:
         raise UsageError(f"--to {to}", "is a folder, and the output is a GGUF", "Name a folder with -o.")
     found = []
     for tensor in model.tensors:
-        if len(tensor.shape) < 2 or tensor.stored in _NUMBERS:
+        if len(tensor.shape) < 2 or tensor.stored in STORED_FLOATS:
             continue
         kind = to.upper() if to is not None else _exact_type(tensor)
         if kind is not None:
-            found.append((rf"\A{re.escape(tensor.name)}\Z", kind))
-    return found
+            found.append((exactly(tensor.name), kind))
+    return tuple(found)
 
 
 def _exact_type(tensor: Tensor) -> str | None:
@@ -100,14 +102,10 @@ def _exact_type(tensor: Tensor) -> str | None:
         return None
     step = max(1, _CHUNK // tensor.columns)
     starts = range(0, tensor.rows, step)
-    return next(
-        (
-            kind
-            for kind in EXACT
-            if all(tensor.recode(kind, at, min(at + step, tensor.rows)) is not None for at in starts)
-        ),
-        None,
-    )
+    for kind in EXACT:
+        if all(tensor.recode(kind, at, min(at + step, tensor.rows)) is not None for at in starts):
+            return kind
+    return None
 
 
 def _counted(model: Model, result: Result) -> Converted:

@@ -29,7 +29,7 @@ class Result:
     """
 
     path: str
-    plan: Mix
+    mix: Mix
     bytes: int  # of the file
     seconds: float
     relative_error: float
@@ -42,12 +42,17 @@ class Result:
     measurement: Measurement | None = None
 
     @property
+    def plan(self) -> Mix:
+        """The mix, by its name in earlier versions."""
+        return self.mix
+
+    @property
     def bits_per_weight(self) -> float:
-        return self.plan.bits_per_weight
+        return self.mix.bits_per_weight
 
     @property
     def compression(self) -> float:
-        return self.plan.source_bytes / self.plan.bytes
+        return self.mix.source_bytes / self.mix.bytes
 
     def _repr_html_(self) -> str:
         """In a notebook."""
@@ -64,16 +69,15 @@ class Result:
         return pairs(self.path, rows, self.notes)
 
     def to_json(self) -> dict[str, Any]:
-        plan = self.plan.to_json()
-        for tensor in plan["tensors"]:
-            tensor["relative_error"] = self.tensors[tensor["name"]]["relative_error"]
-            for key in ("solvers", "objective", "nearest_objective", "held", "nearest_held", "damping"):
-                if key in self.tensors[tensor["name"]]:
-                    tensor[key] = self.tensors[tensor["name"]][key]
+        mix = self.mix.to_json()
+        for tensor in mix["tensors"]:
+            record = self.tensors[tensor["name"]]
+            kept = ("relative_error", "solvers", "objective", "nearest_objective", "held", "nearest_held", "damping")
+            tensor |= {key: record[key] for key in kept if key in record}
         return {
-            **plan,
+            **mix,
             "path": self.path,
-            "tensor_bytes": plan["bytes"],
+            "tensor_bytes": mix["bytes"],
             "bytes": self.bytes,
             "compression": self.compression,
             "seconds": self.seconds,
@@ -87,16 +91,16 @@ class Result:
         }
 
 
-def tensor_notes(plan: Mix, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def tensor_notes(mix: Mix, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Tensors of which next to nothing is left, and what solvers had to say."""
     notes = [
         f"{tensor.name}: relative weight error {records[tensor.name]['relative_error']:.0%}, "
         f"its values are beyond what {tensor.type} can hold."
-        for tensor in plan.tensors
+        for tensor in mix.tensors
         if records[tensor.name]["relative_error"] > _LOST
     ]
     said: dict[str, list[str]] = {}
-    for tensor in plan.tensors:
+    for tensor in mix.tensors:
         for note in records[tensor.name].get("notes", ()):
             said.setdefault(note, []).append(tensor.name)
     for note, names in said.items():
@@ -113,8 +117,8 @@ def solver_counts(records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     return dict(kept.most_common())
 
 
-def total_error(plan: Mix, records: Mapping[str, Mapping[str, Any]]) -> float:
-    quantized = [records[tensor.name] for tensor in plan.tensors if len(tensor.shape) > 1]
+def total_error(mix: Mix, records: Mapping[str, Mapping[str, Any]]) -> float:
+    quantized = [records[tensor.name] for tensor in mix.tensors if len(tensor.shape) > 1]
     norm = math.fsum(record["squared_norm"] for record in quantized)
     error = math.fsum(record["squared_error"] for record in quantized)
     return math.sqrt(error / norm) if norm > 0 else 0.0

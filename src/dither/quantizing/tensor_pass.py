@@ -27,6 +27,7 @@ from dither.executors import local
 from dither.formats import tensor_names
 from dither.formats.ggml import FLOAT_TYPES
 from dither.progress import Progress, Silent
+from dither.quantizing.request import Running
 from dither.solvers.nearest import Nearest
 from dither.types import Evidence, EvidenceSource, Floats, Model, Output, Solved, Solver
 
@@ -85,8 +86,8 @@ class _Done:
     solved: Solved | None  # None where codes were carried over
 
 
-class Run:
-    """All tensors of a plan that `output` does not have yet, through one solver.
+class TensorPass:
+    """All tensors of a mix that `output` does not have yet, through one solver.
 
     A tensor without the evidence that `solver` needs is rounded to nearest, and its record says so.
     `hessians` names the tensors that may have one: evidence is read, or learnt, only when its turn comes.
@@ -98,30 +99,29 @@ class Run:
     def __init__(
         self,
         model: Model,
-        plan: Mix,
+        mix: Mix,
         evidence: EvidenceSource,
         output: Output,
         solver: Solver,
-        report: Progress,
-        threads: int,
+        running: Running,
         hessians: Collection[str] = (),
         refine: Refine | None = None,
     ) -> None:
         self.hessians, self.refine = hessians, refine
         self.written: set[str] = set(output.finished)
         self.sources = {tensor.name: tensor for tensor in model.tensors}
-        self.plan, self.evidence, self.output = plan, evidence, output
-        self.solver, self.report, self.threads = solver, report, threads
+        self.mix, self.evidence, self.output = mix, evidence, output
+        self.solver, self.running = solver, running
         self._nearest = Nearest()
 
     def all(self) -> None:
-        wholes = [tensor for tensor in self.plan.tensors if self._is_whole(tensor)]
+        wholes = [tensor for tensor in self.mix.tensors if self._is_whole(tensor)]
         blocks = [list(group) for _, group in groupby(in_order_of_flow(wholes), block_of)]
         names = {tensor.name for tensor in wholes}
-        chunked = self._unfinished([tensor for tensor in self.plan.tensors if tensor.name not in names])
+        chunked = self._unfinished([tensor for tensor in self.mix.tensors if tensor.name not in names])
         blocks = [todo for block in blocks if (todo := self._unfinished_of_block(block))]
         left = sum(tensor.size for tensor in [*chunked, *chain.from_iterable(blocks)])
-        self.report.start(self.plan.parameters, self.plan.parameters - left)
+        self.running.progress.start(self.mix.parameters, self.mix.parameters - left)
         self._in_chunks(chunked)
         for block in blocks:
             self._in_wholes(block)
@@ -142,7 +142,7 @@ class Run:
         left = {tensor.name: sum(1 for _ in self._chunks(tensor)) for tensor in todo}
         pieces = (piece for tensor in todo for piece in self._chunks(tensor))
         # Closed in any case, so that no thread writes on after the file below it is.
-        with closing(local.run(self._work, pieces, self.threads)) as results:
+        with closing(local.run(self._work, pieces, self.running.threads)) as results:
             for result in results:
                 name = result.piece.tensor.name
                 done[name].append(result)
@@ -186,7 +186,7 @@ class Run:
 
     def _advance(self, piece: _Piece) -> None:
         name = piece.tensor.name
-        self.report.advance((piece.stop - piece.start) * self.sources[name].columns, name)
+        self.running.progress.advance((piece.stop - piece.start) * self.sources[name].columns, name)
 
     def _is_whole(self, tensor: MixTensor) -> bool:
         if "hessian" not in self.solver.needs or tensor.type in FLOAT_TYPES or self._is_copy(tensor):

@@ -1,0 +1,144 @@
+"""Options that commands share, each declared once.
+
+A record of options is a frozen dataclass whose fields are declarations for typer.  A command takes whole
+records; `spread` shows typer a signature in which a record's options stand in the record's place, and hands
+the command its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
+
+from dither.units import parse_bytes
+
+if TYPE_CHECKING:
+    from dither.planning.plan import Budget
+    from dither.types import Model
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
+]
+Evidence = Annotated[
+    Path | None,
+    typer.Option("--evidence", metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given."),
+]
+Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The grid of a GPU format that leaves a choice."""
+
+    group: Annotated[
+        int | None, typer.Option("--group", help="Columns that share a scale in a GPU format; 0: the whole row.")
+    ] = None
+    sym: Annotated[bool | None, typer.Option("--sym/--asym", help="Integers around zero, or with zero points.")] = None
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """How large or how good: one of four, and what decides how much memory leaves for weights."""
+
+    size: Annotated[str | None, typer.Option("--size", metavar="SIZE", help="Of the file: 4.2GiB, 900MB.")] = None
+    bpw: Annotated[float | None, typer.Option("--bpw", help="Bits per weight, scales included.")] = None
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="What the running model may take, context included.")
+    ] = None
+    context: Annotated[int, typer.Option("-c", "--context", min=1, help="With --memory: tokens of context.")] = 8192
+    kv: Annotated[str, typer.Option("--kv", help="With --memory: type of the KV cache: f16, q8_0, q4_0.")] = "f16"
+    slots: Annotated[int, typer.Option("--slots", min=1, help="With --memory: conversations at once.")] = 1
+    max_kld: Annotated[
+        float | None, typer.Option("--max-kld", help="The smallest file of at most this KL divergence.")
+    ] = None
+
+    @property
+    def count(self) -> int:
+        """How many of the four were given."""
+        return sum(given is not None for given in (self.size, self.bpw, self.memory, self.max_kld))
+
+    def wanted(self, model: Model) -> Budget:
+        """The one budget that was asked for.  Raises UsageError for none or several."""
+        from dither.planning.plan import budget
+
+        weights = None
+        if self.memory is not None:
+            from dither.capacity.memory import weights_budget
+            from dither.capacity.shape import shape_of
+
+            weights = weights_budget(parse_bytes(self.memory), shape_of(model)[0], self.context, self.kv, self.slots)
+        parameters = model.parameters
+        return budget(size=self.size, bpw=self.bpw, weights=weights, max_kld=self.max_kld, parameters=parameters)
+
+
+@dataclass(frozen=True)
+class SolvingOptions:
+    """How codes are chosen."""
+
+    solver: Annotated[
+        str | None,
+        typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where there are Hessians."),
+    ] = None
+    transform: Annotated[
+        list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate; repeatable, in order.")
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        return {"solver": self.solver, "transforms": self.transform or ()}
+
+
+@dataclass(frozen=True)
+class RunningOptions:
+    """How to run; their names are those of Python's keywords."""
+
+    threads: Threads = None
+    device: Annotated[str, typer.Option(help="Where the model runs when it is measured: cpu, cuda.")] = "cpu"
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command of records as typer reads it: of options alone, in their order."""
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        _gathered(command, given)
+
+    cast(Any, called).__signature__ = Signature(list(_options(command)))
+    return called
+
+
+def _options(taker: Callable[..., Any]) -> Iterator[Parameter]:
+    """What a function or a record takes, and what its records take in their places."""
+    hints = get_type_hints(taker, include_extras=True)
+    for name, parameter in signature(taker).parameters.items():
+        if is_dataclass(hints[name]):
+            yield from _options(hints[name])
+        else:
+            yield parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
+
+
+def _gathered(taker: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """`taker` called with its options and its records."""
+    hints = get_type_hints(taker)
+    return taker(
+        **{
+            name: _gathered(hints[name], given) if is_dataclass(hints[name]) else given[name]
+            for name in signature(taker).parameters
+        }
+    )
+
+
+def split_types(text: str | None) -> list[str] | None:
+    """
+    >>> split_types("Q4_K, Q6_K"), split_types(None)
+    (['Q4_K', 'Q6_K'], None)
+    """
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,109 @@
+"""What is asked of a run, as two records that travel whole: what to make, and how to run.
+
+The types of tensors are a third (`containers.mix.Options`).  Public functions take the records' fields as
+keyword arguments; `Keywords` names those that several of them share, for type checkers, and `with_keywords`
+shows them in a function's signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, cast
+
+from dither.containers.folders import find_scheme
+from dither.containers.mix import Options
+from dither.errors import UsageError
+from dither.executors.local import available_cores
+from dither.formats.evidence import EvidenceStore
+from dither.progress import Progress, Silent
+from dither.solvers import find_solver
+from dither.types import Solver
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Making:
+    """What to make of a model: how its codes are chosen, from what, and what is kept of that."""
+
+    evidence: str | Path | EvidenceStore | None = None
+    solver: str | Solver | None = None  # None: gptq where the evidence holds Hessians, else nearest
+    transforms: Sequence[str] = ()
+    types: Sequence[str] | None = None  # that a plan chooses among; None: all that are sensible
+    statistics: str | None = None  # "parallel" (None) or "sequential"
+    measure: bool | str | Path = False  # on held-back text (True), or on a file
+
+
+@dataclass(frozen=True)
+class Running:
+    """How to run, which no byte depends on (but for solvers that add up in torch, on threads and device)."""
+
+    threads: int = field(default_factory=available_cores)
+    device: str = "cpu"
+    force: bool = False  # replace what stands there
+    progress: Progress = field(default_factory=Silent)
+
+    @classmethod
+    def of(
+        cls, threads: int | None = None, device: str = "cpu", force: bool = False, progress: Progress | None = None
+    ) -> Running:
+        """As people ask for it, who leave out what they do not mind."""
+        return cls(threads or available_cores(), device, force, progress or Silent())
+
+
+class Keywords(TypedDict, total=False):
+    """The keyword arguments that `plan`, `quantize_within` and `ladder` share."""
+
+    evidence: str | Path | EvidenceStore | None
+    solver: str | None
+    transforms: Sequence[str]
+    types: Sequence[str] | None
+    threads: int | None
+    device: str
+    force: bool
+    progress: Progress | None
+
+
+def with_keywords(function: Function) -> Function:
+    """A function of `**how: Unpack[Keywords]` in whose signature, and so in whose help, these keywords stand."""
+    known = {**signature(Making).parameters, **signature(Running.of).parameters}
+    own = [one for one in signature(function).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+    shared = [known[name].replace(kind=Parameter.KEYWORD_ONLY) for name in Keywords.__annotations__]
+    cast(Any, function).__signature__ = Signature([*own, *shared])
+    return function
+
+
+def records(function: Callable[..., object], how: Mapping[str, Any]) -> tuple[Making, Running]:
+    """The two records of a function's `how`.  Raises TypeError for a keyword that is none of `Keywords`."""
+    for name in how:
+        if name not in Keywords.__annotations__:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
+    running = {name: how[name] for name in signature(Running.of).parameters if name in how}
+    return Making(**{name: how[name] for name in how if name not in running}), Running.of(**running)
+
+
+def options_of(to: str, **options: Any) -> Options:
+    """What is asked for, of a GGUF type or of a folder's container."""
+    return Options(to, folder=find_scheme(to) is not None, **options)
+
+
+def open_evidence(evidence: str | Path | EvidenceStore | None) -> EvidenceStore | None:
+    return EvidenceStore.open(evidence) if isinstance(evidence, (str, Path)) else evidence
+
+
+def choose_solver(wanted: str | Solver | None, store: EvidenceStore | None, threads: int) -> Solver:
+    """Raises UsageError where a solver is unknown, or needs what the evidence does not hold."""
+    has_hessians = store is not None and store.has_hessians
+    if wanted is None:
+        wanted = "gptq" if has_hessians else "nearest"
+    solver = find_solver(wanted, threads) if isinstance(wanted, str) else wanted
+    if "hessian" in solver.needs and not has_hessians:
+        raise UsageError(
+            f"solver {solver.name}",
+            "needs Hessians, and there are none",
+            "Learn them with `dither calibrate MODEL -o evidence`, and pass --evidence evidence.",
+        )
+    return solver
