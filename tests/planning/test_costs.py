@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_torn_file_counts_as_none(tmp_path: Path) -> None:
 
 def test_a_write_that_is_refused_names_the_file_and_keeps_the_last_one(tmp_path: Path) -> None:
     costs = filled(tmp_path / "s.json")
-    (tmp_path / "s.json.part").mkdir()  # so that it cannot be written
+    (tmp_path / f"s.json.{os.getpid()}.part").mkdir()  # so that it cannot be written
     with pytest.raises(OutputError, match=r"s\.json: cannot be written"):
         costs.found({"c": 1.0})
     assert set(json.loads(costs.path.read_text())["divergence"]) == {"a", "b"}

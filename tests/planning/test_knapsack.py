@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.planning import minimal_core
-from dither.planning.knapsack import Allocation, TypeChoice, Item, allocate, random_allocation, smallest
+from dither.planning.knapsack import Allocation, Item, TypeChoice, allocate, random_allocation, smallest
 
 # Sixteenths add up exactly, so ties are real ties; any floats find what rounding could do.
 SIXTEENTHS = st.integers(0, 64).map(lambda k: k / 16)

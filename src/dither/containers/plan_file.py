@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from dither.codecs import codec
 from dither.containers.mix import exactly
@@ -36,12 +37,18 @@ _FORMAT = 1
 _ANY_COLUMNS = 4096  # of a matrix whose type is only to be named
 _MOST_BYTES = 4 * 2**20  # of a plan file; a line per tensor of the largest models takes a tenth of it
 _MOST = 2**63 - 1
-_KEYS = {
-    "format", "container", "model", "model_identity", "evidence", "solver", "transforms", "budget", "bytes",
-    "kl", "notes", "tensors",
-}  # fmt: skip
+_NO_OTHER_KEYS = ConfigDict(extra="forbid")
 _STRING_OR_COMMENT = re.compile(r"""(\"{3}|'{3})|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|\#[^\n]*""")
 _DEEP = re.compile(r"(?:\.[^.\n]*){9}")
+_MUST_BE = {
+    ("kl", "float_type"): "a number",
+    ("kl", ""): "a finite number of at least 0",
+    ("bytes", ""): "a whole number from 0 to 2⁶³ − 1",
+    ("budget", ""): "a whole number from 0 to 2⁶³ − 1",
+    ("tensors", ""): "a table",
+    ("transforms", ""): "a list of strings",
+    ("notes", ""): "a list of strings",
+}
 _HEADER = """\
 # A plan of Dither: which type every tensor becomes.
 #
@@ -51,28 +58,38 @@ _HEADER = """\
 """
 
 
+# What a file may hold: exactly these types, for pydantic would take a boolean for a number, and a number for text.
+_Text = Annotated[str, Strict()]
+_Bytes = Annotated[int, Strict(), Field(ge=0, le=_MOST)]
+_Kl = Annotated[float, Strict(), Field(ge=0, le=_MOST, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class PlanEntry:
-    type: str
-    bytes: int
-    kl: float | None  # predicted, nats per token
+    __pydantic_config__ = _NO_OTHER_KEYS
+
+    type: _Text
+    bytes: _Bytes
+    kl: _Kl | None = None  # predicted, nats per token
 
 
 @dataclass(frozen=True)
 class PlanFile:
     """A plan.  `tensors` holds, in the file's order, the matrices whose type it decides."""
 
-    model: str
-    model_identity: str
-    evidence: str  # sha256 of what the prediction came from, or ""
-    solver: str
-    transforms: tuple[str, ...]
-    budget: int | None
-    bytes: int
-    kl: float | None
+    __pydantic_config__ = _NO_OTHER_KEYS
+
+    model: _Text
+    model_identity: _Text
+    evidence: _Text  # sha256 of what the prediction came from, or ""
+    solver: _Text
+    transforms: tuple[_Text, ...]
+    budget: _Bytes | None
+    bytes: _Bytes
+    kl: _Kl | None
     tensors: Mapping[str, PlanEntry]
-    notes: tuple[str, ...]
-    container: str = ""  # a GPU format's name; "" for GGUF
+    notes: tuple[_Text, ...]
+    container: _Text = ""  # a GPU format's name; "" for GGUF
 
     def overrides(self) -> tuple[tuple[str, str], ...]:
         """(regular expression that only this name matches, type), for `containers.mix.Options`."""
@@ -168,26 +185,21 @@ def _parse(text: str, thing: str) -> PlanFile:
         raise UsageError(thing, "is nested too deeply", "Plan again.") from None
     except ValueError as error:  # of TOML, of numbers too long, of characters that UTF-8 has not
         raise UsageError(thing, f"is no plan: {error}", "Mend that place, or plan again.") from None
-    top = _Table(document, thing)
-    version = top.integer("format")
-    if version != _FORMAT:
-        reason = f"has format {version}, and this Dither reads {_FORMAT}"
+    version = document.pop("format", None)
+    if version != _FORMAT or type(version) is not int:
+        reason = (
+            "has no `format`" if version is None else f"has format {version!s:.80}, and this Dither reads {_FORMAT}"
+        )
         raise UsageError(thing, reason, "Plan again, or upgrade with: pip install -U dither")
-    top.refuse_others(_KEYS)
-    container = top.string("container") if "container" in document else ""
-    return PlanFile(
-        model=top.string("model"),
-        model_identity=top.string("model_identity"),
-        evidence=top.string("evidence"),
-        solver=top.string("solver"),
-        transforms=top.strings("transforms"),
-        budget=top.integer("budget") if "budget" in document else None,
-        bytes=top.integer("bytes"),
-        kl=top.kl(),
-        tensors=_read_tensors(top.value("tensors", "a table", dict), text, thing, container),
-        notes=top.strings("notes"),
-        container=container,
-    )
+    try:
+        found = TypeAdapter(PlanFile).validate_python({"budget": None, "kl": None, **document})
+    except ValidationError as error:
+        raise _refusal(error, text, thing) from None
+    tensors = {
+        name: replace(entry, type=_known(entry.type, found.container, name, text, thing))
+        for name, entry in found.tensors.items()
+    }
+    return replace(found, tensors=tensors)
 
 
 def _refuse_depth(text: str) -> None:
@@ -202,77 +214,44 @@ def _refuse_depth(text: str) -> None:
         raise ValueError("a line has too many dots outside quotes")
 
 
-def _read_tensors(tensors: dict[str, object], text: str, thing: str, container: str) -> dict[str, PlanEntry]:
-    found = {}
-    for name, value in tensors.items():
-        try:
-            found[name] = _read_type(_Table(value, thing), container)
-        except UsageError as error:
-            starts = (_quoted(name), name)
-            lines = (at for at, line in enumerate(text.split("\n"), 1) if line.lstrip().startswith(starts))
-            where = "".join(f", line {at}" for at in [next(lines, 0)] if at)
-            raise UsageError(f"{thing}{where}: {_quoted(name)}", error.reason, error.way_out) from None
-    return found
-
-
-def _read_type(table: _Table, container: str) -> PlanEntry:
-    table.refuse_others({"type", "bytes", "kl"})
-    kind = table.string("type")
+def _known(kind: str, container: str, tensor: str, text: str, thing: str) -> str:
+    """A type's own name.  Raises UsageError, naming the tensor and its line, where it is not known."""
+    if not container and kind.upper() in quantized_types():
+        return kind.upper()
+    reason, way_out = f"type {_quoted(kind)[:80]} is not known", f"Choose one of {', '.join(quantized_types())}."
     if container:
-        kind = codec(kind, _ANY_COLUMNS).name
-        return PlanEntry(kind, table.integer("bytes"), table.kl())
-    if kind.upper() not in quantized_types():
-        raise UsageError(
-            table.thing, f"type {_quoted(kind)[:80]} is not known", f"Choose one of {', '.join(quantized_types())}."
+        try:
+            return codec(kind, _ANY_COLUMNS).name
+        except UsageError as error:
+            reason, way_out = error.reason, error.way_out
+    raise UsageError(_place_of(tensor, text, thing), reason, way_out)
+
+
+def _refusal(error: ValidationError, text: str, thing: str) -> UsageError:
+    """The first fault as a person reads it: a key that no plan has, or else the first that is wrong."""
+    faults = error.errors(include_url=False, include_input=False)
+    fault = next((fault for fault in faults if fault["type"] == "unexpected_keyword_argument"), faults[0])
+    kind, where, keys = fault["type"], fault["loc"], ["format", *(field.name for field in fields(PlanFile))]
+    if where[0] == "tensors" and len(where) > 1:
+        thing, where, keys = (
+            _place_of(str(where[1]), text, thing),
+            where[2:],
+            [field.name for field in fields(PlanEntry)],
         )
-    return PlanEntry(kind.upper(), table.integer("bytes"), table.kl())
+    if not where:
+        return UsageError(thing, "is no table", 'Write it like { type = "Q4_K", bytes = 36864 }.')
+    key = str(where[0])
+    if kind == "unexpected_keyword_argument":
+        known = f"Take it out; the keys are {', '.join(sorted(keys))}."
+        return UsageError(thing, f"has a key {_quoted(key)[:80]} that no plan has", known)
+    must = _MUST_BE.get((key, kind)) or _MUST_BE.get((key, ""), "a string")
+    return UsageError(
+        thing, f"has no `{key}`" if kind == "missing" else f"`{key}` must be {must}", "Mend it, or plan again."
+    )
 
 
-class _Table:
-    """A TOML table from anywhere: asks for values of a type, and says which key was none."""
-
-    def __init__(self, values: object, thing: str) -> None:
-        self.thing = thing
-        if not isinstance(values, dict):
-            raise UsageError(thing, "is no table", 'Write it like { type = "Q4_K", bytes = 36864 }.')
-        self._values: dict[str, object] = values
-
-    def value(self, key: str, what: str, *types: type) -> Any:
-        if key not in self._values:
-            raise UsageError(self.thing, f"has no `{key}`", "Mend it, or plan again.")
-        value = self._values[key]
-        if type(value) not in types:  # exactly: a boolean is an int to isinstance
-            raise self._wrong(key, what)
-        return value
-
-    def string(self, key: str) -> str:
-        return str(self.value(key, "a string", str))
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        values = self.value(key, "a list of strings", list)
-        if not all(isinstance(value, str) for value in values):
-            raise self._wrong(key, "a list of strings")
-        return tuple(values)
-
-    def integer(self, key: str) -> int:
-        value = int(self.value(key, "a whole number", int))
-        if not 0 <= value <= _MOST:
-            raise self._wrong(key, "a whole number from 0 to 2⁶³ − 1")
-        return value
-
-    def kl(self) -> float | None:
-        if "kl" not in self._values:
-            return None
-        value = self.value("kl", "a number", int, float)
-        if not (0 <= value <= _MOST and math.isfinite(value)):
-            raise self._wrong("kl", "a finite number of at least 0")
-        return float(value)
-
-    def refuse_others(self, known: Collection[str]) -> None:
-        others = [key for key in self._values if key not in known]
-        if others:
-            reason = f"has a key {_quoted(others[0])[:80]} that no plan has"
-            raise UsageError(self.thing, reason, f"Take it out; the keys are {', '.join(sorted(known))}.")
-
-    def _wrong(self, key: str, what: str) -> UsageError:
-        return UsageError(self.thing, f"`{key}` must be {what}", "Mend it, or plan again.")
+def _place_of(tensor: str, text: str, thing: str) -> str:
+    """The file, the line where a tensor's entry begins, and the tensor."""
+    starts = (_quoted(tensor), tensor)
+    line = next((at for at, line in enumerate(text.split("\n"), 1) if line.lstrip().startswith(starts)), None)
+    return f"{thing}{f', line {line}' if line else ''}: {_quoted(tensor)}"

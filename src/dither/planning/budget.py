@@ -76,21 +76,8 @@ def quantize_within(
     Raises what `plan` and `quantize` raise; OutputError before any work where the output exists.
     """
     making, running = records(quantize_within, how)
-    source = opened(model)
-    return make_within(source, wanted, planned_target(source, to, group, sym), making, running, out, validate)
-
-
-def make_within(
-    source: Model,
-    wanted: Budget,
-    target: Target,
-    making: Making,
-    running: Running,
-    out: str | Path | None,
-    validate: bool,
-) -> Within:
-    """`quantize_within` of an opened model, for one container."""
-    started, force = time.monotonic(), running.force
+    started, force, source = time.monotonic(), running.force, opened(model)
+    target = planned_target(source, to, group, sym)
     place = output_path(source, target, out, force, [Path(file) for file in source.files], label(wanted))
     beside = place.with_name(place.name.removesuffix(".gguf") + ".toml")
     if beside.exists() and not force and not any(path.exists() for path in unfinished(place)):

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dither.errors import OutputError
+from dither.formats.sidecars import replace
 from dither.progress import Progress, Silent
 
 _VERSION = 1
@@ -52,19 +51,8 @@ class Costs:
 
     def save(self) -> None:
         """Raises OutputError where the disk refuses."""
-        # Synced before it is renamed: a torn file would cost all that was measured so far.
-        part = self.path.with_name(self.path.name + ".part")
         document = {"version": _VERSION, "probe": self.probe, "divergence": self.divergence, "ratios": self.ratios}
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(document, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
-        except OSError as error:
-            raise OutputError(
-                str(self.path), f"cannot be written ({error.strerror})", "Free some space and run it again."
-            ) from None
+        replace(self.path, json.dumps(document, allow_nan=False).encode(), "Free some space and run it again.")
 
     def found(self, divergence: Mapping[str, float]) -> None:
         self.divergence |= divergence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dither.containers.gguf_target import ANY_GGUF
 from dither.errors import OutputError, UsageError
 from dither.models.source import opened
-from dither.planning.budget import label, make_within
+from dither.planning.budget import label, quantize_within
 from dither.planning.plan import Budget
 from dither.quantizing.job import make
 from dither.quantizing.paths import output_path
@@ -73,25 +73,12 @@ def ladder(
     for rung in sorted(wanted, key=lambda rung: isinstance(rung, str)):
         began = time.monotonic()
         if isinstance(rung, Budget):
-            result, said = (
-                make_within(source, rung, ANY_GGUF, making, running, folder, validate=False).result,
-                rung.said,
-            )
+            result, said = quantize_within(source, rung, folder, validate=False, **how).result, rung.said
         else:
-            measured = replace(making, types=None, measure=True)
+            measured = replace(making, measure=True)
             result, said = make(source, options_of(rung), measured, running, folder), rung.upper()
         assert result.measurement is not None
-        kl, seconds = result.measurement, time.monotonic() - began
-        found.append(
-            Rung(
-                said,
-                result.path,
-                result.bytes,
-                result.bits_per_weight,
-                kl.kl_mean,
-                kl.kl_mean_low,
-                kl.kl_mean_high,
-                seconds,
-            )
-        )
+        kl = result.measurement
+        costs = kl.kl_mean, kl.kl_mean_low, kl.kl_mean_high, time.monotonic() - began
+        found.append(Rung(said, result.path, result.bytes, result.bits_per_weight, *costs))
     return sorted(found, key=lambda rung: rung.bytes)

@@ -189,10 +189,19 @@ def plan_for(
     solver = choose_solver(making.solver, store, running.threads)
     ready = made_ready(source, store, solver, making.transforms, running.threads)
     allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
-    around = _Around.of(ready, target)
-    room = around.room(wanted)
+    # What is taken whatever is chosen: the header, and tensors that no plan decides about.
+    fixed = [tensor.bytes for tensor in target.fixed(ready.model).values()]
+    kept = sum(fixed)
+    around = target.header_bytes(ready.model, store, solver.name, ready.record)
+    around += sum(target.aligned(source, size) for size in fixed)
+    room = None  # only the divergence is limited
+    if wanted.file is not None:
+        room = wanted.file - around
+    elif wanted.tensors is not None:
+        room = wanted.tensors - kept
     # Before the costs are measured: that may take hours, and this needs nothing but sizes.
-    _check_room(ready.model, wanted, allowed, target, around)
+    if room is not None:
+        _check_room(ready.model, wanted, allowed, target, room, around, kept)
     prices = _prices(ready.model, allowed, known_costs(ready, allowed, target, running), target)
     items = _items(source, prices, target)
     if room is not None:
@@ -200,48 +209,23 @@ def plan_for(
     else:
         assert wanted.max_kl is not None
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(ready, wanted, target, allocation, items, prices, around.kept)
+    found = _plan_file(ready, wanted, target, allocation, items, prices, kept)
     if out is not None:
         write_plan(Path(out), found, force=running.force)
     return Planned(
         plan=found,
         path=None if out is None else str(out),
-        file_bytes=around.file + allocation.bytes,
+        file_bytes=around + allocation.bytes,
         parameters=source.parameters,
         bound=allocation.bound,
         seconds=time.monotonic() - started,
         notes=ready.notes,
         items=items,
         allowed=room or allocation.bytes,
-        limit=(room or allocation.bytes) + around.kept,
+        limit=(room or allocation.bytes) + kept,
         evidence=str(store.path),
         prices=prices,
     )
-
-
-@dataclass(frozen=True)
-class _Around:
-    """Bytes that are taken whatever is chosen: the header, and tensors that no plan decides about."""
-
-    header: int
-    kept: int
-    kept_padded: int  # as they lie in the file
-
-    @classmethod
-    def of(cls, ready: Ready, target: Target) -> _Around:
-        kept = [tensor.bytes for tensor in target.fixed(ready.model).values()]
-        header = target.header_bytes(ready.model, ready.store, ready.solver.name, ready.record)
-        return cls(header, sum(kept), sum(target.aligned(ready.opened, size) for size in kept))
-
-    @property
-    def file(self) -> int:
-        return self.header + self.kept_padded
-
-    def room(self, wanted: Budget) -> int | None:
-        """Bytes that the tensors to choose for may take; None where only the divergence is limited."""
-        if wanted.file is not None:
-            return wanted.file - self.file
-        return None if wanted.tensors is None else wanted.tensors - self.kept
 
 
 def _check_place(out: Path, force: bool) -> None:
@@ -253,22 +237,28 @@ def _check_place(out: Path, force: bool) -> None:
 
 
 def _check_room(
-    model: Model, wanted: Budget, allowed: Mapping[str, Sequence[str]], target: Target, around: _Around
+    model: Model,
+    wanted: Budget,
+    allowed: Mapping[str, Sequence[str]],
+    target: Target,
+    room: int,
+    around: int,
+    kept: int,
 ) -> None:
     """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
-    shapes, room = {tensor.name: tensor.shape for tensor in model.tensors}, around.room(wanted)
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     least = sum(
         min(target.aligned(model, target.bytes_of(kind, shapes[name])) for kind in kinds)
         for name, kinds in allowed.items()
     )
-    if room is None or least <= room:
+    if least <= room:
         return
     if wanted.file is not None:
-        needed = f"a file of {format_bytes(least + around.file)}"
-        way_out = f"Ask for at least --size {least + around.file}"
+        needed = f"a file of {format_bytes(least + around)}"
+        way_out = f"Ask for at least --size {least + around}"
     else:
-        bits = math.ceil(1000 * 8 * (least + around.kept) / model.parameters) / 1000
-        needed = f"{format_bytes(least + around.kept)} of weights, {bits:.3f} bits for each"
+        bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
+        needed = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
         way_out = f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
     raise UsageError(
         wanted.said,
