@@ -28,6 +28,7 @@ def candidates(
     `importance` names the tensors that have evidence; `types` limits the choice (any case).  Raises
     UsageError for a type that is not known, and for a matrix that none of the types fits.
     """
+    # By falling bits, so that a plan's choices, and the errors that list them, come in a fixed order.
     allowed = target.types(model, types)
     kept = target.fixed(model)
     found = {}

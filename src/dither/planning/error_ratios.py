@@ -42,9 +42,12 @@ def error_ratios(
         kinds = [kind for kind in types if _rows_for(kind, tensor.columns) == rows]
         if not kinds:
             continue
+        # Read once for all types: the same rows, so that what makes a row hard cancels in the ratio.
         samples = list(_samples(tensor, evidence, rows))
+        # One type per thread and one thread inside each, or BLAS's threads would multiply with ours.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads, thread_name_prefix="errors") as pool:
             errors = list(pool.map(lambda kind, of=samples: _error(of, kind, solver), (probe, *kinds)))
+        # The probe's own error on these rows is the unit; what it gives back exactly has no ratios.
         unit = errors[0]
         found |= {k: e / unit if unit > 0 else 0.0 for k, e in zip(kinds, errors[1:], strict=True)}
     return found
@@ -67,6 +70,7 @@ def _samples(tensor: Tensor, evidence: EvidenceSource, rows: int) -> Iterator[tu
     Output Hessians are left out: a few rows say nothing of how all go together.
     """
     experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
+    # Spread evenly, so that every part of the tensor has a say and another run takes the same rows.
     chosen = sorted({round(at) for at in np.linspace(0, experts - 1, min(experts, EXPERTS))})
     own = tensor.rows // experts
     for expert in chosen:

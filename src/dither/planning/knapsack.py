@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,11 +69,14 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation:
             f"is too small: the smallest types need {least} bytes ({format_bytes(least)})",
             f"Ask for at least {least} bytes, or allow smaller types with --types.",
         )
+    # Sizes differ by whole rows of whole blocks, so all sums stand on a grid of `grain` bytes: what the budget
+    # has beyond its last point holds nothing, and two sums of different bytes differ by a grain at least.
     grain = _grain(items)
-    limit = least + (budget - least) // grain * grain  # bytes beyond the last whole grain hold nothing
+    limit = least + (budget - least) // grain * grain
     solution = solve(list(zip(bytes_, kls, strict=True)), float(limit), weight_grain=float(grain))
     found = _allocation(items, solution.chosen)
-    return _bounded(found, found.kl if solution.exact else min(solution.bound, found.kl))
+    # The same sum in another order may differ in its last bits: where proven, the bound is the very sum found.
+    return replace(found, bound=found.kl if solution.exact else min(solution.bound, found.kl))
 
 
 def smallest(items: Sequence[Item], max_kl: float) -> Allocation:
@@ -89,6 +92,7 @@ def smallest(items: Sequence[Item], max_kl: float) -> Allocation:
             f"is out of reach: the best types are predicted to cost {best:.6g} nats per token",
             f"Ask for at least {best * (1 + 1e-6):.6g}, or allow larger types with --types.",
         )
+    # The same problem with bytes and KL in each other's place: KL is the weight, bytes are what is paid.
     pairs = list(zip(kls, bytes_, strict=True))
     grain = float(_grain(items))
     # Sums in another order differ in their last bits: first be generous, so that the KL of an allocation
@@ -96,10 +100,11 @@ def smallest(items: Sequence[Item], max_kl: float) -> Allocation:
     solution = solve(pairs, max_kl * (1 + _SLACK), cost_grain=grain)
     if _allocation(items, solution.chosen).kl > max_kl:
         solution = solve(pairs, max(max_kl * (1 - _SLACK), best), cost_grain=grain)
+    # Several allocations may be as small: of these the best, which is the first problem at this very size.
     smallest_found = _allocation(items, solution.chosen)
     found = allocate(items, smallest_found.bytes)
     found = found if found.kl <= max_kl else smallest_found
-    return _bounded(found, float(found.bytes) if solution.exact else min(solution.bound, float(found.bytes)))
+    return replace(found, bound=float(found.bytes) if solution.exact else min(solution.bound, float(found.bytes)))
 
 
 def random_allocation(items: Sequence[Item], budget: int, seed: int) -> Allocation:
@@ -113,6 +118,7 @@ def random_allocation(items: Sequence[Item], budget: int, seed: int) -> Allocati
     bytes_, kls = _arrays(items)
     if sum(int(sizes.min()) for sizes in bytes_) > budget:
         return allocate(items, budget)  # which says why not
+    # Drawn without regard to the budget first, so that no item is favored; then whoever comes up gives way.
     at = [int(rng.integers(len(sizes))) for sizes in bytes_]
     total = sum(int(sizes[j]) for sizes, j in zip(bytes_, at, strict=True))
     total = _step_down(bytes_, at, total, budget, rng)
@@ -121,11 +127,12 @@ def random_allocation(items: Sequence[Item], budget: int, seed: int) -> Allocati
     pairs = [
         (sizes[kept], kl[kept]) for sizes, kl in zip(bytes_, kls, strict=True) for kept in [undominated(sizes, kl)]
     ]
-    return _bounded(found, min(relax(pairs, float(budget)).bound, found.kl))
+    return replace(found, bound=min(relax(pairs, float(budget)).bound, found.kl))
 
 
 def _step_down(bytes_: list[Numbers], at: list[int], total: int, budget: int, rng: np.random.Generator) -> int:
     while total > budget:
+        # A new order each round: with one order the same items would always shrink first.
         for i in rng.permutation(len(bytes_)):
             smaller = np.flatnonzero(bytes_[i] < bytes_[i][at[i]])
             if total <= budget:
@@ -163,6 +170,7 @@ def _arrays(items: Sequence[Item]) -> tuple[list[Numbers], list[Numbers]]:
                     f"{choice.type} has {choice.bytes} bytes and a predicted KL of {choice.kl}",
                     "Both must be finite and at least 0: measure the sensitivity again.",
                 )
+    # As float64, in which sums of bytes stay exact below 2⁵³; a KL too small to mean anything counts as none.
     bytes_ = [np.array([choice.bytes for choice in item.choices], np.float64) for item in items]
     kls = [np.array([choice.kl if choice.kl > _NOTHING else 0.0 for choice in item.choices]) for item in items]
     return bytes_, kls
@@ -178,7 +186,3 @@ def _allocation(items: Sequence[Item], places: Sequence[int]) -> Allocation:
     chosen = tuple(item.choices[j] for item, j in zip(items, places, strict=True))
     kl = math.fsum(choice.kl for choice in chosen)
     return Allocation(chosen, sum(choice.bytes for choice in chosen), kl, 0.0)
-
-
-def _bounded(found: Allocation, bound: float) -> Allocation:
-    return Allocation(found.chosen, found.bytes, found.kl, bound)

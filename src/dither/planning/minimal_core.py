@@ -70,6 +70,7 @@ class Relaxed:
 
 def undominated(weight_J: Numbers, cost_J: Numbers) -> Indices:
     """Places of the choices for which none is as light and as cheap, lightest first."""
+    # By weight, and by cost among equal weights; then whoever is no cheaper than all lighter ones goes.
     order = np.lexsort((cost_J, weight_J))
     cheapest = np.minimum.accumulate(np.concatenate([[np.inf], cost_J[order]]))[:-1]
     kept: Indices = order[cost_J[order] < cheapest]
@@ -82,6 +83,7 @@ def relax(items: Sequence[tuple[Numbers, Numbers]], limit: float) -> Relaxed:
     The lightest choices must be within the limit.  `filled_n` takes, behind the breaking step, every later
     step that still fits.
     """
+    # Along each hull gains fall, so one sorted list takes every item's steps in their own order.
     steps = sorted(
         (-gain, i, j) for i, item in enumerate(items) for gain, j in _hull(item[0].tolist(), item[1].tolist())
     )
@@ -97,7 +99,10 @@ def relax(items: Sequence[tuple[Numbers, Numbers]], limit: float) -> Relaxed:
         if after <= limit:
             at[i], weight = j, after
         elif filled is None:
+            # The first that breaks the limit: its gain is the multiplier, and the base is what came before.  What
+            # fits behind it goes into a copy, a first answer that the search has to beat.
             slope, room, filled = -gain, limit - weight, list(base)
+    # Could the room that is left be filled at the breaking step's gain, nothing would cost less: the lower bound.
     cost = math.fsum(float(item[1][j]) for item, j in zip(items, base, strict=True))
     return Relaxed(base, slope, max(0.0, cost - slope * room), base if filled is None else filled)
 
@@ -106,6 +111,8 @@ def _hull(weight: list[float], cost: list[float]) -> list[tuple[float, int]]:
     """(gain per weight, choice) of the steps along the lower convex hull: gains fall."""
     steps: list[tuple[float, int]] = []
     for j in range(1, len(weight)):
+        # A step that gains no less than the one before it means that the corner between them lies above the
+        # hull: the corner goes, and the step starts from the corner before.
         while True:
             origin = steps[-1][1] if steps else 0
             gain = (cost[origin] - cost[j]) / (weight[j] - weight[origin])
@@ -126,6 +133,7 @@ def solve(
     """
     kept = [_Item(weight[at], cost[at], at) for weight, cost in items for at in [undominated(weight, cost)]]
     relaxed = relax([(item.weight_J, item.cost_J) for item in kept], limit)
+    # Without a breaking step everything fitted: the base holds every item's cheapest choice.
     search = _Search(kept, relaxed, limit, weight_grain, cost_grain)
     best_n = search.run() if relaxed.slope else relaxed.base_n
     exact = search.lost == 0
@@ -151,9 +159,13 @@ class _Search:
         self.history: list[tuple[int, Indices, Indices]] = []  # item, parent_S, choice_S
 
     def run(self) -> list[int]:
+        # How near an item's best way up or down comes to the multiplier says how likely it leaves the base:
+        # the likeliest first, because good states that are met early cut off most of the others.
         gains = [_gains(item, j) for item, j in zip(self.items, self.relaxed.base_n, strict=True)]
         slope = self.relaxed.slope
         order = sorted(range(len(gains)), key=lambda i: min(slope - gains[i][0], gains[i][1] - slope))
+        # For every stage k, of the items from k on that are still outside: what the base gives for them
+        # together, the most any of them saves per weight, and the least any of them costs per weight.
         base = [
             (self.items[i].weight_J[j], self.items[i].cost_J[j])
             for i, j in ((i, self.relaxed.base_n[i]) for i in order)
@@ -166,6 +178,7 @@ class _Search:
         work, widest = 0, max(len(item.weight_J) for item in self.items)
         for k, i in enumerate(order):
             choices = self._worth_trying(i)
+            # Only the base's own choice has hope: the item stays outside for good, with what the base gives.
             if len(choices) == 1:
                 skipped += base[k]
                 continue
@@ -174,6 +187,7 @@ class _Search:
                 i, choices, weight_S, cost_S, skipped + rest[k + 1], float(up[k + 1]), float(down[k + 1])
             )
             weight_S, cost_S = self._thin(weight_S, cost_S, (_MADE if work < _WORK else _MADE_LATE) // widest)
+            # No state can beat the best any more: that is the proof.
             if not len(weight_S):
                 break
             self._remember(weight_S, cost_S, skipped + rest[k + 1])
@@ -183,8 +197,10 @@ class _Search:
         """The choices whose reduced cost leaves hope, the base's own among them."""
         item, j, slope = self.items[i], self.relaxed.base_n[i], self.relaxed.slope
         extra_J = (item.cost_J - item.cost_J[j]) + slope * (item.weight_J - item.weight_J[j])
+        # The bound, with this item forced to a choice instead of the base's: it rises by the reduced cost.
         bound_J = self.relaxed.bound + extra_J
         hope_J = bound_J < self.best_cost - self._margin
+        # Or as cheap and lighter by a grain: the same bound with a limit that much below the best's weight.
         if self.grain:
             lighter = self.best_weight - self.grain
             hope_J |= bound_J + slope * (self.limit - lighter) <= self.best_cost + self._margin
@@ -197,17 +213,20 @@ class _Search:
         """All states with every choice of item i, those that have hope and are undominated, by weight."""
         item = self.items[i]
         made = []
+        # Hopeless states are dropped before the rest are put in order.
         for j in choices:
             weight_S1, cost_S1 = weight_S + item.weight_J[j], cost_S + item.cost_J[j]
             at = np.flatnonzero(self._hope(weight_S1 + others[0], cost_S1 + others[1], up, down))
             made.append((weight_S1[at], cost_S1[at], at.astype(np.int32), np.full(len(at), j, np.int16)))
         weight_S2, cost_S2, parent_S2, choice_S2 = map(np.concatenate, zip(*made, strict=True))
         at = np.argsort(weight_S2, kind="stable")  # runs that are sorted already: merged, not sorted
+        # A state stays if it is cheaper than all that are lighter, as in `undominated`.
         found = cost_S2[at]
         least = np.minimum.accumulate(np.concatenate([[np.inf], found]))[:-1]
         at = at[found < least]
         if len(at) > 1:  # of equal weights the last is the cheapest
             at = at[np.append(np.diff(weight_S2[at]) > 0, True)]
+        # Which state and which choice each came from: `_best` walks this back to the choices.
         self.history.append((i, parent_S2[at], choice_S2[at]))
         return weight_S2[at], cost_S2[at]
 
@@ -227,6 +246,8 @@ class _Search:
         """At most `most` states: of each step of cost the lightest, which is its most costly."""
         if len(weight_S) <= most:
             return weight_S, cost_S
+        # Weight rises and cost falls along the states.  Of a step the first, lightest one is kept: it fits
+        # wherever the others would, and costs at most a step more than the last of them, which is added up.
         step = float(cost_S[0] - cost_S[-1]) / (most - 1)
         bucket_S = ((cost_S[0] - cost_S) // step).astype(np.int64)
         first_S = np.flatnonzero(np.append(True, np.diff(bucket_S) > 0))
@@ -238,10 +259,12 @@ class _Search:
 
     def _remember(self, weight_S: Numbers, cost_S: Numbers, others: Numbers) -> None:
         """The cheapest state within the limit, where it beats the best; cost falls as weight rises."""
+        # Completed with the base's choices for all items outside, the heaviest state that fits is the cheapest.
         at = int(np.searchsorted(weight_S + others[0], self.limit, side="right")) - 1
         if at < 0:
             return
         cost = float(cost_S[at] + others[1])
+        # Of states that cost the same but for rounding the lightest, where fewer bytes decide.
         same_S = cost_S[: at + 1] + others[1] <= cost + self._margin
         at = int(np.argmax(same_S)) if self.grain else at
         weight, cost = float(weight_S[at] + others[0]), float(cost_S[at] + others[1])

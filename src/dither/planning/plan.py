@@ -202,6 +202,7 @@ def plan_for(
     # Before the costs are measured: that may take hours, and this needs nothing but sizes.
     if room is not None:
         _check_room(ready.model, wanted, allowed, target, room, around, kept)
+    # A cost is a tensor's own; what several tensors must take together costs the sum.
     prices = _prices(ready.model, allowed, known_costs(ready, allowed, target, running), target)
     items = _items(source, prices, target)
     if room is not None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -118,7 +119,7 @@ class TensorPass:
         wholes = [tensor for tensor in self.mix.tensors if self._is_whole(tensor)]
         blocks = [list(group) for _, group in groupby(in_order_of_flow(wholes), block_of)]
         names = {tensor.name for tensor in wholes}
-        chunked = self._unfinished([tensor for tensor in self.mix.tensors if tensor.name not in names])
+        chunked = self._unfinished(tensor for tensor in self.mix.tensors if tensor.name not in names)
         blocks = [todo for block in blocks if (todo := self._unfinished_of_block(block))]
         left = sum(tensor.size for tensor in [*chunked, *chain.from_iterable(blocks)])
         self.running.progress.start(self.mix.parameters, self.mix.parameters - left)
@@ -126,7 +127,7 @@ class TensorPass:
         for block in blocks:
             self._in_wholes(block)
 
-    def _unfinished(self, tensors: list[MixTensor]) -> list[MixTensor]:
+    def _unfinished(self, tensors: Iterable[MixTensor]) -> list[MixTensor]:
         return [tensor for tensor in tensors if tensor.name not in self.output.finished]
 
     def _unfinished_of_block(self, block: list[MixTensor]) -> list[MixTensor]:
@@ -153,26 +154,25 @@ class TensorPass:
 
     def _in_wholes(self, block: list[MixTensor]) -> None:
         number = block_of(block[0])
+        refine = None if number is None else self.refine
         solved: dict[str, list[_Done]] = {}
         for tensor in block:
-            results = []
+            solved[tensor.name] = []
             for piece in self._wholes(tensor):
-                results.append(self._work(piece, keep=self.refine is not None and number is not None))
+                solved[tensor.name].append(self._work(piece, keep=refine is not None))
                 self._advance(piece)
             self.written.add(tensor.name)
-            if self.refine is None or number is None:
-                self._finish(tensor, results)
-            else:
-                solved[tensor.name] = results
-        if self.refine is not None and number is not None:
-            self._refine_block(self.refine, number, block, solved)
+            if refine is None:
+                self._finish(tensor, solved[tensor.name])
+        if refine is not None and number is not None:
+            self._refine_block(partial(refine, number), block, solved)
 
     def _refine_block(
-        self, refine: Refine, number: int, block: list[MixTensor], solved: dict[str, list[_Done]]
+        self, refine: Callable[..., Mapping[str, Solved]], block: list[MixTensor], solved: dict[str, list[_Done]]
     ) -> None:
         weights = {t.name: self.sources[t.name].read(0, self.sources[t.name].rows).reshape(t.shape) for t in block}
         start = {name: _joined(results) for name, results in solved.items()}
-        found = refine(number, weights, {t.name: t.type for t in block}, start)
+        found = refine(weights, {t.name: t.type for t in block}, start)
         for tensor in block:
             better, w_RC = found[tensor.name], weights[tensor.name].reshape(-1, tensor.shape[-1])
             self.output.write_rows(tensor.name, 0, better.raw_RN)
@@ -197,12 +197,10 @@ class TensorPass:
         source = self.sources[tensor.name]
         return source.stored == tensor.type and source.read_raw is not None
 
-    def _expert_rows(self, tensor: MixTensor) -> int:
-        return tensor.shape[-2] if len(tensor.shape) > 2 else self.sources[tensor.name].rows
-
     def _wholes(self, tensor: MixTensor) -> Iterator[_Piece]:
-        rows = self._expert_rows(tensor)
-        for expert, first in enumerate(range(0, self.sources[tensor.name].rows, rows)):
+        every = self.sources[tensor.name].rows
+        rows = tensor.shape[-2] if len(tensor.shape) > 2 else every  # of one expert
+        for expert, first in enumerate(range(0, every, rows)):
             yield _Piece(tensor, expert, first, first + rows)
 
     def _chunks(self, tensor: MixTensor) -> Iterator[_Piece]:
