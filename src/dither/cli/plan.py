@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,18 +126,13 @@ def ladder(
 
 
 def print_plan(found: Planned, wanted: Budget) -> None:
-    counted = Counter(tensor.type for tensor in found.plan.tensors.values())
-    size = Counter[str]()
-    for tensor in found.plan.tensors.values():
-        size[tensor.type] += tensor.bytes
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type")
     for heading in ("tensors", "bytes", "of the file", "predicted KL"):
         table.add_column(heading, justify="right")
-    for kind, total in size.most_common():
-        kl = sum(t.kl or 0.0 for t in found.plan.tensors.values() if t.type == kind)
+    for kind, count, total, kl in found.by_type():
         share = f"{100 * total / found.plan.bytes:.1f} %"
-        table.add_row(kind, str(counted[kind]), format_bytes(total), share, short(kl) if kl else "")
+        table.add_row(kind, str(count), format_bytes(total), share, short(kl) if kl else "")
     out.print(table)
     out.print(
         f"For {plain(wanted.said)}: [bold]{format_bytes(found.file_bytes)}[/], "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from dither.planning.knapsack import Allocation, Item, TypeChoice, allocate, sma
 from dither.planning.sensitivity import Ready, known_costs, made_ready
 from dither.quantizing.paths import file_stem
 from dither.quantizing.request import (
+    AnyEvidence,
     Keywords,
     Making,
     Running,
@@ -81,13 +81,17 @@ class Planned:
     def bits_per_weight(self) -> float:
         return 8 * self.plan.bytes / self.parameters
 
+    def by_type(self) -> list[tuple[str, int, int, float]]:
+        """Type, its tensors, their bytes and predicted divergence; what takes most comes first."""
+        groups: dict[str, list[PlanEntry]] = {}
+        for entry in self.plan.tensors.values():
+            groups.setdefault(entry.type, []).append(entry)
+        sums = [(k, len(g), sum(e.bytes for e in g), sum(e.kl or 0.0 for e in g)) for k, g in groups.items()]
+        return sorted(sums, key=lambda group: -group[2])
+
     def _repr_html_(self) -> str:
         """In a notebook."""
-        count, size = Counter[str](), Counter[str]()
-        for tensor in self.plan.tensors.values():
-            count[tensor.type] += 1
-            size[tensor.type] += tensor.bytes
-        rows = [(kind, count[kind], format_bytes(taken)) for kind, taken in size.most_common()]
+        rows = [(kind, count, format_bytes(size)) for kind, count, size, _ in self.by_type()]
         said = f"Predicted KL divergence: {self.plan.kl:.3g} nats per token, an estimate."
         title = f"Plan of {self.plan.model} for {self.plan.budget}: {format_bytes(self.file_bytes)}, "
         title += f"{self.bits_per_weight:.2f} bits per weight"
@@ -268,9 +272,7 @@ def _check_room(
     )
 
 
-def _evidence(
-    model: Model, given: str | Path | EvidenceStore | None, out: str | Path | None, running: Running
-) -> EvidenceStore:
+def _evidence(model: Model, given: AnyEvidence, out: str | Path | None, running: Running) -> EvidenceStore:
     """The evidence; learnt now, or taken from an earlier run's folder, where none is named."""
     if given is None:
         folder = (Path(out).parent if out is not None else Path()) / f"{file_stem(model)}-evidence"

@@ -18,7 +18,7 @@ from dither.formats.evidence import EvidenceStore, model_identity
 from dither.models.source import opened
 from dither.progress import Progress
 from dither.quantizing.job import make
-from dither.quantizing.request import Making, Running, open_evidence, options_of
+from dither.quantizing.request import AnyEvidence, Making, Running, open_evidence, options_of
 from dither.quantizing.result import Result
 from dither.quantizing.tensor_pass import prepare
 from dither.types import Model, Solver
@@ -144,14 +144,13 @@ def make_by_plan(
     if known.model_identity and known.model_identity != model_identity(model):
         reason = f"is for {known.model}, not for {model.name}"
         raise UsageError("--plan", reason, "Make one for this model: dither plan MODEL --size …")
-    if known.container and find_scheme(known.container) is None:
+    in_folder = bool(known.container)  # not by the name of `to`: a preset and a container may share one (mxfp4)
+    if in_folder and find_scheme(known.container) is None:
         raise UsageError("--plan", f"is for {known.container}, which is no container here", "Plan again.")
     to = known.container or nearest_preset(model, known.bytes)
-    making = replace(
-        making, solver=making.solver or known.solver or None, transforms=tuple(making.transforms) or known.transforms
-    )
-    options = options_of(to, tensors=known.overrides(), plan=plan_sha256(known))
-    return make(model, options, making, running, out)
+    options = Options(to, known.overrides(), plan=plan_sha256(known), folder=in_folder)
+    solver, transforms = making.solver or known.solver or None, tuple(making.transforms) or known.transforms
+    return make(model, options, replace(making, solver=solver, transforms=transforms), running, out)
 
 
 def _refuse_beside_plan(asked: Mapping[str, object]) -> None:
@@ -166,9 +165,7 @@ def _refuse_beside_plan(asked: Mapping[str, object]) -> None:
         )
 
 
-def _one_of(
-    evidence: str | Path | EvidenceStore | None, imatrix: str | Path | None
-) -> str | Path | EvidenceStore | None:
+def _one_of(evidence: AnyEvidence, imatrix: AnyEvidence) -> AnyEvidence:
     """Raises UsageError where both names are used."""
     if evidence is not None and imatrix is not None:
         raise UsageError("--imatrix", "is another name of --evidence", "Give one of the two.")

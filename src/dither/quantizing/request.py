@@ -22,6 +22,7 @@ from dither.progress import Progress, Silent
 from dither.solvers import find_solver
 from dither.types import Solver
 
+AnyEvidence = str | Path | EvidenceStore | None  # a folder's or a file's name, or what is open already
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -29,7 +30,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 class Making:
     """What to make of a model: how its codes are chosen, from what, and what is kept of that."""
 
-    evidence: str | Path | EvidenceStore | None = None
+    evidence: AnyEvidence = None
     solver: str | Solver | None = None  # None: gptq where the evidence holds Hessians, else nearest
     transforms: Sequence[str] = ()
     types: Sequence[str] | None = None  # that a plan chooses among; None: all that are sensible
@@ -57,7 +58,7 @@ class Running:
 class Keywords(TypedDict, total=False):
     """The keyword arguments that `plan`, `quantize_within` and `ladder` share."""
 
-    evidence: str | Path | EvidenceStore | None
+    evidence: AnyEvidence
     solver: str | None
     transforms: Sequence[str]
     types: Sequence[str] | None
@@ -90,7 +91,7 @@ def options_of(to: str, **options: Any) -> Options:
     return Options(to, folder=find_scheme(to) is not None, **options)
 
 
-def open_evidence(evidence: str | Path | EvidenceStore | None) -> EvidenceStore | None:
+def open_evidence(evidence: AnyEvidence) -> EvidenceStore | None:
     return EvidenceStore.open(evidence) if isinstance(evidence, (str, Path)) else evidence
 
 
