@@ -494,6 +494,15 @@ class TestReplay:
             self.made(plan_file, tmp_path / "m.gguf", known, **others)
         assert not list(tmp_path.glob("m.gguf*"))
 
+    def test_a_plan_of_a_gguf_stays_one_where_a_folders_format_is_called_like_its_preset(
+        self, plan_file: Path, known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dither.quantizing.quantize.nearest_preset", lambda *_: "MXFP4")
+        self.made(plan_file, tmp_path / "m.gguf", known)
+        assert types_on_disk(tmp_path / "m.gguf")["token_embd.weight"] == (
+            read_plan(plan_file).tensors["token_embd.weight"].type
+        )
+
     def test_another_models_plan_is_refused(self, plan_file: Path, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is for demo_model, not for tiny-llama"):
             dither.quantize(checkpoint, plan=plan_file, out=tmp_path / "m.gguf")

@@ -122,6 +122,16 @@ def test_a_plan_that_loses_gives_way_to_the_preset(
     assert found.planned.path is None
 
 
+def test_a_preset_that_a_folders_format_is_called_like_is_still_a_gguf(
+    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "allocate", worst)
+    monkeypatch.setattr(rivals, "nearest_preset", lambda *_: "MXFP4")
+    found = dither.quantize_within(ORIGINAL, wanted(size=SIZE + 400_000), tmp_path / "m.gguf", **known)
+    assert [rival.name for rival in found.rivals][1] == "preset MXFP4"
+    assert (tmp_path / "m.gguf").is_file() and found.rivals[1].kl < found.rivals[0].kl
+
+
 def test_the_plan_beside_a_file_is_the_one_that_made_it(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dither.cli.options import spread
 from dither.cli.screen import err, out, plain, print_json, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes
@@ -24,22 +26,45 @@ if TYPE_CHECKING:
 _SECOND_SIGNAL = 130
 
 
+@dataclass(frozen=True)
+class Address:
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")] = 8080
+
+
+@dataclass(frozen=True)
+class Conversations:
+    context: Annotated[int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")] = (
+        None
+    )
+    slots: Annotated[
+        int | None, typer.Option("--slots", help="Conversations at once; default: up to 4, as memory allows.")
+    ] = None
+    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What servers of other programs have options of their own for."""
+
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None
+    gpu_layers: Annotated[int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1: as many as fit.")] = -1
+    grammars: Annotated[bool, typer.Option("--grammars", help="Take llama.cpp's grammars from people you trust.")] = (
+        False
+    )
+
+
+@spread
 def serve(
+    *,
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE…", help="GGUFs, or folders of checkpoints.", show_default=False)
     ],
-    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")] = 8080,
+    address: Address,
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line; requests need one.")
     ] = None,
-    context: Annotated[
-        int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")
-    ] = None,
-    slots: Annotated[
-        int | None, typer.Option("--slots", help="Conversations at once; default: up to 4, as memory allows.")
-    ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16",
+    conversations: Conversations,
     lora: Annotated[list[Path] | None, typer.Option("--lora", metavar="FILE", help="A LoRA adapter as GGUF.")] = None,
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="auto, llamacpp, transformers or vllm.")
@@ -49,25 +74,15 @@ def serve(
     ] = None,
     queue: Annotated[int, typer.Option("--queue", help="Requests that may wait before others get 429.")] = 128,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
-    gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1: as many as fit.")
-    ] = -1,
-    grammars: Annotated[
-        bool, typer.Option("--grammars", help="Take llama.cpp's grammars from people you trust.")
-    ] = False,
+    ours: Ours,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON document.")] = False,
 ) -> None:
     """Serve models over HTTP, for every client that speaks OpenAI's API."""
     with stop_on_error(as_json):
-        keys = _keys(api_key_file)
         options: dict[str, Any] = {
-            "host": host,
-            "port": port,
-            "api_keys": keys,
-            "context": context,
-            "slots": slots,
-            "kv": kv,
+            **vars(address),
+            **vars(conversations),
+            "api_keys": _keys(api_key_file),
             "loras": lora or (),
             "insecure": insecure,
         }
@@ -76,16 +91,7 @@ def serve(
         from dither.serving.server import serve as start
 
         with err.status("loading"):
-            server = start(
-                files,
-                engine=engine,
-                memory=memory,
-                queue=queue,
-                threads=threads,
-                gpu_layers=gpu_layers,
-                grammars=grammars,
-                **options,
-            )
+            server = start(files, engine=engine, memory=memory, queue=queue, **vars(ours), **options)
         _announce(server, as_json)
         _run(server)
 

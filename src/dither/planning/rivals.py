@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dither.containers.mix import Options
 from dither.containers.nearest_preset import nearest_preset
 from dither.containers.plan_file import PlanFile, write_plan
 from dither.containers.target import Target
@@ -26,7 +27,7 @@ from dither.planning.sensitivity import halves
 from dither.progress import Progress
 from dither.quantizing.job import make
 from dither.quantizing.quantize import Result, make_by_plan
-from dither.quantizing.request import Making, Running, options_of
+from dither.quantizing.request import Making, Running
 from dither.types import Model, No
 
 PLANNED = "plan"
@@ -69,7 +70,8 @@ def hold_against(
                 contestants[name] = make_by_plan(model, what, making, quiet, out)
             else:
                 solving = replace(making, solver=planned.plan.solver, transforms=planned.plan.transforms)
-                contestants[name] = make(model, options_of(what), solving, quiet, out)
+                # A preset, also where a folder's format is called the same (mxfp4).
+                contestants[name] = make(model, Options(what), solving, quiet, out)
         rivals = tuple(
             Rival(name, found.mix.bytes, judged(found.measurement, store)) for name, found in contestants.items()
         )
