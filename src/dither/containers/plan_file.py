@@ -58,7 +58,7 @@ _HEADER = """\
 """
 
 
-# What a file may hold: exactly these types, for pydantic would take a boolean for a number, and a number for text.
+# Exactly these types: without Strict pydantic takes `true` for 1, and the text "1" as well.
 _Text = Annotated[str, Strict()]
 _Bytes = Annotated[int, Strict(), Field(ge=0, le=_MOST)]
 _Kl = Annotated[float, Strict(), Field(ge=0, le=_MOST, allow_inf_nan=False)]
@@ -186,10 +186,10 @@ def _parse(text: str, thing: str) -> PlanFile:
     except ValueError as error:  # of TOML, of numbers too long, of characters that UTF-8 has not
         raise UsageError(thing, f"is no plan: {error}", "Mend that place, or plan again.") from None
     version = document.pop("format", None)
-    if version != _FORMAT or type(version) is not int:
-        reason = (
-            "has no `format`" if version is None else f"has format {version!s:.80}, and this Dither reads {_FORMAT}"
-        )
+    if type(version) is not int:
+        raise UsageError(thing, "has no `format` that is a whole number", "Mend it, or plan again.")
+    if version != _FORMAT:
+        reason = f"has format {version}, and this Dither reads {_FORMAT}"
         raise UsageError(thing, reason, "Plan again, or upgrade with: pip install -U dither")
     try:
         found = TypeAdapter(PlanFile).validate_python({"budget": None, "kl": None, **document})
