@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dither.cli.options import Json, ModelName, Threads
 from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
 from dither.units import format_bytes, format_seconds
 
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
-    ],
+    model: ModelName,
     data: Annotated[
         str, typer.Option(metavar="TEXT", help="A text file, JSON lines, hf:DATASET, or self: the model writes.")
     ] = "self",
@@ -33,12 +32,12 @@ def calibrate(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="For the text that the model writes.")] = 0,
     device: Annotated[str, typer.Option(help="Where the blocks run: cpu, cuda, …")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
+    threads: Threads = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the evidence goes.")] = Path(
         "evidence"
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace existing evidence.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Learn from text which weights matter."""
     with stop_on_error(as_json, resumable=True):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dither.cli.measure import Context, Data, Device, Tokens, print_measurements, short, table
+from dither.cli.options import Json
 from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def compare(
     context: Context = None,
     device: Device = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no .measure.json.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare two files, or a file with its original; exit 3 where a limit is broken."""
     with stop_on_error(as_json):
