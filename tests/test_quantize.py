@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dither
-from conftest import write_checkpoint
+from conftest import BUNDLED, write_checkpoint
 from dither.errors import OutputError, SourceError, UsageError
+from dither.solvers.nearest import Nearest
+from dither.types import Codec, Evidence, Solved
 
 
 def read_back(path: Path) -> dict[str, tuple[str, np.ndarray]]:
@@ -301,3 +304,45 @@ def test_an_infinite_size_in_the_config_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": float("inf")}))
     with pytest.raises(dither.DitherError, match="intermediate_size: is inf, but a whole number"):
         dither.open_model(folder)
+
+
+class Blockwise:
+    """A solver that nobody knows by name or class: only its flags say what it does."""
+
+    name = "blockwise"
+    needs = frozenset({"hessian", "block"})
+    steps = 3
+
+    def __init__(self) -> None:
+        self.refined: list[list[str]] = []
+
+    def __call__(self, w_RC: Any, codec: Codec, evidence: Evidence | None) -> Solved:
+        return Nearest()(w_RC, codec, evidence)
+
+    def refine(self, task: Any, report: Any = None) -> dict[str, Solved]:
+        report(1, 0.0)
+        self.refined.append(sorted(task.start))
+        return dict(task.start)
+
+
+@pytest.mark.slow
+def test_a_solver_is_asked_for_its_flags_and_not_for_its_class(learnt: Path, tmp_path: Path) -> None:
+    solver = Blockwise()
+    result = dither.quantize(BUNDLED, "Q4_0", tmp_path / "m.gguf", evidence=learnt, solver=solver)
+    blocks = {name.split(".")[1] for name in result.tensors if name.startswith("blk.")}
+    assert len(solver.refined) == len(blocks) and all(len(names) == 7 for names in solver.refined)
+    plain = dither.quantize(BUNDLED, "Q4_0", tmp_path / "n.gguf", evidence=learnt, solver="nearest")
+    assert {name: r["relative_error"] for name, r in result.tensors.items()} == {
+        name: pytest.approx(r["relative_error"], rel=1e-6) for name, r in plain.tensors.items()
+    }
+    with pytest.raises(UsageError, match="--act-order: needs evidence, and a solver that takes one matrix at a time"):
+        dither.quantize(BUNDLED, "gptq", tmp_path / "q", evidence=learnt, solver=Blockwise(), act_order=True)
+
+
+def test_a_keyword_that_is_not_known_is_a_type_error() -> None:
+    """Shared keywords are declared once, and are still all that is taken."""
+    for function in (dither.plan, dither.quantize_within, dither.ladder):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected keyword argument 'colour'"):
+            function("model", [], colour="blue")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sym'"):
+        dither.ladder("model", [], sym=True)

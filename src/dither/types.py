@@ -116,7 +116,7 @@ class Solver(Protocol):
 
 
 class BlockSolver(Solver, Protocol):
-    """One that needs "block": it solves matrices like any other, and then refines each decoder block as a whole."""
+    """One that needs "hessian" and "block": it solves every matrix, and then refines decoder blocks as wholes."""
 
     steps: int  # of one block's refinement
 
