@@ -490,7 +490,7 @@ class TestReplay:
         self, plan_file: Path, known: dict[str, Any], tmp_path: Path, others: dict[str, Any]
     ) -> None:
         [name] = others
-        with pytest.raises(UsageError, match=f"--plan: names every tensor's type already.* {name} "):
+        with pytest.raises(UsageError, match=f"--plan: names every tensor's type already.*`{name}`"):
             self.made(plan_file, tmp_path / "m.gguf", known, **others)
         assert not list(tmp_path.glob("m.gguf*"))
 

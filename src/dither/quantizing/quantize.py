@@ -156,11 +156,11 @@ def make_by_plan(
 def _refuse_beside_plan(asked: Mapping[str, object]) -> None:
     """Raises UsageError for whatever else would choose types, or how a container stores them."""
     unasked = {field.name: field.default for field in fields(Options)} | {"to": None}
-    given = ", ".join(name for name, value in asked.items() if value != unasked[name])
+    given = ", ".join(f"`{name}`" for name, value in asked.items() if value != unasked[name])
     if given:
         raise UsageError(
             "--plan",
-            f"names every tensor's type already, and leaves nothing for {given} to say",
+            f"names every tensor's type already, so {given} cannot be given as well",
             "Edit the plan, or leave one of the two out.",
         )
 
