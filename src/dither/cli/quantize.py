@@ -48,7 +48,7 @@ class Request:
     bits: Annotated[int | None, typer.Option(help="Bits of a GPU format's integers.")] = None
     grid: GridOptions
     act_order: Annotated[
-        bool, typer.Option("--act-order", help="GPTQ's groups by what columns matter; slower in some engines.")
+        bool, typer.Option("--act-order", help="GPTQ's groups by how much columns matter; slower in some engines.")
     ] = False
     budget: BudgetOptions
     plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="A plan of `dither plan`, replayed.")] = (

@@ -38,7 +38,7 @@ class Costs:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["version"] != _VERSION:
-                raise ValueError("of another version")
+                raise ValueError("written by another version")
             probe = {str(name): str(kind) for name, kind in kept["probe"].items()}
             ratios = {str(name): _numbers(found) for name, found in kept["ratios"].items()}
             return cls(path, probe, _numbers(kept["divergence"]), ratios)
@@ -66,5 +66,5 @@ class Costs:
 def _numbers(found: Mapping[str, object]) -> dict[str, float]:
     numbers = {str(name): float(value) for name, value in found.items()}  # type: ignore[arg-type]
     if not all(math.isfinite(value) and value >= 0 for value in numbers.values()):
-        raise ValueError("a number that is none")
+        raise ValueError("not a finite number of at least 0")
     return numbers

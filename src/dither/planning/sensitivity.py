@@ -80,7 +80,7 @@ def _longest(record: Any) -> Any:
 
 
 def known_costs(ready: Ready, allowed: Mapping[str, Sequence[str]], target: Target, running: Running) -> Costs:
-    """Everything that was found out of the `allowed` types of tensors in this target, completed."""
+    """The costs of the `allowed` types of tensors in this target: those known, and measured now those missing."""
     # Whatever changes a cost is in the file's name, so that no cost is ever taken for another's.
     what = [ready.opened.fingerprint, ready.store.sha256, ready.solver.name, PROBE, __version__, *ready.transforms]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
@@ -120,7 +120,7 @@ def _measure(
 
 def _coarser(ready: Ready) -> tuple[tuple[str, str], ...]:
     """Other types for tensors that the probe's gives back as they are, because a source that is quantized
-    already was stored in it: no error tells nothing of what other types would cost."""
+    already was stored in it: an error of zero says nothing about what other types would cost."""
     target = GGUFTarget(options_of(PROBE))
     tensors = {tensor.name: tensor for tensor in ready.model.tensors}
     found = []

@@ -1,8 +1,8 @@
-"""Groups of columns by what the columns matter, instead of by where they stand (GPTQ's desc_act).
+"""Groups of columns by how much the columns matter, instead of by where they stand (GPTQ's desc_act).
 
 A group shares a scale.  Put columns that meet large inputs together and they share scales with each other;
 a table in the file (`g_idx`) says which group each column belongs to.  The file is as large, and slower in
-engines that must look the group up for every column.  Error feedback takes columns in the order of what they
+engines that must look the group up for every column.  Error feedback takes columns by how much they
 matter either way, within groups, and so has most of the gain without.
 
 A model and its evidence are rewritten with their columns in that order; the codes go back to their places

@@ -27,7 +27,7 @@ def file_stem(model: Model) -> str:
 def output_path(
     model: Model, target: Target, out: str | Path | None, force: bool, inputs: Sequence[Path] = (), label: str = ""
 ) -> Path:
-    """Where the result goes; `label` stands for the target's own in a name that nobody chose.
+    """Where the result goes; `label` replaces the target's own in a name that nobody chose.
 
     Raises OutputError: an input, an existing file, no such folder.
     """

@@ -96,8 +96,8 @@ def quantize(
     continues where it stopped and writes the same bytes.
 
     `bits`, `group` (columns that share a scale, 0 for the whole row) and `sym` (around zero, or with zero
-    points) choose the grid of a GPU format that leaves a choice; `act_order` forms GPTQ's groups by what
-    columns matter; `dtype` ("BF16", "F16", "F32") is what its numbers are stored as, by default what the
+    points) choose the grid of a GPU format that leaves a choice; `act_order` forms GPTQ's groups by how
+    much columns matter; `dtype` ("BF16", "F16", "F32") is what its numbers are stored as, by default what the
     model's are.
 
     `plan`, instead of `to` and everything else that chooses types, is a plan of `dither plan`: every tensor's

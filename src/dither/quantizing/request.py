@@ -40,7 +40,7 @@ class Making:
 
 @dataclass(frozen=True)
 class Running:
-    """How to run, which no byte depends on (but for solvers that add up in torch, on threads and device)."""
+    """How to run.  No byte written depends on it, except where a solver or a transform computes in torch."""
 
     threads: int = field(default_factory=available_cores)
     device: str = "cpu"

@@ -280,7 +280,7 @@ def _with_living_columns(evidence: Evidence) -> Evidence:
 
 
 def _check_finite(name: str, w_RC: Floats, start: int) -> float:
-    """Σw², or SourceError naming the first weight that is no number."""
+    """Σw², or SourceError naming the first weight that is NaN or infinite."""
     from dither.codecs.kernels.stats import sum_squares
 
     norm = float(sum_squares(w_RC.reshape(-1)))
