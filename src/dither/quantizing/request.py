@@ -40,7 +40,7 @@ class Making:
 
 @dataclass(frozen=True)
 class Running:
-    """How to run.  No byte written depends on it, except where a solver or a transform computes in torch."""
+    """How to run.  No byte written depends on it, except what torch computes (`learned`, sequential statistics)."""
 
     threads: int = field(default_factory=available_cores)
     device: str = "cpu"
