@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dither.formats.sidecars import replace
 from dither.progress import Progress, Silent
+from dither.system.files import replace
 
 _VERSION = 1
 

@@ -79,6 +79,6 @@ def ladder(
             result, said = make(source, options_of(rung), measured, running, folder), rung.upper()
         assert result.measurement is not None
         kl = result.measurement
-        costs = kl.kl_mean, kl.kl_mean_low, kl.kl_mean_high, time.monotonic() - began
+        costs = kl.kl_mean, kl.kl_mean.low, kl.kl_mean.high, time.monotonic() - began
         found.append(Rung(said, result.path, result.bytes, result.bits_per_weight, *costs))
     return sorted(found, key=lambda rung: rung.bytes)

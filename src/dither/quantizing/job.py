@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, cast
 from dither.containers.card import card
 from dither.containers.importance import check_evidence, evidence_notes
 from dither.containers.mix import Mix, Options, check_patterns
+from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
-from dither.containers.target import Target, TargetOutput
+from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
 from dither.errors import DitherError, OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
@@ -138,8 +139,8 @@ class _Job:
             by_size = ActOrder(rewritten.evidence, {t.name for t in mix.tensors if t.type not in FLOAT_TYPES})
             model = by_size.model(rewritten.model)
             rewritten, order = replace(rewritten, model=model, evidence=by_size.evidence), by_size.order
-        measured = bool(self.making.measure)
-        with self.target.open(path, rewritten.model, mix, recipe, self.store, identity, measured, order) as output:
+        settings = OutputSettings(recipe, identity, self.store, bool(self.making.measure), order)
+        with self.target.open(path, rewritten.model, mix, settings) as output:
             return self._fill(output, path, rewritten, recipe)
 
     def _rewritten(self) -> Rewritten:
@@ -147,7 +148,7 @@ class _Job:
         evidence: EvidenceSource = no_evidence if self.store is None else self.store
         known = self.store.tensors if self.store else ()
         transforms = self.making.transforms
-        first = (self._mix_so_far if transforms else self.target.plan)(self.source, known)
+        first = (self._mix_so_far if transforms else self.target.mix)(self.source, known)
         self.say(*source_notes(self.source, first))
         with self._not_counting():
             prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.running.progress)
@@ -165,9 +166,9 @@ class _Job:
             names = [tensor.name for tensor in model.tensors]
             there = [pair for pair in options.tensors if any(re.search(pair[0], name) for name in names)]
             options = replace(options, tensors=tuple(there))
-        return target_of(options, self.source).plan(model, known)
+        return target_of(options, self.source).mix(model, known)
 
-    def _fill(self, output: TargetOutput, path: Path, rewritten: Rewritten, recipe: str) -> Result:
+    def _fill(self, output: PartOutput, path: Path, rewritten: Rewritten, recipe: str) -> Result:
         resumed, mix = len(output.finished), rewritten.plan
         if resumed:
             text = f"Resuming: {resumed} of {len(mix.tensors)} tensors were already written."
@@ -221,7 +222,7 @@ class _Job:
         before, after = ({t.name for t in m.tensors} for m in (self.source, rewritten.model))
         return frozenset({*self.store.tensors, *(after - before)})
 
-    def _enliven(self, work: TensorPass, rewritten: Rewritten, output: TargetOutput) -> None:
+    def _enliven(self, work: TensorPass, rewritten: Rewritten, output: PartOutput) -> None:
         """Lets the calibration text follow the pass through the blocks it has written."""
         from dither.measuring.live import BlockTasks, LiveEvidence, Passage
         from dither.models.blocks import open_blocks
@@ -243,7 +244,7 @@ class _Job:
 
             work.refine = refine
 
-    def _measure(self, output: TargetOutput, path: Path) -> Measurement:
+    def _measure(self, output: PartOutput, path: Path) -> Measurement:
         from dither.measuring.embedded import prove
 
         data = None if self.making.measure is True else str(self.making.measure)

@@ -56,7 +56,7 @@ def preview(
     store = open_evidence(_one_of(evidence, imatrix))
     if store:
         store.check(source)
-    mix = target_of(options, source).plan(source, store.tensors if store else ())
+    mix = target_of(options, source).mix(source, store.tensors if store else ())
     check_evidence(mix, store)
     return mix
 
