@@ -16,10 +16,10 @@ from typing import Any, TypedDict, TypeVar, cast
 from dither.containers.folders import find_scheme
 from dither.containers.mix import Options
 from dither.errors import UsageError
-from dither.executors.local import available_cores
 from dither.formats.evidence import EvidenceStore
 from dither.progress import Progress, Silent
 from dither.solvers import find_solver
+from dither.system.cores import available_cores
 from dither.types import Solver
 
 AnyEvidence = str | Path | EvidenceStore | None  # a folder's or a file's name, or what is open already
