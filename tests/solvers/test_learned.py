@@ -26,8 +26,9 @@ from dither.codecs.base import as_stored
 from dither.errors import UsageError
 from dither.models.blocks import open_blocks
 from dither.solvers.gptq import Gptq
-from dither.solvers.learned import BlockTask, Learned
+from dither.solvers.learned import Learned
 from dither.solvers.learning.grids import AnyMatrix, LevelMatrix, placed
+from dither.solvers.learning.task import BlockTask
 from dither.solvers.nearest import Nearest
 from dither.types import Evidence, Solved
 

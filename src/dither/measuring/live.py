@@ -26,7 +26,7 @@ from dither.formats.tensor_names import block_of
 from dither.measuring.collect import Collector, held_back
 from dither.measuring.text import BATCH_TOKENS
 from dither.models.blocks import Block, Blocks
-from dither.solvers.learned import BlockTask
+from dither.solvers.learning.task import BlockTask
 from dither.types import Evidence, EvidenceSource, Floats, Model, Solved
 
 Tokens = npt.NDArray[np.int32]

@@ -20,15 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from dither.solvers.learning.grids import Knob, Trainable
+from dither.solvers.learning.task import BlockTask
 from dither.types import Bytes
-
-if TYPE_CHECKING:
-    from dither.solvers.learned import BlockTask
 
 Batches = Sequence[torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]  # what enters and what should leave
