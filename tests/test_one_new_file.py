@@ -180,6 +180,8 @@ def test_six_files_elsewhere_make_a_file_together(elsewhere: Path) -> None:
     assert dither("greet", "you", cwd=elsewhere).stdout == "hello you\n"
     listed = re.findall(r"^  (\w+)  +\w", dither("--help", cwd=elsewhere).stdout.partition("Commands:")[2], re.M)
     assert listed[:3] == ["quantize", "greet", "calibrate"]
+    options = " ".join(dither("quantize", "--help", cwd=elsewhere).stdout.split())
+    assert "coarse, gptq," in options and "awq, double or rotate" in options
 
     folder = write_checkpoint(elsewhere / "model", hidden=64, ffn=96, layers=2)
     config = json.loads((folder / "config.json").read_text())

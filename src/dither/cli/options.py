@@ -16,11 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
+from dither.system.discovery import defining
 from dither.units import parse_bytes
 
 if TYPE_CHECKING:
     from dither.planning.plan import Budget
     from dither.types import Model
+
+
+def _one_of(room: str, attribute: str) -> str:
+    """What a room offers, in words."""
+    *others, last = defining(f"dither.{room}", attribute)
+    return f"{', '.join(others)} or {last}"
+
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
@@ -85,11 +93,11 @@ class SolvingOptions:
     """How codes are chosen."""
 
     solver: Annotated[
-        str | None,
-        typer.Option(help="nearest, half-quadratic, scales, gptq or learned. Default: gptq where there are Hessians."),
+        str | None, typer.Option(help=f"{_one_of('solvers', 'SOLVER')}. Default: gptq where there are Hessians.")
     ] = None
     transform: Annotated[
-        list[str] | None, typer.Option(help="Rewrite the model first: awq, rotate; repeatable, in order.")
+        list[str] | None,
+        typer.Option(help=f"Rewrite the model first: {_one_of('transforms', 'TRANSFORM')}; repeatable, in order."),
     ] = None
 
     def keywords(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ the number of threads.  A new solver is one new file; its name has dashes where 
 
 from __future__ import annotations
 
-from dither.system.discovery import find_offered, offered, room_path
+from dither.system.discovery import defining, find_offered, room_path
 from dither.types import Solver
 
 __path__ = room_path(__path__, __name__)
@@ -12,7 +12,7 @@ __path__ = room_path(__path__, __name__)
 
 def solver_names() -> tuple[str, ...]:
     """The solvers that modules here define."""
-    return tuple(offered(__name__, "SOLVER"))
+    return tuple(defining(__name__, "SOLVER"))
 
 
 def find_solver(name: str, threads: int = 1) -> Solver:

@@ -7,8 +7,9 @@ then belongs to the room as well.  Modules come in the order of their names, our
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import pkgutil
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -37,19 +38,23 @@ def module_names(room: str, package: ModuleType | None = None) -> tuple[str, ...
     return tuple(sorted({found.name for found in pkgutil.iter_modules(package.__path__) if not found.ispkg}))
 
 
-def offered(room: str, attribute: str) -> dict[str, Any]:
-    """What modules of a package define as `attribute` (`"SOLVER"`), by name: the module's, with dashes."""
-    found = {name: importlib.import_module(f"{room}.{name}") for name in module_names(room)}
-    return {
-        name.replace("_", "-"): getattr(module, attribute)
-        for name, module in found.items()
-        if hasattr(module, attribute)
-    }
+@cache
+def defining(room: str, attribute: str) -> dict[str, str]:
+    """Modules of a package that define `attribute` (`"SOLVER"`) at their top: name, with dashes, → module.
+
+    Their source is read, and neither they nor the package imported: help names them, and has to start at once.
+    """
+    spec = importlib.util.find_spec(room)
+    folders = room_path((spec and spec.submodule_search_locations) or (), room)
+    files = {file.stem: file for folder in reversed(folders) for file in Path(folder).glob("*.py")}
+    stated = re.compile(rf"^{attribute}\b.*=", re.MULTILINE)
+    names = sorted(name for name, file in files.items() if stated.search(file.read_text(encoding="utf-8")))
+    return {name.replace("_", "-"): f"{room}.{name}" for name in names}
 
 
 def find_offered(room: str, attribute: str, kind: str, name: str) -> Any:
-    """The one of this name.  Raises UsageError, about `kind` ("solver"), naming those that there are."""
-    there = offered(room, attribute)
+    """What the module of this name defines.  Raises UsageError, about `kind` ("solver"), naming those there are."""
+    there = defining(room, attribute)
     if name.replace("_", "-") not in there:
         raise UsageError(f"{kind} {name}", f"is not one of {', '.join(there)}")
-    return there[name.replace("_", "-")]
+    return getattr(importlib.import_module(there[name.replace("_", "-")]), attribute)

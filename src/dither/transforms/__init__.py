@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dither.system.discovery import find_offered, offered, room_path
+from dither.system.discovery import defining, find_offered, room_path
 from dither.types import Transform
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __path__ = room_path(__path__, __name__)
 
 def transform_names() -> tuple[str, ...]:
     """The transforms that modules here define."""
-    return tuple(offered(__name__, "TRANSFORM"))
+    return tuple(defining(__name__, "TRANSFORM"))
 
 
 def find_transform(name: str, feeds: Sequence[Feeds], *, threads: int = 1, seed: int = 0) -> Transform:
