@@ -85,6 +85,7 @@ def test_a_full_disk_is_seen_before_the_work(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_names_the_file_and_keeps_the_work(checkpoint: Path, tmp_path: Path) -> None:
     """The kernel refuses to let the file grow past a limit, as a full disk would."""
+    dither.quantize(checkpoint, "Q8_0", tmp_path / "before.gguf")  # kernels are cached: their files have no room below
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     limited += "import sys; from dither.cli import main; sys.argv[0] = 'dither'; main()"
