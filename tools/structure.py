@@ -9,9 +9,9 @@ of `dither.__all__` or a command of the command line; parameters of kernels (`co
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,4 +117,6 @@ def parameters(trees: Mapping[Path, ast.Module], source: Path) -> Iterator[tuple
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1])
+    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("checkout", type=Path, nargs="?", default=Path(__file__).parents[1])
+    main(reader.parse_args().checkout)
