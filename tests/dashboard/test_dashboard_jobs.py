@@ -90,7 +90,7 @@ def test_a_job_runs_to_its_end_and_its_file_is_whole(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     (tmp_path / "numpy.py").write_text("raise SystemExit('a module of a folder of models was run')")
     jobs = Jobs(FORMS, tmp_path / "state", work_in=tmp_path)
-    jobs.on_change(told.append)
+    jobs.told = told.append
     first = jobs.start("quantize", {"model": str(BUNDLED), "to": "Q8_0", "output": "a b.gguf"})
     second = jobs.start("quantize", {"model": str(tmp_path / "none"), "to": "Q8_0"})
     assert (first["state"], second["state"]) == ("running", "waiting")  # one at a time

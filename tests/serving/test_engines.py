@@ -39,7 +39,7 @@ class Vectors:
         async def pieces() -> AsyncIterator[bytes]:
             yield found
 
-        return Reply(200, "application/json", pieces())
+        return Reply(200, pieces())
 
     async def metrics(self) -> str:
         return ""

@@ -18,6 +18,7 @@ import json
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,11 +71,11 @@ def build(results: Results, jobs: Jobs, watch: Watch) -> FastAPI:
     """The application.  Watching and jobs move as long as it runs."""
     hub = Hub()
     library = threading.Thread(target=_make_library, daemon=True)
-    jobs.on_change(lambda job: _tell_of_job(job, hub, results, watch))
+    jobs.told = partial(_tell_of_job, hub, results, watch)
 
     @contextlib.asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        hub.open(asyncio.get_running_loop())
+        hub.loop = asyncio.get_running_loop()
         library.start()
         tasks = [asyncio.create_task(_looking(watch, results, hub)), asyncio.create_task(_ticking(jobs))]
         try:
@@ -96,7 +97,7 @@ def build(results: Results, jobs: Jobs, watch: Watch) -> FastAPI:
     return app
 
 
-def _tell_of_job(job: dict[str, Any], hub: Hub, results: Results, watch: Watch) -> None:
+def _tell_of_job(hub: Hub, results: Results, watch: Watch, job: dict[str, Any]) -> None:
     hub.publish({"type": "job", "job": job})
     if job["state"] == "done" and job["kind"] in ("quantize", "measure") and job["made"]:
         made = Path(job["folder"]) / job["made"]
@@ -129,11 +130,11 @@ def _add_errors(app: FastAPI) -> None:
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part)[:60] for part in first["loc"][1:]) or "the request"
-        return JSONResponse({"error": {"thing": field, "reason": first["msg"], "way_out": ""}}, 400)
+        return JSONResponse({"error": DitherError(field, first["msg"]).to_json()}, 400)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
-        said = {"thing": request.url.path[:200], "reason": str(error.detail), "way_out": ""}
+        said = DitherError(request.url.path[:200], str(error.detail)).to_json()
         return JSONResponse({"error": said}, error.status_code, error.headers)
 
 

@@ -20,23 +20,18 @@ _SIGN_OF_LIFE = 15.0  # seconds; also how a listener's leaving is noticed
 class Hub:
     def __init__(self) -> None:
         self._listeners: set[asyncio.Queue[str | None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop: asyncio.AbstractEventLoop | None = None  # while anybody may listen
 
     def close(self) -> None:
         """Ends every listening.  From the loop's thread."""
-        self._loop = None
+        self.loop = None
         self._put(None)
 
     def publish(self, message: dict[str, Any]) -> None:
-        """From any thread.  Before `open` and after `close` nobody listens."""
-        loop = self._loop
-        if loop is not None:
-            text = f"data: {json.dumps(message)}\n\n"
+        """From any thread."""
+        if (loop := self.loop) is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                loop.call_soon_threadsafe(self._put, text)
+                loop.call_soon_threadsafe(self._put, f"data: {json.dumps(message)}\n\n")
 
     def _put(self, text: str | None) -> None:
         for queue in self._listeners:
@@ -55,11 +50,10 @@ class Hub:
         self._listeners.add(queue)
         try:
             yield ": here\n\n"
-            while self._loop is not None:
-                try:
+            while self.loop is not None:
+                text: str | None = ":\n\n"
+                with contextlib.suppress(asyncio.TimeoutError):
                     text = await asyncio.wait_for(queue.get(), _SIGN_OF_LIFE)
-                except asyncio.TimeoutError:
-                    text = ":\n\n"
                 if text is None:
                     return
                 yield text

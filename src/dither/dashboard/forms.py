@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -91,10 +92,9 @@ class Forms:
 
     def command(self, kind: str, fields: Mapping[str, object]) -> Command:
         """The command of a form as it was filled in.  Raises UsageError where there is no such form."""
-        form = self.by_kind.get(kind)
-        if form is None:
+        if kind not in self.by_kind:
             raise UsageError(f"a job {kind[:60]!r}", "is not known", f"There are: {', '.join(self.by_kind)}.")
-        return _command(form, fields)
+        return _command(self.by_kind[kind], fields)
 
 
 def _command(form: JobForm, fields: Mapping[str, object]) -> Command:
@@ -102,19 +102,18 @@ def _command(form: JobForm, fields: Mapping[str, object]) -> Command:
     problems = [_problem(name, "is not in this form") for name in fields if name not in known]
     words: list[str] = []
     alone: list[str] = []
-    chosen: dict[str, int] = {}
+    chosen: Counter[str] = Counter()
     for field in form.fields:
         try:
             values = _values(field, fields.get(field.name))
         except ValueError as error:
             problems.append(_problem(field.name, str(error)))
-            chosen[field.one_of] = chosen.get(field.one_of, 0) + 1  # there is one, if a bad one
+            chosen[field.one_of] += 1  # there is one, if a bad one
             continue
         if field.required and not values:
             problems.append(_problem(field.name, "is needed"))
             values = [field.name.upper()]  # as a manual writes what is to be filled in; it cannot run so
-        if values:
-            chosen[field.one_of] = chosen.get(field.one_of, 0) + 1
+        chosen[field.one_of] += bool(values)
         if not field.option:
             alone += values
         elif field.kind == "flag":
@@ -122,16 +121,13 @@ def _command(form: JobForm, fields: Mapping[str, object]) -> Command:
         else:
             words += [word for value in values for word in (field.option, value)]
     for group in dict.fromkeys(field.one_of for field in form.fields if field.one_of):
-        if chosen.get(group, 0) != 1:
-            few = not chosen.get(group)
-            problems.append(_problem(group, "is needed" if few else "must be one, not several"))
-            words += _unfilled(form, group) if few else []
+        if chosen[group] > 1:
+            problems.append(_problem(group, "must be one, not several"))
+        elif not chosen[group]:
+            problems.append(_problem(group, "is needed"))
+            first = next(field for field in form.fields if field.one_of == group)
+            words += [first.option, first.label.split()[0].upper()]
     return Command((form.kind, *alone, *words), tuple(problems))
-
-
-def _unfilled(form: JobForm, group: str) -> list[str]:
-    first = next(field for field in form.fields if field.one_of == group)
-    return [first.option, first.label.split()[0].upper()]
 
 
 def _problem(field: str, reason: str) -> Mapping[str, str]:
@@ -150,9 +146,8 @@ def _values(field: FormField, given: object) -> list[str]:
         lines = given.splitlines() if isinstance(given, str) else given
         if not isinstance(lines, Sequence) or len(lines) > MOST:
             raise ValueError(f"is a list of at most {MOST}")
-        return [_word(field, _text(line)) for line in lines if _text(line)]
-    text = _text(given)
-    return [_word(field, text)] if text else []
+        return [_word(field, text) for text in map(_text, lines) if text]
+    return [_word(field, text)] if (text := _text(given)) else []
 
 
 def _text(given: object) -> str:

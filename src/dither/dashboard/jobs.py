@@ -43,10 +43,9 @@ MOST_WAITING = 20
 LINES, LONGEST_LINE = 200, 500
 _LARGEST = 64 * 2**20  # bytes of a result that is read
 _ASKED, _TOLD = 8.0, 20.0  # seconds after SIGINT and SIGTERM
+_OPEN = ("process", "cancelled", "ended", "code")  # what a job's record has no value for at first
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}[0-9a-f]{6}")  # the time, to sort by, and what none can guess
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\t\x80-\U0010ffff]|[\x80-\x9f]")
-
-Told = Callable[[dict[str, Any]], None]
 
 
 def state_folder() -> Path:
@@ -62,7 +61,7 @@ class Jobs:
         self.forms = forms
         self.folder = folder or state_folder()
         self.work_in = (work_in or Path.cwd()).absolute()
-        self._told: Told = lambda _job: None
+        self.told: Callable[[dict[str, Any]], None] = lambda _job: None  # hears of every change
         self._lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._looks: dict[str, tuple[str, float]] = {}  # what a job last looked like, since when
@@ -75,10 +74,6 @@ class Jobs:
             raise OutputError(
                 str(self.folder), f"cannot keep jobs ({error.strerror})", "Set XDG_STATE_HOME to a folder."
             ) from None
-
-    def on_change(self, told: Told) -> None:
-        """`told` hears of every change."""
-        self._told = told
 
     def start(self, kind: str, fields: Mapping[str, object]) -> dict[str, Any]:
         """Takes a job.  Raises UsageError where the form is not filled in, or too many wait."""
@@ -97,10 +92,7 @@ class Jobs:
                 "folder": str(self.work_in),
                 "created": time.time(),
                 "server": self._me,
-                "process": None,
-                "cancelled": None,
-                "ended": None,
-                "code": None,
+                **dict.fromkeys(_OPEN),
             }
             (self.folder / job_id).mkdir(mode=0o700)
             self._write(record)
@@ -110,8 +102,7 @@ class Jobs:
     def all(self) -> list[dict[str, Any]]:
         """Every job, the youngest first."""
         with self._lock:
-            names = sorted((name for name in self._names()), reverse=True)
-            return [job for job in map(self._seen, names) if job is not None]
+            return [job for job in map(self._seen, reversed(self._names())) if job is not None]
 
     def get(self, job_id: str) -> dict[str, Any]:
         """Raises SourceError where there is no such job."""
@@ -146,7 +137,7 @@ class Jobs:
         with self._lock:
             busy = False
             waiting = []
-            for name in sorted(self._names()):
+            for name in self._names():
                 record = None if name in self._ended else self._record(name)
                 if record is None or record["ended"] is not None:
                     continue
@@ -166,7 +157,7 @@ class Jobs:
             for job in self.all():
                 if self._told_of.get(job["id"]) != job["changed"]:
                     self._told_of[job["id"]] = job["changed"]
-                    self._told(job)
+                    self.told(job)
 
     def _run(self, record: dict[str, Any]) -> None:
         place = self.folder / record["id"]
@@ -181,7 +172,6 @@ class Jobs:
                     stdout=result,
                     stderr=log,
                     start_new_session=True,
-                    close_fds=True,
                 )
         except OSError as error:
             record.update(ended=time.time(), code=1, failed=f"could not be started ({error.strerror})")
@@ -215,22 +205,22 @@ class Jobs:
             processes.end(process["pid"], process["since"], signal.SIGTERM)
 
     def _forget(self) -> None:
-        ended = sorted(name for name in self._names() if name in self._ended)
+        ended = [name for name in self._names() if name in self._ended]
         for name in ended[:-MOST_KEPT]:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-            self._ended.pop(name, None)
-            self._looks.pop(name, None)
-            self._told_of.pop(name, None)
+            for kept in (self._ended, self._looks, self._told_of):
+                kept.pop(name, None)
 
     def _names(self) -> list[str]:
+        """The oldest first."""
         with contextlib.suppress(OSError):
-            return [entry.name for entry in os.scandir(self.folder) if _ID.fullmatch(entry.name)]
+            return sorted(place.name for place in self.folder.iterdir() if _ID.fullmatch(place.name))
         return []
 
     def _record(self, job_id: str) -> dict[str, Any] | None:
-        found = _read_json(self.folder / job_id / "job.json", 2**20)
-        wanted = {"id", "kind", "words", "folder", "created", "server", "process", "cancelled", "ended", "code"}
-        return found if isinstance(found, dict) and wanted <= set(found) and found["id"] == job_id else None
+        found = _object(_read_json(self.folder / job_id / "job.json", 2**20))
+        wanted = {"id", "kind", "words", "folder", "created", "server", *_OPEN}
+        return found if wanted <= found.keys() and found["id"] == job_id else None
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with replacing(self.folder / str(record["id"]) / "job.json", sync=False) as file:
@@ -286,31 +276,24 @@ def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] 
             return "failed", DitherError("the job", record["failed"]).to_json()
         return "cancelled", None
     result = _read_json(place / "result.json", _LARGEST)
-    error = result.get("error") if isinstance(result, dict) else None
-    done = result is not None and not isinstance(error, dict) and record["code"] in (0, None)
-    if done:
+    error = _object(result).get("error")
+    if result is not None and not isinstance(error, dict) and record["code"] in (0, None):
         return "done", None
     if record["cancelled"] is not None:
         return "cancelled", None
     if isinstance(error, dict):
         return "failed", {part: str(error.get(part, ""))[:2000] for part in ("thing", "reason", "way_out")}
     lines = _lines(place / "log.txt")
-    killed = record["code"] is not None and record["code"] < 0
-    reason = f"was ended by {_signal(-record['code'])}" if killed else "ended without a result"
+    reason = "ended without a result"
+    if (code := record["code"] or 0) < 0:
+        known = -code in map(int, signal.Signals)
+        reason = f"was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
     told = f"Its last words: {lines[-1]}" if lines else "It may have run out of memory."
     return "failed", DitherError("the job", reason, told).to_json()
 
 
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def _progress(path: Path, state: str) -> tuple[dict[str, Any], float | None]:
-    found = _read_json(path, 2**16)
-    said = found if isinstance(found, dict) else {}
+    said = _object(_read_json(path, 2**16))
     done, total = (value if isinstance(value, int) else 0 for value in (said.get("done"), said.get("total")))
     if state == "done":
         done = total
@@ -323,12 +306,9 @@ def _progress(path: Path, state: str) -> tuple[dict[str, Any], float | None]:
 
 def _made(place: Path) -> str | None:
     """The file or folder a job made, where its result names one."""
-    result = _read_json(place / "result.json", _LARGEST)
-    found = result if isinstance(result, dict) else {}
-    for value in (found.get("path"), *(part.get("path") for part in found.values() if isinstance(part, dict))):
-        if isinstance(value, str) and value:
-            return value
-    return None
+    found = _object(_read_json(place / "result.json", _LARGEST))
+    named = (part.get("path") for part in (found, *found.values()) if isinstance(part, dict))
+    return next((path for path in named if isinstance(path, str) and path), None)
 
 
 def _lines(path: Path) -> list[str]:
@@ -347,8 +327,11 @@ def _clean(text: str) -> str:
 
 def _read_json(path: Path, limit: int) -> object:
     """What a JSON file holds; None where it is missing, too large or not whole."""
-    try:
+    with contextlib.suppress(SourceError):
         found: object = parse_json(read_bytes(path, limit, ""), str(path), finite=False)
         return found
-    except SourceError:
-        return None
+    return None
+
+
+def _object(found: object) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}

@@ -25,7 +25,10 @@ def started(pid: int) -> str | None:
             fields = stat.read_text().rpartition(")")[2].split()  # a name may hold spaces and parentheses
         except OSError:
             return None
-        return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
+        boot = ""
+        with contextlib.suppress(OSError):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if fields[0] in "ZX" else f"{boot} {fields[19]}"
     try:
         said = subprocess.run(
             ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5, check=False
@@ -33,13 +36,6 @@ def started(pid: int) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if not said or said.startswith("Z") else said.partition(" ")[2].strip()
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def alive(pid: int, since: str) -> bool:

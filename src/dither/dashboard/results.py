@@ -28,8 +28,7 @@ class Results:
         self.paths = [Path(path).expanduser() for path in paths]
         self.against = against
         self._lock = threading.Lock()
-        self._document: dict[str, Any] | None = None
-        self._text = b""
+        self._document: tuple[dict[str, Any], bytes] | None = None  # and its text
         self._sides: tuple[tuple[str, str], Sides] | None = None
         self._open: OrderedDict[tuple[str, int], Model] = OrderedDict()
 
@@ -40,21 +39,19 @@ class Results:
 
     def document(self) -> dict[str, Any]:
         """The document as JSON has it, looked for once and kept."""
-        with self._lock:
-            return self._current()
+        return self._current()[0]
 
     def text(self) -> bytes:
+        return self._current()[1]
+
+    def _current(self) -> tuple[dict[str, Any], bytes]:
         with self._lock:
-            self._current()
-            return self._text
+            if self._document is None:
+                from dither.reporting.report import document
 
-    def _current(self) -> dict[str, Any]:
-        if self._document is None:
-            from dither.reporting.report import document
-
-            self._document = document(self.paths, against=self.against, live=True).to_json()
-            self._text = json.dumps(self._document, ensure_ascii=False, allow_nan=False).encode()
-        return self._document
+                found = document(self.paths, against=self.against, live=True).to_json()
+                self._document = found, json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+            return self._document
 
     def answer(self, run: str, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
         """Pieces of both models' answers; both stay open for the next.  Raises as `dither.reporting.answers` does."""
@@ -75,9 +72,7 @@ class Results:
     def paths_of(self, run: str) -> tuple[str, str]:
         """Where the original and a run's file lie.  Raises SourceError."""
         for known in self.document()["runs"]:
-            if known["id"] == run:
-                if not known.get("path"):
-                    break
+            if known["id"] == run and known.get("path"):
                 return self.original(), str(known["path"])
         raise SourceError(f"run {run[:80]}", "is not among these files", "Reload the page.")
 
@@ -103,7 +98,7 @@ class Results:
         with self._lock:
             if key not in self._open:
                 self._open[key] = open_model(path)
-                while len(self._open) > _MOST_OPEN:
+                if len(self._open) > _MOST_OPEN:
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
             return self._open[key]

@@ -14,7 +14,7 @@ It listens on this machine, and every page in every tab of a browser can send re
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
@@ -46,16 +46,15 @@ class RefusedError(HTTPException):
         self.way_out = way_out
 
 
+@dataclass(frozen=True)
 class Guard:
-    """Wraps an application; requests that break a rule never reach it.
+    """Wraps an application; requests that break a rule never reach it."""
 
-    `addresses`: also take numeric addresses as Host, for a server bound to all of a machine's.
-    """
-
-    def __init__(
-        self, app: ASGIApp, names: Iterable[str], token: str | None = None, addresses: bool = False, port: int = 0
-    ) -> None:
-        self.app, self.names, self.token, self.addresses, self.port = app, frozenset(names), token, addresses, port
+    app: ASGIApp
+    names: frozenset[str]
+    port: int
+    token: str | None = None
+    addresses: bool = False  # numeric ones are taken as Host too: the server is bound to all of a machine's
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -101,6 +100,5 @@ class Guard:
         """The page itself may carry the token in its address, once: then it becomes a cookie."""
         given = QueryParams(scope["query_string"]).get("token", "") if scope["path"] == "/" else ""
         if scope["method"] != "GET" or not is_one_of(given, [token]):
-            raise RefusedError(
-                401, "a token is needed", "Open the address with ?token=… that was printed at the start."
-            )
+            way_out = "Open the address with ?token=… that was printed at the start."
+            raise RefusedError(401, "a token is needed", way_out)

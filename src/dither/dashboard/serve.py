@@ -47,11 +47,10 @@ def serve(
     bound = bind(host, port)
     number = bound.getsockname()[1]
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    results = Results(runs, against)
-    jobs = Jobs(forms, state)
+    results, jobs = Results(runs, against), Jobs(forms, state)
     app = build(results, jobs, Watch(results.paths))
     everywhere = host in ("0.0.0.0", "::", "")
-    guard = Guard(app, bound_names(host, number), token, addresses=everywhere, port=number)
+    guard = Guard(app, bound_names(host, number), number, token, addresses=everywhere)
     shown = socket.gethostname() if everywhere else in_url(host)  # a name that others can open
     url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
     config = uvicorn_config(

@@ -12,35 +12,30 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 DEPTH = 2  # folders below a named one, as `reporting.discover` looks
 MOST_ENTRIES = 4096  # of a folder
-_WATCHED = (".gguf", ".measure.json", ".answers.json", ".bench.json", ".safetensors", "config.json", "manifest.json")
-
-_COSTS = re.compile(r"sensitivity\..*\.json")  # what plans keep, which `reporting.discover` looks for
 _BESIDE = (".measure.json", ".answers.json", ".bench.json")
+_WATCHED = (*_BESIDE, ".gguf", ".safetensors", "config.json", "manifest.json")
+_COSTS = re.compile(r"sensitivity\..*\.json")  # what plans keep, which `reporting.discover` looks for
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
     """The same text as long as nothing that the page shows has changed."""
-    found = hashlib.sha256()
-    for line in sorted(line for path in paths for line in _lines(path, DEPTH)):
-        found.update(line.encode("utf-8", "surrogateescape"))
-    return found.hexdigest()
+    text = "".join(sorted(line for path in paths for line in _lines(path, DEPTH)))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _lines(path: Path, depth: int) -> Iterator[str]:
     if not path.is_dir():
-        folder = path.parent
-        for beside in (path, *(folder / f"{path.name}{end}" for end in _BESIDE)):
+        for beside in (path, *(path.with_name(path.name + end) for end in _BESIDE)):
             with contextlib.suppress(OSError):
                 yield _line(beside.name, os.fspath(beside), beside.stat())
         return
     with contextlib.suppress(OSError), os.scandir(path) as entries:
-        for count, entry in enumerate(entries):
-            if count >= MOST_ENTRIES:
-                return
+        for entry in islice(entries, MOST_ENTRIES):
             if entry.name.startswith(".") or entry.name.endswith(".part"):
                 continue
             with contextlib.suppress(OSError):
@@ -69,7 +64,6 @@ class Watch:
     def changed(self) -> bool:
         now = fingerprint(self.paths)
         rested, self._last = now == self._last, now
-        if not rested or now == self._known:
-            return False
-        self._known = now
-        return True
+        if news := rested and now != self._known:
+            self._known = now
+        return news

@@ -32,8 +32,7 @@ async def request(address: str, key: str, path: str, body: bytes | None) -> Repl
         if isinstance(error, (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)):
             raise EngineGoneError(str(error)) from None
         raise
-    kind = headers.get("content-type", "application/json")
-    return Reply(status, kind, _read_body(reader, writer, headers))
+    return Reply(status, _read_body(reader, writer, headers))
 
 
 def _head(address: str, key: str, path: str, body: bytes | None) -> bytes:
@@ -51,11 +50,8 @@ def _head(address: str, key: str, path: str, body: bytes | None) -> bytes:
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.strip().lower()] = value.strip()
-    return int(first.split(" ", 2)[1]), headers
+    split = (line.partition(":") for line in lines)
+    return int(first.split(" ", 2)[1]), {name.strip().lower(): value.strip() for name, _, value in split}
 
 
 async def _read_body(
@@ -91,21 +87,16 @@ async def _chunks(reader: asyncio.StreamReader, transport: asyncio.BaseTransport
     buffer, last, clock = b"", 0.0, asyncio.get_running_loop().time
     while True:
         whole, at, ended = [], 0, False
-        while True:
-            end = buffer.find(b"\r\n", at)
-            if end < 0:
-                break
+        while (end := buffer.find(b"\r\n", at)) >= 0:
             size = int(buffer[at:end].split(b";")[0], 16)
-            if size == 0:
-                ended = True
-                break
-            if len(buffer) < end + 2 + size + 2:
+            ended = size == 0
+            if ended or len(buffer) < end + 2 + size + 2:
                 break
             whole.append(buffer[end + 2 : end + 2 + size])
             at = end + 2 + size + 2
         buffer = buffer[at:]
         if whole:
-            yield whole[0] if len(whole) == 1 else b"".join(whole)
+            yield b"".join(whole)
         if ended:
             return
         if whole and clock() - last < GATHER:

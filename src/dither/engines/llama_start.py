@@ -40,7 +40,10 @@ def start(path: Path, asked: Settings, key: str) -> Any:
         with _caught_stderr() as caught:
             with contextlib.suppress(RuntimeError):
                 xllamacpp.Server(params)
-            _silence(params)
+            # verbosity is one variable of the process, set by the last load: fail once more, in silence
+            params.verbosity, params.model.path = _SILENT, os.devnull
+            with contextlib.suppress(RuntimeError):
+                xllamacpp.Server(params)
         raise EngineError(
             str(path),
             f"llama.cpp cannot load it: {_reason(caught) or error}",
@@ -105,10 +108,9 @@ def _embed(params: Any, path: Path) -> None:
     the mean of its tokens."""
     metadata = read_header(path).metadata
     architecture = metadata.get("general.architecture")
-    pooled = architecture is not None and f"{architecture.value}.pooling_type" in metadata
     params.embedding = True
     params.n_batch = params.n_ubatch = params.n_ctx // params.n_parallel
-    if not pooled:
+    if architecture is None or f"{architecture.value}.pooling_type" not in metadata:
         params.pooling_type = _xllamacpp().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 
 
@@ -116,13 +118,6 @@ def accelerated() -> bool:
     kinds = _xllamacpp().ggml_backend_dev_type
     gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
     return any(device["type"] in gpus for device in _xllamacpp().get_device_info())
-
-
-def _silence(params: Any) -> None:
-    """Verbosity is one variable of the process, set by the last load: fail once more, in silence."""
-    params.verbosity, params.model.path = _SILENT, os.devnull
-    with contextlib.suppress(RuntimeError):
-        _xllamacpp().Server(params)
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ import http.client
 import json
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,23 +37,6 @@ from dither.types import Floats
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn; the defaults are llama.cpp's."""
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-
-
-class SamplingKeywords(TypedDict, total=False):
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
 
 
 class Generation(Iterator[str]):
@@ -126,7 +109,7 @@ class LlamaCpp:
         self.vocabulary_size: int = int(described["n_vocab"])
         self.context: int = int(properties["default_generation_settings"]["n_ctx"])
 
-    @cached_property
+    @property
     def has_chat_template(self) -> bool:
         """Whether the file itself carries one: llama.cpp silently assumes ChatML where it does not."""
         return bool(self.chat_template)
@@ -185,18 +168,21 @@ class LlamaCpp:
         stop: Sequence[str] = (),
         reuse: bool = False,
         ignore_end: bool = False,
-        **sampling: Unpack[SamplingKeywords],
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
     ) -> Generation:
         """Continue `prompt`, piece by piece; a piece never ends inside a character.
 
-        `sampling` are the fields of `Sampling`; temperature 0 always takes the likeliest token.
+        How a token is drawn defaults to llama.cpp's own; temperature 0 always takes the likeliest.
         `max_tokens` None runs until the model ends or its context is full.  The same seed on the
         same machine gives the same text, unless `reuse` continues from what the last prompt left in
         the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
         text, so that the answer is `max_tokens` long.
         """
         body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
-        body |= asdict(Sampling(**sampling))
+        body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
         body |= {"ignore_eos": True} if ignore_end else {}
         return Generation(self._stream("/completion", body))
@@ -241,8 +227,7 @@ class LlamaCpp:
                 f"is outside the vocabulary of {self.vocabulary_size}",
                 "Tokenize with this very file.",
             )
-        limit = -1 if max_tokens is None else max_tokens
-        return {"prompt": tokens, "n_predict": limit, "cache_prompt": cache}
+        return {"prompt": tokens, "n_predict": -1 if max_tokens is None else max_tokens, "cache_prompt": cache}
 
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         with self._request(path, body) as response:
@@ -263,26 +248,21 @@ class LlamaCpp:
     def _request(self, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         if self._server is None:
             raise EngineError(str(self.path), "the engine is closed", "Open the file again.")
-        connection = http.client.HTTPConnection(self.address)
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        method, payload = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         try:
-            payload = None if body is None else json.dumps(body).encode()
-            connection.request("GET" if body is None else "POST", path, payload, headers)
-            response = connection.getresponse()
-            try:
-                if response.status != 200:
-                    raise self._refused(json.loads(response.read()).get("error", {}))
-                yield response
-            finally:
-                response.close()
+            with contextlib.closing(http.client.HTTPConnection(self.address)) as connection:
+                connection.request(method, path, payload, headers)
+                with connection.getresponse() as response:
+                    if response.status != 200:
+                        raise self._refused(json.loads(response.read()).get("error", {}))
+                    yield response
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(
                 str(self.path),
                 f"llama.cpp's server broke off ({error or type(error).__name__})",
                 "Open the file again; a smaller context needs less memory.",
             ) from error
-        finally:
-            connection.close()
 
     def _refused(self, error: Mapping[str, Any]) -> EngineError:
         way_out = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,27 +72,25 @@ class LlamaProcess:
         return self._process.pid
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
-        try:
+        async with self._settled():
             reply = await http_client.request(self.address, self.key, path, json.dumps(body).encode())
-        except EngineGoneError:
-            await self._settle()
-            raise
         return replace(reply, pieces=self._watched(reply.pieces))
 
     async def _watched(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        async with contextlib.aclosing(pieces) as found:
-            try:
-                async for piece in found:
-                    yield piece
-            except EngineGoneError:
-                await self._settle()
-                raise
+        async with contextlib.aclosing(pieces) as found, self._settled():
+            async for piece in found:
+                yield piece
 
-    async def _settle(self) -> None:
+    @contextlib.asynccontextmanager
+    async def _settled(self) -> AsyncIterator[None]:
         """A process that died closes its connections a little before it counts as dead: whoever hears of
         the one shall find the other true."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _DYING)
+        try:
+            yield
+        except EngineGoneError:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _DYING)
+            raise
 
     async def metrics(self) -> str:
         reply = await http_client.request(self.address, self.key, "/metrics", None)

@@ -22,7 +22,6 @@ class Reply:
     """An engine's answer.  Closing `pieces` (its `aclose`) stops the engine's work on it."""
 
     status: int
-    content_type: str
     pieces: AsyncGenerator[bytes, None]
 
 

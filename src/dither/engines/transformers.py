@@ -11,12 +11,15 @@ No code that a folder brings along is run (`trust_remote_code` stays off), and n
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import logging
 import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,22 +103,19 @@ class TransformersEngine:
             raise EngineGoneError("the model was put away")
         for name, nothing in _ONLY_LLAMA.items():
             if body.get(name, nothing) != nothing:
-                return _refusal(400, "not_supported_error", f"{name} is llama.cpp's: this is a folder")
+                return _refusal("not_supported_error", f"{name} is llama.cpp's: this is a folder")
         try:  # in a thread: a long text takes its time, and others are answered meanwhile
             tokens = await asyncio.to_thread(self._tokens, path, body)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            return _refusal(400, "invalid_request_error", f"the chat template refuses this: {error}")
+            return _refusal("invalid_request_error", f"the chat template refuses this: {error}")
         known = int(self._model.get_input_embeddings().weight.shape[0])
-        wrong = next((token for token in tokens if token >= known), None)
-        if wrong is not None:
-            message = f"token {wrong} is outside the vocabulary of {known}"
-            return _refusal(400, "invalid_request_error", message)
+        if (wrong := next((token for token in tokens if token >= known), None)) is not None:
+            return _refusal("invalid_request_error", f"token {wrong} is outside the vocabulary of {known}")
         if len(tokens) >= self.context:
-            return _refusal(
-                400, "exceed_context_size_error", "too long", n_ctx=self.context, n_prompt_tokens=len(tokens)
-            )
+            sizes = {"n_ctx": self.context, "n_prompt_tokens": len(tokens)}
+            return _refusal("exceed_context_size_error", "too long", **sizes)
         most = min(int(body.get("max_tokens", self.context)), self.context - len(tokens))
-        return Reply(200, "text/event-stream", self._events(path, body, tokens, most))
+        return Reply(200, self._events(path, body, tokens, most))
 
     def _tokens(self, path: str, body: Mapping[str, Any]) -> list[int]:
         if path != CHAT:
@@ -137,23 +137,22 @@ class TransformersEngine:
         chunk = _Chunks(path, str(body.get("model", "")))
         async with self._one_at_a_time:
             answer = _Answer(asyncio.get_running_loop(), list(body.get("stop", ())))
-            self._thread = thread = threading.Thread(
-                target=self._write, args=(answer, body, tokens, most), name="dither-generate", daemon=True
-            )
+            work = partial(self._write, answer, body, tokens, most)
+            self._thread = thread = threading.Thread(target=work, name="dither-generate", daemon=True)
             thread.start()
             try:
-                yield chunk.first()
+                yield chunk.choice("", role=True)
                 while True:
                     kind, text = await answer.pieces.get()
                     if kind == "text":
-                        yield chunk.text(text)
+                        yield chunk.choice(text)
                     elif kind == "failed":
                         self.alive = False  # whatever state it is in, the next request gets a new one
                         raise EngineGoneError(text)
                     else:
                         break
                 full = answer.tokens >= most and not answer.stopped
-                yield chunk.last("length" if full and kind == "limit" else "stop")
+                yield chunk.choice(None, "length" if full and kind == "limit" else "stop")
                 if body.get("stream_options", {}).get("include_usage"):
                     yield chunk.usage(len(tokens), answer.tokens)
                 yield b"data: [DONE]\n\n"
@@ -164,13 +163,18 @@ class TransformersEngine:
     def _write(self, answer: _Answer, body: Mapping[str, Any], tokens: list[int], most: int) -> None:
         """Runs in a thread of its own."""
         import torch
-        from transformers import StoppingCriteriaList
+        from transformers import StoppingCriteriaList, TextStreamer
 
         try:
             if body.get("seed") is not None:
                 torch.manual_seed(int(body["seed"]))
             ids = torch.tensor([tokens], device=self._model.device)
-            streamer = _streamer(self._tokenizer, answer)
+
+            class Into(TextStreamer):
+                """Hands text on once it is certain to be whole characters."""
+
+                def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                    answer.write(text, stream_end)
 
             def ended(_ids: Any, _scores: Any, **_: Any) -> Any:
                 over = answer.stopped or answer.cancelled.is_set()
@@ -180,7 +184,7 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=most,
-                streamer=streamer,
+                streamer=Into(self._tokenizer, skip_prompt=True, skip_special_tokens=True),
                 stopping_criteria=StoppingCriteriaList([ended]),
                 **_sampling(body),
             )
@@ -202,8 +206,6 @@ class TransformersEngine:
             await asyncio.to_thread(self._thread.join, 60)
         self._model = self._tokenizer = None
         self.alive = False
-        import gc
-
         gc.collect()
 
 
@@ -211,11 +213,14 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as their_logging
     except ImportError as error:
         raise UnsupportedError("transformers", f"cannot be imported ({error})", _INSTALL) from None
     if threads:
         torch.set_num_threads(threads)
-    _hush()
+    their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # bitsandbytes has a word to say at every layer of every token
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
@@ -232,34 +237,11 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _hush() -> None:
-    """No bar while it loads, and no word from bitsandbytes at every layer of every token."""
-    import logging
-
-    from transformers.utils import logging as theirs
-
-    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-
-def _streamer(tokenizer: Any, answer: _Answer) -> Any:
-    from transformers import TextStreamer
-
-    class Into(TextStreamer):
-        """Hands text on once it is certain to be whole characters."""
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            answer.write(text, stream_end)
-
-    return Into(tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
 def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAI's words as transformers'; its defaults, temperature 1 over everything, where none is said."""
     temperature = float(body.get("temperature", 1.0))
-    if temperature < _COLDEST:
-        made: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    else:
+    made: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature >= _COLDEST:
         made = {"do_sample": True, "temperature": temperature, "top_p": float(body.get("top_p", 1.0)) or 1e-6}
         made["top_k"] = int(body.get("top_k", 0))
         if body.get("min_p"):
@@ -274,13 +256,11 @@ def _text(content: Any) -> str:
     return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
-def _refusal(status: int, kind: str, message: str, **more: int) -> Reply:
-    document = {"error": {"type": kind, "message": message, **more}}
-
+def _refusal(kind: str, message: str, **more: int) -> Reply:
     async def pieces() -> AsyncGenerator[bytes, None]:
-        yield json.dumps(document).encode()
+        yield json.dumps({"error": {"type": kind, "message": message, **more}}).encode()
 
-    return Reply(status, "application/json", pieces())
+    return Reply(400, pieces())
 
 
 class _Chunks:
@@ -288,10 +268,9 @@ class _Chunks:
 
     def __init__(self, path: str, model: str) -> None:
         self._chat = path == CHAT
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": kind,
+            "object": "chat.completion.chunk" if self._chat else "text_completion",
             "created": int(time.time()),
             "model": model,
         }
@@ -299,7 +278,7 @@ class _Chunks:
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + json.dumps({**self._head, "choices": choices, **more}).encode() + b"\n\n"
 
-    def _choice(self, text: str | None, finish: str | None, role: bool = False) -> bytes:
+    def choice(self, text: str | None, finish: str | None = None, role: bool = False) -> bytes:
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
         if self._chat:
             delta: dict[str, Any] = {"role": "assistant"} if role else {}
@@ -307,15 +286,6 @@ class _Chunks:
         else:
             choice["text"] = text or ""
         return self._event([choice])
-
-    def first(self) -> bytes:
-        return self._choice("", None, role=True)
-
-    def text(self, text: str) -> bytes:
-        return self._choice(text, None)
-
-    def last(self, finish: str) -> bytes:
-        return self._choice(None, finish)
 
     def usage(self, prompt: int, written: int) -> bytes:
         counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}

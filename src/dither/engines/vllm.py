@@ -70,6 +70,8 @@ def plan(
     for option in ("threads", "gpu_layers"):
         if option in run:
             raise UsageError(f"--{option.replace('_', '-')}", "has no counterpart in vLLM", "Leave it out.")
+    if asked.kv not in _CACHES:
+        raise UsageError(f"--kv {asked.kv}", "has no counterpart in vLLM", f"Choose one of {', '.join(_CACHES)}.")
     cards = _dividing(folder, gpus)
     if cards < gpus:
         notes.append(f"{cards} of {gpus} GPUs are used: the model's heads cannot be divided among more")
@@ -83,7 +85,7 @@ def plan(
         ("--quantization", quantization),
         ("--max-model-len", asked.context),
         ("--max-num-seqs", asked.slots),
-        ("--kv-cache-dtype", _cache(asked.kv)),
+        ("--kv-cache-dtype", _CACHES[asked.kv]),
         ("--tensor-parallel-size", cards if cards > 1 else None),
         ("--pipeline-parallel-size", machines if machines > 1 else None),
         ("--distributed-executor-backend", "ray" if machines > 1 else None),
@@ -113,7 +115,7 @@ def accepted(folder: Path) -> tuple[str, list[str]]:
     """vLLM's --quantization for a folder ("" where it finds it by itself), and notes.
 
     Raises UnsupportedError with the reason where vLLM does not take it."""
-    if folder.is_file() or not folder.is_dir():
+    if not folder.is_dir():
         if folder.suffix == ".gguf":
             reason = "is a GGUF: vLLM reads few of its types, slowly and without the file's own tokenizer"
             raise UnsupportedError(str(folder), reason, f"Serve it with --engine llamacpp. {_WAY_OUT}")
@@ -151,19 +153,12 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     return known.vllm, notes
 
 
-def _cache(kv: str) -> str:
-    if kv not in _CACHES:
-        raise UsageError(f"--kv {kv}", "has no counterpart in vLLM", f"Choose one of {', '.join(_CACHES)}.")
-    return _CACHES[kv]
-
-
 def _adapters(loras: Sequence[str | Path]) -> list[str]:
-    if not loras:
-        return []
     for lora in loras:
         if not (Path(lora) / "adapter_config.json").is_file():
             raise UsageError(str(lora), "is not an adapter's folder, which is what vLLM takes", "Name PEFT's folder.")
-    return ["--enable-lora", "--lora-modules", *(f"{Path(lora).resolve().name}={lora}" for lora in loras)]
+    named = [f"{Path(lora).resolve().name}={lora}" for lora in loras]
+    return ["--enable-lora", "--lora-modules", *named] if named else []
 
 
 def _dividing(folder: Path, gpus: int) -> int:

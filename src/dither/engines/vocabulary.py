@@ -19,12 +19,11 @@ from pathlib import Path
 
 from dither.engines.llamacpp import LlamaCpp
 from dither.errors import UnsupportedError
-from dither.formats.ggml import Field, f32, string, u32
+from dither.formats.ggml import f32, string, u32
 from dither.formats.gguf import lay_out
 from dither.types import Model
 
 _WIDTH = 32  # one block of Q4_0
-_PREFIX = "tokenizer."
 _TOKENS = "tokenizer.ggml.tokens"
 _IDENTITY = (_TOKENS, "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.ggml.model")
 
@@ -101,13 +100,6 @@ def vocabulary_fingerprint(model: Model) -> str:
 def _write_dummy(model: Model, path: Path) -> None:
     """The tokenizer's metadata on zeros: what llama.cpp needs to load a file, and nothing more."""
     size = len(model.metadata[_TOKENS].value)
-    layout = lay_out(_dummy_metadata(model, size), _dummy_tensors(size))
-    with path.open("wb") as file:
-        file.write(layout.header)
-        file.truncate(layout.total)
-
-
-def _dummy_metadata(model: Model, size: int) -> dict[str, Field]:
     fields = {"general.architecture": string("llama")}
     # llama.cpp reads rules out of a model's name, Phi-3's among them.
     fields |= {key: model.metadata[key] for key in ("general.name",) if key in model.metadata}
@@ -120,15 +112,16 @@ def _dummy_metadata(model: Model, size: int) -> dict[str, Field]:
         "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
         "llama.vocab_size": u32(size),
     }
-    return fields | {key: field for key, field in model.metadata.items() if key.startswith(_PREFIX)}
-
-
-def _dummy_tensors(size: int) -> list[tuple[str, tuple[int, ...], str]]:
+    fields |= {key: field for key, field in model.metadata.items() if key.startswith("tokenizer.")}
     matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    return [
+    tensors: list[tuple[str, tuple[int, ...], str]] = [
         ("token_embd.weight", (size, _WIDTH), "Q4_0"),
         ("output_norm.weight", (_WIDTH,), "F32"),
         ("blk.0.attn_norm.weight", (_WIDTH,), "F32"),
         ("blk.0.ffn_norm.weight", (_WIDTH,), "F32"),
         *((f"blk.0.{name}.weight", (_WIDTH, _WIDTH), "Q4_0") for name in matrices),
     ]
+    layout = lay_out(fields, tensors)
+    with path.open("wb") as file:
+        file.write(layout.header)
+        file.truncate(layout.total)

@@ -26,22 +26,12 @@ def main() -> None:
     try:
         engine = LlamaCpp(settings.pop("path"), **settings)
     except DitherError as error:
-        _say({"error": error.to_json()})
+        print(json.dumps({"error": error.to_json()}), flush=True)
         return
-    _say(
-        {
-            "address": engine.address,
-            "key": engine.key,
-            "context": engine.context,
-            "takes_tools": "tools" in engine.chat_template,
-        }
-    )
+    said = {"address": engine.address, "key": engine.key, "context": engine.context}
+    print(json.dumps({**said, "takes_tools": "tools" in engine.chat_template}), flush=True)
     sys.stdin.buffer.read()
     os._exit(0)  # the system takes everything back; llama.cpp would first finish what it is at
-
-
-def _say(document: dict[str, Any]) -> None:
-    print(json.dumps(document), flush=True)
 
 
 if __name__ == "__main__":

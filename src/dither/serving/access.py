@@ -55,7 +55,9 @@ class Access:
 
     def _check_host(self, headers: Headers) -> None:
         host = host_of(headers)
-        if not self._is_local(host):
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        name = name.strip("[]").rstrip(".")
+        if name not in (*_LOCAL, self._host) and not name.endswith(".localhost") and not is_address(name):
             message = (
                 f"this server does not answer to the Host {host[:100]!r}: use 127.0.0.1 or localhost, or give it a key"
             )
@@ -63,11 +65,6 @@ class Access:
         crosses = headers.get("sec-fetch-site") == "cross-site"
         if crosses or is_of_another_page(headers, host, ("http", "https")):
             raise ApiError(403, "pages of other sites may not use this server", INVALID, "origin_not_allowed")
-
-    def _is_local(self, host: str) -> bool:
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        name = name.strip("[]").rstrip(".")
-        return name in (*_LOCAL, self._host) or name.endswith(".localhost") or is_address(name)
 
 
 def read_keys(path: str | Path) -> tuple[list[str], str | None]:
@@ -89,6 +86,5 @@ def read_keys(path: str | Path) -> tuple[list[str], str | None]:
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys or len(keys) > _MOST_KEYS:
         raise UsageError(str(path), f"holds {len(keys)} keys", way_out)
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
-        return keys, f"{path} can be read by other users of this machine: chmod 600 it"
-    return keys, None
+    exposed = mode & (stat.S_IRGRP | stat.S_IROTH)
+    return keys, f"{path} can be read by other users of this machine: chmod 600 it" if exposed else None

@@ -14,10 +14,11 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from struct import pack
 from typing import Any
 from urllib.parse import unquote
@@ -30,10 +31,9 @@ from starlette.types import Message, Receive, Scope, Send
 from dither.engines.protocol import CHAT, COMPLETIONS, EMBEDDINGS, Engine, EngineGoneError, Reply
 from dither.serving import relay, requests
 from dither.serving.access import Access
-from dither.serving.errors import INVALID, ApiError, broken, crowded, draining, from_engine, unsupported
+from dither.serving.errors import INVALID, RETRY, SERVER, ApiError, broken, draining, from_engine, unsupported
 from dither.serving.fold import fold
 from dither.serving.logprobs import as_completions
-from dither.serving.messages import no_place_for_tools
 from dither.serving.metrics import CONTENT_TYPE, Metrics
 from dither.serving.models import Catalog, ServedModel
 from dither.serving.pool import Pool
@@ -70,35 +70,34 @@ class App:
         asked = _Exchange(scope, receive, send)
         try:
             self.access.check(asked.headers, public=asked.path == "/health")
-            if len(self.connections) > MOST_CONNECTIONS:
-                raise crowded(len(self.connections))
+            if (count := len(self.connections)) > MOST_CONNECTIONS:
+                message = f"{count} connections are open, which is more than this server takes; try again shortly"
+                raise ApiError(503, message, SERVER, "too_many_connections", retry_after=RETRY)
             await self._route(asked)
         except ApiError as error:
             if not asked.status:  # no answer has begun
-                await asked.answer(error.encoded(), error.status, headers=error.headers)
+                await asked.answer(error.encoded(), status_code=error.status, headers=error.headers)
         except ClientDisconnect:
             self.metrics.gone += 1
-            return
         finally:
             known = asked.path if asked.path in self._posts or asked.path in self._gets else "other"
             if asked.status:
                 self.metrics.requests[known, asked.model, asked.status] += 1
 
     async def _route(self, asked: _Exchange) -> None:
-        single = asked.path.startswith("/models/")
         if asked.path in self._posts:
             asked.check_method("POST")
             if self.draining:
                 raise draining()
             await self._post(asked)
-        elif asked.path not in self._gets and not single:
-            raise ApiError(404, f"there is no {asked.scope['path'][:200]!r} here", INVALID, "not_found")
-        else:
+        elif asked.path.startswith("/models/"):
             asked.check_method("GET", "HEAD")
-            if single:
-                await asked.answer(_described(self.catalog.find(unquote(asked.path.removeprefix("/models/")))))
-            else:
-                await self._gets[asked.path](asked)
+            await asked.answer(_described(self.catalog.find(unquote(asked.path.removeprefix("/models/")))))
+        elif asked.path in self._gets:
+            asked.check_method("GET", "HEAD")
+            await self._gets[asked.path](asked)
+        else:
+            raise ApiError(404, f"there is no {asked.scope['path'][:200]!r} here", INVALID, "not_found")
 
     async def _post(self, asked: _Exchange) -> None:
         task = asyncio.current_task()
@@ -130,10 +129,14 @@ class App:
         async with AsyncExitStack() as held:
             engine = await held.enter_async_context(self.pool.lease(model))
             _check_able(engine, model, body)
-            requests.clamp(body, engine.context)
+            if "max_tokens" in body:  # more than the context end where it does, with "length"
+                body["max_tokens"] = min(body["max_tokens"], engine.context)
             try:
-                reply = await _asked(engine, path, body | {"model": model.name} | _streamed(body))
-                self.metrics.first_byte(time.monotonic() - started)
+                # every answer is asked for as a stream: `fold.py` says why
+                streamed = {} if body.get("stream") else {"stream": True, "stream_options": {"include_usage": True}}
+                reply = await _asked(engine, path, body | {"model": model.name} | streamed)
+                self.metrics.first_seconds += time.monotonic() - started
+                self.metrics.first_count += 1
                 if reply.status != 200:
                     await relay.whole(reply)  # raises what it says
                 elif body.get("stream"):
@@ -176,12 +179,11 @@ class App:
             except EngineGoneError as error:
                 raise broken(str(error)) from None
             found = json.loads(await relay.whole(reply))
-        found["data"].sort(key=lambda item: item["index"])
+        found["data"].sort(key=itemgetter("index"))
         return dict(found)
 
     async def _models(self, asked: _Exchange) -> None:
-        listed = [_described(model) for model in self.catalog.served]
-        await asked.answer({"object": "list", "data": listed})
+        await asked.answer({"object": "list", "data": [_described(model) for model in self.catalog.served]})
 
     async def _health(self, asked: _Exchange) -> None:
         if self.draining:
@@ -224,20 +226,19 @@ class _Exchange:
             self.status = message["status"]
         await self.watched(message)
 
-    async def answer(
-        self,
-        content: dict[str, Any] | bytes,
-        status: int = 200,
-        kind: str = "application/json",
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    async def answer(self, content: dict[str, Any] | bytes, *, kind: str = "application/json", **more: Any) -> None:
+        """`more` is Response's: the status and headers."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        await Response(body, status, headers, kind)(self.scope, self.receive, self.send)
+        await Response(body, media_type=kind, **more)(self.scope, self.receive, self.send)
 
 
 def _check_able(engine: Engine, model: ServedModel, body: dict[str, Any]) -> None:
     if body.get("tools") and body.get("tool_choice") != "none" and not engine.takes_tools:
-        raise no_place_for_tools(model.name)
+        message = (
+            f"the chat template of {model.name} has no place for tools: send the request without, or serve a model "
+            "that was trained to call them"
+        )
+        raise unsupported("tools", message)
     schema = body.get("response_format", {}).get("type", "text") != "text" or "grammar" in body
     if schema and not engine.takes_schemas:
         raise unsupported("response_format", f"{model.name} runs in an engine that cannot force a form")
@@ -248,14 +249,7 @@ async def _asked(engine: Engine, path: str, body: dict[str, Any]) -> Reply:
         return await engine.ask(path, body)
     most = body["logprobs"]  # 0: the chosen token alone, which llama.cpp takes for none
     reply = await engine.ask(path, body | {"logprobs": max(1, most)})
-    if reply.status != 200:
-        return reply
-    return replace(reply, pieces=as_completions(reply.pieces, most))
-
-
-def _streamed(body: dict[str, Any]) -> dict[str, Any]:
-    """Every answer is asked for as a stream: `fold.py` says why."""
-    return {} if body.get("stream") else {"stream": True, "stream_options": {"include_usage": True}}
+    return reply if reply.status != 200 else replace(reply, pieces=as_completions(reply.pieces, most))
 
 
 def _described(model: ServedModel) -> dict[str, Any]:

@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 INVALID, NOT_FOUND, SERVER = "invalid_request_error", "not_found_error", "server_error"
 UNSUPPORTED = "unsupported_value"
-_RETRY = 1  # seconds; a place in the queue comes free within that on most machines
+RETRY = 1  # seconds; a place in the queue comes free within that on most machines
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """What a client gets instead of an answer."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = INVALID,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.kind = status, message, kind
-        self.code, self.param, self.retry_after = code, param, retry_after
+    status: int
+    message: str
+    kind: str = INVALID
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
     @property
     def headers(self) -> dict[str, str]:
@@ -61,18 +60,14 @@ def draining() -> ApiError:
     return ApiError(503, "the server is shutting down", SERVER, "shutting_down", retry_after=5)
 
 
-def crowded(connections: int) -> ApiError:
-    message = f"{connections} connections are open, which is more than this server takes; try again shortly"
-    return ApiError(503, message, SERVER, "too_many_connections", retry_after=_RETRY)
-
-
-def busy(waiting: int) -> ApiError:
-    message = f"{waiting} requests are waiting already, which is the most that this server lets wait; try again shortly"
-    return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=_RETRY)
-
-
 def broken(reason: str) -> ApiError:
     return ApiError(502, f"the engine broke off: {reason}. The next request loads it anew.", SERVER, "engine")
+
+
+def from_event(event: Mapping[str, Any]) -> ApiError:
+    """An error in the middle of a stream."""
+    inner = event.get("error", event)
+    return from_engine(int(inner.get("code") or 500), inner)
 
 
 def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
@@ -88,7 +83,7 @@ def from_engine(status: int, found: Mapping[str, Any]) -> ApiError:
         told = message.partition(". ")[0].replace("to process", "to embed")
         return ApiError(400, told, INVALID, "context_length_exceeded", "input")
     if kind == "unavailable_error" or status == 503:
-        return ApiError(503, message, SERVER, "unavailable", retry_after=_RETRY)
+        return ApiError(503, message, SERVER, "unavailable", retry_after=RETRY)
     if kind == "not_supported_error":
         return ApiError(400, message, INVALID, UNSUPPORTED)
     if 400 <= status < 500:

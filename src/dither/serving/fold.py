@@ -12,11 +12,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from dither.serving.errors import from_engine
-
-_WHOLE = {"chat.completion.chunk": "chat.completion"}
-_ONCE = ("id", "created", "model", "system_fingerprint")
-_LATEST = ("usage", "timings")
+from dither.serving.errors import from_event
 
 
 async def fold(pieces: AsyncIterator[bytes]) -> bytes:
@@ -30,20 +26,18 @@ async def fold(pieces: AsyncIterator[bytes]) -> bytes:
             kind, _, value = line.partition(b": ")
             if kind in (b"data", b"error") and value != b"[DONE]":
                 _add(document, choice, json.loads(value))
-    calls = choice.get("message", {}).get("tool_calls")
-    if calls:
+    if calls := choice.get("message", {}).get("tool_calls"):
         choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
     return json.dumps({"choices": [choice], **document}).encode()
 
 
 def _add(document: dict[str, Any], choice: dict[str, Any], event: dict[str, Any]) -> None:
     if "choices" not in event:
-        inner = event.get("error", event)
-        raise from_engine(int(inner.get("code") or 500), inner)
-    document.setdefault("object", _WHOLE.get(event["object"], event["object"]))
-    for name in _ONCE:
+        raise from_event(event)
+    document.setdefault("object", event["object"].removesuffix(".chunk"))
+    for name in ("id", "created", "model", "system_fingerprint"):
         document.setdefault(name, event.get(name))
-    for name in _LATEST:
+    for name in ("usage", "timings"):
         if event.get(name) is not None:
             document[name] = event[name]
     for part in event["choices"]:
@@ -52,8 +46,7 @@ def _add(document: dict[str, Any], choice: dict[str, Any], event: dict[str, Any]
             choice["text"] = choice.get("text", "") + part["text"]
         if "delta" in part:
             _add_delta(choice.setdefault("message", {"role": "assistant", "content": ""}), part["delta"])
-        found = part.get("logprobs")
-        for name, values in (found or {}).items():
+        for name, values in (part.get("logprobs") or {}).items():
             if values:
                 choice.setdefault("logprobs", {}).setdefault(name, []).extend(values)
 
@@ -64,9 +57,8 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
             message[name] = (message.get(name) or "") + delta[name]
     for call in delta.get("tool_calls") or ():
         calls = message.setdefault("tool_calls", {})
-        made = calls.setdefault(
-            call["index"], {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-        )
+        empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        made = calls.setdefault(call["index"], empty)
         made["id"] = call.get("id") or made["id"]
         for name, text in (call.get("function") or {}).items():
             made["function"][name] += text or ""

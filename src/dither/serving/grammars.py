@@ -13,6 +13,7 @@ was told to.
 from __future__ import annotations
 
 import re
+from functools import reduce
 from typing import Any
 
 from dither.serving.errors import wrong
@@ -38,26 +39,22 @@ def unrolled(pattern: str) -> tuple[int, int]:
         token = found[0]
         if token == "(":
             groups.append((0, 0))
-            last = (0, 0)
+            more = last = (0, 0)
         elif token == ")" and len(groups) > 1:
-            last = groups.pop()
-            groups[-1] = _sum(groups[-1], last)
+            more = last = groups.pop()
         elif token.startswith("{") and len(token) > 1:
             times = max(int(found[1] or 0), int(found[2] or 0), 1) - 1
             more = (last[0] * times, last[1] * times)
-            last, groups[-1] = _sum(last, more), _sum(groups[-1], more)
+            last = _sum(last, more)
         elif token in ("?", "*", "+", "|"):
-            groups[-1] = _sum(groups[-1], (0, 1))
-            last = _sum(last, (0, 1)) if token != "|" else last
+            more = (0, 1)
+            last = _sum(last, more) if token != "|" else last
         else:
-            last = (1, 0)
-            groups[-1] = _sum(groups[-1], last)
+            more = last = (1, 0)
+        groups[-1] = _sum(groups[-1], more)
         if len(groups) > MOST_GROUPS or max(groups)[0] > 10**6:
             return 10**6, 10**6
-    total = (0, 0)
-    for group in groups:
-        total = _sum(total, group)
-    return total
+    return reduce(_sum, groups)
 
 
 def _sum(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Any
 
 _DATA = b"data: "
@@ -46,10 +47,7 @@ def _line(line: bytes, most: int, offset: int) -> tuple[bytes, int]:
 
 
 def _listed(content: list[Mapping[str, Any]], most: int, offset: int) -> tuple[dict[str, list[Any]], int]:
-    offsets = []
-    for token in content:
-        offsets.append(offset)
-        offset += len(token["token"])
+    *offsets, end = accumulate((len(token["token"]) for token in content), initial=offset)
     return {
         "tokens": [token["token"] for token in content],
         "token_logprobs": [token["logprob"] for token in content],
@@ -57,4 +55,4 @@ def _listed(content: list[Mapping[str, Any]], most: int, offset: int) -> tuple[d
             {other["token"]: other["logprob"] for other in token["top_logprobs"][:most]} for token in content
         ],
         "text_offset": offsets,
-    }, offset
+    }, end

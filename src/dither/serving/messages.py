@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from dither.serving.errors import UNSUPPORTED, ApiError, unsupported, wrong
+from dither.serving.errors import UNSUPPORTED, wrong
 from dither.serving.grammars import MOST_SCHEMA, check_schema
 
 MOST_MESSAGES, MOST_TOOLS = 10_000, 256
@@ -160,17 +160,8 @@ class Tools(Checked):
         """As llama.cpp takes it: "required" and one tool stand for a choice by name."""
         if not self.tools:
             return {}
-        only = self.tool_choice["name"] if isinstance(self.tool_choice, dict) else None
-        made = self.model_dump(include={"tools", "parallel_tool_calls"}, exclude_none=True)
-        if only is None:
-            return made | {"tool_choice": self.tool_choice}
-        one = [tool for tool in made["tools"] if tool["function"]["name"] == only]
-        return made | {"tools": one, "tool_choice": "required"}
-
-
-def no_place_for_tools(model: str) -> ApiError:
-    return unsupported(
-        "tools",
-        f"the chat template of {model} has no place for tools: send the request without, or serve a model "
-        "that was trained to call them",
-    )
+        made = self.model_dump(include={"tools", "tool_choice", "parallel_tool_calls"}, exclude_none=True)
+        if isinstance(self.tool_choice, dict):
+            made["tools"] = [tool for tool in made["tools"] if tool["function"]["name"] == self.tool_choice["name"]]
+            made["tool_choice"] = "required"
+        return made

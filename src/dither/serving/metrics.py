@@ -23,12 +23,8 @@ class Metrics:
         self.gone = 0  # clients that hung up before the end
         self.first_seconds, self.first_count = 0.0, 0  # until an engine's first byte, waiting included
 
-    def first_byte(self, seconds: float) -> None:
-        self.first_seconds += seconds
-        self.first_count += 1
-
     async def text(self, pool: Pool) -> str:
-        lines = [*self._own(pool)]
+        lines = list(self._own(pool))
         for held in pool.models:
             if held.engine is not None and held.ready:
                 lines += labelled(await held.engine.metrics(), _labels(held))

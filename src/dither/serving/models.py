@@ -111,10 +111,11 @@ def _stem(path: Path) -> str:
 def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> ServedModel:
     with open_headers(path, outline) as (model, _, _):
         kind = _engine_of(model, path, engine)
-        trained = _trained(model)
+        field = model.metadata.get(f"{model.arch}.context_length")
+        trained = field.value if field and isinstance(field.value, int) and field.value > 0 else None
         context = wishes.context or min(CONTEXT, trained or CONTEXT)
-        notes = list(_notes(model, context, trained, kind))
-        titles = (model.metadata[key].value for key in ("general.name",) if key in model.metadata)
+        notes = _notes(model, context, trained, kind)
+        title = model.metadata.get("general.name")
         weights = sum(tensor.stored_bytes for tensor in model.tensors)
         weights += sum(Path(lora).stat().st_size for lora in wishes.loras if Path(lora).is_file())
         slots, memory = _slots_that_fit(model, weights, context, wishes, budget, kind)
@@ -125,7 +126,7 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
             path=_weights_of(model, path),
             engine=kind,
             created=int(path.stat().st_mtime),
-            aliases=tuple(str(title) for title in titles if title),
+            aliases=(str(title.value),) if title and title.value else (),
             context=context,
             slots=slots,
             memory=memory,
@@ -151,11 +152,6 @@ def _engine_of(model: Model, path: Path, asked: str) -> str:
             f"Leave --engine out, or say --engine {found}.",
         )
     return found
-
-
-def _trained(model: Model) -> int | None:
-    field = model.metadata.get(f"{model.arch}.context_length")
-    return field.value if field and isinstance(field.value, int) and field.value > 0 else None
 
 
 def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[str]:
@@ -194,8 +190,7 @@ class Catalog:
             return self.served[0]
         if not isinstance(asked, str) or not asked:
             raise invalid("model", f"model must name one of: {listed}")
-        found = self._by_name.get(asked.lower())
-        if found is None:
+        if (found := self._by_name.get(asked.lower())) is None:
             message = f"The model {asked[:200]!r} does not exist here. There is: {listed}"
             raise ApiError(404, message, NOT_FOUND, "model_not_found", "model")
         return found

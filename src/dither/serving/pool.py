@@ -15,10 +15,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from dither.engines.protocol import Engine
 from dither.errors import DitherError
-from dither.serving.errors import SERVER, ApiError, busy
+from dither.serving.errors import RETRY, SERVER, ApiError
 from dither.serving.models import ServedModel
 
 Loader = Callable[[ServedModel, bool], Awaitable[Engine]]
@@ -68,17 +69,19 @@ class Pool:
     def held_bytes(self) -> int:
         return sum(pooled.need for pooled in self.models if pooled.held)
 
-    def _pooled(self, model: ServedModel, embeddings: bool) -> PooledModel:
-        return next(each for each in self.models if each.model is model and each.embeddings == embeddings)
-
     @asynccontextmanager
     async def lease(self, model: ServedModel, embeddings: bool = False) -> AsyncIterator[Engine]:
         """A slot of the model's engine.
 
         Raises ApiError: 429 where too many wait, 503 where the model cannot be loaded."""
-        pooled = self._pooled(model, embeddings)
-        if self.waiting >= self.queue and self._would_wait(pooled):
-            raise busy(self.waiting)
+        pooled = next(each for each in self.models if each.model is model and each.embeddings == embeddings)
+        would_wait = not pooled.ready or pooled.slots.locked() or self._door.locked()
+        if would_wait and self.waiting >= self.queue:
+            message = (
+                f"{self.waiting} requests are waiting already, which is the most that this server lets wait; "
+                "try again shortly"
+            )
+            raise ApiError(429, message, "rate_limit_error", "queue_full", retry_after=RETRY)
         self.waiting += 1
         entered = False
         try:
@@ -103,9 +106,6 @@ class Pool:
                 pooled.used = time.monotonic()
                 self._changed.set()
 
-    def _would_wait(self, pooled: PooledModel) -> bool:
-        return not pooled.ready or pooled.slots.locked() or self._door.locked()
-
     async def _admit(self, pooled: PooledModel) -> None:
         """Counts one more user, and sees to it that the model is in memory or on its way."""
         if pooled.engine is not None and not pooled.engine.alive:
@@ -113,7 +113,8 @@ class Pool:
         if not pooled.held:
             await self._make_room(pooled.need)
             pooled.loading = asyncio.ensure_future(self._start(pooled))
-            pooled.loading.add_done_callback(_seen)
+            # everybody who waited may have left; a failure is then nobody's
+            pooled.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         pooled.users += 1
 
     async def _start(self, pooled: PooledModel) -> Engine:
@@ -141,10 +142,10 @@ class Pool:
         while self.held_bytes and self.held_bytes + need > self.budget:
             idle = [pooled for pooled in self.models if pooled.engine is not None and not pooled.users]
             if idle:
-                await self._unload(min(idle, key=lambda pooled: pooled.used))
-                continue
-            self._changed.clear()
-            await self._changed.wait()
+                await self._unload(min(idle, key=attrgetter("used")))
+            else:
+                self._changed.clear()
+                await self._changed.wait()
 
     async def _unload(self, pooled: PooledModel) -> None:
         engine, pooled.engine = pooled.engine, None
@@ -157,9 +158,3 @@ class Pool:
                 pooled.loading.cancel()
                 await asyncio.gather(pooled.loading, return_exceptions=True)
             await self._unload(pooled)
-
-
-def _seen(task: asyncio.Task[Engine]) -> None:
-    """Everybody who waited may have left; a failure is then nobody's."""
-    if not task.cancelled():
-        task.exception()

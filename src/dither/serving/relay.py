@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Send
 
 from dither.engines.protocol import EngineGoneError, Reply
-from dither.serving.errors import ApiError, broken, from_engine
+from dither.serving.errors import ApiError, broken, from_engine, from_event
 
 MOST_KEPT = 8 * 2**20  # bytes of one answer that wait for its client
 MOST_DOCUMENT = 256 * 2**20  # bytes of a reply that is one document: embeddings of many texts
@@ -40,7 +40,10 @@ class Kept:
     async def fill(self, pieces: AsyncIterator[bytes]) -> None:
         try:
             async for piece in pieces:
-                self._pieces.append(_checked(piece))
+                if piece.startswith(_ERRORS):
+                    found = json.loads(piece.partition(b": ")[2].split(b"\n", 1)[0])
+                    piece = _event(from_event(found))
+                self._pieces.append(piece)
                 self._size += len(piece)
                 self._filled.set()
                 if self._size > MOST_KEPT:
@@ -57,18 +60,10 @@ class Kept:
         while not self._pieces and not self._ended:
             self._filled.clear()
             await self._filled.wait()
-        found = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        found = b"".join(self._pieces)
         self._pieces, self._size = [], 0
         self._drained.set()
         return found
-
-
-def _checked(piece: bytes) -> bytes:
-    if not piece.startswith(_ERRORS):
-        return piece
-    found = json.loads(piece.partition(b": ")[2].split(b"\n", 1)[0])
-    inner = found.get("error", found)
-    return _event(from_engine(int(inner.get("code") or 500), inner))
 
 
 def _event(error: ApiError) -> bytes:

@@ -190,8 +190,9 @@ class Embedding(Checked):
 
 
 # what nobody here can do, the values that do not ask for it, and why
+Refused = dict[str, tuple[tuple[Any, ...], str]]
 _OFF: tuple[Any, ...] = (False, "", [], {})
-_NOT_IN_CHAT: dict[str, tuple[tuple[Any, ...], str]] = {
+_NOT_IN_CHAT: Refused = {
     "n": ((1,), "ask once for each answer"),
     "functions": (_OFF, "they became `tools`"),
     "function_call": (_OFF, "it became `tool_choice`"),
@@ -200,21 +201,18 @@ _NOT_IN_CHAT: dict[str, tuple[tuple[Any, ...], str]] = {
     "prediction": (_OFF, "no engine here takes one"),
     "web_search_options": (_OFF, "the server reaches no network"),
 }
-_NOT_IN_COMPLETIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+_NOT_IN_COMPLETIONS: Refused = {
     "n": ((1,), "ask once for each answer"),
     "best_of": ((1,), "ask once for each answer"),
     "echo": (_OFF, "the prompt is yours already"),
     "suffix": (_OFF, "no engine here fills in the middle"),
 }
-_NOT_IN_EMBEDDINGS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "dimensions": ((), "the vectors have the model's own length")
-}
+_NOT_IN_EMBEDDINGS: Refused = {"dimensions": ((), "the vectors have the model's own length")}
 
 
 def chat(body: Mapping[str, Any]) -> dict[str, Any]:
     """What of a chat request goes to the engine."""
-    _refuse(body, _NOT_IN_CHAT)
-    found = _checked(Chat, body)
+    found = _checked(Chat, body, _NOT_IN_CHAT)
     made = found.model_dump(exclude_unset=True, exclude={*Tools.model_fields, "messages"})
     made["messages"] = [message.passed_on() for message in found.messages]
     made |= found.offered()
@@ -224,19 +222,11 @@ def chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completions(body: Mapping[str, Any]) -> dict[str, Any]:
-    _refuse(body, _NOT_IN_COMPLETIONS)
-    return _checked(Completion, body).model_dump(exclude_unset=True)
+    return _checked(Completion, body, _NOT_IN_COMPLETIONS).model_dump(exclude_unset=True)
 
 
 def embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
-    _refuse(body, _NOT_IN_EMBEDDINGS)
-    return _checked(Embedding, body).model_dump()
-
-
-def clamp(body: dict[str, Any], context: int) -> None:
-    """An answer of more tokens than the context ends where the context does, with "length"."""
-    if "max_tokens" in body:
-        body["max_tokens"] = min(body["max_tokens"], context)
+    return _checked(Embedding, body, _NOT_IN_EMBEDDINGS).model_dump()
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -261,8 +251,11 @@ _REASONS = {
 }
 
 
-def _checked(kind: type[Body], body: Mapping[str, Any]) -> Body:
+def _checked(kind: type[Body], body: Mapping[str, Any], refused: Refused) -> Body:
     """The body as `kind`.  Raises ApiError with the first thing that is wrong with it."""
+    for name, (harmless, why) in refused.items():
+        if body.get(name) not in (None, *harmless):
+            raise unsupported(name, f"{name} is not supported: {why}")
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -279,9 +272,3 @@ def _path(place: tuple[int | str, ...]) -> str:
     names = [name for name, _ in groupby(place) if not str(name).startswith("<")]  # a type's name follows its field's
     names = names[:1] if names[0] == "logit_bias" else names
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).removeprefix(".")
-
-
-def _refuse(body: Mapping[str, Any], fields: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
-    for name, (harmless, why) in fields.items():
-        if body.get(name) not in (None, *harmless):
-            raise unsupported(name, f"{name} is not supported: {why}")

@@ -78,8 +78,14 @@ def serve(
     access = Access(api_keys, host, insecure)
     budget, told = _budget(memory, wished.gpu_layers)
     models = serve_files(named, wished, budget, engine)
-    if told:
-        _refuse_too_large(models, budget)
+    for model in models:
+        if told and model.need > budget:
+            raise UsageError(
+                model.name,
+                f"needs {format_bytes(model.need)} with {model.slots} × {model.context} tokens, more than "
+                f"--memory {format_bytes(budget)}",
+                "Take a smaller file, a shorter -c, fewer --slots, or --kv q8_0.",
+            )
     return Server(Catalog(models), access, budget, queue, host, port, grammars)
 
 
@@ -104,17 +110,6 @@ def _budget(memory: int | str | None, gpu_layers: int) -> tuple[int, bool]:
     machine = detect(bandwidth=False)
     cards = 0 if machine.unified or not gpu_layers else sum(g.bytes - margin(g.bytes) for g in machine.gpus)
     return usable(machine) + cards, False
-
-
-def _refuse_too_large(models: Sequence[ServedModel], budget: int) -> None:
-    for model in models:
-        if model.need > budget:
-            raise UsageError(
-                model.name,
-                f"needs {format_bytes(model.need)} with {model.slots} × {model.context} tokens, more than "
-                f"--memory {format_bytes(budget)}",
-                "Take a smaller file, a shorter -c, fewer --slots, or --kv q8_0.",
-            )
 
 
 async def load(model: ServedModel, embeddings: bool) -> Engine:
