@@ -124,7 +124,7 @@ def test_a_client_that_takes_nothing_holds_no_slot(endless: dither.Server, monke
 def test_an_engine_that_dies_says_so_and_comes_back(endless: dither.Server) -> None:
     with begun(endless.url) as connection:
         wait_for_bytes(connection)
-        os.kill(engine_of(endless).pid, signal.SIGKILL)
+        os.kill(engine_of(endless)._process.pid, signal.SIGKILL)
         wait_for_bytes(connection, b'data: {"error": {"message": "the engine broke off')
     again = ask(endless.url, CHAT, {**ENDLESS, "max_tokens": 4}).events()
     assert again[-1]["choices"][0]["finish_reason"] == "length"

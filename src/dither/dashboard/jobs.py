@@ -119,11 +119,10 @@ class Jobs:
             record = self._record(job_id)
             if record is not None and record["ended"] is None and record["cancelled"] is None:
                 record["cancelled"] = time.time()
-                process = record["process"]
-                if process is None:
-                    record["ended"] = record["cancelled"]
-                else:
+                if process := record["process"]:
                     processes.end(process["pid"], process["since"], signal.SIGINT)
+                else:
+                    record["ended"] = record["cancelled"]
                 self._write(record)
             self.tick()
             return self.get(job_id)
@@ -175,10 +174,9 @@ class Jobs:
                 )
         except OSError as error:
             record.update(ended=time.time(), code=1, failed=f"could not be started ({error.strerror})")
-            self._write(record)
-            return
-        self._children[record["id"]] = worker
-        record["process"] = {"pid": worker.pid, "since": processes.started(worker.pid), "started": time.time()}
+        else:
+            self._children[record["id"]] = worker
+            record["process"] = {"pid": worker.pid, "since": processes.started(worker.pid), "started": time.time()}
         self._write(record)
 
     def _has_ended(self, record: dict[str, Any]) -> bool:
@@ -253,19 +251,16 @@ class Jobs:
             "lines": _lines(place / "log.txt"),
             "made": _made(place) if state == "done" else None,
         }
-        job["changed"] = self._since(job)
+        # Since when it looks so: of two answers on their way, it tells which is the younger.
+        look = json.dumps(job, sort_keys=True)
+        old, since = self._looks.get(job_id, ("", 0.0))
+        if look != old:
+            since = max(time.time(), math.nextafter(since, math.inf))  # clocks are set back, and have steps
+            self._looks[job_id] = look, since
+        job["changed"] = since
         if record["ended"] is not None:
             self._ended[job_id] = job
         return job
-
-    def _since(self, job: Mapping[str, Any]) -> float:
-        """Since when a job looks so: of two answers on their way, it tells which is the younger."""
-        look, now = json.dumps(job, sort_keys=True), time.time()
-        old, since = self._looks.get(job["id"], ("", 0.0))
-        if look != old:
-            since = max(now, math.nextafter(since, math.inf))  # clocks are set back, and have steps
-            self._looks[job["id"]] = look, since
-        return since
 
 
 def _state(record: Mapping[str, Any], place: Path) -> tuple[str, dict[str, str] | None]:

@@ -65,9 +65,11 @@ class Guard:
         try:
             self._check(scope, headers)
             receive = limited(scope, receive, MOST_BODY)
-            if self.token is not None and not self._is_known(headers, self.token):
+            name = f"dither-{self.port}"  # cookies are shared by all ports of a host
+            given = (bearer(headers), cookie_parser(headers.get("cookie", "")).get(name, ""))
+            if self.token is not None and not is_one_of(self.token, given):
                 self._check_address(scope, self.token)
-                told["set-cookie"] = f"{self._cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+                told["set-cookie"] = f"{name}={self.token}; Path=/; HttpOnly; SameSite=Strict"
         except HTTPException as refused:
             said = {"thing": "the request", "reason": refused.detail, "way_out": getattr(refused, "way_out", "")}
             app: ASGIApp = JSONResponse({"error": said}, refused.status_code, refused.headers)
@@ -87,14 +89,6 @@ class Guard:
             raise RefusedError(403, "the request does not say which page it comes from", "Send an Origin header.")
         if changes and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise RefusedError(415, "the request is not JSON")
-
-    @property
-    def _cookie(self) -> str:
-        return f"dither-{self.port}"  # cookies are shared by all ports of a host
-
-    def _is_known(self, headers: Headers, token: str) -> bool:
-        cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
-        return is_one_of(bearer(headers), [token]) or is_one_of(cookie, [token])
 
     def _check_address(self, scope: Scope, token: str) -> None:
         """The page itself may carry the token in its address, once: then it becomes a cookie."""

@@ -26,12 +26,15 @@ async def request(address: str, key: str, path: str, body: bytes | None) -> Repl
         raise EngineGoneError(str(error)) from None
     try:
         writer.write(_head(address, key, path, body) + (body or b""))
-        status, headers = await _read_head(reader)
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        status = int(first.split(" ", 2)[1])
     except BaseException as error:
         writer.close()
         if isinstance(error, (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)):
             raise EngineGoneError(str(error)) from None
         raise
+    named = (line.partition(":") for line in lines)
+    headers = {name.strip().lower(): value.strip() for name, _, value in named}
     return Reply(status, _read_body(reader, writer, headers))
 
 
@@ -45,13 +48,6 @@ def _head(address: str, key: str, path: str, body: bytes | None) -> bytes:
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode("ascii")
-
-
-async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    first, *lines = head.split("\r\n")
-    split = (line.partition(":") for line in lines)
-    return int(first.split(" ", 2)[1]), {name.strip().lower(): value.strip() for name, _, value in split}
 
 
 async def _read_body(

@@ -36,7 +36,7 @@ from dither.system.cores import usable_cores
 from dither.types import Floats
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class Generation(Iterator[str]):
@@ -119,6 +119,12 @@ class LlamaCpp:
         """The file's own template, as it was written; "" where it has none."""
         field = read_header(self.path).metadata.get("tokenizer.chat_template")
         return field.value if field is not None and isinstance(field.value, str) else ""
+
+    @cached_property
+    def bos(self) -> int | None:
+        """The token put before every text, or None where this tokenizer puts none."""
+        plain, special = (self.tokenize("a", add_special=add) for add in (False, True))
+        return special[0] if len(special) > len(plain) and special[0] != plain[0] else None
 
     @cached_property
     def _letter(self) -> int:
@@ -210,7 +216,7 @@ class LlamaCpp:
         """Stop the server and free the weights.  May be called twice."""
         self._server = None  # the wheel's destructor joins its threads
 
-    def __enter__(self) -> LlamaCpp:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

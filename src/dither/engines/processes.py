@@ -67,10 +67,6 @@ class LlamaProcess:
     def alive(self) -> bool:
         return self._process.returncode is None
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
         async with self._settled():
             reply = await http_client.request(self.address, self.key, path, json.dumps(body).encode())

@@ -142,15 +142,13 @@ class TransformersEngine:
             thread.start()
             try:
                 yield chunk.choice("", role=True)
-                while True:
+                kind, text = await answer.pieces.get()
+                while kind == "text":
+                    yield chunk.choice(text)
                     kind, text = await answer.pieces.get()
-                    if kind == "text":
-                        yield chunk.choice(text)
-                    elif kind == "failed":
-                        self.alive = False  # whatever state it is in, the next request gets a new one
-                        raise EngineGoneError(text)
-                    else:
-                        break
+                if kind == "failed":
+                    self.alive = False  # whatever state it is in, the next request gets a new one
+                    raise EngineGoneError(text)
                 full = answer.tokens >= most and not answer.stopped
                 yield chunk.choice(None, "length" if full and kind == "limit" else "stop")
                 if body.get("stream_options", {}).get("include_usage"):

@@ -64,7 +64,13 @@ def plan(
     that it has nothing like.
     """
     folder = Path(path).expanduser()
-    program = find()
+    program = shutil.which("vllm")
+    if program is None:
+        raise UnsupportedError(
+            "vLLM",
+            "is not installed here: there is no `vllm` on PATH",
+            "Install it in an environment of its own with: pip install vllm; or serve a GGUF with llama.cpp.",
+        )
     quantization, notes = accepted(folder)
     asked = Wishes(**run)
     for option in ("threads", "gpu_layers"):
@@ -93,17 +99,6 @@ def plan(
         command += [option, str(value)] if value else []
     environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
     return Launch((*command, *_adapters(asked.loras)), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
-
-
-def find() -> str:
-    found = shutil.which("vllm")
-    if found is None:
-        raise UnsupportedError(
-            "vLLM",
-            "is not installed here: there is no `vllm` on PATH",
-            "Install it in an environment of its own with: pip install vllm; or serve a GGUF with llama.cpp.",
-        )
-    return found
 
 
 def replace_process(launch: Launch) -> NoReturn:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 from dither.engines.llamacpp import LlamaCpp
@@ -60,11 +59,9 @@ class Vocabulary:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._engine.detokenize(tokens)
 
-    @cached_property
+    @property
     def bos(self) -> int | None:
-        """The token put before every text, or None where this tokenizer puts none."""
-        plain, special = (self._engine.tokenize("a", add_special=add) for add in (False, True))
-        return special[0] if len(special) > len(plain) and special[0] != plain[0] else None
+        return self._engine.bos
 
     @property
     def has_chat_template(self) -> bool:

@@ -64,23 +64,14 @@ def write_text(
     report = progress or Silent()
     with _runnable(model, scratch, report) as (path, notes):
         report.note("The model writes its own text.")
-        with _Writer(path, context, seed, threads) as writer:
+        with _Writer(path, context=context, seed=seed, threads=threads, slots=SLOTS) as writer:
             stream, more = _write(writer, model, tokens // context, context, seed, report)
-    found = pieces(stream, context, writer.bos)[: tokens // context]
+            found = pieces(stream, context, writer.bos)[: tokens // context]
     return found, f"self (seed {seed})", (*notes, *more)
 
 
 class _Writer(LlamaCpp):
     """llama.cpp with several slots, each of them with a context of its own."""
-
-    def __init__(self, path: Path, context: int, seed: int, threads: int | None) -> None:
-        super().__init__(path, context=context, seed=seed, threads=threads, slots=SLOTS)
-        plain, special = (self.tokenize("a", add_special=add) for add in (False, True))
-        begins = len(special) > len(plain) and special[0] != plain[0]
-        self.bos = special[0] if begins else None
-
-    def __enter__(self) -> _Writer:
-        return self
 
     def continued(self, prompts: Sequence[_Text], limit: int, seed: int, report: Progress) -> list[_Text]:
         """The continuation of each prompt, with the end token if the model ended it."""

@@ -52,11 +52,10 @@ class ServedModel:
     notes: tuple[str, ...] = ()
 
     def settings(self, embeddings: bool) -> Settings:
-        made = Settings(**{**vars(self.wishes), "context": self.context, "slots": self.slots})
-        made = replace(made, metrics=True, alias=self.name)
+        asked = vars(self.wishes) | {"context": self.context, "slots": self.slots}
         if embeddings:
-            made = replace(made, context=min(self.context, EMBEDDED), kv="f16", loras=(), embeddings=True)
-        return made
+            asked |= {"context": min(self.context, EMBEDDED), "kv": "f16", "loras": (), "embeddings": True}
+        return Settings(**asked, metrics=True, alias=self.name)
 
     @property
     def takes_embeddings(self) -> bool:
@@ -94,11 +93,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
         name if often[name.lower()] == 1 else f"{path.resolve().parent.name}/{name}"
         for path, name in zip(paths, short, strict=True)
     ]
-    twice = [name for name, count in Counter(name.lower() for name in names).items() if count > 1]
-    if twice:
-        raise UsageError(
-            twice[0], "is the name of two of the files: a request could not tell them apart", "Rename one."
-        )
+    name, count = Counter(name.lower() for name in names).most_common(1)[0]
+    if count > 1:
+        raise UsageError(name, "is the name of two of the files: a request could not tell them apart", "Rename one.")
     return names
 
 
@@ -114,7 +111,11 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
         field = model.metadata.get(f"{model.arch}.context_length")
         trained = field.value if field and isinstance(field.value, int) and field.value > 0 else None
         context = wishes.context or min(CONTEXT, trained or CONTEXT)
-        notes = _notes(model, context, trained, kind)
+        notes = []
+        if trained and context > trained:
+            notes.append(f"{model.name} was trained on contexts of {trained} tokens: text beyond that gets worse")
+        if kind == GGUF and "tokenizer.chat_template" not in model.metadata:
+            notes.append(f"{model.name} has no chat template: chats are written in ChatML, which it may not know")
         title = model.metadata.get("general.name")
         weights = sum(tensor.stored_bytes for tensor in model.tensors)
         weights += sum(Path(lora).stat().st_size for lora in wishes.loras if Path(lora).is_file())
@@ -152,15 +153,6 @@ def _engine_of(model: Model, path: Path, asked: str) -> str:
             f"Leave --engine out, or say --engine {found}.",
         )
     return found
-
-
-def _notes(model: Model, context: int, trained: int | None, kind: str) -> list[str]:
-    notes = []
-    if trained and context > trained:
-        notes.append(f"{model.name} was trained on contexts of {trained} tokens: text beyond that gets worse")
-    if kind == GGUF and "tokenizer.chat_template" not in model.metadata:
-        notes.append(f"{model.name} has no chat template: chats are written in ChatML, which it may not know")
-    return notes
 
 
 def _slots_that_fit(

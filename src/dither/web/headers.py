@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from starlette.types import Message, Send
 
-# No 'unsafe-inline' and no 'unsafe-eval': Vega interprets its expressions (page/js/chart.js).
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-)
 SECURITY = {
-    "content-security-policy": POLICY,
+    # No 'unsafe-inline' and no 'unsafe-eval': Vega interprets its expressions (page/js/chart.js).
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
