@@ -42,7 +42,6 @@ def eventually(true: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def engine_of(server: dither.Server) -> LlamaProcess:
-    assert server.app is not None
     engine = server.app.pool.models[0].engine
     assert isinstance(engine, LlamaProcess)
     return engine
@@ -81,7 +80,6 @@ def wait_for_bytes(connection: socket.socket, text: bytes = b"data:") -> None:
 
 
 def test_a_client_that_hangs_up_frees_its_slot(endless: dither.Server) -> None:
-    assert endless.app is not None
     with begun(endless.url) as connection:
         wait_for_bytes(connection)
         assert busy_slots(endless) == 1 and endless.app.pool.running == 1
@@ -96,7 +94,6 @@ def test_one_that_hangs_up_without_a_stream_does_too(endless: dither.Server) -> 
 
 
 def test_beyond_the_queue_there_is_429_and_a_time_to_return(endless: dither.Server) -> None:
-    assert endless.app is not None
     with begun(endless.url) as first:
         wait_for_bytes(first)
         with begun(endless.url):
@@ -136,7 +133,6 @@ def test_models_take_turns_where_memory_is_for_one(models: Path) -> None:
     need = max(model.need for model in probe.models)
     probe.close()
     with dither.serve(files, context=512, slots=1, threads=1, memory=int(1.5 * need), grammars=True) as server:
-        assert server.app is not None
         for model in ("thinker", "caller", "Thinker"):
             body = {"model": model, "messages": ENDLESS["messages"], "grammar": says("here")}
             assert ask(server.url, CHAT, body).json()["choices"][0]["message"]["content"] == "here"

@@ -259,7 +259,6 @@ def test_metrics_are_prometheus_text(url: str) -> None:
 
 
 def test_nothing_of_this_left_a_slot_taken(server: dither.Server) -> None:
-    assert server.app is not None
     assert server.app.pool.running == server.app.pool.waiting == 0 and not server.app.active
     assert all(not held.users for held in server.app.pool.models)
     assert json.loads(ask(server.url, "/health").body)["status"] == "ok"

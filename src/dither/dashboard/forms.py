@@ -136,7 +136,7 @@ def _problem(field: str, reason: str) -> Mapping[str, str]:
 
 def _values(field: FormField, given: object) -> list[str]:
     """The words of a value; none where the field was left open.  Raises ValueError with the reason."""
-    if given is None or given == "" or given == []:
+    if given in (None, "", []):
         return []
     if field.kind == "flag":
         if not isinstance(given, bool):

@@ -102,7 +102,7 @@ class Jobs:
     def all(self) -> list[dict[str, Any]]:
         """Every job, the youngest first."""
         with self._lock:
-            return [job for job in map(self._seen, reversed(self._names())) if job is not None]
+            return list(filter(None, map(self._seen, reversed(self._names()))))
 
     def get(self, job_id: str) -> dict[str, Any]:
         """Raises SourceError where there is no such job."""

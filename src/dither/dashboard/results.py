@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ class Results:
         self._lock = threading.Lock()
         self._document: tuple[dict[str, Any], bytes] | None = None  # and its text
         self._sides: tuple[tuple[str, str], Sides] | None = None
-        self._open: OrderedDict[tuple[str, int], Model] = OrderedDict()
+        self._opened = lru_cache(_MOST_OPEN)(_open)
 
     def renew(self) -> None:
         """Something has changed: the next `document` looks again."""
@@ -89,16 +89,15 @@ class Results:
         return self._model(original), self._model(quantized)
 
     def _model(self, path: str) -> Model:
-        from dither.models.source import open_model
-
         try:
-            key = (path, Path(path).stat().st_mtime_ns)
+            changed = Path(path).stat().st_mtime_ns
         except OSError as error:
             raise SourceError(path, f"cannot be read ({error.strerror})", "Reload the page.") from None
         with self._lock:
-            if key not in self._open:
-                self._open[key] = open_model(path)
-                if len(self._open) > _MOST_OPEN:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(key)
-            return self._open[key]
+            return self._opened(path, changed)
+
+
+def _open(path: str, _changed: int) -> Model:
+    from dither.models.source import open_model
+
+    return open_model(path)

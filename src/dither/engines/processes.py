@@ -54,7 +54,11 @@ class LlamaProcess:
                 await process.stdin.drain()
             line = await process.stdout.readline()
             if not line:
-                raise await _silence(process, path)
+                code = await process.wait()
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                reason = f"llama.cpp's process ended while it loaded the file ({how})"
+                way_out = "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0."
+                raise EngineError(str(path), reason, way_out)
             said = json.loads(line)
             if "error" in said:
                 raise EngineError(**said["error"])
@@ -94,14 +98,6 @@ class LlamaProcess:
 
     async def close(self) -> None:
         await _end(self._process)
-
-
-async def _silence(process: asyncio.subprocess.Process, path: str | Path) -> EngineError:
-    code = await process.wait()
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    reason = f"llama.cpp's process ended while it loaded the file ({how})"
-    way_out = "Too little memory is the usual cause: try a smaller -c, fewer --slots or --kv q8_0."
-    return EngineError(str(path), reason, way_out)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

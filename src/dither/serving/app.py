@@ -47,11 +47,10 @@ Check = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class App:
-    """`access`, `catalog` and `pool` are what it works with; `draining` refuses what is new."""
+    """`draining` refuses what is new."""
 
     def __init__(self, access: Access, catalog: Catalog, pool: Pool, grammars: bool) -> None:
-        self.grammars = grammars
-        self.access, self.catalog, self.pool = access, catalog, pool
+        self.access, self.catalog, self.pool, self.grammars = access, catalog, pool, grammars
         self.metrics = Metrics()
         self.draining = False
         self.connections: Collection[Any] = ()  # those that are open, once a server has told

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Send
@@ -37,23 +37,24 @@ class Kept:
         self._ended = False
         self._filled, self._drained = asyncio.Event(), asyncio.Event()
 
-    async def fill(self, pieces: AsyncIterator[bytes]) -> None:
+    async def fill(self, pieces: AsyncGenerator[bytes, None], finished: Callable[[], Awaitable[None]]) -> None:
         try:
-            async for piece in pieces:
-                if piece.startswith(_ERRORS):
-                    found = json.loads(piece.partition(b": ")[2].split(b"\n", 1)[0])
-                    piece = _event(from_event(found))
-                self._pieces.append(piece)
-                self._size += len(piece)
-                self._filled.set()
-                if self._size > MOST_KEPT:
-                    self._drained.clear()
-                    await self._drained.wait()
+            async with contextlib.aclosing(pieces) as found:
+                async for piece in found:
+                    if piece.startswith(_ERRORS):
+                        piece = _event(from_event(json.loads(piece.partition(b": ")[2].split(b"\n", 1)[0])))
+                    self._pieces.append(piece)
+                    self._size += len(piece)
+                    self._filled.set()
+                    if self._size > MOST_KEPT:
+                        self._drained.clear()
+                        await self._drained.wait()
         except EngineGoneError as error:
             self._pieces.append(_event(broken(str(error))))
         finally:
             self._ended = True
             self._filled.set()
+        await finished()
 
     async def take(self) -> bytes:
         """All there is, at least one piece; nothing at the end."""
@@ -100,13 +101,7 @@ def _refusal(status: int, body: bytes) -> ApiError:
 async def stream(reply: Reply, send: Send, finished: Callable[[], Awaitable[None]]) -> None:
     """Sends an event stream; `finished` is awaited once the engine is done, whatever the client does."""
     kept = Kept()
-
-    async def fill() -> None:
-        async with contextlib.aclosing(reply.pieces) as pieces:
-            await kept.fill(pieces)
-        await finished()
-
-    filling = asyncio.ensure_future(fill())
+    filling = asyncio.ensure_future(kept.fill(reply.pieces, finished))
     try:
         piece = await kept.take()
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM})

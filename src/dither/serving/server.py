@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -76,17 +77,17 @@ def serve(
     wished = replace(Wishes(gpu_layers=-1), **wishes)
     _check(wished, queue, port, engine)
     access = Access(api_keys, host, insecure)
-    budget, told = _budget(memory, wished.gpu_layers)
+    budget = _free(wished.gpu_layers) if memory is None else parse_bytes(memory, "--memory", 1)
     models = serve_files(named, wished, budget, engine)
     for model in models:
-        if told and model.need > budget:
+        if memory is not None and model.need > budget:
             raise UsageError(
                 model.name,
                 f"needs {format_bytes(model.need)} with {model.slots} × {model.context} tokens, more than "
                 f"--memory {format_bytes(budget)}",
                 "Take a smaller file, a shorter -c, fewer --slots, or --kv q8_0.",
             )
-    return Server(Catalog(models), access, budget, queue, host, port, grammars)
+    return Server(App(access, Catalog(models), Pool(models, budget, queue, load), grammars), host, port)
 
 
 def _check(wished: Wishes, queue: int, port: int, engine: str) -> None:
@@ -103,13 +104,11 @@ def _check(wished: Wishes, queue: int, port: int, engine: str) -> None:
             raise UsageError(f"{option} {name}", "is not known", f"Choose one of {', '.join(known)}.")
 
 
-def _budget(memory: int | str | None, gpu_layers: int) -> tuple[int, bool]:
-    """Bytes that models may take together, and whether the person said so."""
-    if memory is not None:
-        return parse_bytes(memory, "--memory", 1), True
+def _free(gpu_layers: int) -> int:
+    """Bytes that models may take together where nobody said so."""
     machine = detect(bandwidth=False)
     cards = 0 if machine.unified or not gpu_layers else sum(g.bytes - margin(g.bytes) for g in machine.gpus)
-    return usable(machine) + cards, False
+    return usable(machine) + cards
 
 
 async def load(model: ServedModel, embeddings: bool) -> Engine:
@@ -122,11 +121,8 @@ class Server:
     `url` is the base URL that OpenAI's clients want, `models` what is served.
     """
 
-    def __init__(
-        self, catalog: Catalog, access: Access, budget: int, queue: int, host: str, port: int, grammars: bool = False
-    ) -> None:
-        self.models, self.budget, self.access = catalog.served, budget, access
-        self._catalog, self._queue, self._grammars = catalog, queue, grammars
+    def __init__(self, app: App, host: str, port: int) -> None:
+        self.app, self.access, self.models, self.budget = app, app.access, app.catalog.served, app.pool.budget
         try:
             self._socket = listen(host, port, waiting=1024, unsent=_UNSENT)
         except OSError as error:
@@ -134,9 +130,8 @@ class Server:
             raise EngineError(f"{host}:{port}", reason, "Choose another --port, or 0.") from None
         self.url = f"http://{in_url(host)}:{self._socket.getsockname()[1]}/v1"
         self._began: Future[None] = Future()
-        self._stop: asyncio.Event | None = None
+        self._stop = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.app: App | None = None
         self._patience = DRAIN
         self._thread = threading.Thread(target=self._run, name="dither-serve", daemon=True)
         self._thread.start()
@@ -148,7 +143,7 @@ class Server:
     def drain(self, patience: float = DRAIN) -> None:
         """Refuses what is new from now on, and ends when the rest is done, or after `patience` seconds."""
         self._patience = patience
-        if self.loop is not None and self._stop is not None and self._thread.is_alive():
+        if self.loop is not None and self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # it ended this moment
                 self.loop.call_soon_threadsafe(self._stop.set)
 
@@ -177,13 +172,11 @@ class Server:
                 self._began.set_exception(error)
 
     async def _serve(self) -> None:
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        pool = Pool(self.models, self.budget, self._queue, load)
-        self.app = app = App(self.access, self._catalog, pool, self._grammars)
+        self.loop = asyncio.get_running_loop()
         try:
-            await _try_first(pool, self.models[0])
+            await _try_first(self.app.pool, self.models[0])
             config = uvicorn_config(
-                app,
+                self.app,
                 log_config=None,
                 log_level="error",
                 lifespan="off",
@@ -193,29 +186,27 @@ class Server:
                 http=Connection,
             )
             server = uvicorn.Server(config)
-            app.connections = server.server_state.connections
+            self.app.connections = server.server_state.connections
             serving = asyncio.ensure_future(server.serve(sockets=[self._socket]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
             self._began.set_result(None)
-            await self._until_drained(app, serving)
+            await self._until_drained(serving)
             server.should_exit = True
             await serving
         finally:
-            await pool.close()
+            await self.app.pool.close()
 
-    async def _until_drained(self, app: App, serving: asyncio.Future[Any]) -> None:
-        assert self._stop is not None
+    async def _until_drained(self, serving: asyncio.Future[Any]) -> None:
         while not self._stop.is_set() and not serving.done():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _JANITOR)
-            app.drop_stalled()
-        app.draining = True
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while app.active and loop.time() - began < self._patience:
+            self.app.drop_stalled()
+        self.app.draining = True
+        began = time.monotonic()
+        while self.app.active and time.monotonic() - began < self._patience:
             await asyncio.sleep(0.02)
-            app.drop_stalled()
+            self.app.drop_stalled()
 
 
 async def _try_first(pool: Pool, model: ServedModel) -> None:
