@@ -117,7 +117,7 @@ def _command(form: JobForm, fields: Mapping[str, object]) -> Command:
         if not field.option:
             alone += values
         elif field.kind == "flag":
-            words += [field.option] if values else []
+            words += values
         else:
             words += [word for value in values for word in (field.option, value)]
     for group in dict.fromkeys(field.one_of for field in form.fields if field.one_of):

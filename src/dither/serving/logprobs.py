@@ -24,12 +24,10 @@ async def as_completions(pieces: AsyncGenerator[bytes, None], most: int) -> Asyn
     async with aclosing(pieces) as found:
         async for piece in found:
             *lines, rest = (rest + piece).split(b"\n")
-            made = []
-            for line in lines:
-                rewritten, offset = _line(line, most, offset)
-                made.append(rewritten + b"\n")
-            if made:
-                yield b"".join(made)
+            for at, line in enumerate(lines):
+                lines[at], offset = _line(line, most, offset)
+            if lines:
+                yield b"\n".join([*lines, b""])
     if rest:
         yield rest
 

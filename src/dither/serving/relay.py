@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Send
 
 from dither.engines.protocol import EngineGoneError, Reply
-from dither.serving.errors import ApiError, broken, from_engine, from_event
+from dither.serving.errors import SERVER, ApiError, broken, from_engine, from_event
 
 MOST_KEPT = 8 * 2**20  # bytes of one answer that wait for its client
 MOST_DOCUMENT = 256 * 2**20  # bytes of a reply that is one document: embeddings of many texts
@@ -80,7 +80,7 @@ async def whole(reply: Reply) -> bytes:
                 pieces.append(piece)
                 size += len(piece)
                 if size > MOST_DOCUMENT:
-                    raise ApiError(500, "the engine's reply is too large", "server_error", "engine")
+                    raise ApiError(500, "the engine's reply is too large", SERVER, "engine")
     except EngineGoneError as error:
         raise broken(str(error)) from None
     body = b"".join(pieces)
