@@ -70,7 +70,7 @@ async def posted(app: App, path: str, document: Any) -> tuple[int, Any]:
 
 def embed(kind: type[Vectors], monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
     monkeypatch.setitem(models.ENGINES, "another", kind)
-    model = ServedModel("m", Path(), "another", 0, (), 100, 1, None, 0, Wishes())
+    model = ServedModel("m", Path(), "another", 0, "", 100, 1, None, 0, Wishes())
 
     async def asked() -> tuple[int, Any]:
         pool = Pool([model], 10, 10, server.load)

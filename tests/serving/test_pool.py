@@ -38,7 +38,7 @@ class World:
     def __init__(self, needs: dict[str, int], budget: int, queue: int = 100, slots: int = 2) -> None:
         self.log: list[str] = []
         self.failing = False
-        base = ServedModel("", Path(), "llamacpp", 0, (), 100, slots, None, 0, Wishes())
+        base = ServedModel("", Path(), "llamacpp", 0, "", 100, slots, None, 0, Wishes())
         self.models = {name: replace(base, name=name, need=need) for name, need in needs.items()}
         self.pool = Pool(list(self.models.values()), budget, queue, self.load)
 

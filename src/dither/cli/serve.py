@@ -152,7 +152,7 @@ def document(server: Server) -> dict[str, Any]:
                 "name": model.name,
                 "path": str(model.path),
                 "engine": model.engine,
-                "aliases": list(model.aliases),
+                "aliases": [model.title] if model.title else [],
                 "context": model.context,
                 "slots": model.slots,
                 "memory_bytes": model.need,

@@ -37,7 +37,6 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         if _TOKENS not in model.metadata:
             raise UnsupportedError(model.origin, "carries no token list", "Take a file that holds its tokenizer.")
-        self.fingerprint = vocabulary_fingerprint(model)
         self._folder = tempfile.TemporaryDirectory(prefix="dither-vocabulary-")
         try:
             path = Path(self._folder.name) / "vocabulary.gguf"

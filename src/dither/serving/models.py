@@ -43,7 +43,7 @@ class ServedModel:
     path: Path
     engine: str  # one of ENGINES
     created: int
-    aliases: tuple[str, ...]
+    title: str  # its metadata's name; "" where there is none, or another model has it
     context: int
     slots: int
     memory: Memory | None
@@ -78,12 +78,8 @@ def serve_files(files: Sequence[str | Path], wishes: Wishes, budget: int, engine
     paths = [Path(file).expanduser() for file in files]
     names = _names(paths)
     served = [_served(path, name, wishes, budget, engine) for path, name in zip(paths, names, strict=True)]
-    taken = Counter(alias for model in served for alias in {a.lower() for a in model.aliases})
-    own = {model.name.lower() for model in served}
-    return [
-        replace(model, aliases=tuple(a for a in model.aliases if taken[a.lower()] == 1 and a.lower() not in own))
-        for model in served
-    ]
+    often = Counter(name.lower() for model in served for name in (model.title, model.name))
+    return [model if often[model.title.lower()] == 1 else replace(model, title="") for model in served]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -127,7 +123,7 @@ def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> 
             path=_weights_of(model, path),
             engine=kind,
             created=int(path.stat().st_mtime),
-            aliases=(str(title.value),) if title and title.value else (),
+            title=str(title.value) if title and title.value else "",
             context=context,
             slots=slots,
             memory=memory,
@@ -173,7 +169,7 @@ class Catalog:
 
     def __init__(self, served: Sequence[ServedModel]) -> None:
         self.served = tuple(served)
-        self._by_name = {name.lower(): model for model in served for name in (*model.aliases, model.name)}
+        self._by_name = {name.lower(): model for model in served for name in (model.title, model.name)}
 
     def find(self, asked: object) -> ServedModel:
         """The model a request names; where it names none, the only one.  Raises ApiError."""
