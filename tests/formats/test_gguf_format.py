@@ -96,15 +96,14 @@ def test_lays_out_the_very_bytes_the_reference_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alignment", [None, 32, 256])
 def test_the_reference_reads_what_is_laid_out(tmp_path: Path, alignment: int | None) -> None:
     metadata = {"general.architecture": string("llama")}
+    metadata |= {"general.alignment": u32(alignment)} if alignment else {}
     metadata |= {kind.name: Field(kind, value) for kind, value in EXTREMES.items()}
     metadata |= {f"a.{kind.name}": array_field(kind, [value] * 2) for kind, value in EXTREMES.items()}
     inner = array_field(ValueType.INT16, [1, -2])
     metadata["nested"] = Field(ValueType.ARRAY, [inner, inner], ValueType.ARRAY)
     tensors = some_tensors()
     layout = lay_out(
-        metadata,
-        [(n, d.shape if d.dtype != np.uint8 else (3, 256), k.name) for n, (d, k) in tensors.items()],
-        alignment,
+        metadata, [(n, d.shape if d.dtype != np.uint8 else (3, 256), k.name) for n, (d, k) in tensors.items()]
     )
     image = bytearray(layout.total)
     image[: len(layout.header)] = layout.header
@@ -146,7 +145,8 @@ def test_llama_cpp_loads_what_is_laid_out(tmp_path: Path, alignment: int) -> Non
     content, header = source.read_bytes(), read_header(source)
     # In reverse, so that nothing can agree by having been copied.
     tensors = header.tensors[::-1]
-    layout = lay_out(header.metadata, [(t.name, t.shape, t.kind.name) for t in tensors], alignment)
+    metadata = header.metadata | {"general.alignment": u32(alignment)}
+    layout = lay_out(metadata, [(t.name, t.shape, t.kind.name) for t in tensors])
     image = bytearray(layout.total)
     image[: len(layout.header)] = layout.header
     for offset, entry in zip(layout.offsets, tensors, strict=True):
@@ -276,28 +276,28 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 UNWRITABLE = [
-    ({}, [("w", (48,), "Q4_0")], None, "tensor w: has rows of 48"),
-    ({}, [("w", (32,), "Q9")], None, "tensor w: cannot be Q9"),
-    ({}, [("w", (1,), "F32")] * 2, None, "tensor w: occurs twice"),
-    ({}, [("w" * 64, (1,), "F32")], None, "more than 63 bytes"),
-    ({}, [("w", (1,) * 5, "F32")], None, "5 dimensions"),
-    ({"k": Field(ValueType.UINT8, 256)}, [], None, "key k: cannot be written as UINT8"),
-    ({"k": array_field(ValueType.INT8, [128])}, [], None, "key k: cannot be written as ARRAY"),
-    ({"k": Field(ValueType.ARRAY, np.array([-1]), ValueType.UINT32)}, [], None, "out of range"),
-    ({"k": Field(ValueType.STRING, 5)}, [], None, "key k: cannot be written as STRING"),
-    ({"k": Field(ValueType.STRING, "\ud800")}, [], None, "key k: cannot be written as STRING"),
-    ({"k": Field(ValueType.ARRAY, [1])}, [], None, "type of its items"),
-    ({"general.alignment": u32(64)}, [], 32, "general.alignment: says 64"),
-    ({}, [], 48, "48, not a power of two"),
+    ({}, [("w", (48,), "Q4_0")], "tensor w: has rows of 48"),
+    ({}, [("w", (32,), "Q9")], "tensor w: cannot be Q9"),
+    ({}, [("w", (1,), "F32")] * 2, "tensor w: occurs twice"),
+    ({}, [("w" * 64, (1,), "F32")], "more than 63 bytes"),
+    ({}, [("w", (1,) * 5, "F32")], "5 dimensions"),
+    ({"k": Field(ValueType.UINT8, 256)}, [], "key k: cannot be written as UINT8"),
+    ({"k": array_field(ValueType.INT8, [128])}, [], "key k: cannot be written as ARRAY"),
+    ({"k": Field(ValueType.ARRAY, np.array([-1]), ValueType.UINT32)}, [], "out of range"),
+    ({"k": Field(ValueType.STRING, 5)}, [], "key k: cannot be written as STRING"),
+    ({"k": Field(ValueType.STRING, "\ud800")}, [], "key k: cannot be written as STRING"),
+    ({"k": Field(ValueType.ARRAY, [1])}, [], "type of its items"),
+    ({"general.alignment": u32(48)}, [], "48, not a power of two"),
+    ({"general.alignment": Field(ValueType.UINT64, 64)}, [], "is a UINT64, not a UINT32"),
 ]
 
 
-@pytest.mark.parametrize("metadata, tensors, alignment, reason", UNWRITABLE)
+@pytest.mark.parametrize("metadata, tensors, reason", UNWRITABLE)
 def test_nothing_unreadable_is_written(
-    metadata: dict[str, Field], tensors: list[tuple[str, tuple[int, ...], str]], alignment: int | None, reason: str
+    metadata: dict[str, Field], tensors: list[tuple[str, tuple[int, ...], str]], reason: str
 ) -> None:
     with pytest.raises(DitherError) as caught:
-        lay_out(metadata, tensors, alignment)
+        lay_out(metadata, tensors)
     assert reason in str(caught.value)
     assert isinstance(caught.value, OutputError)
 

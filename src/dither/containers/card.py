@@ -23,11 +23,9 @@ def card(model: Model, options: Options, mix: Mix, recipe: str, size: int, measu
         ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in mix.by_type().items())),
     ]
     if measured is not None:
+        kl = measured.kl_mean
         rows += [
-            (
-                "KL divergence from the original",
-                f"{measured.kl_mean:.4f} nats per token ({measured.kl_mean.low:.4f} … {measured.kl_mean.high:.4f})",
-            ),
+            ("KL divergence from the original", f"{kl:.4f} nats per token ({kl.low:.4f} … {kl.high:.4f})"),
             ("same most likely token", f"{100 * measured.same_top:.1f} %"),
             ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),
         ]

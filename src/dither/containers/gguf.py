@@ -19,7 +19,7 @@ from dither._version import __version__
 from dither.containers.journal import PartFile
 from dither.containers.part_output import PartOutput
 from dither.formats.ggml import GGML_TYPES, Field, ValueType, array, string, u32
-from dither.formats.gguf import DEFAULT_ALIGNMENT, lay_out
+from dither.formats.gguf import lay_out, packed_text
 from dither.types import Bytes, No, Yes
 
 Entry = tuple[str, tuple[int, ...], str]  # name, shape with columns last, ggml type
@@ -56,16 +56,6 @@ def reserved_numbers(count: int) -> Field:
     return array(ValueType.FLOAT32, [math.nan] * count)
 
 
-def alignment_of(metadata: Mapping[str, Field]) -> int:
-    """What every tensor's offset is a multiple of."""
-    found = metadata.get("general.alignment")
-    return DEFAULT_ALIGNMENT if found is None else int(found.value)
-
-
-def _key_bytes(key: str) -> bytes:
-    return struct.pack("<Q", len(key)) + key.encode()
-
-
 class GGUFOutput(PartOutput):
     """A GGUF being written (see `types.Output`); a context manager.
 
@@ -74,7 +64,7 @@ class GGUFOutput(PartOutput):
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Field], tensors: Sequence[Entry], identity: str) -> None:
-        self._layout = lay_out(metadata, tensors, alignment_of(metadata))
+        self._layout = lay_out(metadata, tensors)
         self._metadata = metadata
         self._index = {name: i for i, (name, _, _) in enumerate(tensors)}
         digest = hashlib.sha256(self._layout.header + identity.encode()).hexdigest()
@@ -98,13 +88,13 @@ class GGUFOutput(PartOutput):
         raw = text.encode()
         if len(raw) > room:
             return False
-        before = _key_bytes(key)
+        before = packed_text(key)
         at = self._layout.header.index(before) + len(before) + 4 + 8  # behind the value's type and length
         self._file.write_at(at, raw.ljust(room))
         return True
 
     def keep_errors(self, key: str, errors: Mapping[str, float]) -> None:
         """Writes every tensor's error into the room of `reserved_numbers`, in the order of the tensors."""
-        before = _key_bytes(key)
+        before = packed_text(key)
         at = self._layout.header.index(before) + len(before) + 4 + 4 + 8  # behind two types and the count
         self._file.write_at(at, struct.pack(f"<{len(self._index)}f", *(errors[name] for name in self._index)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.codecs import all_codecs, codec
-from dither.containers.gguf import GGUFOutput, alignment_of, can_hold, reserved, reserved_numbers
+from dither.containers.gguf import GGUFOutput, can_hold, reserved, reserved_numbers
 from dither.containers.mix import Mix, MixTensor, Options, make_mix
 from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
@@ -17,7 +17,7 @@ from dither.containers.target import OutputSettings
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
-from dither.formats.gguf import lay_out, padded
+from dither.formats.gguf import alignment_of, lay_out, padded
 from dither.types import Model, No, Tensor, Yes
 
 UNASKED = ("F32", "TQ1_0", "TQ2_0")  # never chosen unless named

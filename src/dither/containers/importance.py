@@ -6,7 +6,7 @@ Legend: E experts (1 for an ordinary layer), C columns.
 from __future__ import annotations
 
 from dither.codecs import codec as find_codec
-from dither.containers.mix import Mix, MixTensor
+from dither.containers.mix import Mix
 from dither.errors import UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
@@ -15,18 +15,13 @@ from dither.formats.ggml import FLOAT_TYPES
 def check_evidence(mix: Mix, store: EvidenceStore | None) -> None:
     """Raises UsageError where a type needs importance that is not there."""
     known = set(store.tensors) if store else set()
+    way_out = "Give evidence of `dither calibrate` or an importance matrix with --evidence, or choose a larger type."
     for planned in mix.tensors:
-        needs = _needs_importance(planned)
-        if needs and planned.name not in known:
-            raise UsageError(
-                planned.name,
-                f"{planned.type} needs importance, and there is none for this tensor",
-                "Give evidence of `dither calibrate` or an importance matrix with --evidence, or choose a larger type.",
-            )
-
-
-def _needs_importance(planned: MixTensor) -> bool:
-    return planned.type not in FLOAT_TYPES and find_codec(planned.type, planned.shape[-1]).needs_importance
+        if planned.name in known or planned.type in FLOAT_TYPES:
+            continue
+        if find_codec(planned.type, planned.shape[-1]).needs_importance:
+            reason = f"{planned.type} needs importance, and there is none for this tensor"
+            raise UsageError(planned.name, reason, way_out)
 
 
 def evidence_notes(mix: Mix, store: EvidenceStore | None) -> list[str]:

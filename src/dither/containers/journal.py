@@ -21,7 +21,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dither.errors import OutputError
@@ -44,9 +43,14 @@ class PartFile:
 
     kind = "regular file"
 
-    def __init__(self, target: Path, size: int, identity: str) -> None:
+    def __init__(self, target: Path, size: int, identity: str, pieces: Mapping[str, int] | None = None) -> None:
+        """`pieces` are the files that bytes are placed in, by their names below the part: name → size."""
         self.target = target
         self.part, self.journal = unfinished(target)
+        self._pieces = {
+            name: (self.part / name, own) for name, own in ({"": size} if pieces is None else pieces).items()
+        }
+        self._files: dict[str, int] = {}
         self.finished: dict[str, dict[str, Any]] = {}
         self.discarded = False
         self._waiting: list[str] = []
@@ -89,44 +93,44 @@ class PartFile:
             ours = False
         if not ours:
             lines.close()
-            raise OutputError(
-                str(self.target), "is being written by another run", "Wait for it or choose another name."
-            )
+            reason = "is being written by another run"
+            raise OutputError(str(self.target), reason, "Wait for it or choose another name.")
         return lines
 
     def _open(self, size: int, identity: str) -> None:
         self._read_journal(identity, size)
-        free = shutil.disk_usage(self.target.parent).free + self._held()
+        held = sum(path.stat().st_blocks * 512 for path, _ in self._pieces.values() if path.exists())
+        free = shutil.disk_usage(self.target.parent).free + held
         if size > free:
-            raise OutputError(
-                str(self.target),
-                f"needs {format_bytes(size)} and {self.target.parent} has {format_bytes(free)} free",
-                "Free some space or choose another place with -o.",
-            )
+            reason = f"needs {format_bytes(size)} and {self.target.parent} has {format_bytes(free)} free"
+            raise OutputError(str(self.target), reason, "Free some space or choose another place with -o.")
         self._rewrite(identity, size)
-        self._open_part(size)
+        self._open_pieces()
 
-    def _held(self) -> int:
-        """Bytes on disk that the part has already."""
-        return self.part.stat().st_blocks * 512 if self.part.exists() else 0
-
-    def _open_part(self, size: int) -> None:
-        # Without finished tensors nothing is worth keeping, and what stands there may be another recipe's.
-        flags = os.O_RDWR | os.O_CREAT | (0 if self.finished else os.O_TRUNC)
-        self._files = {"": os.open(self.part, flags, 0o666)}
+    def _open_pieces(self) -> None:
+        if not self.finished:  # nothing is worth keeping, and what stands there may be another recipe's
+            self._remove_part()
         try:
-            os.truncate(self._files[""], size)
+            for name, (path, size) in self._pieces.items():
+                path.parent.mkdir(exist_ok=True)
+                self._files[name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                os.truncate(self._files[name], size)
         except OSError:
-            os.close(self._files[""])
+            self._close_pieces()
             if not self.finished:
-                self.part.unlink()
+                self._remove_part()
             raise
+
+    def _close_pieces(self) -> None:
+        for file in self._files.values():
+            os.close(file)
 
     def _read_journal(self, identity: str, size: int) -> None:
         self._lines.seek(0)
         lines = self._lines.read().splitlines()
         same = bool(lines) and _parsed(lines[0]) == {"identity": identity, "size": size}
-        if not (same and self._is_whole(size)):
+        # Whether the earlier run's pieces have the sizes that are planned.
+        if not (same and all(path.is_file() and path.stat().st_size == own for path, own in self._pieces.values())):
             self.discarded = self.part.exists()
             return
         for line in lines[1:]:
@@ -134,10 +138,6 @@ class PartFile:
             if "tensor" not in record:
                 break  # the line being written when the run was killed
             self.finished[record.pop("tensor")] = record
-
-    def _is_whole(self, size: int) -> bool:
-        """Whether an earlier run's part has the size that was planned."""
-        return self.part.exists() and self.part.stat().st_size == size
 
     def _rewrite(self, identity: str, size: int) -> None:
         """The first line and all that is finished: a torn last line must not be continued by the next."""
@@ -203,16 +203,13 @@ class PartFile:
     def __enter__(self) -> PartFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is not None and self.part.exists() and self._waiting:
                 with contextlib.suppress(OutputError):  # the first error is the one to tell
                     self.sync()
         finally:
-            for file in self._files.values():
-                os.close(file)
+            self._close_pieces()
             self._lines.close()
 
 
@@ -222,15 +219,12 @@ def unfinished(target: Path) -> tuple[Path, Path]:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return _checked(json.dumps(record)) + "\n"
-
-
-def _checked(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x} {text}"
+    text = json.dumps(record)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
 def _parsed(line: str) -> dict[str, Any]:
     """What `_line` was given, or nothing where the line is damaged."""
     text = line[9:]
-    found: dict[str, Any] = json.loads(text) if line == _checked(text) else {}
+    found: dict[str, Any] = json.loads(text) if line == f"{zlib.crc32(text.encode()):08x} {text}" else {}
     return found

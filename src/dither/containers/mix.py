@@ -144,16 +144,11 @@ class Mix:
 
     def _repr_html_(self) -> str:
         """In a notebook."""
-        rows = [
-            (
-                kind,
-                group["tensors"],
-                format_count(group["parameters"]),
-                format_bytes(group["bytes"]),
-                f"{8 * group['bytes'] / max(1, group['parameters']):.2f}",
-            )
-            for kind, group in self.by_type().items()
-        ]
+        rows = []
+        for kind, group in self.by_type().items():
+            weights, size = group["parameters"], group["bytes"]
+            bits = f"{8 * size / max(1, weights):.2f}"
+            rows.append((kind, group["tensors"], format_count(weights), format_bytes(size), bits))
         title = f"{self.to}: {format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"
         heads = ("type", "tensors", "weights", "size", "bits per weight")
         return table(title, heads, rows, self.notes())
@@ -195,18 +190,10 @@ def make_mix(model: Model, options: Options, importance: Collection[str] = ()) -
     nothing, an override that cannot hold the tensor, a type that needs importance and has none.
     """
     check_patterns(model, options)
-    assignments = assign(
-        [(tensor.name, tensor.shape) for tensor in model.tensors],
-        options,
-        arch=model.arch,
-        metadata=model.metadata,
-        has_imatrix=bool(importance),
-    )
-    planned = tuple(
-        plan_tensor(tensor, assignment, model.kind)
-        for tensor, assignment in zip(model.tensors, assignments, strict=True)
-    )
-    return Mix(options.label, file_type(options.to), planned)
+    listed = [(tensor.name, tensor.shape) for tensor in model.tensors]
+    assigned = assign(listed, options, arch=model.arch, metadata=model.metadata, has_imatrix=bool(importance))
+    planned = (_plan_tensor(tensor, own, model.kind) for tensor, own in zip(model.tensors, assigned, strict=True))
+    return Mix(options.label, file_type(options.to), tuple(planned))
 
 
 def check_patterns(model: Model, options: Options) -> None:
@@ -217,12 +204,11 @@ def check_patterns(model: Model, options: Options) -> None:
         except re.error as error:
             raise UsageError(f"--tensor {pattern}", f"is no regular expression ({error})") from None
         if not any(compiled.search(tensor.name) for tensor in model.tensors):
-            raise UsageError(
-                f"--tensor {pattern}", "matches no tensor", "`dither inspect --tensors` lists their names."
-            )
+            way_out = "`dither inspect --tensors` lists their names."
+            raise UsageError(f"--tensor {pattern}", "matches no tensor", way_out)
 
 
-def plan_tensor(tensor: Tensor, assignment: Assignment, kind: str) -> MixTensor:
+def _plan_tensor(tensor: Tensor, assignment: Assignment, kind: str) -> MixTensor:
     chosen, wanted = assignment.type, assignment.wanted
     if kind == "gguf" and assignment.reason and chosen == wanted == "F32" and tensor.read_raw is not None:
         chosen = wanted = tensor.stored  # what is not quantized keeps the source's type

@@ -24,8 +24,6 @@ def preset_mixes(model: Model, importance: Collection[str] = ()) -> dict[str, Mi
 
 def nearest_preset(model: Model, size: int, importance: Collection[str] = ()) -> str:
     """The largest preset whose tensors take at most `size` bytes; the smallest where none is."""
-    plans = preset_mixes(model, importance)
-    fitting = [name for name, plan in plans.items() if plan.bytes <= size and name not in FLOAT_TYPES]
-    if fitting:
-        return max(fitting, key=lambda name: plans[name].bytes)
-    return min(plans, key=lambda name: plans[name].bytes)
+    sizes = {name: mix.bytes for name, mix in preset_mixes(model, importance).items()}
+    fitting = [name for name, own in sizes.items() if own <= size and name not in FLOAT_TYPES]
+    return max(fitting, key=sizes.__getitem__) if fitting else min(sizes, key=sizes.__getitem__)

@@ -29,9 +29,7 @@ class PartFolder(PartFile):
     kind = "folder"
 
     def __init__(self, target: Path, pieces: Mapping[str, int], identity: str) -> None:
-        self._pieces = dict(pieces)
-        self._files: dict[str, int] = {}
-        super().__init__(target, sum(pieces.values()), identity)
+        super().__init__(target, sum(pieces.values()), identity, pieces)
 
     def write_text(self, name: str, text: str) -> None:
         """A small file, whole.  Raises OutputError."""
@@ -51,33 +49,11 @@ class PartFolder(PartFile):
             shutil.copyfile(source, path)
 
     def _is_ours(self, path: Path) -> bool:
-        if path == self.journal:
-            return path.is_file()
-        return path.is_dir()
+        return path.is_file() if path == self.journal else path.is_dir()
 
-    def _held(self) -> int:
-        paths = (self.part / name for name in self._pieces)
-        return sum(path.stat().st_blocks * 512 for path in paths if path.exists())
-
-    def _is_whole(self, size: int) -> bool:
-        paths = {self.part / name: expected for name, expected in self._pieces.items()}
-        return all(path.is_file() and path.stat().st_size == expected for path, expected in paths.items())
-
-    def _open_part(self, size: int) -> None:
+    def _open_pieces(self) -> None:
         refuse_others(self.target)
-        if not self.finished:
-            self._remove_part()
-        self.part.mkdir(exist_ok=True)
-        try:
-            for name, expected in self._pieces.items():
-                self._files[name] = os.open(self.part / name, os.O_RDWR | os.O_CREAT, 0o666)
-                os.truncate(self._files[name], expected)
-        except OSError:
-            for file in self._files.values():
-                os.close(file)
-            if not self.finished:
-                self._remove_part()
-            raise
+        super()._open_pieces()
 
     def _remove_part(self) -> None:
         if self.part.is_dir():
@@ -103,8 +79,5 @@ def refuse_others(target: Path) -> None:
         return
     for path in sorted(target.rglob("*")):
         if path.is_symlink() or not (path.is_dir() or path.name.endswith(_MODEL_FILES)):
-            raise OutputError(
-                str(target),
-                f"holds {path.relative_to(target)}, which is no part of a model: not replaced",
-                "Choose another name with -o, or move that away.",
-            )
+            reason = f"holds {path.relative_to(target)}, which is no part of a model: not replaced"
+            raise OutputError(str(target), reason, "Choose another name with -o, or move that away.")

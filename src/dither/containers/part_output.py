@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from dither.containers.journal import PartFile
 from dither.types import Output
 
-_Self = TypeVar("_Self", bound="PartOutput")
 
-
-class PartOutput(Output):
+class PartOutput(Output, AbstractContextManager["PartOutput"]):
     """A context manager that keeps unfinished work; `commit` gives it its name."""
 
     _file: PartFile
@@ -56,10 +54,5 @@ class PartOutput(Output):
     def discard(self) -> None:
         self._file.discard()
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.__exit__(kind)

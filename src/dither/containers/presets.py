@@ -7,8 +7,7 @@ rows are no multiple of the type's block get another type altogether.  The rules
 expects of its name; the tests hold them against what llama-quantize reports.  Its rules are kept as
 they are, quirks included: counters that skip overridden tensors, numbers tuned on the models of 2023.
 
-They are written as a table, one line per preset and kind of tensor, read left to right: the first
-type whose condition holds is taken, otherwise the preset's base type.
+They are written as a table (`preset_tables.py`, which says how it is read).
 """
 
 from __future__ import annotations
@@ -85,11 +84,6 @@ class _Place:
     counted: int
 
 
-def _more_bits(i: int, n: int) -> bool:
-    """The layers where a medium mix spends more: the first and last eighth, and every third between."""
-    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-
 _CONDITIONS: dict[str, Callable[[_Place], bool]] = {
     "gqa4": lambda at: at.model.gqa >= 4,
     "experts4": lambda at: at.model.experts >= 4,
@@ -104,10 +98,9 @@ _CONDITIONS: dict[str, Callable[[_Place], bool]] = {
     "first_eighth": lambda at: at.i < at.n // 8,
     "counted_eighth": lambda at: at.counted < at.n // 8,
     "middle": lambda at: at.n // 8 <= at.i < 7 * at.n // 8,
-    "more_bits": lambda at: _more_bits(at.i, at.n),
+    # Where a medium mix spends more: the first and last eighth, and every third between.
+    "more_bits": lambda at: at.i < at.n // 8 or at.i >= 7 * at.n // 8 or (at.i - at.n // 8) % 3 == 2,
 }
-
-_Choices = tuple[tuple[tuple[str, ...], str], ...]
 
 
 def _read_presets() -> dict[str, _Preset]:
@@ -119,12 +112,13 @@ def _read_presets() -> dict[str, _Preset]:
     return presets
 
 
-def _read_rules() -> dict[tuple[str, str], _Choices]:
+def _read_rules() -> dict[tuple[str, str], list[tuple[list[str], str]]]:
+    """(Preset, kind of matrix) → conditions and the type that they give, in order."""
     rules = {}
     for line in filter(None, RULES.splitlines()):
         presets, category, *choices = line.split()
         pairs = [choice.rpartition(":") for choice in choices]
-        parsed = tuple((tuple(filter(None, left.split("&"))), right) for left, _, right in pairs)
+        parsed = [(list(filter(None, left.split("&"))), right) for left, _, right in pairs]
         for preset in presets.split(","):
             rules[preset, category] = parsed
     return rules
@@ -196,11 +190,13 @@ def assign(
     patterns = _patterns(wanted.tensors, tensors)
     named = {"output": wanted.output_type, "token_embd": wanted.embedding_type}
     fixed = {category: kind and _type(kind) for category, kind in named.items()}
-    name = canonical(wanted.to)
+    preset = canonical(wanted.to)
     model = _model(tensors, arch, metadata, has_imatrix)
-    mix = _Mix(name, model, wanted.pure or name not in _BY_NAME)
+    chooser = _Chooser(preset, model, wanted.pure or preset not in _BY_NAME)
     assigned = {}
-    for tensor, shape in sorted(tensors, key=lambda entry: _visiting_order(entry[0])):
+    # Block by block, as llama.cpp counts them; what is in no block comes first.
+    visited = [(-1 if (block := block_of(name)) is None else block, name, shape) for name, shape in tensors]
+    for _, tensor, shape in sorted(visited):
         kept = _kept(tensor, shape)
         if kept:
             assigned[tensor] = Assignment(tensor, "F32", "F32", kept)
@@ -209,12 +205,13 @@ def assign(
         explicit = fixed.get(category) or next((kind for found, kind in patterns if found.search(tensor)), None)
         if explicit is None and category == "token_embd" and model.tied:
             explicit = fixed["output"]
-        chosen = explicit or mix.choose(tensor, shape, category)
-        assigned[tensor] = _fit(tensor, shape, chosen, "override" if explicit else "", mix.misfit(category, chosen))
+        chosen = explicit or chooser.choose(tensor, shape, category)
+        reason, misfit = "override" if explicit else "", chooser.misfit(category, chosen)
+        assigned[tensor] = _fit(tensor, shape, chosen, reason, misfit)
     return [assigned[tensor] for tensor, _ in tensors]
 
 
-class _Mix:
+class _Chooser:
     """A preset at work on one model: llama.cpp counts attn_v and ffn_down tensors as it meets them."""
 
     def __init__(self, name: str, model: _Model, pure: bool) -> None:
@@ -241,26 +238,16 @@ class _Mix:
         return "Q8_0" if is_output and mixed and wanted == _BY_NAME[self.name].output else None
 
     def _by_rule(self, tensor: str, category: str) -> str:
-        counted = self.met[category]
+        counted, values = self.met[category], category == "attn_v"
         self.met[category] += 1
-        at = _Place(self.model, self._layer(tensor, category, counted), self._of(category), counted)
-        choices = _BY_PLACE.get((self.name, category)) or _BY_PLACE.get(("*", category), ())
+        block = None if values or self.model.experts <= 1 else block_of(tensor)
+        layers = self.model.attn_v if values else self.model.layers
+        at = _Place(self.model, counted if block is None else block, layers, counted)
+        choices = _BY_PLACE.get((self.name, category)) or _BY_PLACE.get(("*", category), [])
         holding = (kind for conditions, kind in choices if all(_CONDITIONS[each](at) for each in conditions))
         chosen = next(holding, self.base)
-        if category == "attn_v" and self.model.large and chosen in ("Q3_K", "Q4_K") and not self._very_low:
-            return "Q5_K"
-        return chosen
-
-    @property
-    def _very_low(self) -> bool:
-        return self.name.startswith(("IQ1", "IQ2"))
-
-    def _layer(self, tensor: str, category: str, counted: int) -> int:
-        block = block_of(tensor)
-        return counted if block is None or category == "attn_v" or self.model.experts <= 1 else block
-
-    def _of(self, category: str) -> int:
-        return self.model.attn_v if category == "attn_v" else self.model.layers
+        very_low = self.name.startswith(("IQ1", "IQ2"))
+        return "Q5_K" if values and self.model.large and chosen in ("Q3_K", "Q4_K") and not very_low else chosen
 
 
 def _model(
@@ -291,11 +278,6 @@ def _first(metadata: Mapping[str, Field], key: str, default: int) -> int:
         return default
     value = metadata[key].value
     return int(value[0]) if hasattr(value, "__len__") and len(value) else int(value)
-
-
-def _visiting_order(name: str) -> tuple[int, str]:
-    block = block_of(name)
-    return (-1 if block is None else block, name)
 
 
 def _category(name: str) -> str:
@@ -334,20 +316,15 @@ def _patterns(
     names = [name for name, shape in tensors if not _kept(name, shape)]
     compiled = []
     for expression, kind in overrides:
+        thing = f"--tensor {expression}={kind}"
         try:
             pattern = re.compile(expression)
         except re.error as error:
-            raise UsageError(
-                f"--tensor {expression}={kind}",
-                f"is no regular expression ({error})",
-                "Escape special signs with a backslash.",
-            ) from None
+            reason = f"is no regular expression ({error})"
+            raise UsageError(thing, reason, "Escape special signs with a backslash.") from None
         if not any(map(pattern.search, names)):
-            raise UsageError(
-                f"--tensor {expression}={kind}",
-                "matches no matrix that could be quantized",
-                "`dither inspect --tensors` lists the names; vectors, norms and routers stay F32.",
-            )
+            way_out = "`dither inspect --tensors` lists the names; vectors, norms and routers stay F32."
+            raise UsageError(thing, "matches no matrix that could be quantized", way_out)
         compiled.append((pattern, _type(kind)))
     return compiled
 

@@ -18,8 +18,8 @@ ERRORS = "dither.relative_errors"  # metadata key: √(Σ(w − ŵ)² / Σw²) o
 
 
 def source_notes(model: Model, mix: Mix) -> list[str]:
-    lossy = {t.source_type for t in mix.tensors if len(t.shape) > 1 and t.source_type not in STORED_FLOATS}
-    lossy = {name for name in lossy if not name.startswith("F8")}
+    stored = {t.source_type for t in mix.tensors if len(t.shape) > 1}
+    lossy = {name for name in stored if name not in STORED_FLOATS and not name.startswith("F8")}
     if not lossy:
         return []
     return [

@@ -102,7 +102,10 @@ def split(path: str | Path, folder: str | Path, limit: int, *, progress: Progres
     parts = plan_parts(path, folder, limit)
     folder.mkdir(parents=True, exist_ok=True)
     todo = [part for part in parts if not _is_there(part, path)]
-    _check_disk(folder, sum(part.layout.total for part in todo))
+    needed, free = sum(part.layout.total for part in todo), shutil.disk_usage(folder).free
+    if needed > free:
+        reason = f"has {format_bytes(free)} free; the parts take {format_bytes(needed)}"
+        raise OutputError(str(folder), reason, "Name a folder on a larger disk.")
     report.start(sum(part.layout.total for part in parts), 0)
     source = MappedFile(path)
     for part in parts:
@@ -123,13 +126,6 @@ def _is_there(part: SplitPart, source: Path) -> bool:
             return file.read(len(part.layout.header)) == part.layout.header
     except OSError:
         return False
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        reason = f"has {format_bytes(free)} free; the parts take {format_bytes(needed)}"
-        raise OutputError(str(folder), reason, "Name a folder on a larger disk.")
 
 
 def _write(part: SplitPart, source: MappedFile, report: Progress) -> None:

@@ -39,49 +39,38 @@ class Target(Protocol):
 
     def mix(self, model: Model, known: Collection[str]) -> Mix:
         """`known` names the tensors that have importance."""
-        ...
 
     def name(self, stem: str, label: str) -> str:
         """What the output is called unless somebody names it."""
-        ...
 
     def check_place(self, path: Path, named: str, inside: bool, force: bool) -> Path:
         """The output's path, where `path` may also be a folder to put it in, and is with `inside`."""
-        ...
 
     def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
         """The output that a model's rows are written to."""
-        ...
 
     def header_bytes(
         self, model: Model, store: EvidenceStore | None, solver: str, transforms: Mapping[str, Any]
     ) -> int:
         """What a planned file takes besides its tensors, with room for its measurement; `transforms` says
         what they chose."""
-        ...
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Tensors in the order of `names`, grouped where those who run the file want them of one type."""
-        ...
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         """What a plan may choose among, by falling bits: those asked for, or all that are sensible."""
-        ...
 
     def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No: ...
 
     def codec_of(self, tensor: Tensor, kind: str) -> str:
         """The codec that stores this very tensor in a type, where that hangs on its weights."""
-        ...
 
     def bytes_of(self, kind: str, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor's data in a type that can hold it; padding in the file comes on top."""
-        ...
 
     def aligned(self, model: Model, size: int) -> int:
         """Bytes that a tensor takes in the file, padding included."""
-        ...
 
     def fixed(self, model: Model) -> dict[str, MixTensor]:
         """What no plan decides about: tensor → type, bytes and why, in the file's order."""
-        ...

@@ -18,18 +18,12 @@ def target_of(options: Options, model: Model) -> Target:
     Raises UsageError where options of one kind of container are given to another."""
     scheme = find_scheme(options.to) if options.folder else None
     if options.act_order and not (scheme is not None and scheme.reorders):
-        raise UsageError(
-            "--act-order",
-            f"has no place in {options.label}: only GPTQ says which column is of which group",
-            "Leave it out, or choose --to gptq.",
-        )
+        reason = f"has no place in {options.label}: only GPTQ says which column is of which group"
+        raise UsageError("--act-order", reason, "Leave it out, or choose --to gptq.")
     if scheme is not None:
         return FolderTarget(options, scheme, options.dtype or dtype_of(model))
     for name in ("bits", "group", "sym", "dtype"):
         if getattr(options, name) is not None:
-            raise UsageError(
-                f"--{name}",
-                "is for the GPU formats: a GGUF type says it all",
-                "Leave it out, or choose --to gptq, awq, w4a16, …",
-            )
+            reason = "is for the GPU formats: a GGUF type says it all"
+            raise UsageError(f"--{name}", reason, "Leave it out, or choose --to gptq, awq, w4a16, …")
     return GGUFTarget(options)

@@ -26,7 +26,6 @@ from dither.errors import FormatError, SourceError
 from dither.system.text import shown
 
 _LOCAL = struct.Struct("<4s22xHH")  # signature … lengths of the name and of the extra field
-_KINDS = "fiu"
 _WAY_OUT = "The file is damaged or no array file: make it again."
 
 
@@ -46,8 +45,8 @@ class Member:
 
     def row(self, index: int) -> npt.NDArray[Any]:
         """`array[index]`, reading no more than that."""
-        size = prod(self.shape[1:])
-        return self._numbers(index * size, size).reshape(self.shape[1:])
+        row: npt.NDArray[Any] = self.rows(index, index + 1)[0]
+        return row
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """`array[start:stop]`, reading no more than that."""
@@ -69,9 +68,8 @@ def read_members(path: Path) -> dict[str, Member]:
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            return {
-                info.filename.removesuffix(".npy"): _member(path, archive, info, file) for info in archive.infolist()
-            }
+            found = (_member(path, info, file) for info in archive.infolist())
+            return {member.name: member for member in found}
     except FileNotFoundError:
         raise SourceError(str(path), "no such file", "Check the folder.") from None
     except OSError as error:
@@ -80,7 +78,7 @@ def read_members(path: Path) -> dict[str, Member]:
         raise FormatError(str(path), f"is no .npz archive ({error})", _WAY_OUT) from None
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Any) -> Member:
+def _member(path: Path, info: zipfile.ZipInfo, file: Any) -> Member:
     thing = f"{path}: {shown(info.filename)}"
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise FormatError(thing, "is compressed or encrypted; only stored arrays are read", _WAY_OUT)
@@ -111,7 +109,7 @@ def _npy_header(file: Any, thing: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
             shape, fortran, dtype = read(file)
     except (ValueError, Warning, EOFError, MemoryError, RecursionError) as error:
         raise FormatError(thing, f"is no array ({shown(str(error))})", _WAY_OUT) from None
-    if dtype.kind not in _KINDS or dtype.hasobject or dtype.byteorder == ">" or (fortran and len(shape) > 1):
+    if dtype.kind not in "fiu" or dtype.hasobject or dtype.byteorder == ">" or (fortran and len(shape) > 1):
         raise FormatError(thing, f"holds {dtype} in an order or of a kind that is not read", _WAY_OUT)
     if any(dimension < 0 for dimension in shape):
         raise FormatError(thing, f"has a shape of {shape}", _WAY_OUT)

@@ -56,6 +56,7 @@ _CALIBRATE_AGAIN = "Calibrate again with `dither calibrate`."
 _CACHE_BYTES = 2**30  # of arrays kept for the next layer that shares them
 _SAMPLED_ROWS = (0.0, 0.31, 0.5, 0.77)  # of each sampled matrix, as a share of its rows
 _SAMPLED_MATRICES = 8
+_ANOTHER = "It was made from another model; learn it from this one: dither calibrate MODEL."
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,13 @@ class EvidenceStore:
         Raises SourceError where there is none, FormatError where the bytes contradict themselves.
         """
         path = Path(path).expanduser()
-        if path.is_dir():
-            return _open_folder(cls, path)
-        if path.name == MANIFEST:
-            return _open_folder(cls, path.parent)
-        return _open_matrix(cls, path)
+        if path.is_dir() or path.name == MANIFEST:
+            return _open_folder(cls, path if path.is_dir() else path.parent)
+        matrix = read_imatrix(path)
+        manifest = {"data": {"name": ", ".join(matrix.datasets), "sha256": matrix.sha256}, "hessians": False}
+        # A matrix knows no groups: every tensor has arrays of its own.
+        groups = [Group(name, 0, (name,), *means.shape) for name, means in matrix.means.items()]
+        return cls(path, manifest, groups, matrix.sha256, matrix)
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
         """What is known of the input of `tensor`, None where nothing is.
@@ -266,10 +269,8 @@ class EvidenceStore:
             learnt = shown(str(self.manifest.get("model", "another model")))
             raise UsageError(str(self.path), f"was learnt from {learnt}, not from {model.name}", _ANOTHER)
         if self.manifest.get("weights_sample") != weights_sample(model):
-            return (
-                f"The evidence was learnt from another precision or a relative of {model.name}: "
-                "norms agree, weights differ.",
-            )
+            kin = f"another precision or a relative of {model.name}"
+            return (f"The evidence was learnt from {kin}: norms agree, weights differ.",)
         return ()
 
     def _check_shape(self, tensor: Tensor) -> None:
@@ -301,12 +302,11 @@ class EvidenceStore:
 
         mean_square_C = part("mean_square", np.float32, (E, C))
         _check_mean_square(mean_square_C, thing)
-        hessian_CC = held_HC = None
+        hessian_CC = None
         if f"{group.index}.hessian" in members:
             hessian_CC = part("hessian", np.float32, (E, C, C))
             _check_hessian(hessian_CC, thing)
-        if f"{group.index}.held" in members:
-            held_HC = self._held(members, group, expert, thing)
+        held_HC = self._held(members, group, expert, thing) if f"{group.index}.held" in members else None
         count = int(part("counts", np.int64, (E,)))
         sha256 = str(self.manifest["data"]["sha256"])
         return Evidence(count, mean_square_C, hessian_CC, held_HC, sha256)
@@ -323,9 +323,6 @@ class EvidenceStore:
         if not np.isfinite(held_HC).all():
             raise FormatError(thing, "holds NaN or infinite inputs", _CALIBRATE_AGAIN)
         return held_HC if len(held_HC) else None
-
-
-_ANOTHER = "It was made from another model; learn it from this one: dither calibrate MODEL."
 
 
 def _nbytes(evidence: Evidence) -> int:
@@ -394,11 +391,3 @@ def _group(file: str, index: int, entry: Mapping[str, Any]) -> Group:
     if experts < 1 or columns < 1:
         raise ValueError(f"{experts} experts of {columns} columns")
     return Group(file, index, tuple(map(str, entry["tensors"])), experts, columns)
-
-
-def _open_matrix(cls: type[EvidenceStore], path: Path) -> EvidenceStore:
-    """A matrix knows no groups: every tensor has arrays of its own."""
-    matrix = read_imatrix(path)
-    manifest = {"data": {"name": ", ".join(matrix.datasets), "sha256": matrix.sha256}, "hessians": False}
-    groups = [Group(name, 0, (name,), *means.shape) for name, means in matrix.means.items()]
-    return cls(path, manifest, groups, matrix.sha256, matrix)

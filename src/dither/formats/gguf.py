@@ -19,7 +19,7 @@ untouched copy is byte-identical.  Only this module knows the layout; codecs are
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -43,19 +43,8 @@ MAX_DIMENSION = 2**40
 MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, less the closing NUL
 MAX_NESTING = 8  # arrays of arrays occur in no known file; llama.cpp refuses them altogether
 
-_FORMATS = {
-    ValueType.UINT8: "B",
-    ValueType.INT8: "b",
-    ValueType.UINT16: "H",
-    ValueType.INT16: "h",
-    ValueType.UINT32: "I",
-    ValueType.INT32: "i",
-    ValueType.UINT64: "Q",
-    ValueType.INT64: "q",
-    ValueType.FLOAT32: "f",
-    ValueType.FLOAT64: "d",
-    ValueType.BOOL: "?",
-}
+# The letters that struct and numpy have for value types, in these types' order; none for texts and arrays.
+_FORMATS = {kind: code for kind, code in zip(ValueType, "BbHhIif?  Qqd", strict=True) if code != " "}
 _SCALARS = {kind: struct.Struct("<" + code) for kind, code in _FORMATS.items()}
 _DTYPES = {kind: np.dtype("<" + code) for kind, code in _FORMATS.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -100,8 +89,7 @@ def read_header(path: Path) -> Header:
     Raises SourceError where the file cannot be opened, FormatError where its bytes contradict
     themselves or promise what the file does not hold.
     """
-    file = MappedFile(path)
-    return parse_header(file.data, str(path))
+    return parse_header(MappedFile(path).data, str(path))
 
 
 def parse_header(data: Buffer, file: str) -> Header:
@@ -116,7 +104,10 @@ def parse_header(data: Buffer, file: str) -> Header:
         if key in metadata:
             raise FormatError(f"{file}, key {shown(key)}", "occurs twice", "Write the file anew without it.")
         metadata[key] = value
-    alignment = _alignment_of(metadata, file)
+    problem = _alignment_problem(metadata)
+    if problem:
+        raise FormatError(f"{file}, key {ALIGNMENT_KEY}", problem, _FETCH_AGAIN)
+    alignment = alignment_of(metadata)
     cursor.thing = file
     cursor.promise(tensor_count, _LEAST_TENSOR, "tensors")
     infos = [_read_tensor_info(cursor) for _ in range(tensor_count)]
@@ -246,15 +237,13 @@ def _check_bools(cursor: _Cursor, count: int) -> None:
         raise FormatError(cursor.thing, "holds a truth value that is neither 0 nor 1", _FETCH_AGAIN)
 
 
-def _alignment_of(metadata: Mapping[str, Field], file: str) -> int:
+def alignment_of(metadata: Mapping[str, Field]) -> int:
+    """What every tensor's offset is a multiple of."""
+    return int(metadata.get(ALIGNMENT_KEY, u32(DEFAULT_ALIGNMENT)).value)
+
+
+def _alignment_problem(metadata: Mapping[str, Field]) -> str:
     field = metadata.get(ALIGNMENT_KEY, u32(DEFAULT_ALIGNMENT))
-    problem = _alignment_problem(field)
-    if problem:
-        raise FormatError(f"{file}, key {ALIGNMENT_KEY}", problem, _FETCH_AGAIN)
-    return int(field.value)
-
-
-def _alignment_problem(field: Field) -> str:
     if field.type is not ValueType.UINT32:
         return f"is a {field.type.name}, not a UINT32"
     if not 1 <= field.value <= MAX_ALIGNMENT or field.value & (field.value - 1):
@@ -309,8 +298,7 @@ def _check_tensors(tensors: Sequence[TensorEntry], data_offset: int, alignment: 
         if tensor.offset + tensor.nbytes > size:
             reason = f"ends at byte {tensor.offset + tensor.nbytes}, but the file has {size}: it is truncated"
             raise FormatError(thing, reason, _FETCH_AGAIN)
-    in_order = sorted(tensors, key=lambda tensor: tensor.offset)
-    for before, after in pairwise(in_order):
+    for before, after in pairwise(sorted(tensors, key=lambda tensor: tensor.offset)):
         if before.offset + before.nbytes > after.offset:
             thing = f"{file}, tensor {shown(after.name)}"
             raise FormatError(thing, f"overlaps tensor {shown(before.name)}", _FETCH_AGAIN)
@@ -320,19 +308,19 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def lay_out(
-    metadata: Mapping[str, Field], tensors: Sequence[tuple[str, tuple[int, ...], str]], alignment: int | None = None
-) -> Layout:
+def lay_out(metadata: Mapping[str, Field], tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> Layout:
     """The header of a GGUF file, and where each tensor's bytes go.
 
     `tensors` are (name, shape with the columns last, ggml type name); they are laid out one after
     the other in this order, as llama.cpp demands, each padded to the alignment, the last one too.
-    Key-values keep their order.  `alignment` defaults to what `general.alignment` in the metadata
-    says, else 32; one that is given and differs from 32 is added to the metadata.
+    Key-values keep their order.  The alignment is what `general.alignment` in the metadata says, else 32.
 
     Raises OutputError naming the key or tensor that no GGUF file could hold.
     """
-    metadata, alignment = _with_alignment(metadata, alignment)
+    problem = _alignment_problem(metadata)
+    if problem:
+        raise OutputError(f"key {ALIGNMENT_KEY}", problem, "Choose one power of two, such as 32.")
+    alignment = alignment_of(metadata)
     infos, starts, sizes, offset = [], [], [], 0
     names: set[str] = set()
     for name, shape, type_name in tensors:
@@ -341,7 +329,7 @@ def lay_out(
             raise OutputError(f"tensor {shown(name)}", "occurs twice", "Give every tensor a name of its own.")
         names.add(name)
         infos.append(
-            _packed_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind.id, offset)
+            packed_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind.id, offset)
         )
         starts.append(offset)
         sizes.append(prod(shape) // kind.block * kind.block_bytes)
@@ -351,19 +339,6 @@ def lay_out(
     header = b"".join(parts + infos)
     header += bytes(-len(header) % alignment)
     return Layout(header, tuple(len(header) + start for start in starts), tuple(sizes), len(header) + offset)
-
-
-def _with_alignment(metadata: Mapping[str, Field], wanted: int | None) -> tuple[Mapping[str, Field], int]:
-    stated = metadata.get(ALIGNMENT_KEY)
-    if stated is None and wanted not in (None, DEFAULT_ALIGNMENT):
-        stated = Field(ValueType.UINT32, wanted)
-        metadata = {**metadata, ALIGNMENT_KEY: stated}
-    problem = _alignment_problem(stated) if stated else ""
-    if stated and not problem and wanted not in (None, stated.value):
-        problem = f"says {stated.value}, but an alignment of {wanted} was asked for"
-    if problem:
-        raise OutputError(f"key {ALIGNMENT_KEY}", problem, "Choose one power of two, such as 32.")
-    return metadata, int(stated.value) if stated else DEFAULT_ALIGNMENT
 
 
 def _checked_kind(name: str, shape: tuple[int, ...], type_name: str) -> GgmlType:
@@ -380,14 +355,15 @@ def _checked_kind(name: str, shape: tuple[int, ...], type_name: str) -> GgmlType
     return kind
 
 
-def _packed_text(text: str) -> bytes:
+def packed_text(text: str) -> bytes:
+    """A key or a string as it stands in a file."""
     raw = text.encode("utf-8", "surrogateescape")
     return _U64.pack(len(raw)) + raw
 
 
 def _packed_field(key: str, field: Field) -> bytes:
     try:
-        return _packed_text(key) + _U32.pack(field.type) + _packed_value(field.type, field)
+        return packed_text(key) + _U32.pack(field.type) + _packed_value(field.type, field)
     except (struct.error, TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
         reason = f"cannot be written as {field.type.name} ({error})"
         raise OutputError(f"key {shown(key)}", reason, "Give it a value that its type can hold.") from None
@@ -395,7 +371,7 @@ def _packed_field(key: str, field: Field) -> bytes:
 
 def _packed_value(kind: ValueType, field: Field) -> bytes:
     if kind is ValueType.STRING:
-        return _packed_text(field.value)
+        return packed_text(field.value)
     if kind is not ValueType.ARRAY:
         return _SCALARS[kind].pack(field.value)
     if field.item is None:
@@ -405,7 +381,7 @@ def _packed_value(kind: ValueType, field: Field) -> bytes:
 
 def _packed_items(item: ValueType, values: Any) -> bytes:
     if item is ValueType.STRING:
-        return _packed_texts(values)
+        return b"".join(map(packed_text, values))
     if item is ValueType.ARRAY:
         return b"".join(_packed_value(item, value) for value in values)
     given = np.asarray(values)
@@ -413,13 +389,3 @@ def _packed_items(item: ValueType, values: Any) -> bytes:
     if given.size and given.dtype.kind != "f" and not np.array_equal(packed, given):
         raise ValueError("a number is out of range")
     return packed.tobytes()
-
-
-def _packed_texts(values: Iterable[str]) -> bytes:
-    pack = _U64.pack
-    parts: list[bytes] = []
-    for value in values:
-        raw = value.encode("utf-8", "surrogateescape")
-        parts.append(pack(len(raw)))
-        parts.append(raw)
-    return b"".join(parts)

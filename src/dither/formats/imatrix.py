@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from dither.errors import FormatError, OutputError, SourceError
 from dither.formats.ggml import ValueType, array, string, u32
-from dither.formats.gguf import Header, TensorEntry, lay_out, read_header
+from dither.formats.gguf import TensorEntry, lay_out, read_header
+from dither.formats.mapped import MappedFile
 from dither.system.files import replacing
 from dither.types import Floats
 
@@ -53,17 +54,14 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
         raise SourceError(str(path), "is no file", "Give the path of an importance matrix.")
     with path.open("rb") as file:
         magic = file.read(4)
-    if magic == b"GGUF":
-        means, counts, datasets, chunks = _read_gguf(path)
-    else:
-        means, counts, datasets, chunks = _read_dat(path)
-    unseen = {tensor: int((counts_E == 0).sum()) for tensor, counts_E in counts.items()}
-    unseen = {tensor: number for tensor, number in unseen.items() if number}
+    means, counts, datasets, chunks = _read_gguf(path) if magic == b"GGUF" else _read_dat(path)
+    unseen = {tensor: number for tensor, counts_E in counts.items() if (number := int((counts_E == 0).sum()))}
     if not means:
         raise FormatError(str(path), "holds no importance values", _MAKE_IT_AGAIN)
     for tensor, values in means.items():
         _check(path, tensor, values)
-    return ImportanceMatrix(means, unseen, datasets, chunks, _sha256(path), path.name, counts)
+    sha256 = hashlib.sha256(MappedFile(path).data).hexdigest()
+    return ImportanceMatrix(means, unseen, datasets, chunks, sha256, path.name, counts)
 
 
 def write_imatrix(
@@ -106,14 +104,6 @@ def write_imatrix(
             file.write(values.tobytes())
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check(path: Path, tensor: str, values: Floats) -> None:
     if not np.isfinite(values).all():
         raise FormatError(f"{path}: {tensor}", "holds NaN or infinite importance", _MAKE_IT_AGAIN)
@@ -131,21 +121,22 @@ def _read_gguf(path: Path) -> _Read:
     entries = {entry.name: entry for entry in header.tensors}
     means: dict[str, Floats] = {}
     counts: dict[str, npt.NDArray[np.int64]] = {}
-    for name, entry in entries.items():
-        if not name.endswith(".in_sum2"):
-            continue
+    for name in (name for name in entries if name.endswith(".in_sum2")):
         tensor = name.removesuffix(".in_sum2")
         counts_entry = entries.get(f"{tensor}.counts")
         if counts_entry is None:
             raise FormatError(f"{path}: {tensor}", "has sums without counts", _MAKE_IT_AGAIN)
-        sums_EC = _floats(path, entry)
+        sums_EC = _floats(path, entries[name])
         counts_E = _floats(path, counts_entry).reshape(-1)
         if len(counts_E) != len(sums_EC):
             raise FormatError(f"{path}: {tensor}", "has as many counts as not experts", _MAKE_IT_AGAIN)
         seen = counts_E > 0
         means[tensor] = np.where(seen[:, None], sums_EC / np.maximum(counts_E, 1)[:, None], np.float32(1))
         counts[tensor] = _whole(counts_E)
-    return means, counts, *_provenance(header)
+    datasets = header.metadata.get("imatrix.datasets")
+    chunks = header.metadata.get("imatrix.chunk_count")
+    texts = tuple(map(str, datasets.value)) if datasets else ()
+    return means, counts, texts, int(chunks.value) if chunks else 0
 
 
 def _whole(counts_E: Floats) -> npt.NDArray[np.int64]:
@@ -153,12 +144,6 @@ def _whole(counts_E: Floats) -> npt.NDArray[np.int64]:
     bounded_E = np.clip(np.nan_to_num(counts_E, nan=0.0), 0.0, 2.0**62)
     whole_E: npt.NDArray[np.int64] = np.ceil(bounded_E).astype(np.int64)
     return whole_E
-
-
-def _provenance(header: Header) -> tuple[tuple[str, ...], int]:
-    datasets = header.metadata.get("imatrix.datasets")
-    chunks = header.metadata.get("imatrix.chunk_count")
-    return tuple(map(str, datasets.value)) if datasets else (), int(chunks.value) if chunks else 0
 
 
 def _floats(path: Path, entry: TensorEntry) -> Floats:

@@ -75,17 +75,13 @@ def parse_header(data: Buffer, file: str) -> Header:
     if data[8:9] != b"{":
         raise FormatError(file, "has a header that does not begin with {", FETCH_AGAIN)
     content = parse_object(data[8 : 8 + length], file, FETCH_AGAIN, finite=False, unique=True)
-    metadata = _string_map(content.pop("__metadata__", {}), f"{file}, __metadata__")
+    metadata = content.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(item, str) for item in metadata.values()):
+        raise FormatError(f"{file}, __metadata__", "is not a map from text to text", FETCH_AGAIN)
     tensors = [_read_entry(name, info, 8 + length, file) for name, info in content.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_tiling(tensors, 8 + length, size, file)
     return Header(metadata, tuple(tensors), 8 + length)
-
-
-def _string_map(value: Any, thing: str) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise FormatError(thing, "is not a map from text to text", FETCH_AGAIN)
-    return value
 
 
 def _read_entry(name: str, info: Any, data_offset: int, file: str) -> TensorEntry:

@@ -76,11 +76,10 @@ class Sidecar(Generic[Record]):
         if path.exists() or path.is_symlink():
             try:
                 self.load(path)
-            except UnsupportedError:
-                newer = "was written by a newer Dither"
-                raise OutputError(str(path), newer, "Move it away, or pass --no-save.") from None
-            except SourceError as error:
-                raise OutputError(str(path), error.reason, "Move it away, or pass --no-save.") from None
+            except (UnsupportedError, SourceError) as error:
+                newer = isinstance(error, UnsupportedError)
+                reason = "was written by a newer Dither" if newer else error.reason
+                raise OutputError(str(path), reason, "Move it away, or pass --no-save.") from None
         if not os.access(path.parent, os.W_OK):
             raise OutputError(str(path.parent), "is no folder one may write to", "Pass --no-save.")
 

@@ -16,7 +16,7 @@ Legend: R flattened rows, C columns, K columns of the scale's grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -34,6 +34,12 @@ ACTIVATION_SCALES = (
 )  # fmt: skip
 MICRO = (1, 32)  # a block of MXFP8
 _WAY_OUT = "Take the model it was made from, in bf16."
+
+
+def beside(weight: str, suffixes: Iterable[str]) -> set[str]:
+    """Names of what a run-time scales by around a weight: a cache's scales lie one level up."""
+    module = weight.rpartition(".")[0]
+    return {f"{home}.{suffix}" for home in (module, module.rpartition(".")[0]) for suffix in suffixes}
 
 
 @dataclass(frozen=True)

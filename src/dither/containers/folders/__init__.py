@@ -1,6 +1,7 @@
 """Containers that are folders of safetensors, by the name that `--to` takes.
 
     scheme.py    what a container of this kind is
+    integers.py  what those that hold integers share
     mix.py       what every tensor becomes
     target.py    the folder as the target of a run
     output.py    the folder being written

@@ -10,18 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.codecs.base import SplitCodec
-from dither.containers.folders.scheme import (
-    Arrays,
-    Order,
-    Parts,
-    Scheme,
-    Wish,
-    group_name,
-    integers_of,
-    known_integers,
-    refuse,
-    whole_groups,
-)
+from dither.containers.folders.integers import group_name, integers_of, known_integers, whole_groups
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish, refuse
 from dither.formats.layouts import Affine, awq
 from dither.types import Bytes, No, Yes
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.codecs.base import SplitCodec
-from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, Wish, refuse, signed
+from dither.containers.folders.integers import signed
+from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme, Wish, refuse
 from dither.formats.layouts import Table4, bnb, integers
 from dither.types import Bytes, No, Yes
 
@@ -55,19 +56,13 @@ class FourBitFolder(Scheme):
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         kind, _, nested = _parsed(next(iter(modules.values())))
-        return {
-            "quant_method": "bitsandbytes",
-            "load_in_4bit": True,
-            "load_in_8bit": False,
+        four_bit = {
             "bnb_4bit_quant_type": kind,
             "bnb_4bit_use_double_quant": nested,
             "bnb_4bit_compute_dtype": TORCH[wish.dtype],
             "bnb_4bit_quant_storage": "uint8",
-            "llm_int8_skip_modules": plain,
-            "llm_int8_threshold": 6.0,
-            "llm_int8_enable_fp32_cpu_offload": False,
-            "llm_int8_has_fp16_weight": False,
         }
+        return _config(plain, four_bit)
 
 
 def _parsed(codec: str) -> tuple[str, int, bool]:
@@ -98,15 +93,20 @@ class EightBitFolder(Scheme):
         return integers.pack(signed(*codec.split(raw_RN)), "llm-int8")
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
-        return {
-            "quant_method": "bitsandbytes",
-            "load_in_4bit": False,
-            "load_in_8bit": True,
-            "llm_int8_skip_modules": plain,
-            "llm_int8_threshold": 6.0,
-            "llm_int8_enable_fp32_cpu_offload": False,
-            "llm_int8_has_fp16_weight": False,
-        }
+        return _config(plain, {})
+
+
+def _config(plain: list[str], four_bit: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": bool(four_bit),
+        "load_in_8bit": not four_bit,
+        **four_bit,
+        "llm_int8_skip_modules": plain,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+    }
 
 
 SCHEMES = (FourBitFolder("nf4"), FourBitFolder("fp4"), EightBitFolder())

@@ -24,20 +24,8 @@ import numpy as np
 from dither.codecs import codec as find_codec
 from dither.codecs.base import SplitCodec
 from dither.codecs.integers import NAME
-from dither.containers.folders.scheme import (
-    BITS,
-    STORED,
-    Arrays,
-    Order,
-    Parts,
-    Scheme,
-    Wish,
-    integer_codec,
-    integers_of,
-    known_integers,
-    signed,
-    whole_groups,
-)
+from dither.containers.folders.integers import BITS, integer_codec, integers_of, known_integers, signed, whole_groups
+from dither.containers.folders.scheme import STORED, Arrays, Order, Parts, Scheme, Wish
 from dither.formats.layouts import Affine, Float8, Micro, compressed, float8, integers, micro
 from dither.types import Bytes, No, Tensor, Yes
 
@@ -62,13 +50,13 @@ def _numbers(bits: int, kind: str, symmetric: bool = True) -> dict[str, Any]:
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False}
 
 
+def _rounded(kind: str) -> dict[str, Any]:
+    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
+
+
 def _settings(codec: SplitCodec) -> dict[str, Any]:
     kind = known_integers(codec.name)
     return {"bits": kind.bits, "symmetric": not kind.affine, "scale": kind.scale}
-
-
-def _rounded(kind: str) -> dict[str, Any]:
-    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
 
 
 def _integers(codec: str) -> dict[str, Any]:

@@ -21,19 +21,9 @@ import numpy as np
 
 from dither._version import __version__
 from dither.codecs.base import SplitCodec
+from dither.containers.folders.integers import BITS, integer_codec, integers_of, known_integers, whole_groups
 from dither.containers.folders.joined import fused_modules
-from dither.containers.folders.scheme import (
-    BITS,
-    Arrays,
-    Order,
-    Parts,
-    Scheme,
-    Wish,
-    integer_codec,
-    integers_of,
-    known_integers,
-    whole_groups,
-)
+from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish
 from dither.containers.folders.side import HEAD
 from dither.formats.layouts import Affine, gptq
 from dither.types import Bytes, No, Yes

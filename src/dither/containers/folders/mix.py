@@ -42,11 +42,8 @@ def is_linear(tensor: Tensor) -> bool:
 def make_folder_mix(model: Model, options: Options, scheme: Scheme, wish: Wish) -> Mix:
     """Raises UsageError: a pattern that matches nothing, a type that the container cannot hold."""
     if options.output_type or options.embedding_type:
-        raise UsageError(
-            "--output-type and --embedding-type",
-            f"are for GGUF; {scheme.title} leaves both as they are",
-            "Leave them out.",
-        )
+        reason = f"are for GGUF; {scheme.title} leaves both as they are"
+        raise UsageError("--output-type and --embedding-type", reason, "Leave them out.")
     check_patterns(model, options)
     wanted = scheme.codec(wish)
     usual = wanted if wish.group is not None else _common(model, scheme, wanted)
@@ -79,20 +76,15 @@ def _joined(scheme: Scheme, planned: Sequence[MixTensor]) -> tuple[tuple[MixTens
             apart.append(", ".join(names))
         else:
             changed |= dict.fromkeys(names, kind)
-    joined = (
-        replace(t, type=changed[t.name], wanted=t.wanted if t.is_fallback else changed[t.name])
-        if t.name in changed
-        else t
-        for t in planned
-    )
+    joined = []
+    for tensor in planned:
+        kind = changed.get(tensor.name, tensor.type)
+        joined.append(replace(tensor, type=kind, wanted=tensor.wanted if tensor.is_fallback else kind))
     if not apart:
         return tuple(joined), ()
     more = f", and so have {len(apart) - 1} more groups" if len(apart) > 1 else ""
-    remark = (
-        f"{apart[0]} have different types{more}: vLLM and SGLang compute these as one and refuse such a "
-        "file; transformers reads it."
-    )
-    return tuple(joined), (remark,)
+    what = "vLLM and SGLang compute these as one and refuse such a file; transformers reads it."
+    return tuple(joined), (f"{apart[0]} have different types{more}: {what}",)
 
 
 def _common(model: Model, scheme: Scheme, wanted: str) -> str:
@@ -123,11 +115,8 @@ def _planned(
     asked = next((kind for pattern, kind in overrides if re.search(pattern, tensor.name)), None)
     if not is_linear(tensor):
         if asked is not None and asked.upper() not in FLOAT_TYPES:
-            raise UsageError(
-                f"{tensor.name} as {asked}",
-                f"is not stored so in {scheme.title}: it stays numbers",
-                "Name matrices of the blocks.",
-            )
+            reason = f"is not stored so in {scheme.title}: it stays numbers"
+            raise UsageError(f"{tensor.name} as {asked}", reason, "Name matrices of the blocks.")
         return _numbers(tensor, wish.dtype, "no matrix of a block")
     if asked is not None:
         return _as_asked(tensor, scheme, asked, wish)
@@ -161,10 +150,7 @@ def _numbers(tensor: Tensor, dtype: str, reason: str, wanted: str = "") -> MixTe
 
 def _check_mix(scheme: Scheme, planned: Sequence[MixTensor]) -> None:
     kinds = sorted({tensor.type for tensor in planned} - set(FLOAT_TYPES))
+    way_out = "Give all matrices one type, or choose compressed-tensors (--to w4a16), which mixes."
     for kind in kinds[1:]:
         if not scheme.mixes(kinds[0], kind):
-            raise UsageError(
-                f"{kinds[0]} and {kind}",
-                f"cannot stand in one {scheme.title} file",
-                "Give all matrices one type, or choose compressed-tensors (--to w4a16), which mixes.",
-            )
+            raise UsageError(f"{kinds[0]} and {kind}", f"cannot stand in one {scheme.title} file", way_out)

@@ -34,6 +34,7 @@ from dither.models.checkpoint import ABOUT, INDEX
 from dither.types import Bytes, Codec
 
 SHARD = 5 * 10**9  # bytes; what the hub's own tools cut at
+Named = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class FolderOutput(PartOutput):
         self._modules: dict[str, list[Written]] = {}
         for entry in contents.entries:
             self._modules.setdefault(entry.tensor, []).append(entry)
-        self._parts = {entry.name: self._parts_of(entry) for entry in contents.entries}
+        self._parts = {
+            e.name: stored_as(scheme, e, self._planned[e.tensor].type, self._dtype) for e in contents.entries
+        }
         shards = _shards([named for parts in self._parts.values() for named in parts.values()], SHARD)
         headers, self._places = _headers(shards)
         sizes = {name: len(header) for name, header in headers.items()}
@@ -78,15 +81,6 @@ class FolderOutput(PartOutput):
         for name, header in headers.items():
             self._file.write_at(0, header, name)
         self._write_documents(headers, contents.copies)
-
-    def _parts_of(self, entry: Written) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-        """Suffix → name, dtype and shape of the file's tensors that one tensor of a checkpoint turns into."""
-        kind = self._planned[entry.tensor].type
-        if kind in FLOAT_TYPES:
-            return {"": (entry.name, kind, entry.shape)}
-        rows, columns = entry.shape
-        parts = self._scheme.parts(split_codec(kind, columns), rows, columns, self._dtype)
-        return {suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()}
 
     def _write_documents(self, headers: Mapping[str, bytes], copies: Sequence[Path]) -> None:
         if len(headers) > 1:
@@ -123,12 +117,11 @@ class FolderOutput(PartOutput):
                     self._write_arrays(entry, {"": _numbers(raw_RN, find_codec(kind), entry)})
                     continue
                 order = entry.order()
-                if order is not None:
-                    raw_RN = raw_RN[order]
+                raw_RN = raw_RN if order is None else raw_RN[order]
                 order_C = self._order(tensor, entry.first_row // entry.rows) if self._order else None
                 columns = entry.shape[-1]
-                codec = split_codec(kind, columns)
-                self._write_arrays(entry, self._scheme.pack(codec, raw_RN, columns, self._dtype, order_C))
+                packed = self._scheme.pack(split_codec(kind, columns), raw_RN, columns, self._dtype, order_C)
+                self._write_arrays(entry, packed)
         self._file.finish(tensor, record, self._planned[tensor].bytes)
 
     def _write_arrays(self, entry: Written, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -154,6 +147,15 @@ class FolderOutput(PartOutput):
         self._file.write_text("README.md", card)
 
 
+def stored_as(scheme: Scheme, entry: Written, kind: str, dtype: str) -> dict[str, Named]:
+    """Suffix → the file's tensors that one tensor of a checkpoint turns into."""
+    if kind in FLOAT_TYPES:
+        return {"": (entry.name, kind, entry.shape)}
+    rows, columns = entry.shape
+    parts = scheme.parts(split_codec(kind, columns), rows, columns, dtype)
+    return {suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()}
+
+
 def _numbers(raw_RN: Bytes, codec: Codec, entry: Written) -> npt.NDArray[Any]:
     """Numbers in the checkpoint's order, shifted where its norms are."""
     w_RC = codec.decode(raw_RN)
@@ -163,14 +165,12 @@ def _numbers(raw_RN: Bytes, codec: Codec, entry: Written) -> npt.NDArray[Any]:
     return codec.encode(entry.change.undo(w_RC))
 
 
-def _shards(
-    named: Sequence[tuple[str, str, tuple[int, ...]]], limit: int
-) -> list[list[tuple[str, str, tuple[int, ...]]]]:
+def _shards(named: Sequence[Named], limit: int) -> list[list[Named]]:
     """Tensors in order, cut where the next would make a shard too large; wide dtypes first within each.
 
     So that every tensor lies at a multiple of its numbers' size, as the format's own writer has it.
     """
-    shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+    shards: list[list[Named]] = [[]]
     filled = 0
     for entry in named:
         size = nbytes(entry[1], entry[2])
@@ -182,9 +182,7 @@ def _shards(
     return [sorted(shard, key=lambda entry: -DTYPE_BITS[entry[1]]) for shard in shards]
 
 
-def _headers(
-    shards: Sequence[Sequence[tuple[str, str, tuple[int, ...]]]],
-) -> tuple[dict[str, bytes], dict[str, tuple[str, int, int]]]:
+def _headers(shards: Sequence[Sequence[Named]]) -> tuple[dict[str, bytes], dict[str, tuple[str, int, int]]]:
     """File → its header, and tensor → its file, its offset and its size."""
     count = len(shards)
     headers, places = {}, {}

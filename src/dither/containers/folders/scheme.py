@@ -19,20 +19,15 @@ import numpy.typing as npt
 
 from dither.codecs import split_codec
 from dither.codecs.base import SplitCodec
-from dither.codecs.integers import NAME
 from dither.errors import UsageError
-from dither.formats.layouts import Int8
 from dither.formats.safetensors import nbytes
-from dither.types import Bytes, Floats, No, Tensor, Yes
+from dither.types import Bytes, No, Tensor, Yes
 
 Parts = dict[str, tuple[str, tuple[int, ...]]]  # suffix → safetensors dtype and shape
 Order = npt.NDArray[np.intp]
 Arrays = Mapping[str, npt.NDArray[Any]]
-BITS = (2, 3, 4, 8)  # of integers
 TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' dtypes by torch's name
 STORED = {name: dtype for dtype, name in TORCH.items()}  # and back: codecs say theirs by that name
-
-_SCALES = {None: "F16", "bf16": "BF16", "f32": "F32"}  # how a codec's name ends → dtype of its scales
 
 
 @dataclass(frozen=True)
@@ -133,64 +128,3 @@ class Scheme(ABC):
 
 def refuse(scheme: Scheme, option: str, reason: str, way_out: str) -> UsageError:
     return UsageError(f"--to {scheme.name} with {option}", reason, way_out)
-
-
-def signed(codes_RC: Bytes, scale_RG: Floats, zero_RG: Bytes) -> Int8:
-    """Codes below a zero point as signed bytes around zero."""
-    numbers_RC = codes_RC.astype(np.int16) - zero_RG.astype(np.int16)
-    return Int8(numbers_RC.astype(np.int8), scale_RG)
-
-
-def group_name(group: int) -> str:
-    """
-    >>> group_name(128), group_name(0)
-    ('g128', 'channel')
-    """
-    return f"g{group}" if group else "channel"
-
-
-def integer_codec(scheme: Scheme, wish: Wish, bits: int, group: int) -> str:
-    """Integers as wished, or of these bits around zero in groups of so many columns; scales are float16."""
-    bits = wish.bits or bits
-    if bits not in BITS:
-        raise refuse(scheme, f"--bits {bits}", "is not one of 2, 3, 4 and 8", "Choose one of them.")
-    sign = "int" if wish.sym in (None, True) else "uint"
-    return f"{sign}{bits}-{group_name(group if wish.group is None else wish.group)}"
-
-
-@dataclass(frozen=True)
-class IntegerType:
-    """What an integer codec's name says."""
-
-    bits: int
-    group: int  # 0 for the whole row
-    affine: bool
-    scale: str  # safetensors dtype of the scales
-
-
-def integers_of(codec: str) -> IntegerType | None:
-    """
-    >>> integers_of("uint4-g128")
-    IntegerType(bits=4, group=128, affine=True, scale='F16')
-    >>> integers_of("nf4-g64") is None
-    True
-    """
-    found = NAME.fullmatch(codec)
-    if found is None:
-        return None
-    unsigned, bits, group, stored = found.groups()
-    return IntegerType(int(bits), int(group or 0), bool(unsigned), _SCALES[stored])
-
-
-def known_integers(codec: str) -> IntegerType:
-    """`integers_of` a codec that the scheme is known to hold."""
-    kind = integers_of(codec)
-    assert kind is not None
-    return kind
-
-
-def whole_groups(kind: IntegerType, columns: int) -> Yes | No:
-    """Whether a row is cut into whole groups, and if not, why."""
-    if kind.group and columns % kind.group:
-        return No(f"{columns} columns are no whole groups of {kind.group}")
-    return Yes()

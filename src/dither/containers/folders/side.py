@@ -27,27 +27,20 @@ def checkpoint_config(model: Model, family: Family, dtype: str) -> dict[str, Any
     otherwise.  Raises UnsupportedError where there is neither.
     """
     own = next((Path(file) for file in model.files if Path(file).name == "config.json"), None)
-    config = _from_checkpoint(own, family) if own is not None else _from_metadata(model)
-    config = {key: value for key, value in config.items() if key not in _OLD_KEYS}
+    if own is None:
+        from dither.models.blocks import checkpoint_config as made
+
+        found = made(model)
+    else:
+        found = json.loads(own.read_text(encoding="utf-8"))
+        text = found.get("text_config")
+        found = {**text, "architectures": [family.architectures[0]]} if isinstance(text, dict) else found
+    config = {key: value for key, value in found.items() if key not in _OLD_KEYS}
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     config["dtype"] = TORCH[dtype]
     config["tie_word_embeddings"] = OUTPUT not in shapes
     config["vocab_size"] = shapes[EMBEDDING][0]
     return config
-
-
-def _from_checkpoint(path: Path, family: Family) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    text = found.get("text_config")
-    if not isinstance(text, dict):
-        return found
-    return {**text, "architectures": [family.architectures[0]]}
-
-
-def _from_metadata(model: Model) -> dict[str, Any]:
-    from dither.models.blocks import checkpoint_config as made
-
-    return made(model)
 
 
 def made_files(model: Model, folder: Path) -> None:
@@ -62,13 +55,8 @@ def copies(model: Model) -> list[Path]:
     """Files of the source that belong to any form of it: tokenizer, template, generation settings."""
     if model.kind != "safetensors":
         return []
-    return [
-        path
-        for path in map(Path, model.files)
-        if path.suffix != ".safetensors"
-        and path.name not in _NOT_COPIED
-        and not path.name.endswith((".index.json", ".measure.json"))
-    ]
+    others = (path for path in map(Path, model.files) if path.name not in _NOT_COPIED)
+    return [path for path in others if not path.name.endswith((".safetensors", ".index.json", ".measure.json"))]
 
 
 def linear_modules(model: Model, entries: Sequence[Written]) -> dict[str, str]:

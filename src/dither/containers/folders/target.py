@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dither._version import __version__
-from dither.codecs import codec, split_codec
+from dither.codecs import codec
 from dither.containers.folders.joined import stacks
 from dither.containers.folders.mix import is_linear, make_folder_mix
-from dither.containers.folders.output import Contents, FolderOutput
+from dither.containers.folders.output import Contents, FolderOutput, stored_as
 from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
 from dither.containers.mix import Mix, MixTensor, Options
@@ -48,14 +48,13 @@ class FolderTarget:
         return f"{stem}-{label}"
 
     def check_place(self, path: Path, named: str, inside: bool, force: bool) -> Path:
-        if path.is_dir() and not _is_model(path) and any(path.iterdir()):
+        if path.is_dir() and not (path / "config.json").is_file() and any(path.iterdir()):
             path = path / named
         if path.is_file():
             raise OutputError(str(path), "is a file; this container is a folder", "Choose another name.")
         if path.is_dir() and any(path.iterdir()):
             if not force:
-                reason = "exists already"
-                raise OutputError(str(path), reason, "Choose another name with -o, or pass --force.")
+                raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
             refuse_others(path)
         return path
 
@@ -79,11 +78,8 @@ class FolderTarget:
 
     def types(self, model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
         wish = self.wish()
-        names = self.scheme.choices(wish) if asked is None else [name.strip() for name in asked]
-        found = {
-            wish.dtype if name.upper() in FLOAT_TYPES else codec(name, _ANY_COLUMNS).name
-            for name in (*names, *((wish.dtype,) if asked is None else ()))
-        }
+        names = (*self.scheme.choices(wish), wish.dtype) if asked is None else map(str.strip, asked)
+        found = {wish.dtype if name.upper() in FLOAT_TYPES else codec(name, _ANY_COLUMNS).name for name in names}
         return tuple(sorted(found, key=lambda name: -codec(name, _ANY_COLUMNS).bits_per_weight))
 
     def can_hold(self, kind: str, shape: tuple[int, ...]) -> Yes | No:
@@ -116,15 +112,7 @@ class FolderTarget:
 
     def _described(self, entry: Written, dtype: str, kinds: Sequence[str], longest: int) -> int:
         """The most that one tensor of a checkpoint takes in a header."""
-        forms = [{"": (entry.name, dtype, entry.shape)}]
-        for kind in kinds:
-            if kind in FLOAT_TYPES or len(entry.shape) != 2 or isinstance(self.can_hold(kind, entry.shape), No):
-                continue
-            rows, columns = entry.shape
-            parts = self.scheme.parts(split_codec(kind, columns), rows, columns, dtype)
-            forms.append({suffix: (f"{entry.module}.{suffix}", *part) for suffix, part in parts.items()})
+        packed = [kind for kind in kinds if kind not in FLOAT_TYPES] if len(entry.shape) == 2 else []
+        held = [kind for kind in packed if not isinstance(self.can_hold(kind, entry.shape), No)]
+        forms = [stored_as(self.scheme, entry, kind, dtype) for kind in (dtype, *held)]
         return max(sum(len(lay_out([part], {})[0]) + longest for part in form.values()) for form in forms)
-
-
-def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file()

@@ -23,7 +23,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -118,11 +117,11 @@ def pack(weight: Table4, *, nested: bool = False, dtype: str = "bfloat16") -> Ar
         "weight.absmax": absmax_B,
         "weight.quant_map": TABLES[weight.quant_type].copy(),
     }
-    state = State(weight.quant_type, block, (rows, columns))
+    offset = 0.0
     if nested:
         found["weight.absmax"], found["weight.nested_absmax"], offset = nest(absmax_B)
         found["weight.nested_quant_map"] = dynamic_map().copy()
-        state = State(weight.quant_type, block, (rows, columns), NESTED_BLOCK, offset)
+    state = State(weight.quant_type, block, (rows, columns), NESTED_BLOCK * nested, offset)
     raw = np.frombuffer(_state_bytes(state, dtype), np.uint8)
     return found | {f"weight.quant_state.bitsandbytes__{weight.quant_type}": raw}
 
@@ -142,12 +141,6 @@ def nest(absmax_B: Floats) -> tuple[Bytes, Floats, float]:
     return index[: rest_B.size], largest, offset
 
 
-def unnest(bytes_B: Bytes, largest: Floats, offset: float, block: int, numbers: Floats, first: int = 0) -> Floats:
-    """The absmax that bytes `first`, `first + 1`, … stand for."""
-    found: Floats = numbers[bytes_B] * largest[(first + np.arange(bytes_B.size)) // block]
-    return found + np.float32(offset)
-
-
 def unpack(arrays: Mapping[str, npt.NDArray[Any]], state: State, start: int, stop: int) -> Table4:
     """Rows `start` to `stop` of the matrix; where blocks cross rows, with an absmax for every weight.
 
@@ -163,14 +156,8 @@ def unpack(arrays: Mapping[str, npt.NDArray[Any]], state: State, start: int, sto
     low, high = first // block, -(-last // block)
     absmax_B = arrays["weight.absmax"][low:high]
     if state.nested_block:
-        absmax_B = unnest(
-            absmax_B,
-            arrays["weight.nested_absmax"],
-            state.nested_offset,
-            state.nested_block,
-            arrays["weight.nested_quant_map"],
-            low,
-        )
+        largest_B = arrays["weight.nested_absmax"][(low + np.arange(absmax_B.size)) // state.nested_block]
+        absmax_B = arrays["weight.nested_quant_map"][absmax_B] * largest_B + np.float32(state.nested_offset)
     if columns % block == 0:
         absmax_OG = absmax_B.reshape(stop - start, columns // block)
     else:
@@ -213,7 +200,8 @@ def read_state(raw: bytes, thing: str) -> State:
         return State(kind, block, (shape[0], shape[1]))
     nested: Any = found["nested_blocksize"]
     offset: Any = found.get("nested_offset")
-    if not _whole(nested, 2**20) or type(offset) not in (int, float) or not _float(offset):
+    # The offset must be a finite float32: JSON allows integers that no float can hold.
+    if not _whole(nested, 2**20) or type(offset) not in (int, float) or not abs(offset) < 3.4e38:
         reason = f"has nested_blocksize {nested!r:.40} and nested_offset {offset!r:.40}"
         raise FormatError(thing, reason, _FETCH_AGAIN)
     return State(kind, block, (shape[0], shape[1]), nested, float(offset))
@@ -221,8 +209,3 @@ def read_state(raw: bytes, thing: str) -> State:
 
 def _whole(value: Any, most: int) -> bool:
     return type(value) is int and 0 < value <= most
-
-
-def _float(value: float) -> bool:
-    """Whether it is a finite float32: JSON allows integers that no float can hold."""
-    return abs(value) < 3.4e38 and isfinite(value)

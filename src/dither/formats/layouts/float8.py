@@ -21,7 +21,6 @@ from dither.formats.layouts.methods import Method
 from dither.formats.layouts.numbers import narrow, widen
 from dither.formats.layouts.parts import Arrays, Float8, Shapes
 
-KINDS = ("block", "channel", "tensor")
 BLOCK = (128, 128)
 METHODS = (Method("fp8", "FP8"),)
 
@@ -29,7 +28,7 @@ METHODS = (Method("fp8", "FP8"),)
 def parts(
     rows: int, columns: int, kind: str = "block", *, block: tuple[int, int] = BLOCK, scale: str = "F32"
 ) -> Shapes:
-    """The tensors of one matrix in one of `KINDS`."""
+    """The tensors of one matrix; `kind` is "block", "channel" or "tensor"."""
     grids = {"block": (-(-rows // block[0]), -(-columns // block[1])), "channel": (rows, 1), "tensor": (1,)}
     return {"weight": ("F8_E4M3", (rows, columns)), _suffix(kind): (scale, grids[kind])}
 

@@ -23,12 +23,11 @@ from dither.errors import UnsupportedError
 from dither.formats.layouts.numbers import narrow, widen
 from dither.formats.layouts.parts import Arrays, Int8, Shapes
 
-KINDS = ("int-quantized", "llm-int8")
 ROW_MAJOR = 0  # the one weight_format that is still written
 
 
 def parts(rows: int, columns: int, kind: str, *, symmetric: bool = True, scale: str = "BF16") -> Shapes:
-    """The tensors of one matrix in one of `KINDS`, with a scale per row."""
+    """The tensors of one matrix as "int-quantized" or "llm-int8", with a scale per row."""
     weight: Shapes = {"weight": ("I8", (rows, columns))}
     if kind == "llm-int8":
         return weight | {"SCB": ("F32", (rows,)), "weight_format": ("U8", ())}

@@ -14,6 +14,8 @@ Legend: O rows, I columns, B blocks of a row, N bytes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +29,12 @@ def recode(weight: Affine | Micro, kind: str) -> Bytes | None:
     """Whole rows as ggml's blocks of `kind`, uint8 (O, N); None where a weight would not be the same."""
     if isinstance(weight, Micro):
         plain = weight.bits == 4 and weight.global_scale is None and weight.multiplier is None
-        return _mxfp4(weight) if kind == "MXFP4" and plain else None
+        rows, blocks = weight.scale_OG.shape
+        if kind != "MXFP4" or not plain or weight.codes_OI.shape[1] != blocks * _BLOCK:
+            return None
+        if not ((weight.scale_OG > 0) & (weight.scale_OG < 255)).all():  # halved to nothing by ggml, and NaN
+            return None
+        return _blocks([weight.scale_OG[..., None]], weight.codes_OI.reshape(rows, blocks, _BLOCK))
     columns = weight.codes_OI.shape[1]
     groups = weight.scale_OG.shape[1]
     whole = weight.group_of_I is None and columns % (groups * _BLOCK) == 0
@@ -43,33 +50,18 @@ def recode(weight: Affine | Micro, kind: str) -> Bytes | None:
     return _blocks([_float16(scale_OB), _float16(lowest_OB)], codes_OB)
 
 
-def _mxfp4(weight: Micro) -> Bytes | None:
-    """None for scales that ggml halves to nothing and for those that are NaN."""
-    rows, blocks = weight.scale_OG.shape
-    if weight.codes_OI.shape[1] != blocks * _BLOCK or not ((weight.scale_OG > 0) & (weight.scale_OG < 255)).all():
-        return None
-    codes_OB = weight.codes_OI.reshape(rows, blocks, _BLOCK)
-    nibbles = codes_OB[..., : _BLOCK // 2] | codes_OB[..., _BLOCK // 2 :] << np.uint8(4)
-    raw = np.concatenate([weight.scale_OG[..., None], nibbles], axis=2)
-    return raw.reshape(rows, blocks * raw.shape[2])
-
-
-def _float16(values: Floats) -> npt.NDArray[np.float16] | None:
+def _float16(values: Floats) -> Bytes | None:
+    """The bytes of every value, (O, B, 2); None where one is no float16."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float16)
     same = np.isfinite(narrow).all() and np.array_equal(narrow.astype(np.float32), values)
-    return narrow if same else None
+    return narrow[..., None].view(np.uint8) if same else None
 
 
-def _blocks(headers: list[npt.NDArray[np.float16] | None], codes_OB: npt.NDArray[np.int16]) -> Bytes | None:
-    if codes_OB.size and not 0 <= codes_OB.min() <= codes_OB.max() <= 15:
+def _blocks(headers: list[Bytes | None], codes_OB: npt.NDArray[Any]) -> Bytes | None:
+    pieces = [header for header in headers if header is not None]
+    if len(pieces) < len(headers) or (codes_OB.size and not 0 <= codes_OB.min() <= codes_OB.max() <= 15):
         return None
-    pieces = []
-    for header in headers:
-        if header is None:
-            return None
-        pieces.append(header[..., None].view(np.uint8))
     nibbles = codes_OB.astype(np.uint8)
-    pieces.append(nibbles[..., : _BLOCK // 2] | nibbles[..., _BLOCK // 2 :] << np.uint8(4))
-    raw = np.concatenate(pieces, axis=2)
+    raw = np.concatenate([*pieces, nibbles[..., : _BLOCK // 2] | nibbles[..., _BLOCK // 2 :] << np.uint8(4)], axis=2)
     return raw.reshape(len(raw), raw.shape[1] * raw.shape[2])

@@ -34,9 +34,7 @@ def pack_words(codes_RC: npt.NDArray[Any], bits: int) -> Words:
     rows, count = codes_RC.shape
     padded_RC = np.zeros((rows, -(-count // PERIOD) * PERIOD), np.uint8)
     padded_RC[:, :count] = codes_RC
-    if bits == 8:
-        packed_RW = padded_RC.view("<u4")
-    elif bits in (1, 2, 4):
+    if bits in (1, 2, 4, 8):
         bytes_R = padded_RC[:, :: 8 // bits].copy()
         for k in range(1, 8 // bits):
             bytes_R |= padded_RC[:, k :: 8 // bits] << np.uint8(k * bits)
@@ -62,18 +60,13 @@ def unpack_words(packed_RW: npt.NDArray[Any], bits: int, start: int, stop: int) 
     first = start // PERIOD * PERIOD
     piece_RW = np.ascontiguousarray(packed_RW[:, words(first, bits) : words(stop, bits)]).view("<u4")
     if bits in (1, 2, 4, 8):
-        codes_RC = _unpack_bytes(piece_RW.view(np.uint8), bits)
+        bytes_RN, each = piece_RW.view(np.uint8), 8 // bits
+        codes_RC = np.empty((len(bytes_RN), bytes_RN.shape[1] * each), np.uint8)
+        for k in range(each):
+            codes_RC[:, k::each] = bytes_RN >> np.uint8(k * bits) & np.uint8((1 << bits) - 1)
     else:
         codes_RC = _unpack_straddling(piece_RW, bits)
     return codes_RC[:, start - first : stop - first]
-
-
-def _unpack_bytes(bytes_RN: Small, bits: int) -> Small:
-    each = 8 // bits
-    codes_RC = np.empty((len(bytes_RN), bytes_RN.shape[1] * each), np.uint8)
-    for k in range(each):
-        codes_RC[:, k::each] = bytes_RN >> np.uint8(k * bits) & np.uint8((1 << bits) - 1)
-    return codes_RC
 
 
 def _unpack_straddling(packed_RW: Words, bits: int) -> Small:

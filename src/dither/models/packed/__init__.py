@@ -58,7 +58,9 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple
     join_parts, leaves_floats = readers()[found.method]
     joined = join_parts(stored, found)
     block = fp8.block_of(found.config, found.thing) if leaves_floats else None
-    tensors, notes = float8.join(_without_parts(stored, joined), block)
+    hidden = {name for weight in joined for name in weight.parts}
+    hidden.update(*(fp8.beside(weight.tensor.name, _AT_RUN_TIME) for weight in joined))
+    tensors, notes = float8.join({name: own for name, own in stored.items() if name not in hidden}, block)
     for weight in joined:
         if weight.tensor.name in tensors:
             reason = "is there as it is and again in quantized parts"
@@ -68,16 +70,6 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple
         kinds = ", ".join(sorted({weight.tensor.dtype for weight in joined}))
         notes.insert(0, f"{len(joined)} tensors are quantized ({kinds}): de-quantized as they are read")
     return tensors, notes
-
-
-def _without_parts(stored: Mapping[str, PlainTensor], joined: list[Joined]) -> dict[str, PlainTensor]:
-    """The tensors that are no part of a weight, nor what a run-time scales its activations by."""
-    hidden = {name for weight in joined for name in weight.parts}
-    for weight in joined:
-        module = weight.tensor.name.rpartition(".")[0]
-        homes = (module, module.rpartition(".")[0])  # a cache's scales lie one level up
-        hidden |= {f"{home}.{end}" for home in homes for end in _AT_RUN_TIME}
-    return {name: tensor for name, tensor in stored.items() if name not in hidden}
 
 
 def _refuse_unmarked(stored: Mapping[str, PlainTensor]) -> None:

@@ -23,14 +23,12 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]
 
 
 def _weight(module: Module) -> Joined:
-    qweight = module.part("qweight", ["I32"], 2)
-    module.part("qzeros", ["I32"], 2)
+    columns = module.part("qweight", ["I32"], 2).shape[0]
     groups, rows = module.part("scales", FLOATS, 2).shape
-    columns = qweight.shape[0]
     if rows % 8 or not rows:
         raise module.wrong(f"has {rows} rows, which are no whole words of 8")
     module.expect("qweight", (columns, rows // 8))
-    module.expect("qzeros", (groups, rows // 8))
+    module.part("qzeros", ["I32"], (groups, rows // 8))
     if not groups or not columns or columns % groups:
         raise module.wrong(f"has {columns} columns, which are not {groups} groups")
     return module.joined((rows, columns), kind_of(awq.BITS, False, columns, groups), awq.unpack, PARTS)

@@ -21,9 +21,8 @@ _INT8 = ("weight", "SCB", "weight_format")
 
 
 def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]:
-    four = [
-        _four_bits(module, state) for state in _STATES for module in modules(stored, state, ("weight", *_ARRAYS, state))
-    ]
+    found_four = ((module, s) for s in _STATES for module in modules(stored, s, ("weight", *_ARRAYS, s)))
+    four = [_four_bits(module, state) for module, state in found_four]
     return four + [_eight_bits(module) for module in modules(stored, "SCB", _INT8)]
 
 
@@ -38,15 +37,11 @@ def _four_bits(module: Module, state_suffix: str) -> Joined:
         size = weight.nbytes if weight else 0
         raise module.wrong(f"has shape {list(state.shape)}, but {size} bytes of codes")
     blocks = -(-count // state.block)
-    module.part("weight.absmax", ["U8" if state.nested_block else "F32"], 1)
-    module.expect("weight.absmax", (blocks,))
-    module.part("weight.quant_map", ["F32"], 1)
-    module.expect("weight.quant_map", (16,))
+    module.part("weight.absmax", ["U8" if state.nested_block else "F32"], (blocks,))
+    module.part("weight.quant_map", ["F32"], (16,))
     if state.nested_block:
-        module.part("weight.nested_absmax", ["F32"], 1)
-        module.expect("weight.nested_absmax", (-(-blocks // state.nested_block),))
-        module.part("weight.nested_quant_map", ["F32"], 1)
-        module.expect("weight.nested_quant_map", (256,))
+        module.part("weight.nested_absmax", ["F32"], (-(-blocks // state.nested_block),))
+        module.part("weight.nested_quant_map", ["F32"], (256,))
 
     def read(arrays: Arrays, start: int, stop: int) -> Table4:
         arrays["weight"] = module.tensors["weight"].raw()
@@ -68,10 +63,9 @@ def _state(module: Module, stored: PlainTensor) -> bnb.State:
 
 def _eight_bits(module: Module) -> Joined:
     rows, columns = module.part("weight", ["I8"], 2).shape
-    module.part("SCB", ["F32"], 1)
-    module.expect("SCB", (rows,))
+    module.part("SCB", ["F32"], (rows,))
     if module.has("weight_format"):
-        module.part("weight_format", ["U8"], 0)
+        module.part("weight_format", ["U8"], ())
 
     def read(arrays: Arrays, start: int, stop: int) -> Int8:
         if "weight_format" in arrays and int(arrays["weight_format"]) != integers.ROW_MAJOR:

@@ -13,6 +13,7 @@ Legend: O out features, I in features, G groups.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from dither.errors import FormatError
@@ -37,18 +38,14 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]
     joined = []
     for module in modules(stored, "weight_packed", (*_PACKED, "weight_global_scale")):
         if module.tensors["weight_packed"].dtype == "U8":
-            joined.append(_micro(Module(module.name, _only(module, _MICRO))))
+            joined.append(_micro(module.only(_MICRO)))
         else:
             weights = _weights_of(module, groups, found)
-            joined.append(_packed(Module(module.name, _only(module, _PACKED)), weights, found.thing))
+            joined.append(_packed(module.only(_PACKED), weights, found.thing))
     for module in modules(stored, "weight", _INTEGERS):
         if module.tensors["weight"].dtype == "I8" and module.has("weight_scale"):
             joined.append(_integers(module))
     return joined
-
-
-def _only(module: Module, suffixes: tuple[str, ...]) -> dict[str, PlainTensor]:
-    return {suffix: tensor for suffix, tensor in module.tensors.items() if suffix in suffixes}
 
 
 def _groups(found: Quantization) -> list[Mapping[str, Any]]:
@@ -102,11 +99,8 @@ def _packed(module: Module, weights: Mapping[str, Any], thing: str) -> Joined:
         raise module.wrong(f"has {columns} columns, which are not {groups} groups")
     _check_zero_point(module, rows, bits, groups, flag(weights, "symmetric", thing, True))
     if module.has("weight_g_idx"):
-        module.part("weight_g_idx", ["I32", "I64"], 1)
-        module.expect("weight_g_idx", (columns,))
-    kind = kind_of(bits, not module.has("weight_zero_point"), columns, groups)
-    if module.tensors["weight_scale"].shape[0] != rows:
-        kind = kind.replace("channel", "tensor")
+        module.part("weight_g_idx", ["I32", "I64"], (columns,))
+    kind = _kind(module, bits, (rows, columns), groups)
     return module.joined((rows, columns), kind, compressed.unpack, _PACKED, bits=bits, columns=columns)
 
 
@@ -127,7 +121,7 @@ def _columns(module: Module, bits: int, groups: int, group_size: int | None) -> 
     rows, width = module.tensors["weight_packed"].shape
     columns = width * 32 // bits
     grouped = group_size is not None and group_size > 0
-    if grouped and group_size is not None:
+    if group_size is not None and grouped:
         columns = groups * group_size
     if module.has("weight_shape"):
         stated = module.part("weight_shape", ["I64", "I32"], 1).array().tolist()
@@ -164,10 +158,13 @@ def _integers(module: Module) -> Joined:
         zero = module.tensors["weight_zero_point"]
         if zero.dtype != "I8" or zero.shape not in (scale.shape, (1,), ()):
             raise module.wrong(f"has zero points of {zero.dtype} and shape {list(zero.shape)}")
-    kind = kind_of(8, not module.has("weight_zero_point"), columns, groups)
-    if scale.shape in ((1,), (1, 1), ()) and rows != 1:
-        kind = kind.replace("channel", "tensor")
-    return module.joined((rows, columns), kind, integers.unpack, _INTEGERS)
+    return module.joined((rows, columns), _kind(module, 8, (rows, columns), groups), integers.unpack, _INTEGERS)
+
+
+def _kind(module: Module, bits: int, shape: tuple[int, int], groups: int) -> str:
+    kind = kind_of(bits, not module.has("weight_zero_point"), shape[1], groups)
+    one_scale = shape[0] > 1 and prod(module.tensors["weight_scale"].shape) == 1
+    return kind.replace("channel", "tensor") if one_scale else kind
 
 
 def _micro(module: Module) -> Joined:

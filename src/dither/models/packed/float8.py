@@ -29,9 +29,7 @@ def join(stored: Mapping[str, PlainTensor], block: tuple[int, int] | None) -> tu
     bare = []
     for weight in weights:
         scale_name = next((weight.name + end for end in fp8.WEIGHT_SCALES if weight.name + end in stored), "")
-        module = weight.name.rpartition(".")[0]
-        homes = (module, module.rpartition(".")[0])  # a cache's scales lie one level up
-        hidden |= {scale_name} | {f"{home}.{end}" for home in homes for end in fp8.ACTIVATION_SCALES}
+        hidden |= {scale_name} | fp8.beside(weight.name, fp8.ACTIVATION_SCALES)
         if scale_name:
             joined[weight.name] = _scaled(weight, stored[scale_name], block or (128, 128))
         else:

@@ -30,8 +30,7 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]
 
 def _stack(module: Module) -> Joined:
     experts, rows, groups, half = module.part("blocks", ["U8"], 4).shape
-    module.part("scales", ["U8"], 3)
-    module.expect("scales", (experts, rows, groups))
+    module.part("scales", ["U8"], (experts, rows, groups))
     if half != micro.GROUPS["MXFP4"] // 2 or not experts * rows * groups:
         raise module.wrong(f"has blocks of {half} bytes, where 16 are due")
     return module.joined((experts, rows, groups * 2 * half), "MXFP4", micro.unpack_experts, ("blocks", "scales"))

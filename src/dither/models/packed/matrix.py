@@ -91,17 +91,26 @@ class Module:
     def thing(self) -> str:
         return f"tensor {shown(self.name)}.weight"
 
+    def only(self, suffixes: Sequence[str]) -> Module:
+        return Module(self.name, {suffix: tensor for suffix, tensor in self.tensors.items() if suffix in suffixes})
+
     def has(self, suffix: str) -> bool:
         return suffix in self.tensors
 
-    def part(self, suffix: str, dtypes: Sequence[str], dimensions: int) -> PlainTensor:
-        """A part of one of these number types.  Raises FormatError where it is missing or different."""
+    def part(self, suffix: str, dtypes: Sequence[str], like: int | tuple[int, ...]) -> PlainTensor:
+        """A part of one of these number types, of a shape or of so many dimensions.
+
+        Raises FormatError where it is missing or different.
+        """
+        dimensions = like if isinstance(like, int) else len(like)
         tensor = self.tensors.get(suffix)
         if tensor is None:
             raise FormatError(self.thing, f"lacks its part {suffix}", "Fetch the checkpoint again.")
         if tensor.dtype not in dtypes or len(tensor.shape) != dimensions:
             reason = f"is {tensor.dtype} of shape {list(tensor.shape)}; {dimensions} dimensions of "
             raise FormatError(f"tensor {shown(tensor.name)}", reason + f"{' or '.join(dtypes)} are due", WAY_OUT)
+        if not isinstance(like, int):
+            self.expect(suffix, like)
         return tensor
 
     def expect(self, suffix: str, shape: tuple[int, ...]) -> None:

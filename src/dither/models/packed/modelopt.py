@@ -22,7 +22,6 @@ from dither.models.stored import PlainTensor
 
 READ = ("fp8", "fp8_per_channel_per_token", "mxfp8", "nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
 _PARTS = ("weight", "weight_scale", "weight_scale_2")
-_SCALES_INPUTS = "pre_quant_scale"
 
 
 def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]:
@@ -30,7 +29,7 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]
         if kind not in READ:
             raise found.refuse(f"as {kind or 'nothing that is named'}, which is not read")
     for name in stored:
-        if name.endswith(f".{_SCALES_INPUTS}"):
+        if name.endswith(".pre_quant_scale"):
             raise found.refuse(f"with layers that scale their inputs ({name})")
     return [_nvfp4(module) for module in modules(stored, "weight_scale_2", _PARTS)]
 
@@ -51,8 +50,7 @@ def _nvfp4(module: Module) -> Joined:
     group, columns = micro.GROUPS["NVFP4"], 2 * half
     if not rows or not half or columns % group:
         raise module.wrong(f"has shape {[rows, columns]}, which is no NVFP4")
-    module.part("weight_scale", ["F8_E4M3"], 2)
-    module.expect("weight_scale", (rows, columns // group))
+    module.part("weight_scale", ["F8_E4M3"], (rows, columns // group))
     whole = module.tensors["weight_scale_2"]
     if whole.dtype != "F32" or whole.shape not in ((), (1,)):
         raise module.wrong(f"has a weight_scale_2 of {whole.dtype} and shape {list(whole.shape)}")
