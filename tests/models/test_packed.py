@@ -405,6 +405,18 @@ def test_a_layer_that_was_left_alone_is_read_as_it_is(dense: Path, tmp_path: Pat
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_scale_for_all_of_a_packed_matrix(folders: dict[str, Path], tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """However it is written: as a number, as a row of one or as a matrix of one."""
+    weight = grid(np.random.default_rng(0).normal(size=(192, 64)), 4, True, 64)
+    parts = as_tensors(compressed.pack(weight, 4))
+    one = {"weight_packed": parts["weight_packed"], "weight_scale": torch.full(shape, 0.5), "weight_zero_point": None}
+    folder = changed(folders["pack-quantized asymmetric"], tmp_path / "one", one, config_groups=groups(num_bits=4))
+    stored = open_checkpoint(folder).tensors[f"{UP}.weight"]
+    assert stored.dtype == "int4-tensor"
+    assert np.array_equal(stored.read(0, 192), (weight.codes_OI.astype(np.float32) - 8) * 0.5)
+
+
 def test_settings_of_single_layers(dense: Path, tmp_path: Path) -> None:
     """Bits by GPTQModel's rules and AutoRound's, and by the shapes where none speaks."""
 
