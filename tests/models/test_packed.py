@@ -24,20 +24,7 @@ from safetensors.torch import load_file, save_file
 import dither
 from conftest import write_checkpoint
 from dither.errors import DitherError, FormatError, UnsupportedError
-from dither.formats.layouts import (
-    Affine,
-    Float8,
-    Int8,
-    Micro,
-    Table4,
-    awq,
-    bnb,
-    compressed,
-    float8,
-    gptq,
-    integers,
-    micro,
-)
+from dither.formats.layouts import Affine, Int8, Micro, Table4, awq, bnb, compressed, float8, gptq, integers, micro
 from dither.models.checkpoint import open_checkpoint
 from dither.models.packed.matrix import PackedTensor
 from dither.models.packed.settings import matches
@@ -108,8 +95,9 @@ def pack_float8(kind: str) -> Any:
         shape = (-(-w.shape[0] // 128), -(-w.shape[1] // 128)) if kind == "block" else (w.shape[0], 1)
         block = (128, 128) if kind == "block" else (1, w.shape[1])
         scale = (2.0 ** -np.random.default_rng(0).integers(2, 5, shape)).astype(np.float32)
-        weight = Float8(codes, scale, block)
-        return float8.pack(weight, kind), weight.values()
+        numbers = torch.tensor(codes).view(torch.float8_e4m3fn).float().numpy()
+        spread = scale[np.arange(w.shape[0]) // block[0]][:, np.arange(w.shape[1]) // block[1]]
+        return float8.pack(codes, scale, kind), numbers * spread
 
     return pack
 
@@ -405,16 +393,20 @@ def test_a_layer_that_was_left_alone_is_read_as_it_is(dense: Path, tmp_path: Pat
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_one_scale_for_all_of_a_packed_matrix(folders: dict[str, Path], tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """However it is written: as a number, as a row of one or as a matrix of one."""
+@pytest.mark.parametrize(("shape", "kind"), [((), "tensor"), ((1,), "tensor"), ((1, 1), "tensor"), ((192,), "channel")])
+def test_scales_of_a_packed_matrix_have_several_shapes(
+    folders: dict[str, Path], tmp_path: Path, shape: tuple[int, ...], kind: str
+) -> None:
     weight = grid(np.random.default_rng(0).normal(size=(192, 64)), 4, True, 64)
-    parts = as_tensors(compressed.pack(weight, 4))
-    one = {"weight_packed": parts["weight_packed"], "weight_scale": torch.full(shape, 0.5), "weight_zero_point": None}
-    folder = changed(folders["pack-quantized asymmetric"], tmp_path / "one", one, config_groups=groups(num_bits=4))
+    scale = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    packed_codes = as_tensors(compressed.pack(weight, 4))["weight_packed"]
+    parts = {"weight_packed": packed_codes, "weight_scale": scale, "weight_zero_point": None}
+    folder = changed(folders["pack-quantized asymmetric"], tmp_path / "one", parts, config_groups=groups(num_bits=4))
     stored = open_checkpoint(folder).tensors[f"{UP}.weight"]
-    assert stored.dtype == "int4-tensor"
-    assert np.array_equal(stored.read(0, 192), (weight.codes_OI.astype(np.float32) - 8) * 0.5)
+    assert stored.dtype == f"int4-{kind}"
+    expected = (weight.codes_OI.astype(np.float32) - 8) * scale.numpy().reshape(-1, 1)
+    assert np.array_equal(stored.read(0, 192), expected)
+    assert np.array_equal(stored.read(7, 9), expected[7:9]) and stored.read(5, 5).shape == (0, 64)
 
 
 def test_settings_of_single_layers(dense: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 
 from dither.containers.mix import Mix, Options, make_mix
 from dither.containers.presets import preset_names
@@ -15,10 +16,8 @@ def preset_mixes(model: Model, importance: Collection[str] = ()) -> dict[str, Mi
     """Every preset that this model can be made in, by its name; without importance those that need none."""
     found = {}
     for name in preset_names():
-        try:
+        with suppress(UsageError):  # a type that needs importance, or columns that nothing of it fits
             found[name] = make_mix(model, Options(name), importance)
-        except UsageError:  # a type that needs importance, or columns that nothing of it fits
-            continue
     return found
 
 

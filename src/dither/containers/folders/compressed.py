@@ -26,7 +26,7 @@ from dither.codecs.base import SplitCodec
 from dither.codecs.integers import NAME
 from dither.containers.folders.integers import BITS, integer_codec, integers_of, known_integers, signed, whole_groups
 from dither.containers.folders.scheme import STORED, Arrays, Order, Parts, Scheme, Wish
-from dither.formats.layouts import Affine, Float8, Micro, compressed, float8, integers, micro
+from dither.formats.layouts import Affine, Micro, compressed, float8, integers, micro
 from dither.types import Bytes, No, Tensor, Yes
 
 _MOST = 6 * 448.0  # the largest code under the largest scale of NVFP4
@@ -67,7 +67,7 @@ def _integers(codec: str) -> dict[str, Any]:
 
 def _pack_float8(codec: SplitCodec, raw_RN: Bytes) -> Arrays:
     codes_RC, scale_R1 = codec.split(raw_RN)
-    return float8.pack(Float8(codes_RC, scale_R1, (1, codes_RC.shape[1])), "channel", scale=STORED[codec.stored])
+    return float8.pack(codes_RC, scale_R1, "channel", scale=STORED[codec.stored])
 
 
 def _pack_micro(codec: SplitCodec, raw_RN: Bytes) -> Arrays:

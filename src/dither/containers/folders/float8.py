@@ -11,7 +11,7 @@ from typing import Any
 
 from dither.codecs.base import SplitCodec
 from dither.containers.folders.scheme import Arrays, Order, Parts, Scheme, Wish
-from dither.formats.layouts import Float8, float8
+from dither.formats.layouts import float8
 from dither.types import Bytes, No, Yes
 
 CODEC = "fp8-128x128"
@@ -33,7 +33,7 @@ class Float8Folder(Scheme):
 
     def pack(self, codec: SplitCodec, raw_RN: Bytes, columns: int, dtype: str, order_C: Order | None = None) -> Arrays:
         codes_RC, scale_RG = codec.split(raw_RN)
-        return float8.pack(Float8(codes_RC, scale_RG[::128], (128, 128)))  # stored once per row, of 128 alike
+        return float8.pack(codes_RC, scale_RG[::128])  # stored once per row, of 128 alike
 
     def config(self, modules: Mapping[str, str], plain: list[str], wish: Wish) -> dict[str, Any]:
         return {

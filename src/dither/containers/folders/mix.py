@@ -93,10 +93,8 @@ def _common(model: Model, scheme: Scheme, wanted: str) -> str:
     The one that is wanted where there is none.
     """
     shapes = {tensor.shape for tensor in model.tensors if is_linear(tensor)}
-    for kind in (wanted, *scheme.with_groups(wanted)):
-        if all(not isinstance(scheme.can_hold(kind, shape), No) for shape in shapes):
-            return kind
-    return wanted
+    kinds = (wanted, *scheme.with_groups(wanted))
+    return next((k for k in kinds if not any(isinstance(scheme.can_hold(k, s), No) for s in shapes)), wanted)
 
 
 def splits_scales(kind: str, entry: Written) -> bool:

@@ -62,9 +62,8 @@ class FolderOutput(PartOutput):
         self._modules: dict[str, list[Written]] = {}
         for entry in contents.entries:
             self._modules.setdefault(entry.tensor, []).append(entry)
-        self._parts = {
-            e.name: stored_as(scheme, e, self._planned[e.tensor].type, self._dtype) for e in contents.entries
-        }
+        kinds = {tensor.name: tensor.type for tensor in contents.tensors}
+        self._parts = {e.name: stored_as(scheme, e, kinds[e.tensor], self._dtype) for e in contents.entries}
         shards = _shards([named for parts in self._parts.values() for named in parts.values()], SHARD)
         headers, self._places = _headers(shards)
         sizes = {name: len(header) for name, header in headers.items()}

@@ -8,7 +8,7 @@ them.  What lies between is one of `parts.py`'s records: codes and the scales th
     awq           the same, packed along the outputs in an order of its own
     compressed    compressed-tensors' pack-quantized integers
     integers      one signed byte per weight: compressed-tensors' int-quantized, bitsandbytes' LLM.int8
-    float8        E4M3 bytes under scales per block, row or tensor
+    float8        E4M3 bytes under scales per block, row or tensor; `dither.models.fp8` reads them
     micro         MXFP4 and NVFP4, as compressed-tensors and as gpt-oss keep them
     bnb           bitsandbytes' NF4 and FP4, also with a quantized absmax
     recode        which of these are GGUF's Q4_0 or Q4_1 to the bit
@@ -22,9 +22,9 @@ first (`dither.models.packed`).
 
 from __future__ import annotations
 
-from dither.formats.layouts.parts import Affine, Float8, Int8, Micro, Table4
+from dither.formats.layouts.parts import Affine, Int8, Micro, Table4
 from dither.system.discovery import room_path
 
 __path__ = room_path(__path__, __name__)
 
-__all__ = ["Affine", "Float8", "Int8", "Micro", "Table4"]
+__all__ = ["Affine", "Int8", "Micro", "Table4"]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from dither.errors import UnsupportedError
 from dither.formats.layouts.gptq import plain_or
 from dither.formats.layouts.methods import Method
-from dither.formats.layouts.numbers import narrow, widen
+from dither.formats.layouts.numbers import narrow, of_rows, widen
 from dither.formats.layouts.parts import Affine, Arrays, Shapes, whole_groups
 from dither.formats.layouts.words import pack_words, unpack_words, words
 
@@ -85,16 +85,11 @@ def unpack(arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int, *, bit
     of each column, with −1 throughout where it has nothing to say.
     """
     codes_OI = unpack_words(arrays["weight_packed"][start:stop], bits, 0, columns)
-    scale = arrays["weight_scale"]
-    shared = scale.size == 1  # one scale for the whole tensor
-    scale_OG = widen(scale.reshape(1, 1)) if shared else widen(scale[start:stop])
-    if shared:
-        scale_OG = np.repeat(scale_OG, stop - start, axis=0)
+    scale_OG = widen(of_rows(arrays["weight_scale"], start, stop))
     zero_OG = np.full(scale_OG.shape, 1 << (bits - 1), np.int32)
     given = arrays.get("weight_zero_point")
     if given is not None and given.dtype == np.int8:
-        plain = given.reshape(1, 1) if given.size == 1 else given[start:stop]
-        zero_OG += plain.astype(np.int32)
+        zero_OG += of_rows(given, start, stop).astype(np.int32)
     elif given is not None:
         zero_GO = unpack_words(given.T, bits, start, stop)
         zero_OG = np.ascontiguousarray(zero_GO.T).astype(np.int32)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.errors import UnsupportedError
-from dither.formats.layouts.numbers import narrow, widen
+from dither.formats.layouts.numbers import narrow, of_rows, widen
 from dither.formats.layouts.parts import Arrays, Int8, Shapes
 
 ROW_MAJOR = 0  # the one weight_format that is still written
@@ -58,15 +58,7 @@ def unpack(arrays: Mapping[str, npt.NDArray[Any]], start: int, stop: int) -> Int
     codes_OI = arrays["weight"][start:stop]
     if "SCB" in arrays:
         return Int8(codes_OI, (widen(arrays["SCB"][start:stop]) / np.float32(127))[:, None])
-    scale_OG = widen(_rows(arrays["weight_scale"], start, stop))
+    scale_OG = widen(of_rows(arrays["weight_scale"], start, stop))
     zero = arrays.get("weight_zero_point")
-    zero_OG = None if zero is None else np.broadcast_to(_rows(zero, start, stop), scale_OG.shape)
+    zero_OG = None if zero is None else np.broadcast_to(of_rows(zero, start, stop), scale_OG.shape)
     return Int8(codes_OI, scale_OG, zero_OG)
-
-
-def _rows(stored: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
-    """Those of the rows, (stop − start, G), whether stored per tensor, row or group."""
-    if stored.size == 1:
-        return np.broadcast_to(stored.reshape(1, 1), (stop - start, 1))
-    piece = stored[start:stop]
-    return piece.reshape(stop - start, piece.size // max(stop - start, 1))

@@ -65,6 +65,13 @@ def widen(stored: npt.NDArray[Any]) -> Floats:
     return stored.astype(np.float32)
 
 
+def of_rows(stored: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
+    """Those of rows `start` to `stop`, (stop − start, G), whether stored per tensor, row or group."""
+    if stored.size == 1:
+        return np.broadcast_to(stored.reshape(1, 1), (stop - start, 1))
+    return stored.reshape(len(stored), -1)[start:stop]
+
+
 def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
     """float32 as F32, F16 or BF16.
 

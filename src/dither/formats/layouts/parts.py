@@ -1,8 +1,8 @@
-"""Codes and what they stand for: five records that every layout packs or unpacks.
+"""Codes and what they stand for: four records that layouts pack or unpack.
 
 A weight is a scale times a small number, and the records differ in how that number follows from the code:
-below a zero point (Affine), looked up in a table (Table4), a float of eight bits (Float8), of six or four
-(Micro), or the code itself (Int8).
+below a zero point (Affine), looked up in a table (Table4), a float of six bits or four (Micro), or the code
+itself (Int8).  Floats of eight bits need none: their bytes are stored as they are.
 
 Legend: O out features (rows), I in features (columns), G groups of columns that share a scale.
 """
@@ -80,25 +80,6 @@ class Table4:
     def values(self) -> Floats:
         w_OI = TABLES[self.quant_type][self.codes_OI]
         _grouped(w_OI, self.absmax_OG)[...] *= self.absmax_OG[..., None]
-        return w_OI
-
-
-@dataclass(frozen=True)
-class Float8:
-    """ŵ[o, i] = scale[o // rows, i // columns] · e4m3(code[o, i]), with blocks of `block` rows × columns."""
-
-    codes_OI: npt.NDArray[np.uint8]  # the bits of an E4M3
-    scale: Floats  # ⌈O / rows⌉ × ⌈I / columns⌉
-    block: tuple[int, int]
-
-    def scales(self) -> Floats:
-        return self.scale
-
-    def values(self) -> Floats:
-        w_OI = _E4M3[self.codes_OI]
-        rows, columns = w_OI.shape
-        row_of_O, column_of_I = np.arange(rows) // self.block[0], np.arange(columns) // self.block[1]
-        w_OI *= self.scale[row_of_O][:, column_of_I]
         return w_OI
 
 

@@ -27,7 +27,12 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization) -> list[Joined]
 
 
 def _four_bits(module: Module, state_suffix: str) -> Joined:
-    state = _state(module, module.part(state_suffix, ["U8"], 1))
+    stored = module.part(state_suffix, ["U8"], 1)
+    thing = f"tensor {shown(stored.name)}"
+    raw = stored.raw()[: bnb.MAX_STATE + 1].tobytes()
+    if not any(raw):  # a header whose weights are elsewhere
+        raise UnsupportedError(thing, "says its shape among the weights, which are not here", "Fetch it first.")
+    state = bnb.read_state(raw, thing)
     if not state_suffix.endswith(state.quant_type):
         raise module.wrong(f"is {state.quant_type}, says the JSON that is called {state_suffix}")
     count = prod(state.shape)
@@ -51,14 +56,6 @@ def _four_bits(module: Module, state_suffix: str) -> Joined:
 
     kind = f"{state.quant_type}-g{state.block}" + "-dq" * bool(state.nested_block)
     return module.joined(state.shape, kind, read, _ARRAYS)
-
-
-def _state(module: Module, stored: PlainTensor) -> bnb.State:
-    thing = f"tensor {shown(stored.name)}"
-    raw = stored.raw()[: bnb.MAX_STATE + 1].tobytes()
-    if not any(raw):  # a header whose weights are elsewhere
-        raise UnsupportedError(thing, "says its shape among the weights, which are not here", "Fetch it first.")
-    return bnb.read_state(raw, thing)
 
 
 def _eight_bits(module: Module) -> Joined:

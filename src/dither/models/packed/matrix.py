@@ -13,14 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dither.errors import FormatError
-from dither.formats.layouts import Affine, Float8, Int8, Micro, Table4
+from dither.formats.layouts import Affine, Int8, Micro, Table4
 from dither.formats.layouts.recode import recode
 from dither.models.packed.settings import WAY_OUT
 from dither.models.stored import PlainTensor, check_rows
 from dither.system.text import shown
 from dither.types import Bytes, Floats
 
-Unpacked: TypeAlias = Affine | Table4 | Float8 | Micro | Int8
+Unpacked: TypeAlias = Affine | Table4 | Micro | Int8
 FLOATS = ("F16", "BF16", "F32")  # that scales are stored as
 
 
