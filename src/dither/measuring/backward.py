@@ -83,8 +83,8 @@ class BackwardWalk(Walk):
 
     def _forth(self, index: int, weights: int) -> None:
         block = self.network.load(index)
-        for index_B in self.batches:
-            left_BTH = block(self._read(self.hidden, index_B))
+        for index_B, hidden_BTH in self._through():
+            left_BTH = block(hidden_BTH)
             self.hidden.write(index_B, left_BTH.float().cpu().numpy())
             self.report.advance(self._share(index_B, weights), f"block {index + 1} of {self.network.count}")
         self.hidden.finished(index + 1)
@@ -163,9 +163,5 @@ def kept_per_token(tensor: Tensor) -> float:
 
 def outputs_bytes(tensors: Sequence[Tensor]) -> int:
     """What the output Hessians take on disk."""
-    total = 0
-    for tensor in tensors:
-        if block_of(tensor.name) is not None and len(tensor.shape) > 1:
-            rows = tensor.shape[-2]
-            total += 4 * (tensor.rows // rows) * rows * (rows // diagonal_blocks(rows))
-    return total
+    matrices = [tensor for tensor in tensors if block_of(tensor.name) is not None and len(tensor.shape) > 1]
+    return sum(4 * t.rows * (t.shape[-2] // diagonal_blocks(t.shape[-2])) for t in matrices)

@@ -6,6 +6,7 @@ Legend: S sequences, N scored positions.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def type_name(model: Model) -> str:
     number = model.value("general.file_type")
     if model.kind == "gguf" and number is not None:
         return preset_of(number) or f"type {number}"
-    weights: dict[str, int] = {}
+    weights: Counter[str] = Counter()
     for tensor in model.tensors:
-        weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size
+        weights[tensor.stored] += tensor.size
     return max(weights, key=weights.__getitem__, default="")

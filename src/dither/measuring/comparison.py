@@ -77,9 +77,9 @@ def contrast(a: Measurement | None, b: Measurement, *, max_kld: float | None = N
         different = f"A and B were measured on different terms ({', '.join(terms)}): "
         different += "read their own intervals, not their difference."
         return Comparison(a, b, None, max_kld, (different,))
-    pairs = len(a.sequence_kl) == len(b.sequence_kl) > 0 and a.sequence_tokens == b.sequence_tokens
     found = None
-    if pairs and len(a.sequence_tokens) == len(a.sequence_kl):
+    same_text = a.sequence_tokens == b.sequence_tokens
+    if same_text and len(a.sequence_tokens) == len(a.sequence_kl) == len(b.sequence_kl) > 0:
         tokens_S = np.array(a.sequence_tokens, dtype=np.float64)
         found = difference(np.array(a.sequence_kl), np.array(b.sequence_kl), tokens_S)
     return Comparison(a, b, found, max_kld)

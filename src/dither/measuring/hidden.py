@@ -74,18 +74,18 @@ class Hidden:
                 raise self._unwritable(error) from None
         self._target[index_B] = hidden_BTH
 
-    def finished(self, blocks: int) -> bool:
-        """Says that all rows behind so many blocks are written; returns whether a copy of them is on disk now."""
+    def finished(self, blocks: int) -> None:
+        """Says that all rows behind so many blocks are written."""
         if self.on_disk:
             assert isinstance(self._target, np.memmap)
             self._target.flush()
             self._publish(blocks)
             self.go_to(blocks)
             self._target = None
-            return True
+            return
         self._source, self._target = self._target, None
         if time.monotonic() - self._saved_at < SNAPSHOT_SECONDS:
-            return False
+            return
         assert self._source is not None
         try:
             with self._part.open("wb") as file:
@@ -96,10 +96,8 @@ class Hidden:
             raise self._unwritable(error) from None
         self._publish(blocks)
         self._saved_at = time.monotonic()
-        return True
 
     def remove(self) -> None:
-        """Removes the copies."""
         self._source = self._target = None
         for _, path in self._copies():
             path.unlink()

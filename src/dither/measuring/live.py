@@ -14,7 +14,7 @@ Legend: S sequences, T tokens of each, H hidden width, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -147,17 +147,17 @@ class BlockTasks:
         importance = {name: seen.mean_square_C for name in start if (seen := self.evidence(name)) is not None}
         return BlockTask(
             block,
-            list(self._pieces(inputs_STH, ~held_S)),
-            list(self._pieces(targets_STH, ~held_S)),
-            (list(self._pieces(inputs_STH, held_S)), list(self._pieces(targets_STH, held_S))),
+            self._pieces(inputs_STH, ~held_S),
+            self._pieces(targets_STH, ~held_S),
+            (self._pieces(inputs_STH, held_S), self._pieces(targets_STH, held_S)),
             weights,
             {name: find_codec(kind, weights[name].shape[-1]) for name, kind in types.items()},
             start,
             importance,
         )
 
-    def _pieces(self, hidden_STH: torch.Tensor, wanted_S: npt.NDArray[np.bool_]) -> Iterator[torch.Tensor]:
+    def _pieces(self, hidden_STH: torch.Tensor, wanted_S: npt.NDArray[np.bool_]) -> list[torch.Tensor]:
         """Batches of sequences of equal length, so that there is no padding."""
         lengths_S = self.quantized.lengths_S
-        for length in np.unique(lengths_S[wanted_S]):
-            yield hidden_STH[torch.from_numpy(wanted_S & (lengths_S == length)), : int(length)]
+        alike = ((int(length), wanted_S & (lengths_S == length)) for length in np.unique(lengths_S[wanted_S]))
+        return [hidden_STH[torch.from_numpy(chosen_S), :length] for length, chosen_S in alike]

@@ -144,7 +144,10 @@ class Lockstep:
         for name, stages in files.items():
             scores = [score(*chunk) for chunk in self.logits(name, stages)]
             found[name] = gather(scores, self.sequence_N, self.drift[name])
-            _check_finite(name, found[name])
+            for values_N, whose in ((found[name].nll_reference_N, "the reference"), (found[name].kl_N, name)):
+                if not np.isfinite(values_N).all():
+                    way_out = "Its output matrix is damaged: fetch or make the file again."
+                    raise DitherError(whose, "gives logits that are NaN or infinite", way_out)
         self.hidden.clear()
         return found
 
@@ -214,10 +217,3 @@ def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
             way_out = "Take fewer tokens, or set TMPDIR to a larger disk."
             raise OutputError(str(folder or tempfile.gettempdir()), reason, way_out) from None
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
-
-
-def _check_finite(name: str, found: PerToken) -> None:
-    for values_N, whose in ((found.nll_reference_N, "the reference"), (found.kl_N, name)):
-        if not np.isfinite(values_N).all():
-            way_out = "Its output matrix is damaged: fetch or make the file again."
-            raise DitherError(whose, "gives logits that are NaN or infinite", way_out)

@@ -56,10 +56,6 @@ class Conversation:
     meter: EnergyMeter = field(default_factory=EnergyMeter)
 
     @property
-    def templated(self) -> bool:
-        return self.engine.has_chat_template
-
-    @property
     def messages(self) -> list[dict[str, str]]:
         told = [{"role": "system", "content": self.system}] if self.system else []
         for question, answer in self.turns:
@@ -70,18 +66,12 @@ class Conversation:
     def text(self) -> str:
         return "".join(question + answer for question, answer in self.turns)
 
-    def clear(self) -> None:
-        self.turns = []
-
     def say(self, line: str) -> Generation:
-        """The model's reply to `line`; when it has been read, pass it to `heard`."""
-        if self.templated:
+        """The model's reply to `line`; when it has been read, both belong into `turns`."""
+        if self.engine.has_chat_template:
             asked = [*self.messages, {"role": "user", "content": line}]
             return self.engine.chat(asked, **asdict(self.sampling))
         return self.engine.generate(self.text + line, reuse=True, **asdict(self.sampling))
-
-    def heard(self, line: str, answer: str) -> None:
-        self.turns.append((line, answer))
 
     @contextmanager
     def accounted(self, reply: Generation) -> Iterator[None]:

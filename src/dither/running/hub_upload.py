@@ -28,6 +28,7 @@ from dither.models.gguf_source import PART
 from dither.models.hub.fetch import first_line
 from dither.progress import Progress
 from dither.running.link_or_copy import link_or_copy, write_text
+from dither.system.files import writing
 from dither.system.json_text import object_in
 from dither.types import Model
 from dither.units import format_bytes, format_count
@@ -108,14 +109,11 @@ def upload(model: Model, repo: str, report: Progress, *, private: bool = False, 
 
 def _stage(model: Model, planned: Upload, limit: int, report: Progress) -> None:
     path, folder = Path(model.origin), planned.folder
-    try:
+    with writing(folder, "Check the folder."):
         folder.mkdir(exist_ok=True)
-        strangers = [item.name for item in folder.iterdir() if item.name not in planned.files]
-    except OSError as error:
-        raise OutputError(str(folder), f"cannot be written ({error.strerror})", "Check the folder.") from None
-    strangers = [name for name in strangers if name not in (".cache", ".gitattributes")]
+        strangers = {item.name for item in folder.iterdir()} - {*planned.files, ".cache", ".gitattributes"}
     if strangers:
-        raise OutputError(str(folder), f"holds {strangers[0]!r}, which is not to be sent", "Move it away.")
+        raise OutputError(str(folder), f"holds {min(strangers)!r}, which is not to be sent", "Move it away.")
     for part in map(Path, model.files):
         if part.stat().st_size > limit:
             split(part, folder, limit, progress=report)

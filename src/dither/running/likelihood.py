@@ -81,9 +81,7 @@ class Likelihood:
             ]
 
     def _block(self, index: int) -> Block:
-        if index in self._kept:
-            return self._kept[index]
-        block = self._blocks.load(index)
+        block = self._kept.get(index) or self._blocks.load(index)
         if self._keep:
             self._kept[index] = block
         return block
@@ -110,11 +108,9 @@ class Likelihood:
         log_N, hit_N = torch.cat(logs).cpu(), torch.cat(hits).cpu()
         if not torch.isfinite(log_N).all():
             raise DitherError(self._blocks.model.origin, "computes NaN or infinity", "Quantize the model again.")
-        at = 0
-        for _, answer in batch:
-            span = slice(at, at + len(answer))
-            yield float(log_N[span].sum()), bool(hit_N[span].all())
-            at += len(answer)
+        sizes = [len(answer) for _, answer in batch]
+        for own_N, right_N in zip(torch.split(log_N, sizes), torch.split(hit_N, sizes), strict=True):
+            yield float(own_N.sum()), bool(right_N.all())
 
 
 def _length(key: Asked) -> int:
@@ -140,9 +136,5 @@ def _padded(batch: Sequence[Asked]) -> torch.Tensor:
     """
     import torch
 
-    longest = max(map(_length, batch)) - 1
-    tokens_ST = torch.zeros(len(batch), longest, dtype=torch.int64)
-    for s, (question, answer) in enumerate(batch):
-        row = [*question, *answer][:-1]
-        tokens_ST[s, : len(row)] = torch.tensor(row)
-    return tokens_ST
+    rows = [torch.tensor([*question, *answer][:-1]) for question, answer in batch]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -28,7 +28,7 @@ def find(current: Path, wanted: str) -> Path:
         if _identity(read_header(named[0])) != ours:
             raise UsageError(wanted, "is another model", f"Start a new chat: dither chat {wanted}")
         return named[0]
-    beside = {path: kind for path, kind in _beside(current, ours).items() if path != current}
+    beside = _beside(current, ours)
     exact = [path for path, kind in beside.items() if kind.lower() == wanted.lower()]
     part = re.compile(rf"(?<![A-Za-z0-9]){re.escape(wanted)}(?![A-Za-z0-9]|_[A-Z0-9])", re.IGNORECASE)
     found = exact or [path for path in beside if part.search(path.name)]
