@@ -172,10 +172,11 @@ def _text(
 ) -> Sequences:
     """The sequences to run: those an interrupted run let the model write, because writing takes minutes."""
     kept = folder.state.get("text")
-    if kept is not None and str(data) == SELF:
-        found = _kept_text(folder.path, kept)
-        if found is not None:
-            return found
+    if kept is not None and str(data) == SELF and (folder.path / TOKENS).is_file():
+        members = read_members(folder.path / TOKENS)
+        tokens_ST, lengths_S = members["tokens_ST"].read(), members["lengths_S"].read()
+        if tokens_sha256(tokens_ST, lengths_S) == kept["sha256"]:
+            return Sequences(tokens_ST, lengths_S, kept["name"], kept["sha256"], kept["seed"], tuple(kept["notes"]))
     how: dict[str, Any] = {"threads": running.threads, "progress": running.progress}
     text = sequences(model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, **how)
     if kept is not None and kept["sha256"] != text.sha256:
@@ -185,16 +186,6 @@ def _text(
     folder.state["text"] = {"name": text.name, "sha256": text.sha256, "seed": seed, "notes": list(text.notes)}
     folder.save()
     return text
-
-
-def _kept_text(folder: Path, kept: Mapping[str, Any]) -> Sequences | None:
-    if not (folder / TOKENS).is_file():
-        return None
-    members = read_members(folder / TOKENS)
-    tokens_ST, lengths_S = members["tokens_ST"].read(), members["lengths_S"].read()
-    if tokens_sha256(tokens_ST, lengths_S) != kept["sha256"]:
-        return None
-    return Sequences(tokens_ST, lengths_S, kept["name"], kept["sha256"], kept["seed"], tuple(kept["notes"]))
 
 
 def _manifest(walk: Walk) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from dither.errors import OutputError
 from dither.formats.evidence import MANIFEST
-from dither.system.files import replace
+from dither.system.files import replace, writing
 from dither.units import format_bytes
 
 RUN = "run.json"
@@ -42,12 +42,9 @@ class Folder:
         self.state: dict[str, Any] = {}
         self.discarded = False
         self._made = not path.exists()
-        try:
+        with writing(path, "Choose another with -o.", "cannot be made a folder"):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            reason = f"cannot be made a folder ({error.strerror})"
-            raise OutputError(str(path), reason, "Choose another with -o.") from None
         try:
             self._claim(force)
         except BaseException:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dither.errors import OutputError
+from dither.system.files import writing
 from dither.types import Floats
 from dither.units import format_bytes
 
@@ -68,10 +69,8 @@ class Hidden:
             # In memory a batch replaces the rows it was computed from.
             self._target = np.empty(self._shape, np.float32) if self._source is None else self._source
         elif self._target is None:
-            try:
+            with self._writing():
                 self._target = np.lib.format.open_memmap(self._part, mode="w+", dtype=np.float32, shape=self._shape)
-            except OSError as error:
-                raise self._unwritable(error) from None
         self._target[index_B] = hidden_BTH
 
     def finished(self, blocks: int) -> None:
@@ -87,13 +86,10 @@ class Hidden:
         if time.monotonic() - self._saved_at < SNAPSHOT_SECONDS:
             return
         assert self._source is not None
-        try:
-            with self._part.open("wb") as file:
-                np.save(file, self._source, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from None
+        with self._writing(), self._part.open("wb") as file:
+            np.save(file, self._source, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
         self._publish(blocks)
         self._saved_at = time.monotonic()
 
@@ -127,6 +123,6 @@ class Hidden:
             if number != blocks and not self._keep:
                 path.unlink()
 
-    def _unwritable(self, error: OSError) -> OutputError:
-        reason = f"{format_bytes(self.bytes)} of hidden states cannot be written ({error.strerror})"
-        return OutputError(str(self._part), reason, "Free some space, or ask for fewer tokens.")
+    def _writing(self) -> AbstractContextManager[None]:
+        failed = f"{format_bytes(self.bytes)} of hidden states cannot be written"
+        return writing(self._part, "Free some space, or ask for fewer tokens.", failed)

@@ -52,8 +52,10 @@ class EnergyMeter:
         joules = 0.0
         for counter, end in after.items():
             spent = end - before.get(counter, end)
-            wrapped = _range(counter) if spent < 0 and isinstance(counter, Path) else 0.0
-            joules += max(0.0, spent + wrapped)
+            if spent < 0 and isinstance(counter, Path):
+                with suppress(OSError, ValueError):
+                    spent += int((counter / "max_energy_range_uj").read_text()) / 1e6
+            joules += max(0.0, spent)
         return joules
 
 
@@ -76,13 +78,6 @@ def _packages(powercap: Path) -> tuple[list[Path], str]:
             int((domain / "energy_uj").read_text())
             readable.append(domain)
     return readable, f"only root may read {packages[0] / 'energy_uj'}"
-
-
-def _range(package: Path) -> float:
-    try:
-        return int((package / "max_energy_range_uj").read_text()) / 1e6
-    except (OSError, ValueError):
-        return 0.0
 
 
 def _cards() -> tuple[Any, dict[int, Any]]:

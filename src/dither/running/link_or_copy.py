@@ -25,7 +25,9 @@ def link_or_copy(source: Path, target: Path) -> str:
     with writing(target, "Check the folder."):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            if _same(source, target):
+            ours, theirs = source.stat(), target.stat()
+            alike = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
+            if alike or target.samefile(source):  # a copy of this file, or this file itself
                 return "kept"
             raise OutputError(str(target), "is another file", "Move it away, or name another folder.")
         try:
@@ -33,14 +35,6 @@ def link_or_copy(source: Path, target: Path) -> str:
         except OSError:  # another file system, or one without links
             return _copy(source, target)
     return "linked"
-
-
-def _same(source: Path, target: Path) -> bool:
-    """Whether both are one file, or a copy of the same size and time."""
-    ours, theirs = source.stat(), target.stat()
-    return target.samefile(source) or (
-        (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
-    )
 
 
 def _copy(source: Path, target: Path) -> str:

@@ -18,12 +18,12 @@ from dither.errors import FormatError, OutputError, SourceError
 
 
 @contextmanager
-def writing(path: Path, way_out: str) -> Iterator[None]:
+def writing(path: Path, way_out: str, failed: str = "cannot be written") -> Iterator[None]:
     """What the system refuses within becomes an OutputError about `path`."""
     try:
         yield
     except OSError as error:
-        raise OutputError(str(path), f"cannot be written ({error.strerror})", way_out) from None
+        raise OutputError(str(path), f"{failed} ({error.strerror})", way_out) from None
 
 
 @contextmanager
