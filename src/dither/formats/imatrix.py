@@ -11,7 +11,6 @@ Legend: E experts (1 for an ordinary layer), C columns.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from dither.errors import FormatError, OutputError, SourceError
 from dither.formats.ggml import ValueType, array, string, u32
 from dither.formats.gguf import Header, TensorEntry, lay_out, read_header
-from dither.system.files import replacing
+from dither.system.files import replacing, sha256_of
 from dither.types import Floats
 
 _MAKE_IT_AGAIN = "Make the matrix again, or leave --imatrix out."
@@ -63,7 +62,7 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
         raise FormatError(str(path), "holds no importance values", _MAKE_IT_AGAIN)
     for tensor, values in means.items():
         _check(path, tensor, values)
-    return ImportanceMatrix(means, unseen, datasets, chunks, _sha256(path), path.name, counts)
+    return ImportanceMatrix(means, unseen, datasets, chunks, sha256_of(path), path.name, counts)
 
 
 def write_imatrix(
@@ -104,14 +103,6 @@ def write_imatrix(
         for offset, values in zip(layout.offsets, arrays.values(), strict=True):
             file.seek(offset)
             file.write(values.tobytes())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check(path: Path, tensor: str, values: Floats) -> None:

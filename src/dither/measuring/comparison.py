@@ -43,15 +43,12 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One of "lower", "higher" (B's divergence, beyond chance), "same" (cannot be told), "" (no A)."""
-        if self.difference is not None:
-            if self.difference.low <= 0 <= self.difference.high:
-                return "same"
-            return "lower" if self.difference.value < 0 else "higher"
         if self.a is None or self.overlap is None:
             return ""
-        if self.overlap:
+        apart = self.difference
+        if self.overlap if apart is None else apart.low <= 0 <= apart.high:
             return "same"
-        return "lower" if self.b.kl_mean < self.a.kl_mean else "higher"
+        return "lower" if (self.b.kl_mean - self.a.kl_mean if apart is None else apart) < 0 else "higher"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,12 @@ class Hidden:
     def resume(self, finished_blocks: int) -> int:
         """Continues from the last copy that was taken within the finished blocks and has the right shape; returns how
         many blocks need not be run again."""
-        for blocks, path in sorted(self._copies(), reverse=True):
-            if blocks > finished_blocks:
-                continue
-            try:
+        for blocks, path in sorted((copy for copy in self._copies() if copy[0] <= finished_blocks), reverse=True):
+            with suppress(OSError, ValueError, EOFError):
                 kept = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                continue
-            if kept.shape == self._shape and kept.dtype == np.float32:
-                self._source = kept if self.on_disk else np.array(kept)
-                return blocks
+                if kept.shape == self._shape and kept.dtype == np.float32:
+                    self._source = kept if self.on_disk else np.array(kept)
+                    return blocks
         return 0
 
     def go_to(self, blocks: int) -> None:

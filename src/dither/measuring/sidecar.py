@@ -23,11 +23,9 @@ _MOST = 64  # files looked at in a folder
 def of_file(model: Model) -> tuple[Measurement, str] | None:
     """The file's own measurement, and where it is kept: beside it, else inside."""
     path = Path(model.origin)
-    beside = path_for(path)
-    if beside.is_file():
-        found = _read(beside)
-        if found and found.file == path.name and _same_size(found, model):
-            return found, beside.name
+    found = _read(path_for(path))
+    if found and found.file == path.name and _same_size(found, model):
+        return found, path_for(path).name
     found = _embedded(model.metadata)
     return (found, path.name) if found else None
 

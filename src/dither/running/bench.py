@@ -88,9 +88,9 @@ def bench(
         raise UsageError("a benchmark", reason, "Take at least 1 prompt token, 2 generated ones and 1 repeat.")
     runners = _open(named, against)
     threads = threads or usable_cores()
-    if save:
-        for runner in runners:
-            benchmark.check_writable(benchmark.path_for(runner.model.origin))
+    places = [benchmark.path_for(runner.model.origin) for runner in runners] if save else []
+    for place in places:
+        benchmark.check_writable(place)
     _run(runners, threads, context, prompt, generate, repeats, report)
     command = shlex.join(["dither", "bench", *(Path(file).name for file in named)])
     command += f" --against {shlex.quote(Path(against).name)}" if against else ""
@@ -105,9 +105,8 @@ def bench(
     }
     other = runners[-1] if against is not None else None
     results = [_result(runner, other, shared) for runner in runners]
-    for runner, result in zip(runners, results, strict=True):
-        if save:
-            benchmark.save(result, benchmark.path_for(runner.model.origin))
+    for result, place in zip(results, places, strict=False):
+        benchmark.save(result, place)
     return results
 
 

@@ -48,13 +48,10 @@ class Answers:
 
     def likely(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """Log-likelihoods of answers; the beginning of a question that is too long for the context is dropped."""
-        cut = []
-        for question, answer in pairs:
-            room = self.context + 1 - len(answer)
-            if room < 1:
-                answer, room = answer[-self.context :], 1
-            cut.append((question[-room:], answer))
-        return self._likelihood.score(cut)
+        size = self.context
+        return self._likelihood.score(
+            [(question[-max(1, size + 1 - len(answer)) :], answer[-size:]) for question, answer in pairs]
+        )
 
     def write(self, text: str, options: Mapping[str, Any]) -> str:
         """The model's continuation of `text`, up to one of `until`; greedy unless sampling is asked for.
@@ -158,11 +155,11 @@ def evaluate(
                 log_samples=True,
                 apply_chat_template=chat,
             )
-            found = found or {}
     except (OSError, ValueError, LookupError, RuntimeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         way_out = "Offline, a task's data must be in the cache or in --data FOLDER (docs/run.md tells how)."
         raise SourceError(f"task {', '.join(tasks)}", f"cannot be run ({said})", way_out) from error
+    found = found or {}
     samples = {
         task: [{k: v for k, v in sample.items() if k not in _SAMPLES_LEFT_OUT} for sample in rows]
         for task, rows in found.get("samples", {}).items()

@@ -7,6 +7,7 @@ people change them.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from dither.containers.presets import preset_of
@@ -44,12 +45,10 @@ def find(current: Path, wanted: str) -> Path:
 def _beside(current: Path, ours: tuple[object, ...]) -> dict[Path, str]:
     found = {}
     for path in sorted(current.resolve().parent.glob("*.gguf"))[:_MOST]:
-        try:
+        with suppress(DitherError):
             header = read_header(path)
-        except DitherError:
-            continue
-        if _identity(header) == ours and not path.samefile(current):
-            found[path] = preset_of(_value(header, "general.file_type")) or ""
+            if _identity(header) == ours and not path.samefile(current):
+                found[path] = preset_of(_value(header, "general.file_type")) or ""
     return found
 
 

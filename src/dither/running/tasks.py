@@ -137,9 +137,8 @@ def _scores(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[S
 
 def _by_question(found: Mapping[str, Any], task: str, metric: str, kind: str) -> dict[object, float]:
     """A metric's value for each question; empty if it is not a mean over questions, as perplexity is not."""
-    rows = found["samples"].get(task, [])
     return {
         row["doc_id"]: float(row[metric])
-        for row in rows
+        for row in found["samples"].get(task, [])
         if row.get("filter", kind) == kind and isinstance(row.get(metric), int | float)
     }
