@@ -106,7 +106,7 @@ class Walk:
         self.hidden.finished(0)
 
     def collector(self) -> Collector:
-        sequences, context = self.text.tokens_ST.shape
+        sequences, context, _ = self.shape
         return Collector(self.experts, sequences=sequences, context=context, hessians=self.hessians)
 
     def _block(self, index: int, weights: int) -> None:

@@ -16,6 +16,7 @@ Legend: S sequences, T positions, H hidden width, N positions that predict an an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from dither.errors import DitherError, UsageError
@@ -74,11 +75,7 @@ class Likelihood:
             for index in range(self._blocks.count):
                 block = self._block(index)
                 states = [block(hidden_STH) for hidden_STH in states]
-            return [
-                result
-                for batch, hidden_STH in zip(batches, states, strict=True)
-                for result in self._results(batch, hidden_STH)
-            ]
+            return list(chain.from_iterable(map(self._results, batches, states)))
 
     def _block(self, index: int) -> Block:
         block = self._kept.get(index) or self._blocks.load(index)
