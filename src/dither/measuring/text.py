@@ -24,7 +24,6 @@ import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +253,7 @@ def _record_notes(name: str, asked: int, missing: int, dropped: int, plain: int)
     return [note for count, note in notes if count]
 
 
-def batches(lengths_S: Ints, size: int) -> Iterator[Any]:
+def batches(lengths_S: Ints, size: int) -> list[Any]:
     """Indices of neighboring sequences, at most `size` padded tokens at once."""
-    each = max(1, size // max(1, int(lengths_S.max())))
-    order = iter(range(len(lengths_S)))
-    while batch := list(islice(order, each)):
-        yield np.array(batch)
+    count, each = len(lengths_S), max(1, size // max(1, int(lengths_S.max())))
+    return [np.arange(start, min(start + each, count)) for start in range(0, count, each)]

@@ -47,7 +47,7 @@ class Walk:
         self.hessians, self.report = hessians, report
         sequences, context = text.tokens_ST.shape
         self.shape = (sequences, context, blocks.width)
-        self.batches = list(batches(text.lengths_S, batch))
+        self.batches = batches(text.lengths_S, batch)
         self.hidden = self._states()
         self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
         self.notes = [*model.notes, *blocks.notes, *text.notes]

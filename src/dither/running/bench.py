@@ -170,7 +170,7 @@ def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: i
 
 
 def _result(runner: _Runner, other: _Runner | None, shared: dict[str, Any]) -> Benchmark:
-    trials, opinions = runner.trials, runner.opinions
+    model, trials, opinions = runner.model, runner.trials, runner.opinions
     assert runner.worker is not None
     rival = None if other is None or other is runner else other
     pairs = [] if rival is None else list(zip(trials, rival.trials, strict=True))
@@ -180,7 +180,7 @@ def _result(runner: _Runner, other: _Runner | None, shared: dict[str, Any]) -> B
         file=runner.path.name,
         file_bytes=runner.bytes,
         file_modified_ns=runner.path.stat().st_mtime_ns,
-        type=_type(runner.model),
+        type=PLANNED if is_planned(model) else preset_of(model.value("general.file_type")) or "",
         cpu=cpu_name(),
         cores=usable_cores(),
         context=runner.worker.context,
@@ -200,7 +200,7 @@ def _result(runner: _Runner, other: _Runner | None, shared: dict[str, Any]) -> B
         decode_ratio=_spread(ours.decode / theirs.decode for ours, theirs in pairs if theirs.decode),
         decode_samples=tuple(trial.decode for trial in trials),
         prefill_samples=tuple(trial.prefill for trial in trials),
-        notes=runner.model.notes,
+        notes=model.notes,
         **shared,
     )
 
@@ -208,8 +208,3 @@ def _result(runner: _Runner, other: _Runner | None, shared: dict[str, Any]) -> B
 def _spread(samples: Iterable[float | None]) -> Spread | None:
     known = [sample for sample in samples if sample is not None]
     return spread(known) if known else None
-
-
-def _type(model: Model) -> str:
-    """The preset that the file names, or "plan" if it was made by one; empty if it names none."""
-    return PLANNED if is_planned(model) else preset_of(model.value("general.file_type")) or ""

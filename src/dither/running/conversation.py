@@ -62,16 +62,13 @@ class Conversation:
             told += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return told
 
-    @property
-    def text(self) -> str:
-        return "".join(question + answer for question, answer in self.turns)
-
     def say(self, line: str) -> Generation:
         """The model's reply to `line`; when it has been read, both belong into `turns`."""
         if self.engine.has_chat_template:
             asked = [*self.messages, {"role": "user", "content": line}]
             return self.engine.chat(asked, **asdict(self.sampling))
-        return self.engine.generate(self.text + line, reuse=True, **asdict(self.sampling))
+        text = "".join(question + answer for question, answer in self.turns) + line
+        return self.engine.generate(text, reuse=True, **asdict(self.sampling))
 
     @contextmanager
     def accounted(self, reply: Generation) -> Iterator[None]:

@@ -16,8 +16,9 @@ Legend: S sequences, T positions, H hidden width, N positions that predict an an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dither.errors import DitherError, UsageError
 from dither.models.blocks import open_blocks
@@ -26,8 +27,6 @@ from dither.types import Model
 
 if TYPE_CHECKING:
     import torch
-
-    from dither.models.blocks import Block, Head
 
 BATCH = 4096  # tokens that go through a block together, padding included
 WAVE = 2**30  # bytes of hidden states kept between blocks
@@ -41,9 +40,8 @@ class Likelihood:
     def __init__(self, model: Model, *, device: str = "cpu", keep: int = 0, progress: Progress | None = None) -> None:
         self._blocks = open_blocks(model, device=device)
         self._report = progress or Silent()
-        self._keep = 4 * model.parameters <= keep
-        self._kept: dict[int, Block] = {}
-        self._head: Head | None = None
+        kept: Callable[[Any], Any] = cache if 4 * model.parameters <= keep else lambda load: load
+        self._block, self._head = kept(self._blocks.load), kept(self._blocks.head)
         self.context: int = self._blocks.context
         self.notes = self._blocks.notes
 
@@ -77,18 +75,10 @@ class Likelihood:
                 states = [block(hidden_STH) for hidden_STH in states]
             return list(chain.from_iterable(map(self._results, batches, states)))
 
-    def _block(self, index: int) -> Block:
-        block = self._kept.get(index) or self._blocks.load(index)
-        if self._keep:
-            self._kept[index] = block
-        return block
-
     def _results(self, batch: Sequence[Asked], hidden_STH: torch.Tensor) -> Iterator[tuple[float, bool]]:
         import torch
 
-        head = self._head or self._blocks.head()
-        if self._keep:
-            self._head = head
+        head = self._head()
         # An answer's token at position i is predicted by the state at i − 1.
         starts = [len(question) - 1 for question, _ in batch]
         rows = [hidden_STH[s, at : at + len(batch[s][1])] for s, at in enumerate(starts)]
