@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _OURS = re.compile(
 )
 
 
-class Folder:
+class Folder(AbstractContextManager["Folder"]):
     """An evidence folder, locked while this object is entered; `state` is what an earlier run left.
 
     Raises OutputError if the folder cannot be made, holds other files, or is finished and may not be replaced.
@@ -112,9 +112,6 @@ class Folder:
 
     def _ours(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if _OURS.fullmatch(entry.name)]
-
-    def __enter__(self) -> Folder:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         if self._made and not any(self.path.iterdir()):

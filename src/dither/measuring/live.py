@@ -15,6 +15,7 @@ Legend: S sequences, T tokens of each, H hidden width, C columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,7 @@ class Passage:
         return [slice(start, start + step) for start in range(0, len(self.lengths_S), step)]
 
 
+@dataclass(eq=False)
 class LiveEvidence:
     """An `EvidenceSource` over a file that is being written.
 
@@ -71,14 +73,12 @@ class LiveEvidence:
     tensors outside the blocks, and those no block reports, `base`'s evidence is given.
     """
 
-    def __init__(
-        self, passage: Passage, base: EvidenceSource, known: Collection[str], written: Collection[str], sha256: str
-    ) -> None:
-        self.passage, self.base, self.sha256 = passage, base, sha256
-        self.known, self.written = known, written
-        tensors = passage.blocks.model.tensors
-        self._experts = {tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) > 2}
-        self._groups: dict[str, GroupStatistics] = {}
+    passage: Passage
+    base: EvidenceSource
+    known: Collection[str]
+    written: Collection[str]
+    sha256: str
+    _groups: dict[str, GroupStatistics] = field(default_factory=dict)
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
         block = block_of(tensor)
@@ -106,7 +106,8 @@ class LiveEvidence:
         hidden_STH, lengths_S = self.passage.entering(index), self.passage.lengths_S
         block = self._half_written(index)
         sequences, context = hidden_STH.shape[:2]
-        collector = Collector(self._experts, sequences=sequences, context=context, hessians=True)
+        experts = {t.name: t.shape[0] for t in self.passage.blocks.model.tensors if len(t.shape) > 2}
+        collector = Collector(experts, sequences=sequences, context=context, hessians=True)
 
         def see(names: tuple[str, ...], x_NC: torch.Tensor, at_N: torch.Tensor, expert: int | None) -> None:
             if tensor in names:

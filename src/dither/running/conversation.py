@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Conversation:
         return {"model": self.engine.path.name, "messages": self.messages}
 
 
-class Seat:
+class Seat(AbstractContextManager["Seat"]):
     """Loads, replaces and closes the model that answers.  A context manager."""
 
     def __init__(self, path: Path, *, context: int, threads: int | None) -> None:
@@ -112,9 +112,6 @@ class Seat:
             self.engine = self._open(before)
             raise
         return self.engine
-
-    def __enter__(self) -> Seat:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.engine.close()
