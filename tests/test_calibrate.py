@@ -19,7 +19,9 @@ import xllamacpp
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 import dither
+from dither.engines import llama_start
 from dither.engines.llamacpp import LlamaCpp
+from dither.engines.settings import Settings
 from dither.errors import DitherError, OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.imatrix import read_imatrix
@@ -263,18 +265,19 @@ def test_inputs_that_are_no_numbers_are_named() -> None:
 class _Embedder(LlamaCpp):
     """llama.cpp giving what leaves the last norm, token by token: the output matrix's input."""
 
-    def _params(self, context: int, threads: int, gpu_layers: int) -> Any:
-        params = super()._params(context, threads, gpu_layers)
-        params.embedding = True
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
-        return params
-
     def last(self, ids: list[int]) -> np.ndarray:
         answer = self._call("/embedding", {"content": ids, "embd_normalize": -1})
         return np.array(answer[0]["embedding"], np.float64)
 
 
-def test_bundled_models_last_input_is_llama_cpps(tmp_path: Path) -> None:
+def _embedding(path: Path, asked: Settings, key: str, parameters: Any = llama_start._parameters) -> Any:
+    params = parameters(path, asked, key)
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
+    return params
+
+
+def test_bundled_models_last_input_is_llama_cpps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp writes no importance matrix through its wheel, but it shows the last layer's input,
     which every block above has shaped.  Its keys and values are float16, hence the tolerance."""
     path = dither.quantize(DEMO, "F32", tmp_path / "demo.gguf").path
@@ -282,6 +285,7 @@ def test_bundled_models_last_input_is_llama_cpps(tmp_path: Path) -> None:
     text.write_text("The sea was quiet, and the old man slept in the boat. " * 20)
     calibrate(DEMO, text, tokens=128, context=32, hessians=False, out=tmp_path / "e", threads=1)
     store = EvidenceStore.open(tmp_path / "e")
+    monkeypatch.setattr(llama_start, "_parameters", _embedding)
     with _Embedder(path, context=64, threads=1) as engine:
         x_NC = np.concatenate([engine.last(ids) for ids in rows_of(store)])
     evidence = store("token_embd.weight")

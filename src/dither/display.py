@@ -26,22 +26,19 @@ def escape(value: object) -> str:
 def pairs(title: object, rows: Iterable[tuple[str, object]], notes: Iterable[object] = ()) -> str:
     """A table of names and values under a title, and sentences below it."""
     body = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in rows)
-    return _table(title, "", body) + _notes(notes)
+    return _table(title, "", body, notes)
 
 
 def table(title: object, heads: Sequence[str], rows: Iterable[Sequence[object]], notes: Iterable[object] = ()) -> str:
     """A table with named columns under a title, and sentences below it."""
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return _table(title, f"<thead><tr>{top}</tr></thead>", body) + _notes(notes)
+    return _table(title, f"<thead><tr>{top}</tr></thead>", body, notes)
 
 
-def _table(title: object, head: str, body: str) -> str:
-    return f"<table><caption>{escape(title)}</caption>{head}<tbody>{body}</tbody></table>"
-
-
-def _notes(notes: Iterable[object]) -> str:
-    return "".join(f"<p>{escape(note)}</p>" for note in notes)
+def _table(title: object, head: str, body: str, notes: Iterable[object]) -> str:
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<table><caption>{escape(title)}</caption>{head}<tbody>{body}</tbody></table>{below}"
 
 
 def interval(value: float, low: float | None, high: float | None, form: str = ".3g") -> str:

@@ -9,24 +9,11 @@ import re
 
 from dither.errors import UsageError
 
-_FACTORS = {
-    "": 1,
-    "b": 1,
-    "k": 10**3,
-    "kb": 10**3,
-    "kib": 2**10,
-    "m": 10**6,
-    "mb": 10**6,
-    "mib": 2**20,
-    "g": 10**9,
-    "gb": 10**9,
-    "gib": 2**30,
-    "t": 10**12,
-    "tb": 10**12,
-    "tib": 2**40,
+_FACTORS = {"": 1, "b": 1} | {
+    letter + ending: int(base**power)
+    for power, letter in enumerate("kmgt", 1)
+    for ending, base in (("", 1000), ("b", 1000), ("ib", 1024))
 }
-
-
 _MOST = 2**60  # bytes, above any memory or file
 
 

@@ -245,10 +245,10 @@ def test_the_conversation_is_remembered_and_cleared(folder: Path) -> None:
         lengths = []
         for _ in range(3):
             reply = talk.say("hello")
-            talk.heard("hello", "".join(reply))
+            talk.turns.append(("hello", "".join(reply)))
             lengths.append(reply.prompt_tokens)
         assert lengths[1] - lengths[0] == lengths[2] - lengths[1] > len("hello") + len(SAYS)
-        talk.clear()
+        talk.turns.clear()
         again = talk.say("hello")
         assert "".join(again) == SAYS and again.prompt_tokens == lengths[0]
 

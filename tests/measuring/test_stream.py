@@ -6,6 +6,7 @@ Legend: S sequences, T positions, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -131,17 +132,21 @@ def walk(reference: Blocks, files: dict[str, Any], **options: Any) -> dict[str, 
     return pass_.finish(files)
 
 
-def test_hidden_states_on_disk_give_the_same_bits(checkpoint: Path, q4_0: Path, tmp_path: Path) -> None:
+def test_hidden_states_on_disk_give_the_same_bits(
+    checkpoint: Path, q4_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     reference = open_blocks(open_model(checkpoint))
     files = {"it": open_blocks(open_model(q4_0))}
-    found = walk(reference, files, memory=0, scratch=tmp_path)["it"]
+    found = walk(reference, files, memory=0)["it"]
     np.testing.assert_array_equal(found.kl_N, run(checkpoint, q4_0).kl_N)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_too_small_is_an_error_before_the_work(tmp_path: Path) -> None:
+def test_a_disk_too_small_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(OutputError, match="hidden states"):
-        spilled((2**20, 2**20, 2**10), tmp_path)
+        spilled((2**20, 2**20, 2**10))
     assert list(tmp_path.iterdir()) == []
 
 

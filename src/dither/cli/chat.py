@@ -134,7 +134,7 @@ def _document(talks: Sequence[Conversation], line: str) -> dict[str, Any]:
         "model": str(talks[0].engine.path),
         "prompt": line,
         "answer": said,
-        "chat_template": talks[0].templated,
+        "chat_template": talks[0].engine.has_chat_template,
         **_figures(reply),
         "temperature": talks[0].sampling.temperature,
         "seed": talks[0].sampling.seed,

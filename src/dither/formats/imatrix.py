@@ -11,7 +11,6 @@ Legend: E experts (1 for an ordinary layer), C columns.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,7 @@ import numpy.typing as npt
 from dither.errors import FormatError, OutputError, SourceError
 from dither.formats.ggml import ValueType, array, string, u32
 from dither.formats.gguf import TensorEntry, lay_out, read_header
-from dither.formats.mapped import MappedFile
-from dither.system.files import replacing
+from dither.system.files import replacing, sha256_of
 from dither.types import Floats
 
 _MAKE_IT_AGAIN = "Make the matrix again, or leave --imatrix out."
@@ -60,8 +58,7 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
         raise FormatError(str(path), "holds no importance values", _MAKE_IT_AGAIN)
     for tensor, values in means.items():
         _check(path, tensor, values)
-    sha256 = hashlib.sha256(MappedFile(path).data).hexdigest()
-    return ImportanceMatrix(means, unseen, datasets, chunks, sha256, path.name, counts)
+    return ImportanceMatrix(means, unseen, datasets, chunks, sha256_of(path), path.name, counts)
 
 
 def write_imatrix(

@@ -65,13 +65,13 @@ class BackwardWalk(Walk):
         if not forth:
             self._embed()
         for index in range(forth, first):
-            self._forth(index, weights[index])
+            self._forward(index, weights[index])
         if not back:
             self._turn(turn)
         for index in self.order()[max(back, count - first) :]:
-            self._come_back(index, 2 * weights[index])
+            self._backward(index, 2 * weights[index])
             self._back.finished(count - index)
-        self._in_order()
+        self._sort_files()
         return back
 
     def remove(self) -> None:
@@ -81,10 +81,10 @@ class BackwardWalk(Walk):
     def order(self) -> range:
         return range(self.network.count - 1, -1, -1)
 
-    def _forth(self, index: int, weights: int) -> None:
+    def _forward(self, index: int, weights: int) -> None:
         block = self.network.load(index)
-        for index_B in self.batches:
-            left_BTH = block(self._read(self.hidden, index_B))
+        for index_B, hidden_BTH in self._through():
+            left_BTH = block(hidden_BTH)
             self.hidden.write(index_B, left_BTH.float().cpu().numpy())
             self.report.advance(self._share(index_B, weights), f"block {index + 1} of {self.network.count}")
         self.hidden.finished(index + 1)
@@ -113,7 +113,7 @@ class BackwardWalk(Walk):
         self.folder.save()
         self._back.finished(len(last))
 
-    def _come_back(self, index: int, weights: int) -> None:
+    def _backward(self, index: int, weights: int) -> None:
         self.hidden.go_to(index)
         block, collector = self.network.load(index), self.collector()
         for index_B, hidden_BTH in self._through(collector):
@@ -128,7 +128,7 @@ class BackwardWalk(Walk):
         seed = (self.text.seed or 0) + 1_000_003 * (int(index_B[0]) + 1)
         return torch.Generator().manual_seed(seed)
 
-    def _in_order(self) -> None:
+    def _sort_files(self) -> None:
         """Sorts the manifest's blocks as they stand in the model, though they were collected backwards."""
         files = self.folder.state["files"]
         names = [f"blk.{index}.npz" for index in range(self.network.count)] + [OUTPUT]
@@ -163,9 +163,5 @@ def kept_per_token(tensor: Tensor) -> float:
 
 def outputs_bytes(tensors: Sequence[Tensor]) -> int:
     """What the output Hessians take on disk."""
-    total = 0
-    for tensor in tensors:
-        if block_of(tensor.name) is not None and len(tensor.shape) > 1:
-            rows = tensor.shape[-2]
-            total += 4 * (tensor.rows // rows) * rows * (rows // diagonal_blocks(rows))
-    return total
+    matrices = [tensor for tensor in tensors if block_of(tensor.name) is not None and len(tensor.shape) > 1]
+    return sum(4 * t.rows * (t.shape[-2] // diagonal_blocks(t.shape[-2])) for t in matrices)

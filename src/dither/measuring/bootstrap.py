@@ -102,14 +102,12 @@ def _interval(values_D: Doubles, sequences: int) -> Interval:
 
 def _exp(values_D: Doubles) -> Doubles:
     """Perplexity; beyond e⁷⁰⁰, which only a ruined model reaches, 1e304 is given instead of infinity."""
-    found_D: Doubles = np.exp(np.minimum(values_D, 700.0))
-    return found_D
+    return np.exp(np.minimum(values_D, 700.0))
 
 
 def _mean(values_N: Doubles, sequence_N: Integers, weight_DS: Integers) -> Doubles:
     sums_S = np.bincount(sequence_N, weights=values_N)
-    means_D: Doubles = (weight_DS @ sums_S) / (weight_DS @ np.bincount(sequence_N))
-    return means_D
+    return (weight_DS @ sums_S) / (weight_DS @ np.bincount(sequence_N))
 
 
 def _maximum(values_N: Doubles, sequence_N: Integers, weight_DS: Integers) -> Doubles:

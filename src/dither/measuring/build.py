@@ -6,10 +6,13 @@ Legend: S sequences, N scored positions.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dither._version import __version__
 from dither.containers.mix import PLANNED, is_planned
@@ -18,6 +21,7 @@ from dither.errors import SourceError, UsageError
 from dither.measuring.bootstrap import FEW_SEQUENCES, summarize
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.schema import Measurement
+from dither.system.files import sha256_of
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ class About:
 
     def measurement(self, model: Model, name: str, sha256: str, found: PerToken, notes: Iterable[str]) -> Measurement:
         """The measurement of one file: `name` for people, `sha256` its `content_sha256` or empty."""
+        statistics: dict[str, Any] = {**summarize(found)}
+        kl_of = [found.kl_N[found.sequence_N == sequence] for sequence in np.unique(found.sequence_N)]
         size = sum(tensor.stored_bytes for tensor in model.tensors)
         return Measurement(
             tool=f"dither {__version__}",
@@ -53,22 +59,14 @@ class About:
             context=int(self.text.lengths_S.max()),
             seconds=self.seconds,
             notes=tuple(notes),
-            **statistics(found, skip=self.skip),
+            sequences=len(kl_of),
+            tokens=len(found.kl_N),
+            skipped="half" if self.skip is None else self.skip,
+            drift=found.drift,
+            sequence_kl=tuple(float(kl_N.mean()) for kl_N in kl_of),
+            sequence_tokens=tuple(len(kl_N) for kl_N in kl_of),
+            **statistics,
         )
-
-
-def statistics(found: PerToken, *, skip: int | None = None) -> dict[str, Any]:
-    """The fields of a `Measurement` that come from the tokens: statistics, intervals, drift."""
-    kl_of = [found.kl_N[found.sequence_N == sequence] for sequence in sorted(set(found.sequence_N.tolist()))]
-    return {
-        **summarize(found),
-        "sequences": len(kl_of),
-        "tokens": len(found.kl_N),
-        "skipped": "half" if skip is None else skip,
-        "drift": found.drift,
-        "sequence_kl": tuple(float(kl_N.mean()) for kl_N in kl_of),
-        "sequence_tokens": tuple(len(kl_N) for kl_N in kl_of),
-    }
 
 
 def check_text(text: Sequences, skip: int | None) -> list[str]:
@@ -93,15 +91,11 @@ def content_sha256(model: Model) -> str:
     weights = [Path(f) for f in model.files if f.endswith((".gguf", ".safetensors"))]
     digests = []
     for path in sorted(weights or map(Path, model.files), key=lambda path: path.name):
-        digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
-                while block := file.read(2**22):
-                    digest.update(block)
+            digests.append(sha256_of(path))
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
             raise SourceError(str(path), reason, "Check that it is still there.") from None
-        digests.append(digest.hexdigest())
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -118,7 +112,7 @@ def type_name(model: Model) -> str:
     number = model.value("general.file_type")
     if model.kind == "gguf" and number is not None:
         return preset_of(number) or f"type {number}"
-    weights: dict[str, int] = {}
+    weights: Counter[str] = Counter()
     for tensor in model.tensors:
-        weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size
+        weights[tensor.stored] += tensor.size
     return max(weights, key=weights.__getitem__, default="")

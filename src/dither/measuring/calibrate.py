@@ -11,8 +11,8 @@ Legend: S sequences, T token positions, E experts, C columns.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -22,6 +22,7 @@ import numpy as np
 from dither._version import __version__
 from dither.engines.vocabulary import vocabulary_fingerprint
 from dither.errors import UsageError
+from dither.formats.arrays import read_members
 from dither.formats.evidence import (
     IMATRIX,
     TOKENS,
@@ -146,8 +147,10 @@ def calibrate(
     }
     from dither.measuring.backward import BackwardWalk
     from dither.measuring.walk import Walk
+    from dither.solvers.learned import torch_threads
 
-    with Folder(Path(out).expanduser(), force=force) as folder, _threads(running.threads):
+    threads = nullcontext() if running.threads is None else torch_threads(running.threads)
+    with Folder(Path(out).expanduser(), force=force) as folder, threads:
         continued = folder.continues(request)
         if folder.discarded:
             report.note("An unfinished calibration with other settings was discarded.")
@@ -169,10 +172,11 @@ def _text(
 ) -> Sequences:
     """The sequences to run: those an interrupted run let the model write, because writing takes minutes."""
     kept = folder.state.get("text")
-    if kept is not None and str(data) == SELF:
-        found = _kept_text(folder.path, kept)
-        if found is not None:
-            return found
+    if kept is not None and str(data) == SELF and (folder.path / TOKENS).is_file():
+        members = read_members(folder.path / TOKENS)
+        tokens_ST, lengths_S = members["tokens_ST"].read(), members["lengths_S"].read()
+        if tokens_sha256(tokens_ST, lengths_S) == kept["sha256"]:
+            return Sequences(tokens_ST, lengths_S, kept["name"], kept["sha256"], kept["seed"], tuple(kept["notes"]))
     how: dict[str, Any] = {"threads": running.threads, "progress": running.progress}
     text = sequences(model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, **how)
     if kept is not None and kept["sha256"] != text.sha256:
@@ -182,32 +186,6 @@ def _text(
     folder.state["text"] = {"name": text.name, "sha256": text.sha256, "seed": seed, "notes": list(text.notes)}
     folder.save()
     return text
-
-
-def _kept_text(folder: Path, kept: Mapping[str, Any]) -> Sequences | None:
-    from dither.formats.arrays import read_members
-
-    if not (folder / TOKENS).is_file():
-        return None
-    members = read_members(folder / TOKENS)
-    tokens_ST, lengths_S = members["tokens_ST"].read(), members["lengths_S"].read()
-    if tokens_sha256(tokens_ST, lengths_S) != kept["sha256"]:
-        return None
-    return Sequences(tokens_ST, lengths_S, kept["name"], kept["sha256"], kept["seed"], tuple(kept["notes"]))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch computes with `count` threads inside the block."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _manifest(walk: Walk) -> dict[str, Any]:
@@ -254,8 +232,6 @@ def _few_note(few: Mapping[str, list[int]]) -> str:
 def _write_importance(folder: Path, manifest: Mapping[str, Any], text: Sequences) -> None:
     """Writes the mean squares once more, for llama.cpp.  An expert without tokens gets a count of one: its values
     came from the pool, and with a count of zero they would be ignored."""
-    from dither.formats.arrays import read_members
-
     means: dict[str, Any] = {}
     counts: dict[str, Any] = {}
     for file, groups in manifest["files"].items():
@@ -269,21 +245,15 @@ def _write_importance(folder: Path, manifest: Mapping[str, Any], text: Sequences
 
 
 def _summary(folder: Path, manifest: Mapping[str, Any], seconds: float, resumed: int) -> Calibration:
-    data, store = manifest["data"], EvidenceStore.open(folder)
+    data = manifest["data"]
     return Calibration(
         path=str(folder),
-        model=manifest["model"],
         data=data["name"],
-        tokens=data["tokens"],
-        sequences=data["sequences"],
-        context=data["context"],
-        blocks=manifest["blocks"],
-        tensors=len(store.tensors),
+        tensors=len(EvidenceStore.open(folder).tensors),
         bytes=sum(entry.stat().st_size for entry in folder.iterdir()),
-        hessians=manifest["hessians"],
-        gradients=manifest["gradients"],
         seconds=seconds,
         resumed=resumed,
-        few=dict(manifest["few"]),
         notes=tuple(manifest["notes"]),
+        **{name: data[name] for name in ("tokens", "sequences", "context")},
+        **{name: manifest[name] for name in ("model", "blocks", "hessians", "gradients", "few")},
     )

@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from dither.errors import OutputError
-from dither.formats.evidence import IMATRIX, MANIFEST, TOKENS
-from dither.system.files import replace
+from dither.formats.evidence import MANIFEST
+from dither.system.files import replace, writing
 from dither.units import format_bytes
 
 RUN = "run.json"
@@ -30,7 +31,7 @@ _OURS = re.compile(
 )
 
 
-class Folder:
+class Folder(AbstractContextManager["Folder"]):
     """An evidence folder, locked while this object is entered; `state` is what an earlier run left.
 
     Raises OutputError if the folder cannot be made, holds other files, or is finished and may not be replaced.
@@ -41,12 +42,9 @@ class Folder:
         self.state: dict[str, Any] = {}
         self.discarded = False
         self._made = not path.exists()
-        try:
+        with writing(path, "Choose another with -o.", "cannot be made a folder"):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            reason = f"cannot be made a folder ({error.strerror})"
-            raise OutputError(str(path), reason, "Choose another with -o.") from None
         try:
             self._claim(force)
         except BaseException:
@@ -61,21 +59,19 @@ class Folder:
             raise OutputError(str(self.path), "is being written by another run", way_out) from None
         for entry in self.path.glob(WRITER + "*"):
             shutil.rmtree(entry, ignore_errors=True)
-        names = [entry.name for entry in self.path.iterdir()]
+        names = {entry.name for entry in self.path.iterdir()}
         strangers = sorted(name for name in names if not _OURS.fullmatch(name))
-        if strangers and not {RUN, MANIFEST} & set(names):
+        if strangers and not {RUN, MANIFEST} & names:
             reason = f"holds files that are no evidence ({strangers[0]})"
             raise OutputError(str(self.path), reason, "Choose another folder with -o.")
         if MANIFEST in names:
             if not force:
                 raise OutputError(str(self.path), "holds evidence already", "Choose another folder, or give --force.")
             self.clear()
-        try:
-            self.state = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.state = {}
-        if not isinstance(self.state, dict) or not {"request", "files", "few"} <= set(self.state):
-            self.state = {}
+        with suppress(OSError, ValueError):
+            state = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            if isinstance(state, dict) and {"request", "files", "few"} <= set(state):
+                self.state = state
 
     def continues(self, request: Mapping[str, Any]) -> bool:
         """Whether the run in this folder had the same request; one with another request is removed."""
@@ -94,7 +90,7 @@ class Folder:
     def need(self, size: int) -> None:
         """Raises OutputError unless so many more bytes are free."""
         free = shutil.disk_usage(self.path).free
-        held = sum(entry.stat().st_size for entry in self.path.iterdir() if _OURS.fullmatch(entry.name))
+        held = sum(entry.stat().st_size for entry in self._ours())
         if size > free + held:
             reason = f"needs {format_bytes(size)} and has {format_bytes(free + held)} free"
             way_out = "Free some space, choose another place with -o, or leave the Hessians out: --no-hessians."
@@ -102,11 +98,10 @@ class Folder:
 
     def clear(self) -> None:
         """Removes what runs wrote here, the manifest first: half a folder must not look complete."""
-        for name in (MANIFEST, IMATRIX, TOKENS, RUN):
+        for name in (MANIFEST, RUN):
             (self.path / name).unlink(missing_ok=True)
-        for entry in list(self.path.iterdir()):
-            if _OURS.fullmatch(entry.name):
-                entry.unlink()
+        for entry in self._ours():
+            entry.unlink()
 
     def tidy(self) -> None:
         """Removes what only a continued run would need: this one is finished."""
@@ -115,8 +110,8 @@ class Folder:
             part.unlink(missing_ok=True)
         os.fsync(self._lock)
 
-    def __enter__(self) -> Folder:
-        return self
+    def _ours(self) -> list[Path]:
+        return [entry for entry in self.path.iterdir() if _OURS.fullmatch(entry.name)]
 
     def __exit__(self, *exception: object) -> None:
         if self._made and not any(self.path.iterdir()):

@@ -43,15 +43,12 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One of "lower", "higher" (B's divergence, beyond chance), "same" (cannot be told), "" (no A)."""
-        if self.difference is not None:
-            if self.difference.low <= 0 <= self.difference.high:
-                return "same"
-            return "lower" if self.difference.value < 0 else "higher"
         if self.a is None or self.overlap is None:
             return ""
-        if self.overlap:
+        apart = self.difference
+        if self.overlap if apart is None else apart.low <= 0 <= apart.high:
             return "same"
-        return "lower" if self.b.kl_mean < self.a.kl_mean else "higher"
+        return "lower" if (self.b.kl_mean - self.a.kl_mean if apart is None else apart) < 0 else "higher"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,9 +74,9 @@ def contrast(a: Measurement | None, b: Measurement, *, max_kld: float | None = N
         different = f"A and B were measured on different terms ({', '.join(terms)}): "
         different += "read their own intervals, not their difference."
         return Comparison(a, b, None, max_kld, (different,))
-    pairs = len(a.sequence_kl) == len(b.sequence_kl) > 0 and a.sequence_tokens == b.sequence_tokens
     found = None
-    if pairs and len(a.sequence_tokens) == len(a.sequence_kl):
+    same_text = a.sequence_tokens == b.sequence_tokens
+    if same_text and len(a.sequence_tokens) == len(a.sequence_kl) == len(b.sequence_kl) > 0:
         tokens_S = np.array(a.sequence_tokens, dtype=np.float64)
         found = difference(np.array(a.sequence_kl), np.array(b.sequence_kl), tokens_S)
     return Comparison(a, b, found, max_kld)

@@ -45,7 +45,7 @@ class EmbeddedMeasurement:
         schema.save(self.measurement.model_copy(update={"file_sha256": sha256}), schema.path_for(self.path))
 
 
-def prove(
+def measure_written(
     reference: Model,
     written: Model,
     path: Path,

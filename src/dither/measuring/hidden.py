@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dither.errors import OutputError
+from dither.system.files import writing
 from dither.types import Floats
 from dither.units import format_bytes
 
@@ -43,16 +44,12 @@ class Hidden:
     def resume(self, finished_blocks: int) -> int:
         """Continues from the last copy that was taken within the finished blocks and has the right shape; returns how
         many blocks need not be run again."""
-        for blocks, path in sorted(self._copies(), reverse=True):
-            if blocks > finished_blocks:
-                continue
-            try:
+        for blocks, path in sorted((copy for copy in self._copies() if copy[0] <= finished_blocks), reverse=True):
+            with suppress(OSError, ValueError, EOFError):
                 kept = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                continue
-            if kept.shape == self._shape and kept.dtype == np.float32:
-                self._source = kept if self.on_disk else np.array(kept)
-                return blocks
+                if kept.shape == self._shape and kept.dtype == np.float32:
+                    self._source = kept if self.on_disk else np.array(kept)
+                    return blocks
         return 0
 
     def go_to(self, blocks: int) -> None:
@@ -68,38 +65,31 @@ class Hidden:
             # In memory a batch replaces the rows it was computed from.
             self._target = np.empty(self._shape, np.float32) if self._source is None else self._source
         elif self._target is None:
-            try:
+            with self._writing():
                 self._target = np.lib.format.open_memmap(self._part, mode="w+", dtype=np.float32, shape=self._shape)
-            except OSError as error:
-                raise self._unwritable(error) from None
         self._target[index_B] = hidden_BTH
 
-    def finished(self, blocks: int) -> bool:
-        """Says that all rows behind so many blocks are written; returns whether a copy of them is on disk now."""
+    def finished(self, blocks: int) -> None:
+        """Says that all rows behind so many blocks are written."""
         if self.on_disk:
             assert isinstance(self._target, np.memmap)
             self._target.flush()
             self._publish(blocks)
             self.go_to(blocks)
             self._target = None
-            return True
+            return
         self._source, self._target = self._target, None
         if time.monotonic() - self._saved_at < SNAPSHOT_SECONDS:
-            return False
+            return
         assert self._source is not None
-        try:
-            with self._part.open("wb") as file:
-                np.save(file, self._source, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from None
+        with self._writing(), self._part.open("wb") as file:
+            np.save(file, self._source, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
         self._publish(blocks)
         self._saved_at = time.monotonic()
-        return True
 
     def remove(self) -> None:
-        """Removes the copies."""
         self._source = self._target = None
         for _, path in self._copies():
             path.unlink()
@@ -129,6 +119,6 @@ class Hidden:
             if number != blocks and not self._keep:
                 path.unlink()
 
-    def _unwritable(self, error: OSError) -> OutputError:
-        reason = f"{format_bytes(self.bytes)} of hidden states cannot be written ({error.strerror})"
-        return OutputError(str(self._part), reason, "Free some space, or ask for fewer tokens.")
+    def _writing(self) -> AbstractContextManager[None]:
+        failed = f"{format_bytes(self.bytes)} of hidden states cannot be written"
+        return writing(self._part, "Free some space, or ask for fewer tokens.", failed)

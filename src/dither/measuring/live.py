@@ -14,7 +14,8 @@ Legend: S sequences, T tokens of each, H hidden width, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,7 @@ class Passage:
         return [slice(start, start + step) for start in range(0, len(self.lengths_S), step)]
 
 
+@dataclass(eq=False)
 class LiveEvidence:
     """An `EvidenceSource` over a file that is being written.
 
@@ -71,14 +73,12 @@ class LiveEvidence:
     tensors outside the blocks, and those no block reports, `base`'s evidence is given.
     """
 
-    def __init__(
-        self, passage: Passage, base: EvidenceSource, known: Collection[str], written: Collection[str], sha256: str
-    ) -> None:
-        self.passage, self.base, self.sha256 = passage, base, sha256
-        self.known, self.written = known, written
-        tensors = passage.blocks.model.tensors
-        self._experts = {tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) > 2}
-        self._groups: dict[str, GroupStatistics] = {}
+    passage: Passage
+    base: EvidenceSource
+    known: Collection[str]
+    written: Collection[str]
+    sha256: str
+    _groups: dict[str, GroupStatistics] = field(default_factory=dict)
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
         block = block_of(tensor)
@@ -106,7 +106,8 @@ class LiveEvidence:
         hidden_STH, lengths_S = self.passage.entering(index), self.passage.lengths_S
         block = self._half_written(index)
         sequences, context = hidden_STH.shape[:2]
-        collector = Collector(self._experts, sequences=sequences, context=context, hessians=True)
+        experts = {t.name: t.shape[0] for t in self.passage.blocks.model.tensors if len(t.shape) > 2}
+        collector = Collector(experts, sequences=sequences, context=context, hessians=True)
 
         def see(names: tuple[str, ...], x_NC: torch.Tensor, at_N: torch.Tensor, expert: int | None) -> None:
             if tensor in names:
@@ -147,17 +148,17 @@ class BlockTasks:
         importance = {name: seen.mean_square_C for name in start if (seen := self.evidence(name)) is not None}
         return BlockTask(
             block,
-            list(self._pieces(inputs_STH, ~held_S)),
-            list(self._pieces(targets_STH, ~held_S)),
-            (list(self._pieces(inputs_STH, held_S)), list(self._pieces(targets_STH, held_S))),
+            self._pieces(inputs_STH, ~held_S),
+            self._pieces(targets_STH, ~held_S),
+            (self._pieces(inputs_STH, held_S), self._pieces(targets_STH, held_S)),
             weights,
             {name: find_codec(kind, weights[name].shape[-1]) for name, kind in types.items()},
             start,
             importance,
         )
 
-    def _pieces(self, hidden_STH: torch.Tensor, wanted_S: npt.NDArray[np.bool_]) -> Iterator[torch.Tensor]:
+    def _pieces(self, hidden_STH: torch.Tensor, wanted_S: npt.NDArray[np.bool_]) -> list[torch.Tensor]:
         """Batches of sequences of equal length, so that there is no padding."""
         lengths_S = self.quantized.lengths_S
-        for length in np.unique(lengths_S[wanted_S]):
-            yield hidden_STH[torch.from_numpy(wanted_S & (lengths_S == length)), : int(length)]
+        alike = ((int(length), wanted_S & (lengths_S == length)) for length in np.unique(lengths_S[wanted_S]))
+        return [hidden_STH[torch.from_numpy(chosen_S), :length] for length, chosen_S in alike]

@@ -25,7 +25,7 @@ Legend: N scored positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -34,8 +34,7 @@ from dither.measuring.per_token import Integers, PerToken
 CHUNK_LOGITS = 2**23  # of one model, held at a time: 32 MiB, and ten times that during scoring
 
 
-@dataclass(frozen=True)
-class ChunkScores:
+class ChunkScores(NamedTuple):
     """The five numbers of a chunk of positions: tensors (N,), float64 and bool, on the CPU."""
 
     kl_N: torch.Tensor
@@ -65,9 +64,7 @@ def gather(scores: Sequence[ChunkScores], sequence_N: Integers, drift: Sequence[
     """The scores of all chunks, joined."""
     no_N = torch.zeros(0, dtype=torch.float64)
     chunks = scores or [ChunkScores(no_N, no_N.bool(), no_N, no_N, no_N)]
-    joined = {
-        name: torch.cat([getattr(chunk, name) for chunk in chunks]).numpy() for name in ChunkScores.__dataclass_fields__
-    }
+    joined = {name: torch.cat([getattr(chunk, name) for chunk in chunks]).numpy() for name in ChunkScores._fields}
     return PerToken(**joined, sequence_N=sequence_N, drift=tuple(drift))
 
 

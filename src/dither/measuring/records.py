@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -66,13 +67,11 @@ def read_record(found: Mapping[str, Any]) -> str | Conversation | None:
 
 
 def _conversation(messages: list[Any]) -> Conversation | None:
-    turns: Conversation = []
-    for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None
-        turns.append({"role": role, "content": content})
-    return turns or None
+    turns: list[tuple[Any, Any]] = [
+        (message.get("role"), message.get("content")) for message in messages if isinstance(message, dict)
+    ]
+    whole = len(turns) == len(messages) > 0 and all(isinstance(text, str) for turn in turns for text in turn)
+    return [{"role": role, "content": content} for role, content in turns] if whole else None
 
 
 def hub_records(wanted: str) -> Iterator[str | Conversation]:
@@ -101,8 +100,7 @@ def hub_records(wanted: str) -> Iterator[str | Conversation]:
         raise SourceError(f"data set {shown(name)}", reason, way_out) from None
     if first is None:
         raise SourceError(f"data set {shown(name)}", "is empty", "Name another split.")
-    yield _row(first, column, wanted)
-    for row in rows:
+    for row in chain([first], rows):
         yield _row(row, column, wanted)
 
 

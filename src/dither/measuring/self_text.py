@@ -30,7 +30,7 @@ from dither.containers.gguf import GGUFOutput, can_hold, recipe_metadata
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import OutputError
 from dither.measuring.calibration_folder import WRITER
-from dither.measuring.text import pieces
+from dither.measuring.text import pieces, with_bos
 from dither.progress import Progress, Silent
 from dither.types import Model, Tensor, Yes
 
@@ -115,7 +115,7 @@ def _write(
         if chats and asked % 2:
             texts = _conversations(writer, opening, count, context, request, report)
         else:
-            starts = [_with_bos(writer, [int(word)]) for word in rng.choice(words_V, count)]
+            starts = [with_bos([int(word)], writer.bos) for word in rng.choice(words_V, count)]
             written = writer.continued(starts, context - len(starts[0]), request, report)
             texts = [start + text for start, text in zip(starts, written, strict=True)]
         useful = [text[:context] for text in texts if len(text) >= _SHORTEST]
@@ -137,7 +137,7 @@ def _conversations(
     questions = [writer.detokenize(text).strip() for text in asked]
     # A question with a replacement character was cut inside a character.
     asking = [[{"role": "user", "content": text}] for text in questions if text and "\ufffd" not in text]
-    prompts = [_with_bos(writer, writer.tokenize(writer.apply_template(messages))) for messages in asking]
+    prompts = [with_bos(writer.tokenize(writer.apply_template(messages)), writer.bos) for messages in asking]
     prompts = [prompt for prompt in prompts if len(prompt) < context]
     if not prompts:
         return []
@@ -146,16 +146,12 @@ def _conversations(
     return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _with_bos(writer: _Writer, ids: _Text) -> _Text:
-    return ids if writer.bos is None or ids[:1] == [writer.bos] else [writer.bos, *ids]
-
-
 def _user_opening(writer: _Writer) -> _Text:
     """The template up to the user's first word; empty if there is no template, or if it drops what the user says."""
     if not writer.has_chat_template:
         return []
     before, mark, _ = writer.apply_template([{"role": "user", "content": _MARK}]).partition(_MARK)
-    return _with_bos(writer, writer.tokenize(before)) if mark and before else []
+    return with_bos(writer.tokenize(before), writer.bos) if mark and before else []
 
 
 def _word_starts(model: Model) -> Any:

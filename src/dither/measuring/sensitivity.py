@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -76,11 +77,8 @@ def affordable(text: Sequences, tensors: int) -> Sequences:
 
 def by_block(names: Collection[str]) -> dict[int | None, tuple[str, ...]]:
     """Names outside blocks first, under None, then block by block."""
-    groups: dict[int | None, list[str]] = {}
-    for name in names:
-        groups.setdefault(block_of(name), []).append(name)
-    order = sorted(groups, key=lambda index: -1 if index is None else index)
-    return {index: tuple(groups[index]) for index in order}
+    ordered = sorted(names, key=lambda name: (block_of(name) is not None, block_of(name) or 0))
+    return {index: tuple(group) for index, group in groupby(ordered, block_of)}
 
 
 class Detour:

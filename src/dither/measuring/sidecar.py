@@ -6,7 +6,7 @@ would mean reading them.  A file that is not a measurement, or not of this model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,30 +23,25 @@ _MOST = 64  # files looked at in a folder
 def of_file(model: Model) -> tuple[Measurement, str] | None:
     """The file's own measurement, and where it is kept: beside it, else inside."""
     path = Path(model.origin)
-    beside = path_for(path)
-    if beside.is_file():
-        found = _read(beside)
-        if found and found.file == path.name and _same_size(found, model):
-            return found, beside.name
+    found = _read(path_for(path))
+    if found and found.file == path.name and _same_size(found, model):
+        return found, path_for(path).name
     found = _embedded(model.metadata)
     return (found, path.name) if found else None
 
 
 def by_type(model: Model) -> dict[str, tuple[Measurement, str]]:
     """Type → a measurement of such a file made of this very model, and where it is kept."""
-    return {found.type: (found, where) for found, where in _neighbors(Path(model.origin), model)}
-
-
-def _neighbors(path: Path, model: Model) -> Iterator[tuple[Measurement, str]]:
-    if not path.exists():
-        return
-    path = path.resolve()
+    if not Path(model.origin).exists():
+        return {}
+    path, known = Path(model.origin).resolve(), {}
     for folder in [path, path.parent] if path.is_dir() else [path.parent]:
         files = sorted(file for file in folder.iterdir() if file.name.endswith((SUFFIX, ".gguf")))
         for file in files[:_MOST]:
             found = _read(file)
             if found and found.type and found.reference == path.name and _same_size(found, model):
-                yield found, file.name
+                known[found.type] = (found, file.name)
+    return known
 
 
 def _same_size(found: Measurement, model: Model) -> bool:

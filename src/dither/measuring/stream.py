@@ -27,13 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dither.errors import DitherError, OutputError
+from dither.errors import DitherError
 from dither.formats.tensor_names import block_of
 from dither.measuring.metrics import gather, rows_per_chunk, score
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.text import BATCH_TOKENS
 from dither.models.blocks import Blocks, open_blocks
 from dither.progress import Progress, Silent
+from dither.system.files import writing
 from dither.types import Model
 from dither.units import format_bytes
 
@@ -61,25 +62,21 @@ def measure_stream(
     lengths_S: npt.ArrayLike,
     *,
     skip: int | None = None,
-    scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, PerToken]:
     """Runs int32 tokens (S, T), right-padded to T, through `blocks` and every file: values by the file's name.
 
     Each file runs with its own metadata, so that a wrong rope base in it is measured as well.  The first `skip`
     positions of each sequence are not scored; None skips its first half.  Hidden states that do not fit into
-    memory go to an unnamed file in the folder `scratch`.
+    memory go to an unnamed file in the system's temporary folder.
     Raises DitherError if a model computes NaN, OutputError if the disk is too small.
     """
     stages: dict[str, Stages] = {
         name: file if isinstance(file, Blocks) else open_blocks(file, device=str(blocks.device))
         for name, file in files.items()
     }
-    run = Lockstep(blocks, list(files), tokens_ST, lengths_S, skip=skip, scratch=scratch, progress=progress)
-    run.start()
-    run.embed(stages)
-    for index in range(blocks.count):
-        run.step(index, stages)
+    run = Lockstep(blocks, list(files), tokens_ST, lengths_S, skip=skip, progress=progress)
+    run.through(stages)
     return run.finish(stages)
 
 
@@ -98,7 +95,6 @@ class Lockstep:
         *,
         skip: int | None = None,
         memory: int = MEMORY,
-        scratch: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.reference, self.progress = reference, progress or Silent()
@@ -108,15 +104,17 @@ class Lockstep:
         shape = (*self.tokens_ST.shape, reference.width)
         fits = 4 * np.prod(shape, dtype=np.int64) * (1 + len(names)) <= memory
         self.hidden: dict[str | None, torch.Tensor] = {
-            name: torch.empty(shape) if fits else spilled(shape, scratch) for name in (_REFERENCE, *names)
+            name: torch.empty(shape) if fits else spilled(shape) for name in (_REFERENCE, *names)
         }
         self.drift: dict[str, list[float]] = {name: [] for name in names}
 
-    def start(self) -> None:
-        """Tells the progress how much work there is."""
+    def through(self, files: Mapping[str, Stages]) -> None:
+        """All of it but `finish`, with the progress told how much work there is."""
         sizes = sum(self._block_weights(index) for index in range(self.reference.count))
-        files = len(self.drift)
-        self.progress.start(sizes * (1 + files) + files * self._head_weights(), 0)
+        self.progress.start(sizes * (1 + len(files)) + len(files) * self._head_weights(), 0)
+        self.embed(files)
+        for index in range(self.reference.count):
+            self.step(index, files)
 
     @torch.no_grad()
     def embed(self, files: Mapping[str, Stages]) -> None:
@@ -144,7 +142,10 @@ class Lockstep:
         for name, stages in files.items():
             scores = [score(*chunk) for chunk in self.logits(name, stages)]
             found[name] = gather(scores, self.sequence_N, self.drift[name])
-            _check_finite(name, found[name])
+            for values_N, whose in ((found[name].nll_reference_N, "the reference"), (found[name].kl_N, name)):
+                if not np.isfinite(values_N).all():
+                    way_out = "Its output matrix is damaged: fetch or make the file again."
+                    raise DitherError(whose, "gives logits that are NaN or infinite", way_out)
         self.hidden.clear()
         return found
 
@@ -197,27 +198,17 @@ class Lockstep:
         return 2 * self.reference.width * self.reference.vocabulary
 
 
-def spilled(shape: tuple[int, ...], folder: Path | None = None) -> torch.Tensor:
+def spilled(shape: tuple[int, ...]) -> torch.Tensor:
     """Zeros, float32, in an unnamed file that vanishes with the tensor.
 
     The disk space is claimed at once: a process is killed if a mapped file runs out of it later.
     Raises OutputError if there is too little.
     """
-    size = 4 * int(np.prod(shape, dtype=np.int64))
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
+    size, folder = 4 * int(np.prod(shape, dtype=np.int64)), Path(tempfile.gettempdir())
+    failed = f"cannot hold {format_bytes(size)} of hidden states"
+    with tempfile.TemporaryFile() as file:
+        with writing(folder, "Take fewer tokens, or set TMPDIR to a larger disk.", failed):
             with suppress(AttributeError):  # not on every system
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
-        except OSError as error:
-            reason = f"cannot hold {format_bytes(size)} of hidden states ({error.strerror})"
-            way_out = "Take fewer tokens, or set TMPDIR to a larger disk."
-            raise OutputError(str(folder or tempfile.gettempdir()), reason, way_out) from None
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
-
-
-def _check_finite(name: str, found: PerToken) -> None:
-    for values_N, whose in ((found.nll_reference_N, "the reference"), (found.kl_N, name)):
-        if not np.isfinite(values_N).all():
-            way_out = "Its output matrix is damaged: fetch or make the file again."
-            raise DitherError(whose, "gives logits that are NaN or infinite", way_out)

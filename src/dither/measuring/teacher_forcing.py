@@ -40,11 +40,7 @@ def expectations(
     """
     name = quantized.model.origin
     run = Lockstep(reference, [name], np.array([tokens]), [len(tokens)], skip=0, progress=progress)
-    files = {name: quantized}
-    run.start()
-    run.embed(files)
-    for index in range(reference.count):
-        run.step(index, files)
+    run.through({name: quantized})
     found: list[Expectation] = []
     for reference_NV, logits_NV, next_N in run.logits(name, quantized):
         scores = score(reference_NV, logits_NV, next_N)

@@ -24,7 +24,6 @@ import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -228,10 +227,13 @@ def _from_records(
 
 def pieces(ids: list[int], context: int, bos: int | None) -> list[list[int]]:
     """One record's ids, `bos` in front, cut into pieces of the context's length; the last may be shorter."""
-    if bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
+    ids = with_bos(ids, bos)
     found = [ids[at : at + context] for at in range(0, len(ids), context)]
     return found if bos is None else [[bos, *piece[1:]] for piece in found]
+
+
+def with_bos(ids: list[int], bos: int | None) -> list[int]:
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def _record_ids(vocabulary: Vocabulary, record: str | Conversation) -> list[int]:
@@ -243,19 +245,15 @@ def _record_ids(vocabulary: Vocabulary, record: str | Conversation) -> list[int]
 
 
 def _record_notes(name: str, asked: int, missing: int, dropped: int, plain: int) -> list[str]:
-    notes = []
-    if missing:
-        notes.append(f"{name} holds {asked - missing} tokens, not the {asked} asked for.")
-    if dropped:
-        notes.append(f"{dropped} records of {name} are shorter than {_SHORTEST} tokens and were left out.")
-    if plain:
-        notes.append(f"The model has no chat template: {plain} conversations of {name} became plain text.")
-    return notes
+    notes = (
+        (missing, f"{name} holds {asked - missing} tokens, not the {asked} asked for."),
+        (dropped, f"{dropped} records of {name} are shorter than {_SHORTEST} tokens and were left out."),
+        (plain, f"The model has no chat template: {plain} conversations of {name} became plain text."),
+    )
+    return [note for count, note in notes if count]
 
 
-def batches(lengths_S: Ints, size: int) -> Iterator[Any]:
+def batches(lengths_S: Ints, size: int) -> list[Any]:
     """Indices of neighboring sequences, at most `size` padded tokens at once."""
-    each = max(1, size // max(1, int(lengths_S.max())))
-    order = iter(range(len(lengths_S)))
-    while batch := list(islice(order, each)):
-        yield np.array(batch)
+    count, each = len(lengths_S), max(1, size // max(1, int(lengths_S.max())))
+    return [np.arange(start, min(start + each, count)) for start in range(0, count, each)]

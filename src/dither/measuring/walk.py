@@ -47,7 +47,7 @@ class Walk:
         self.hessians, self.report = hessians, report
         sequences, context = text.tokens_ST.shape
         self.shape = (sequences, context, blocks.width)
-        self.batches = list(batches(text.lengths_S, batch))
+        self.batches = batches(text.lengths_S, batch)
         self.hidden = self._states()
         self.experts = {t.name: t.shape[0] if len(t.shape) > 2 else 1 for t in model.tensors}
         self.notes = [*model.notes, *blocks.notes, *text.notes]
@@ -106,7 +106,7 @@ class Walk:
         self.hidden.finished(0)
 
     def collector(self) -> Collector:
-        sequences, context = self.text.tokens_ST.shape
+        sequences, context, _ = self.shape
         return Collector(self.experts, sequences=sequences, context=context, hessians=self.hessians)
 
     def _block(self, index: int, weights: int) -> None:
@@ -154,14 +154,11 @@ def weights_of(model: Model, prefix: str) -> int:
 
 def statistics_bytes(tensors: Sequence[Tensor], hessians: bool) -> int:
     """About what the statistics will take on disk: layers that share an input are counted once."""
-    inputs = {input_of(tensor.name): tensor for tensor in tensors if _is_linear(tensor)}
+    linear = [t for t in tensors if len(t.shape) > 1 and (block_of(t.name) is not None or t.name == OUTPUT_MATRIX)]
+    inputs = {input_of(tensor.name): tensor for tensor in linear}
     total = 0
     for tensor in inputs.values():
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
         rows = tensor.columns + HELD_ROWS if hessians else 0
         total += 4 * experts * tensor.columns * (1 + rows)
     return total if hessians else 2 * total  # the importance matrix has the mean squares once more
-
-
-def _is_linear(tensor: Tensor) -> bool:
-    return len(tensor.shape) > 1 and (block_of(tensor.name) is not None or tensor.name == OUTPUT_MATRIX)

@@ -245,11 +245,11 @@ class _Job:
             work.refine = refine
 
     def _measure(self, output: PartOutput, path: Path) -> Measurement:
-        from dither.measuring.embedded import prove
+        from dither.measuring.embedded import measure_written
 
         data = None if self.making.measure is True else str(self.making.measure)
         with self._not_counting():
-            found = prove(
+            found = measure_written(
                 self.source,
                 open_model(output.part),
                 path,

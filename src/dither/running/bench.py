@@ -10,7 +10,8 @@ the model's.  If the models do not fit into memory together, each is loaded agai
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,11 +44,9 @@ class _Runner:
     trials: list[Trial] = field(default_factory=list)
     opinions: list[Opinion] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
+    worker: Worker | None = None  # of the last turn
     peak: int = 0
     before: int = 0
-    context: int = 0
-    engine: str = ""
-    gpu: bool = False
     doubt: str = ""  # why there is nothing from llama-bench
 
     @property
@@ -89,9 +88,9 @@ def bench(
         raise UsageError("a benchmark", reason, "Take at least 1 prompt token, 2 generated ones and 1 repeat.")
     runners = _open(named, against)
     threads = threads or usable_cores()
-    if save:
-        for runner in runners:
-            benchmark.check_writable(benchmark.path_for(runner.model.origin))
+    places = [benchmark.path_for(runner.model.origin) for runner in runners] if save else []
+    for place in places:
+        benchmark.check_writable(place)
     _run(runners, threads, context, prompt, generate, repeats, report)
     command = shlex.join(["dither", "bench", *(Path(file).name for file in named)])
     command += f" --against {shlex.quote(Path(against).name)}" if against else ""
@@ -99,15 +98,15 @@ def bench(
     shared = {
         "command": command,
         "threads": threads,
+        "prompt_tokens": _prompt(runners, prompt, generate),
         "generated_tokens": generate,
         "repeats": repeats,
         "energy_note": EnergyMeter().note,
     }
     other = runners[-1] if against is not None else None
-    results = [_result(runner, other, _prompt(runners, prompt, generate), shared) for runner in runners]
-    for runner, result in zip(runners, results, strict=True):
-        if save:
-            benchmark.save(result, benchmark.path_for(runner.model.origin))
+    results = [_result(runner, other, shared) for runner in runners]
+    for result, place in zip(results, places, strict=False):
+        benchmark.save(result, place)
     return results
 
 
@@ -131,64 +130,60 @@ def _run(
     together = len(runners) == 1 or free is None or needed < _SHARE * free
     if not together:
         report.note("the models do not fit into memory together: each is loaded again for every turn")
-    asked = llama_bench.program()
+    asked = shutil.which(llama_bench.PROGRAM)
     report.start(len(runners) * (1 + repeats), 0)
     with ExitStack() as stack:
-        workers: dict[int, Worker] = {}
         for turn in range(1 + repeats):
-            for index, runner in enumerate(runners):
-                worker = workers.get(index)
+            for runner in runners:
+                worker = runner.worker if together else None
                 if worker is None:
                     worker = stack.enter_context(closing(Worker(runner.path, context=context, threads=threads)))
+                    runner.worker = worker
                     runner.loads.append(worker.load_seconds)
-                    runner.context, runner.engine, runner.gpu = worker.context, worker.engine, worker.gpu
                 size = _prompt(runners, prompt, generate)
                 trial = worker.trial(size, generate, seed=turn)
                 runner.peak, runner.before = worker.memory()
                 if turn:  # round 0 warms up
                     runner.trials.append(trial)
-                    _second_opinion(runner, asked, size, generate, threads)
-                if together:
-                    workers[index] = worker
-                else:
+                    _second_opinion(runner, asked, size, generate, threads, worker.gpu)
+                if not together:
                     worker.close()
                 report.advance(1, f"{runner.path.name}, {f'round {turn}' if turn else 'warming up'}")
 
 
 def _prompt(runners: Sequence[_Runner], prompt: int, generate: int) -> int:
     """One prompt length for all, which leaves room for the answer in the smallest context."""
-    context = min(runner.context for runner in runners if runner.context)
+    context = min(runner.worker.context for runner in runners if runner.worker)
     if context <= generate:
         reason = f"of {context} tokens has no room for a prompt and {generate} more"
         raise UsageError("a context", reason, "Generate fewer with -n, or allow more with -c.")
     return min(prompt, context - generate)
 
 
-def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: int, threads: int) -> None:
+def _second_opinion(runner: _Runner, asked: str | None, prompt: int, generate: int, threads: int, gpu: bool) -> None:
     if asked is None:
         runner.doubt = f"no {llama_bench.PROGRAM} on the PATH"
     elif not runner.doubt:
         work = {"prompt": prompt, "generate": generate, "threads": threads}
-        found, runner.doubt = llama_bench.ask(asked, runner.path, **work, gpu=runner.gpu)
+        found, runner.doubt = llama_bench.ask(asked, runner.path, **work, gpu=gpu)
         runner.opinions += [found] if found else []
 
 
-def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[str, Any]) -> Benchmark:
-    trials, opinions = runner.trials, runner.opinions
-    joules = [trial.joules_per_token for trial in trials if trial.joules_per_token is not None]
+def _result(runner: _Runner, other: _Runner | None, shared: dict[str, Any]) -> Benchmark:
+    model, trials, opinions = runner.model, runner.trials, runner.opinions
+    assert runner.worker is not None
     rival = None if other is None or other is runner else other
     pairs = [] if rival is None else list(zip(trials, rival.trials, strict=True))
     return Benchmark(
         tool=f"dither {__version__}",
-        engine=runner.engine,
+        engine=runner.worker.engine,
         file=runner.path.name,
         file_bytes=runner.bytes,
         file_modified_ns=runner.path.stat().st_mtime_ns,
-        type=_type(runner.model),
+        type=PLANNED if is_planned(model) else preset_of(model.value("general.file_type")) or "",
         cpu=cpu_name(),
         cores=usable_cores(),
-        context=runner.context,
-        prompt_tokens=prompt,
+        context=runner.worker.context,
         prefill_tokens_per_second=spread([trial.prefill for trial in trials]),
         decode_tokens_per_second=spread([trial.decode for trial in trials]),
         engine_decode_tokens_per_second=spread([trial.engine_decode for trial in trials]),
@@ -196,25 +191,20 @@ def _result(runner: _Runner, other: _Runner | None, prompt: int, shared: dict[st
         load_seconds=min(runner.loads),
         peak_memory_bytes=runner.peak,
         memory_before_load_bytes=runner.before,
-        joules_per_token=spread(joules) if joules else None,
-        llama_bench_prefill_tokens_per_second=spread([o.prefill for o in opinions]) if opinions else None,
-        llama_bench_decode_tokens_per_second=spread([o.decode for o in opinions]) if opinions else None,
+        joules_per_token=_spread(trial.joules_per_token for trial in trials),
+        llama_bench_prefill_tokens_per_second=_spread(opinion.prefill for opinion in opinions),
+        llama_bench_decode_tokens_per_second=_spread(opinion.decode for opinion in opinions),
         llama_bench_note=runner.doubt,
         against="" if rival is None else rival.path.name,
-        prefill_ratio=_ratio([(ours.prefill, theirs.prefill) for ours, theirs in pairs]),
-        decode_ratio=_ratio([(ours.decode, theirs.decode) for ours, theirs in pairs]),
+        prefill_ratio=_spread(ours.prefill / theirs.prefill for ours, theirs in pairs if theirs.prefill),
+        decode_ratio=_spread(ours.decode / theirs.decode for ours, theirs in pairs if theirs.decode),
         decode_samples=tuple(trial.decode for trial in trials),
         prefill_samples=tuple(trial.prefill for trial in trials),
-        notes=runner.model.notes,
+        notes=model.notes,
         **shared,
     )
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> Spread | None:
-    known = [ours / theirs for ours, theirs in pairs if theirs]
+def _spread(samples: Iterable[float | None]) -> Spread | None:
+    known = [sample for sample in samples if sample is not None]
     return spread(known) if known else None
-
-
-def _type(model: Model) -> str:
-    """The preset that the file names, or "plan" if it was made by one; empty if it names none."""
-    return PLANNED if is_planned(model) else preset_of(model.value("general.file_type")) or ""

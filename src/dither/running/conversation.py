@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,32 +56,19 @@ class Conversation:
     meter: EnergyMeter = field(default_factory=EnergyMeter)
 
     @property
-    def templated(self) -> bool:
-        return self.engine.has_chat_template
-
-    @property
     def messages(self) -> list[dict[str, str]]:
         told = [{"role": "system", "content": self.system}] if self.system else []
         for question, answer in self.turns:
             told += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return told
 
-    @property
-    def text(self) -> str:
-        return "".join(question + answer for question, answer in self.turns)
-
-    def clear(self) -> None:
-        self.turns = []
-
     def say(self, line: str) -> Generation:
-        """The model's reply to `line`; when it has been read, pass it to `heard`."""
-        if self.templated:
+        """The model's reply to `line`; when it has been read, both belong into `turns`."""
+        if self.engine.has_chat_template:
             asked = [*self.messages, {"role": "user", "content": line}]
             return self.engine.chat(asked, **asdict(self.sampling))
-        return self.engine.generate(self.text + line, reuse=True, **asdict(self.sampling))
-
-    def heard(self, line: str, answer: str) -> None:
-        self.turns.append((line, answer))
+        text = "".join(question + answer for question, answer in self.turns) + line
+        return self.engine.generate(text, reuse=True, **asdict(self.sampling))
 
     @contextmanager
     def accounted(self, reply: Generation) -> Iterator[None]:
@@ -102,7 +89,7 @@ class Conversation:
         return {"model": self.engine.path.name, "messages": self.messages}
 
 
-class Seat:
+class Seat(AbstractContextManager["Seat"]):
     """Loads, replaces and closes the model that answers.  A context manager."""
 
     def __init__(self, path: Path, *, context: int, threads: int | None) -> None:
@@ -125,9 +112,6 @@ class Seat:
             self.engine = self._open(before)
             raise
         return self.engine
-
-    def __enter__(self) -> Seat:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.engine.close()

@@ -18,9 +18,6 @@ from typing import Any
 from dither.units import counted
 
 POWERCAP = Path("/sys/class/powercap")
-NOT_READABLE = "not readable here"
-
-
 Reading = dict[Path | int, float]  # joules counted so far, by RAPL's package or the card's index
 
 
@@ -32,14 +29,8 @@ class EnergyMeter:
         self._nvml, self._cards = _cards()
         self.sources = [f"RAPL ({counted(len(self._packages), 'package')})"] if self._packages else []
         self.sources += [f"NVML ({counted(len(self._cards), 'card')})"] if self._cards else []
-        if self.readable:
-            self.note = f"{' + '.join(self.sources)}, of all that ran on the machine"
-        else:
-            self.note = f"{NOT_READABLE}: {reason}"
-
-    @property
-    def readable(self) -> bool:
-        return bool(self._packages or self._cards)
+        counted_here = f"{' + '.join(self.sources)}, of all that ran on the machine"
+        self.note = counted_here if self.sources else f"not readable here: {reason}"
 
     def read(self) -> Reading:
         reading: Reading = {}
@@ -56,13 +47,15 @@ class EnergyMeter:
 
         A counter that wrapped around once is corrected for; twice (minutes, at full power) cannot be seen.
         """
-        if not self.readable:
+        if not self.sources:
             return None
         joules = 0.0
         for counter, end in after.items():
             spent = end - before.get(counter, end)
-            wrapped = _range(counter) if spent < 0 and isinstance(counter, Path) else 0.0
-            joules += max(0.0, spent + wrapped)
+            if spent < 0 and isinstance(counter, Path):
+                with suppress(OSError, ValueError):
+                    spent += int((counter / "max_energy_range_uj").read_text()) / 1e6
+            joules += max(0.0, spent)
         return joules
 
 
@@ -85,13 +78,6 @@ def _packages(powercap: Path) -> tuple[list[Path], str]:
             int((domain / "energy_uj").read_text())
             readable.append(domain)
     return readable, f"only root may read {packages[0] / 'energy_uj'}"
-
-
-def _range(package: Path) -> float:
-    try:
-        return int((package / "max_energy_range_uj").read_text()) / 1e6
-    except (OSError, ValueError):
-        return 0.0
 
 
 def _cards() -> tuple[Any, dict[int, Any]]:

@@ -73,7 +73,12 @@ def export(
     if to == "lmstudio":
         return _lmstudio(model, Path(place), publisher)
     limit = parse_bytes(shard, "--shard", least=2**20)
-    return _hub(model, str(place), limit, upload, private, report)
+    if not upload:
+        planned = hub_upload.preview(model, str(place), limit)
+        return Exported("hf", str(place), planned.files, next="Add --yes to send this.")
+    sent = hub_upload.upload(model, str(place), report, private=private, limit=limit)
+    kept = f"{sent.folder} was sent; delete it when you need not resume the upload."
+    return Exported("hf", str(place), sent.files, sent=True, next=sent.url, notes=(kept,))
 
 
 def _ollama(model: Model, folder: Path, context: int | None) -> Exported:
@@ -112,12 +117,3 @@ def _lmstudio(model: Model, folder: Path, publisher: str) -> Exported:
         files[part.name] = part.stat().st_size
     typed = f"Choose {name} in LM Studio, whose models folder must be {folder}."
     return Exported("lmstudio", str(home), files, how, next=typed)
-
-
-def _hub(model: Model, repo: str, limit: int, upload: bool, private: bool, report: Progress) -> Exported:
-    if not upload:
-        planned = hub_upload.preview(model, repo, limit)
-        return Exported("hf", repo, planned.files, next="Add --yes to send this.")
-    sent = hub_upload.upload(model, repo, report, private=private, limit=limit)
-    kept = f"{sent.folder} was sent; delete it when you need not resume the upload."
-    return Exported("hf", repo, sent.files, sent=True, next=sent.url, notes=(kept,))

@@ -21,6 +21,7 @@ from typing import Any
 from dither.engines.llamacpp import LlamaCpp
 from dither.engines.vocabulary import Vocabulary
 from dither.errors import SourceError, UnsupportedError, UsageError
+from dither.measuring.text import with_bos
 from dither.running.likelihood import Likelihood
 from dither.types import Model
 
@@ -43,20 +44,14 @@ class Answers:
     def tokens(self, text: str, special: bool | None = None) -> list[int]:
         """Token ids, with the begin token in front if the model wants one and the text does not have it."""
         ids = self._vocabulary.tokenize(text, parse_special=True)
-        begin = self._vocabulary.bos
-        if special is False or begin is None or ids[:1] == [begin]:
-            return ids
-        return [begin, *ids]
+        return ids if special is False else with_bos(ids, self._vocabulary.bos)
 
     def likely(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """Log-likelihoods of answers; the beginning of a question that is too long for the context is dropped."""
-        cut = []
-        for question, answer in pairs:
-            room = self.context + 1 - len(answer)
-            if room < 1:
-                answer, room = answer[-self.context :], 1
-            cut.append((question[-room:], answer))
-        return self._likelihood.score(cut)
+        size = self.context
+        return self._likelihood.score(
+            [(question[-max(1, size + 1 - len(answer)) :], answer[-size:]) for question, answer in pairs]
+        )
 
     def write(self, text: str, options: Mapping[str, Any]) -> str:
         """The model's continuation of `text`, up to one of `until`; greedy unless sampling is asked for.
@@ -149,7 +144,7 @@ def evaluate(
         way_out = "`lm_eval ls tasks` lists them; --data FOLDER adds a folder of task files."
         raise UsageError(f"task {unknown[0]}", "is not known", way_out)
     try:
-        with _inside(data), _without_environment():
+        with _inside(data):
             found = simple_evaluate(
                 model=adapter(answers),
                 tasks=list(tasks),
@@ -160,11 +155,11 @@ def evaluate(
                 log_samples=True,
                 apply_chat_template=chat,
             )
-            found = found or {}
     except (OSError, ValueError, LookupError, RuntimeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         way_out = "Offline, a task's data must be in the cache or in --data FOLDER (docs/run.md tells how)."
         raise SourceError(f"task {', '.join(tasks)}", f"cannot be run ({said})", way_out) from error
+    found = found or {}
     samples = {
         task: [{k: v for k, v in sample.items() if k not in _SAMPLES_LEFT_OUT} for sample in rows]
         for task, rows in found.get("samples", {}).items()
@@ -186,30 +181,16 @@ def _manager(data: Path | None, tasks: tuple[str, ...]) -> Any:
 
 
 @contextlib.contextmanager
-def _without_environment() -> Iterator[None]:
-    """Keeps the harness from describing the whole machine for a report that is not used here."""
+def _inside(folder: Path | None) -> Iterator[None]:
+    """Works in a task file's folder, because the paths of its data are relative to it, and keeps the harness from
+    describing the whole machine for a report that is not used here."""
     from lm_eval import evaluator
 
-    before = getattr(evaluator, "add_env_info", None)
-    if before is None:
-        yield
-        return
+    before, describe = Path.cwd(), getattr(evaluator, "add_env_info", None)
+    os.chdir(folder or before)
     evaluator.add_env_info = lambda _: None
     try:
         yield
     finally:
-        evaluator.add_env_info = before
-
-
-@contextlib.contextmanager
-def _inside(folder: Path | None) -> Iterator[None]:
-    """Works in a task file's folder, because the paths of its data are relative to it."""
-    if folder is None:
-        yield
-        return
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
+        evaluator.add_env_info = describe
         os.chdir(before)

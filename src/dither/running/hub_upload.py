@@ -28,6 +28,7 @@ from dither.models.gguf_source import PART
 from dither.models.hub.fetch import first_line
 from dither.progress import Progress
 from dither.running.link_or_copy import link_or_copy, write_text
+from dither.system.files import writing
 from dither.system.json_text import object_in
 from dither.types import Model
 from dither.units import format_bytes, format_count
@@ -108,14 +109,11 @@ def upload(model: Model, repo: str, report: Progress, *, private: bool = False, 
 
 def _stage(model: Model, planned: Upload, limit: int, report: Progress) -> None:
     path, folder = Path(model.origin), planned.folder
-    try:
+    with writing(folder, "Check the folder."):
         folder.mkdir(exist_ok=True)
-        strangers = [item.name for item in folder.iterdir() if item.name not in planned.files]
-    except OSError as error:
-        raise OutputError(str(folder), f"cannot be written ({error.strerror})", "Check the folder.") from None
-    strangers = [name for name in strangers if name not in (".cache", ".gitattributes")]
+        strangers = {item.name for item in folder.iterdir()} - {*planned.files, ".cache", ".gitattributes"}
     if strangers:
-        raise OutputError(str(folder), f"holds {strangers[0]!r}, which is not to be sent", "Move it away.")
+        raise OutputError(str(folder), f"holds {min(strangers)!r}, which is not to be sent", "Move it away.")
     for part in map(Path, model.files):
         if part.stat().st_size > limit:
             split(part, folder, limit, progress=report)
@@ -128,28 +126,27 @@ def _stage(model: Model, planned: Upload, limit: int, report: Progress) -> None:
 
 def card(model: Model, repo: str) -> str:
     """The README.md of a GGUF, with every figure from the file itself."""
-    metadata = {key: entry.value for key, entry in model.metadata.items()}
     size = sum(tensor.stored_bytes for tensor in model.tensors)
     types = Counter(tensor.stored for tensor in model.tensors)
     rows = [
-        ("made from", str(metadata.get("general.name", model.name))),
+        ("made from", str(model.value("general.name", model.name))),
         ("architecture", model.arch),
         ("weights", format_count(model.parameters)),
         ("size", format_bytes(size)),
         ("bits per weight", f"{8 * size / max(1, model.parameters):.2f}"),
         ("types", ", ".join(f"{count} × {kind}" for kind, count in types.most_common())),
     ]
-    measured = object_in(metadata.get(MEASUREMENT))
+    measured = object_in(model.value(MEASUREMENT))
     if isinstance(measured.get("kl_mean"), int | float):
         rows.append(("KL divergence from the original", f"{measured['kl_mean']:.4f} nats per token"))
     if isinstance(measured.get("same_top"), int | float):
         rows.append(("same most likely token", f"{100 * measured['same_top']:.1f} %"))
     front = {"library_name": "gguf", "tags": ["gguf", "quantized", "dither"]}
-    base = metadata.get("general.base_model.0.repo_url") or metadata.get("general.name", model.name)
+    base = model.value("general.base_model.0.repo_url") or model.value("general.name", model.name)
     front["base_model"] = str(base).removeprefix("https://huggingface.co/")
-    if isinstance(metadata.get("general.license"), str):
-        front["license"] = metadata["general.license"]
+    if isinstance(model.value("general.license"), str):
+        front["license"] = model.value("general.license")
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    recipe = object_in(metadata.get("dither.recipe"))
+    recipe = object_in(model.value("dither.recipe"))
     made = f"\nMade by Dither; the recipe:\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n" if recipe else ""
     return f"{_MARK}{head}\n---\n\n# {cell(repo.rpartition('/')[2])}\n\n{table(rows)}\n{made}"

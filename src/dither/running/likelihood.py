@@ -16,7 +16,9 @@ Legend: S sequences, T positions, H hidden width, N positions that predict an an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from dither.errors import DitherError, UsageError
 from dither.models.blocks import open_blocks
@@ -25,8 +27,6 @@ from dither.types import Model
 
 if TYPE_CHECKING:
     import torch
-
-    from dither.models.blocks import Block, Head
 
 BATCH = 4096  # tokens that go through a block together, padding included
 WAVE = 2**30  # bytes of hidden states kept between blocks
@@ -40,9 +40,8 @@ class Likelihood:
     def __init__(self, model: Model, *, device: str = "cpu", keep: int = 0, progress: Progress | None = None) -> None:
         self._blocks = open_blocks(model, device=device)
         self._report = progress or Silent()
-        self._keep = 4 * model.parameters <= keep
-        self._kept: dict[int, Block] = {}
-        self._head: Head | None = None
+        kept: Callable[[Any], Any] = cache if 4 * model.parameters <= keep else lambda load: load
+        self._block, self._head = kept(self._blocks.load), kept(self._blocks.head)
         self.context: int = self._blocks.context
         self.notes = self._blocks.notes
 
@@ -74,26 +73,12 @@ class Likelihood:
             for index in range(self._blocks.count):
                 block = self._block(index)
                 states = [block(hidden_STH) for hidden_STH in states]
-            return [
-                result
-                for batch, hidden_STH in zip(batches, states, strict=True)
-                for result in self._results(batch, hidden_STH)
-            ]
-
-    def _block(self, index: int) -> Block:
-        if index in self._kept:
-            return self._kept[index]
-        block = self._blocks.load(index)
-        if self._keep:
-            self._kept[index] = block
-        return block
+            return list(chain.from_iterable(map(self._results, batches, states)))
 
     def _results(self, batch: Sequence[Asked], hidden_STH: torch.Tensor) -> Iterator[tuple[float, bool]]:
         import torch
 
-        head = self._head or self._blocks.head()
-        if self._keep:
-            self._head = head
+        head = self._head()
         # An answer's token at position i is predicted by the state at i − 1.
         starts = [len(question) - 1 for question, _ in batch]
         rows = [hidden_STH[s, at : at + len(batch[s][1])] for s, at in enumerate(starts)]
@@ -110,11 +95,9 @@ class Likelihood:
         log_N, hit_N = torch.cat(logs).cpu(), torch.cat(hits).cpu()
         if not torch.isfinite(log_N).all():
             raise DitherError(self._blocks.model.origin, "computes NaN or infinity", "Quantize the model again.")
-        at = 0
-        for _, answer in batch:
-            span = slice(at, at + len(answer))
-            yield float(log_N[span].sum()), bool(hit_N[span].all())
-            at += len(answer)
+        sizes = [len(answer) for _, answer in batch]
+        for own_N, right_N in zip(torch.split(log_N, sizes), torch.split(hit_N, sizes), strict=True):
+            yield float(own_N.sum()), bool(right_N.all())
 
 
 def _length(key: Asked) -> int:
@@ -140,9 +123,5 @@ def _padded(batch: Sequence[Asked]) -> torch.Tensor:
     """
     import torch
 
-    longest = max(map(_length, batch)) - 1
-    tokens_ST = torch.zeros(len(batch), longest, dtype=torch.int64)
-    for s, (question, answer) in enumerate(batch):
-        row = [*question, *answer][:-1]
-        tokens_ST[s, : len(row)] = torch.tensor(row)
-    return tokens_ST
+    rows = [torch.tensor([*question, *answer][:-1]) for question, answer in batch]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

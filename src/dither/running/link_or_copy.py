@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
-from dither.system.files import replace, replacing
+from dither.system.files import replace, replacing, writing
 from dither.units import format_bytes
 
 
@@ -22,27 +22,19 @@ def link_or_copy(source: Path, target: Path) -> str:
 
     Raises OutputError if another file has that name, or if it cannot be written.
     """
-    try:
+    with writing(target, "Check the folder."):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            if _same(source, target):
+            ours, theirs = source.stat(), target.stat()
+            alike = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
+            if alike or target.samefile(source):  # a copy of this file, or this file itself
                 return "kept"
             raise OutputError(str(target), "is another file", "Move it away, or name another folder.")
         try:
             os.link(source.resolve(), target)
         except OSError:  # another file system, or one without links
             return _copy(source, target)
-    except OSError as error:
-        raise OutputError(str(target), f"cannot be written ({error.strerror})", "Check the folder.") from None
     return "linked"
-
-
-def _same(source: Path, target: Path) -> bool:
-    """Whether both are one file, or a copy of the same size and time."""
-    ours, theirs = source.stat(), target.stat()
-    return target.samefile(source) or (
-        (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns) and target.is_file()
-    )
 
 
 def _copy(source: Path, target: Path) -> str:
@@ -61,7 +53,7 @@ def write_text(text: str, path: Path, mark: str = "") -> None:
 
     Without a mark it is never replaced, only kept if it has the same text.  Raises OutputError.
     """
-    try:
+    with writing(path, "Check the folder."):
         if path.exists():
             found = path.read_text(encoding="utf-8", errors="replace")
             if found == text:
@@ -70,8 +62,6 @@ def write_text(text: str, path: Path, mark: str = "") -> None:
                 reason = "is there already and says something else"
                 raise OutputError(str(path), reason, "Move it away, or name another folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(str(path), f"cannot be written ({error.strerror})", "Check the folder.") from None
     replace(path, text.encode(), "Check the folder.")
 
 

@@ -7,7 +7,6 @@ or `n_gen` telling which it was, `avg_ts` its tokens per second.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,6 @@ _MOST_OUTPUT = 2**20  # characters
 class Opinion:
     prefill: float
     decode: float
-
-
-def program() -> str | None:
-    return shutil.which(PROGRAM)
 
 
 def ask(found: str, model: Path, *, prompt: int, generate: int, threads: int, gpu: bool) -> tuple[Opinion | None, str]:

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from dither.errors import DitherError
 from dither.formats.ggml import Field
@@ -96,7 +96,9 @@ def describe(
     """
     trained = metadata.get(f"{arch}.context_length")
     size = context or min(int(trained.value) if trained else CONTEXT, CONTEXT)
-    warmth = _temperature(metadata)
+    temperature = metadata.get("general.sampling.temp")
+    warmth = temperature.value if temperature else None
+    warmth = float(warmth) if isinstance(warmth, int | float) and 0 <= warmth <= 10 else None
     if apply is None:
         return Ollama(name, "{{ .Prompt }}", (), size, warmth, ("No chat template: a base model.",))
     pieces, notes = pieces_of(apply)
@@ -111,37 +113,25 @@ def describe(
     return Ollama(name, template, stops_of(pieces, metadata), size, warmth, tuple(notes))
 
 
-def _temperature(metadata: Mapping[str, Field]) -> float | None:
-    found = metadata.get("general.sampling.temp")
-    value = found.value if found else None
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 10 else None
-
-
 def pieces_of(apply: Apply) -> tuple[Pieces | None, list[str]]:
     """The pieces of a chat template, or None if they do not reproduce it; and notes."""
     unknown = "The chat template is of no known kind: none is written, Ollama takes the most similar it knows."
     notes: list[str] = []
-    try:
-        plain = _parted(apply(_talk(5)), _WORDS)
-        opened = _parted(apply(_talk(1)), _WORDS[:1])
-    except DitherError:
-        return None, [unknown]
-    if plain is None or opened is None:
-        return None, [unknown]
-    pieces = Pieces(plain[0], None, plain[1], plain[2], opened[1])
-    try:
-        pieces = _with_system(pieces, apply)
-    except DitherError:
-        pieces = replace(pieces, system=(pieces.head, "\n\n"))
-        notes.append("The chat template refuses system texts: they are put before the first question.")
-    checked = [_talk(count) for count in (1, 3, 5)]
-    if not notes:
-        checked += [[{"role": "system", "content": "Be kind."}, *talk] for talk in checked]
-    try:
-        exact = all(pieces.render(talk) == apply(talk) for talk in checked)
-    except DitherError:
-        exact = False
-    return (pieces, notes) if exact else (None, [unknown])
+    with suppress(DitherError):  # the template refuses a conversation
+        plain, opened = _parted(apply(_talk(5)), _WORDS), _parted(apply(_talk(1)), _WORDS[:1])
+        if plain is None or opened is None:
+            return None, [unknown]
+        pieces = Pieces(plain[0], None, plain[1], plain[2], opened[1])
+        checked = [_talk(count) for count in (1, 3, 5)]
+        try:
+            pieces = _with_system(pieces, apply)
+            checked += [[{"role": "system", "content": "Be kind."}, *talk] for talk in checked]
+        except DitherError:
+            pieces = replace(pieces, system=(pieces.head, "\n\n"))
+            notes.append("The chat template refuses system texts: they are put before the first question.")
+        if all(pieces.render(talk) == apply(talk) for talk in checked):
+            return pieces, notes
+    return None, [unknown]
 
 
 def _with_system(pieces: Pieces, apply: Apply) -> Pieces:
@@ -203,7 +193,8 @@ def _literal(text: str) -> str:
 
 def stops_of(pieces: Pieces, metadata: Mapping[str, Field]) -> tuple[str, ...]:
     """The template's markers that end an answer: one of them in an answer begins another turn."""
-    tokens, kinds = (_list(metadata, key) for key in ("tokens", "token_type"))
+    lists = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    tokens, kinds = (() if found is None else list(found.value) for found in lists)
     control = [str(token) for token, kind in zip(tokens, kinds, strict=False) if int(kind) == _CONTROL]
     text = pieces.answer + pieces.next + pieces.open
     known = [token for token in control if token and token in text] + _MARKER.findall(text)
@@ -212,8 +203,3 @@ def stops_of(pieces: Pieces, metadata: Mapping[str, Field]) -> tuple[str, ...]:
         known.append(str(tokens[int(eos.value)]))
     usable = [stop for stop in dict.fromkeys(known) if stop.isprintable() and '"' not in stop and stop.strip()]
     return tuple(usable[:_MOST_STOPS])
-
-
-def _list(metadata: Mapping[str, Field], key: str) -> Sequence[Any]:
-    found = metadata.get(f"tokenizer.ggml.{key}")
-    return () if found is None else list(found.value)

@@ -7,6 +7,7 @@ people change them.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from dither.containers.presets import preset_of
@@ -28,7 +29,7 @@ def find(current: Path, wanted: str) -> Path:
         if _identity(read_header(named[0])) != ours:
             raise UsageError(wanted, "is another model", f"Start a new chat: dither chat {wanted}")
         return named[0]
-    beside = {path: kind for path, kind in _beside(current, ours).items() if path != current}
+    beside = _beside(current, ours)
     exact = [path for path, kind in beside.items() if kind.lower() == wanted.lower()]
     part = re.compile(rf"(?<![A-Za-z0-9]){re.escape(wanted)}(?![A-Za-z0-9]|_[A-Z0-9])", re.IGNORECASE)
     found = exact or [path for path in beside if part.search(path.name)]
@@ -44,12 +45,10 @@ def find(current: Path, wanted: str) -> Path:
 def _beside(current: Path, ours: tuple[object, ...]) -> dict[Path, str]:
     found = {}
     for path in sorted(current.resolve().parent.glob("*.gguf"))[:_MOST]:
-        try:
+        with suppress(DitherError):
             header = read_header(path)
-        except DitherError:
-            continue
-        if _identity(header) == ours and not path.samefile(current):
-            found[path] = preset_of(_value(header, "general.file_type")) or ""
+            if _identity(header) == ours and not path.samefile(current):
+                found[path] = preset_of(_value(header, "general.file_type")) or ""
     return found
 
 

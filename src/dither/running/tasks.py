@@ -95,15 +95,11 @@ def tasks(
     folder = Path(data).resolve() if data is not None else None
     if folder is not None and not folder.is_dir():
         raise SourceError(str(data), "is no folder", "Name one that holds task files (.yaml) and their data.")
-    found: list[Mapping[str, Any]] = []
-    notes: list[str] = []
-    for model in [file, *([against] if against is not None else [])]:
-        asked = {"limit": limit, "data": folder, "fewshot": fewshot, "chat": chat}
-        result, said = _evaluated(model, names, asked, context, device, report)
-        found.append(result)
-        notes += [line for line in said if line not in notes]
-    other = found[1] if len(found) > 1 else None
-    return Scores(str(file), str(against or ""), tuple(_scores(found[0], other)), limit, tuple(notes))
+    asked = {"limit": limit, "data": folder, "fewshot": fewshot, "chat": chat}
+    found, notes = _evaluated(file, names, asked, context, device, report)
+    other, more = (None, []) if against is None else _evaluated(against, names, asked, context, device, report)
+    notes += [line for line in more if line not in notes]
+    return Scores(str(file), str(against or ""), tuple(_scores(found, other)), limit, tuple(notes))
 
 
 def _evaluated(
@@ -122,6 +118,7 @@ def _evaluated(
 
 def _scores(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[Score]:
     scores = []
+    theirs = other or {"results": {}, "samples": {}}
     for task, results in found["results"].items():
         for key, value in results.items():
             metric, comma, kind = key.partition(",")
@@ -130,10 +127,8 @@ def _scores(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[S
             error = results.get(f"{metric}_stderr,{kind}")
             known = isinstance(error, int | float) and math.isfinite(error)
             ours = _by_question(found, task, metric, kind)
-            apart = beside = None
-            if other is not None:
-                beside = other["results"].get(task, {}).get(key)
-                apart = difference(ours, _by_question(other, task, metric, kind))
+            beside = theirs["results"].get(task, {}).get(key)
+            apart = difference(ours, _by_question(theirs, task, metric, kind))
             error = float(error) if known else standard_error(ours.values())
             beside = None if beside is None else float(beside)
             scores.append(Score(task, metric, kind, float(value), error, len(ours), beside, apart))
@@ -142,9 +137,8 @@ def _scores(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[S
 
 def _by_question(found: Mapping[str, Any], task: str, metric: str, kind: str) -> dict[object, float]:
     """A metric's value for each question; empty if it is not a mean over questions, as perplexity is not."""
-    rows = found["samples"].get(task, [])
     return {
         row["doc_id"]: float(row[metric])
-        for row in rows
+        for row in found["samples"].get(task, [])
         if row.get("filter", kind) == kind and isinstance(row.get(metric), int | float)
     }

@@ -48,14 +48,10 @@ def run_trial(engine: LlamaCpp, meter: EnergyMeter, prompt: int, generate: int, 
     tokens = np.random.default_rng(seed).integers(0, engine.vocabulary_size, prompt).tolist()
     started = time.perf_counter()
     reply = engine.generate(tokens, max_tokens=generate, temperature=0, ignore_end=True)
-    first = begun = 0.0
-    written = 0
-    before = after = meter.read()
+    next(reply, None)  # comes with the prompt
+    begun, written, before = time.perf_counter(), reply.tokens, meter.read()
     for _ in reply:
-        if not begun:
-            begun = time.perf_counter()
-            first, written = begun - started, reply.tokens
-            before = meter.read()
+        pass
     ended, after = time.perf_counter(), meter.read()
     steps = reply.tokens - written
     joules = meter.between(before, after) if steps else None
@@ -64,7 +60,7 @@ def run_trial(engine: LlamaCpp, meter: EnergyMeter, prompt: int, generate: int, 
         prefill=_rate(timings.get("prompt_n", 0), timings.get("prompt_ms", 0) / 1e3),
         engine_decode=_rate(timings.get("predicted_n", 0) - 1, timings.get("predicted_ms", 0) / 1e3),
         decode=_rate(steps, ended - begun),
-        first_token=first or ended - started,
+        first_token=begun - started,
         joules_per_token=None if joules is None else joules / steps,
     )
 

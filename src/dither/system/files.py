@@ -7,6 +7,7 @@ file or the new one.  (What is large and may be continued has a journal instead:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
@@ -18,12 +19,12 @@ from dither.errors import FormatError, OutputError, SourceError
 
 
 @contextmanager
-def writing(path: Path, way_out: str) -> Iterator[None]:
+def writing(path: Path, way_out: str, failed: str = "cannot be written") -> Iterator[None]:
     """What the system refuses within becomes an OutputError about `path`."""
     try:
         yield
     except OSError as error:
-        raise OutputError(str(path), f"cannot be written ({error.strerror})", way_out) from None
+        raise OutputError(str(path), f"{failed} ({error.strerror})", way_out) from None
 
 
 @contextmanager
@@ -71,6 +72,14 @@ def read_bytes(path: Path, limit: int, way_out: str) -> bytes:
     if len(raw) > limit:
         raise FormatError(str(path), f"is too large: more than the {limit} bytes that are read", way_out)
     return raw
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

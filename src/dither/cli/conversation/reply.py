@@ -29,7 +29,7 @@ def answer(talk: Conversation, line: str) -> Generation:
     finally:
         reply.close()
         if said:
-            talk.heard(line, said)
+            talk.turns.append((line, said))
         if said and not said.endswith("\n"):
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -70,4 +70,4 @@ def _listen(talk: Conversation, line: str, texts: list[str], index: int, show: A
     finally:
         reply.close()
         if texts[index]:
-            talk.heard(line, texts[index])
+            talk.turns.append((line, texts[index]))

@@ -57,7 +57,7 @@ def _obey(talks: Sequence[Conversation], seats: Sequence[Seat], command: str) ->
     try:
         if word == "/clear":
             for talk in talks:
-                talk.clear()
+                talk.turns.clear()
             err.print("forgotten")
         elif word == "/retry":
             _retry(talks)
@@ -80,7 +80,7 @@ def _tell(error: DitherError, more: str = "") -> None:
 
 
 def _reply(talks: Sequence[Conversation], line: str) -> None:
-    if not line.strip() and talks[0].templated:
+    if not line.strip() and talks[0].engine.has_chat_template:
         return
     try:
         if len(talks) == 2:
