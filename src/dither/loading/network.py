@@ -103,7 +103,7 @@ class Filling:
             layer = sink.module(parent.bias)  # still without memory, filled in its turn
             self.network.set_submodule(home, layer)
         if backend == "torch" and not isinstance(layer, Int4Linear):
-            backend = "dither"
+            backend = "dither"  # the kernel cannot hold this matrix
         self.backends[name if len(plan.shape) == 3 else home] = backend
         self.weights += prod(plan.shape)
         self.bytes += stored_bytes(layer)
