@@ -121,7 +121,7 @@ class _Judge:
         self.model, self.shape, self.machine = model, shape, machine
         self.context, self.kv, self.slots = context, kv, slots
         self.known = tuple(tensor for tensor in model.tensors if is_ours(tensor.name))
-        self.strange = sum(tensor.stored_bytes for tensor in model.tensors) - sum(t.stored_bytes for t in self.known)
+        self.strange = sum(tensor.stored_bytes for tensor in model.tensors if not is_ours(tensor.name))
         matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
         self.quantized = any(kind not in STORED_FLOATS and not kind.startswith("F8") for kind in matrices)
 

@@ -18,8 +18,9 @@ ATTENTION = "\n".join(
     linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}") for source, target in _PROJECTIONS.items()
 )
 # Llama's checkpoints keep the two halves of a rotated pair d/2 rows apart; llama.cpp wants them adjacent.
+_ROTATED = {"q": "rope_rows_q", "k": "rope_rows_k"}
 ROTATED_ATTENTION = "\n".join(
-    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}", f"rope_rows_{source}" * (source in "qk"))
+    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}", _ROTATED.get(source, ""))
     for source, target in _PROJECTIONS.items()
 )
 HEAD_NORMS = """
