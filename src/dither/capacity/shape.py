@@ -190,6 +190,5 @@ class _Reader:
 
     def wrong(self, key: str, value: Any) -> SourceError:
         reason = "is missing: without it the memory cannot be known" if value is None else f"is {value!r}"
-        return SourceError(
-            f"{self.origin}, {self.arch}.{key}", reason, "Take the model from its authors, or a GGUF of it."
-        )
+        thing, way_out = f"{self.origin}, {self.arch}.{key}", "Take the model from its authors, or a GGUF of it."
+        return SourceError(thing, reason, way_out)

@@ -66,9 +66,8 @@ def feeds(arch: str) -> tuple[Feed, ...]:
             readers.setdefault(feed.source, {}).update(dict.fromkeys(feed.readers))
     if not readers:
         known = ", ".join(sorted({family.arch for family in families()}))
-        raise UnsupportedError(
-            f"architecture {arch}", f"no family here has it; known are {known}", "Add a file to models/arch."
-        )
+        reason = f"no family here has it; known are {known}"
+        raise UnsupportedError(f"architecture {arch}", reason, "Add a file to models/arch.")
     return tuple(Feed(source, tuple(names)) for source, names in readers.items())
 
 

@@ -30,9 +30,8 @@ def family_of_tensors(model: Model) -> Family:
         raise SourceError(f"tensor {missing[0]}", f"is missing: a {family.name} model has it", WAY_OUT)
     if unknown:
         name = next(tensor.name for tensor in model.tensors if in_every_block(tensor.name) == unknown[0])
-        raise UnsupportedError(
-            f"tensor {shown(name)}", f"is not part of a {family.name} model, as far as is known here", PLAIN
-        )
+        reason = f"is not part of a {family.name} model, as far as is known here"
+        raise UnsupportedError(f"tensor {shown(name)}", reason, PLAIN)
     return family
 
 

@@ -84,9 +84,8 @@ def _rule(family: Family, tensor: Tensor) -> Rule:
     separate = [rule for rule in rules if family.change_of(rule).stacks]
     rule = (separate or rules)[0]
     if family.change_of(rule).is_part:
-        raise UnsupportedError(
-            f"tensor {tensor.name}", f"has no name for each expert in {family.name}", "Write a GGUF instead."
-        )
+        reason = f"has no name for each expert in {family.name}"
+        raise UnsupportedError(f"tensor {tensor.name}", reason, "Write a GGUF instead.")
     return rule
 
 

@@ -130,9 +130,8 @@ def checked_name(name: str, chains: Sequence[Chain] = ()) -> str:
     """`name` if llama.cpp knows it, or `chains` have it.  Raises UsageError listing what is known."""
     known = sorted({*NAMES, *(chain.name for chain in chains)})
     if name not in known:
-        raise UsageError(
-            f"--pre {name}", "is no pre-tokenizer that llama.cpp knows", f"Choose one of {', '.join(known)}."
-        )
+        way_out = f"Choose one of {', '.join(known)}."
+        raise UsageError(f"--pre {name}", "is no pre-tokenizer that llama.cpp knows", way_out)
     return name
 
 
