@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import dither
 from dither.capacity.machine import Device, Machine
 from dither.cli.fit import fit as command
 from dither.errors import UsageError
+from dither.types import Tensor
 
 app = typer.Typer(rich_markup_mode=None)
 app.command()(command)
@@ -51,6 +53,14 @@ def test_weights_are_those_that_llama_quantize_publishes() -> None:
     for name, bits in PUBLISHED_BITS.items():
         assert found[name].bits_per_weight == pytest.approx(bits, rel=0.005), name
     assert found["Q4_K_M"].memory.cache == GIB
+
+
+def test_a_tensor_with_an_unknown_name_is_read_once_per_token() -> None:
+    plain = replace(llama_31_8b(), kind="gguf")
+    unknown = Tensor("model.layers.0.mixer.A_log", (4, 256), "F32", 4096, plain.tensors[0].read)
+    models = plain, replace(plain, tensors=(*plain.tensors, unknown))
+    without, beside = (next(c for c in dither.fit(model, machine=laptop()).candidates if c.file) for model in models)
+    assert beside.active - without.active == beside.memory.weights - without.memory.weights == 4096
 
 
 def by_type(found: dither.Fit) -> dict[str, str]:

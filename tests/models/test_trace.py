@@ -254,7 +254,7 @@ def test_what_the_way_back_needs_is_no_more_than_was_thought(name: str, saved: S
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         there = block.there(hidden_STH)
-    for y in there._tracing.outputs:
+    for y in there.tracing.outputs:
         keep(y)
     tensors = [t for t in blocks.model.tensors if t.name.startswith("blk.1.") and len(t.shape) > 1]
     thought = 4 * hidden_STH[..., 0].numel() * sum(map(kept_per_token, tensors))

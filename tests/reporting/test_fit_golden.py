@@ -12,11 +12,13 @@ import pytest
 from page_util import run_module
 
 import dither
-from dither.capacity.advice import Load, RatedType, choose, judge
+from dither.capacity.advice import Load, judge
 from dither.capacity.constants import constants
 from dither.capacity.machine import Device, Machine
 from dither.capacity.memory import KV_TYPES, Layer, Memory, Shape, needed
-from dither.capacity.recommendation import LADDER, LEAST_GOOD
+from dither.capacity.quality import Quality
+from dither.capacity.recommendation import LADDER, recommended
+from dither.capacity.result import Candidate
 from dither.reporting.report import fit_input
 
 ROOT = Path(__file__).parents[2]
@@ -131,9 +133,8 @@ def test_the_choice_is_the_same() -> None:
             load, known, importance = drawn_load(draw), draw.random() < 0.7, draw.random() < 0.3
             bits = draw.uniform(2, 9)
             verdict = judge(load, machine)
-            good = LADDER.index(name) <= LADDER.index(LEAST_GOOD) if known else bits >= 4.25
-            weights = load.memory.weights
-            choices.append(RatedType(name, verdict, weights, LADDER.index(name), good, importance))
+            weights, quality = load.memory.weights, Quality(0.1, "literature", "") if known else None
+            choices.append(Candidate(name, None, bits, load.memory, verdict, quality, importance))
             speed = asdict(verdict.speed) if verdict.speed else None
             judged.append(
                 {
@@ -146,8 +147,8 @@ def test_the_choice_is_the_same() -> None:
                 }
             )
         sets.append(judged)
-        best = choose(choices)
-        expected.append(best.name if best else None)
+        best = recommended(choices)
+        expected.append(best.type if best else None)
     body = "(m, [sets, c]) => sets.map(x => { const best = m.choose(x, c); return best && best.type; })"
     assert run_module("memory.js", body, [sets, constants()]) == expected
 

@@ -13,7 +13,6 @@ output matrix too does a GPU get a copy of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 
 from dither.capacity.machine import Machine
 from dither.capacity.memory import GPU_RUNTIME, Memory, margin
@@ -76,44 +75,14 @@ def _speed(load: Load, machine: Machine, on_gpu: float) -> tuple[SpeedEstimate |
     """The estimate where `on_gpu` of the layers are on the GPU, or the reason for having none."""
     read = load.active + load.memory.cache / 2
     gpu = machine.gpus[0].bandwidth if machine.gpus else None
-    parts = [(on_gpu, gpu, "the GPU"), (1 - on_gpu, machine.memory.bandwidth, "the memory")]
     reads = []
-    for share, bandwidth, name in parts:
+    for share, bandwidth, name in ((on_gpu, gpu, "the GPU"), (1 - on_gpu, machine.memory.bandwidth, "the memory")):
         if share and not bandwidth:
             return None, f"the bandwidth of {name} is not known"
         if share and bandwidth:
             reads.append((round(read * share), bandwidth))
     layers = load.layers * (on_gpu * GPU_LAYER + (1 - on_gpu) * CPU_LAYER)
     return decode_speed(reads, layers + load.vocabulary * SAMPLING), ""
-
-
-@dataclass(frozen=True)
-class RatedType:
-    """A type rated for the recommendation: `rank` 0 loses least; `good` loses no more than 4 bits usually cost."""
-
-    name: str
-    verdict: Verdict
-    bytes: int
-    rank: int
-    good: bool
-    needs_importance: bool = False
-
-
-def choose(choices: list[RatedType]) -> RatedType | None:
-    """The one to take: in the fastest memory that holds a good one, the least loss at reading speed.
-
-    Where none reaches reading speed, the smallest that is still good; where none is good, the one that
-    loses least.  Types that need an importance matrix are taken when nothing else is good.
-    """
-    fitting = [choice for choice in choices if choice.verdict.word in FITS]
-    for importance in (False, True):
-        for place in FITS:
-            good = [c for c in fitting if c.good and c.verdict.word == place]
-            good = [c for c in good if importance or not c.needs_importance]
-            if good:
-                quick = [c for c in good if c.verdict.speed is None or c.verdict.speed.likely >= READING]
-                return min(quick, key=attrgetter("rank")) if quick else min(good, key=attrgetter("bytes"))
-    return min(fitting, key=attrgetter("rank"), default=None)
 
 
 @dataclass(frozen=True)

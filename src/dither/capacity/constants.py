@@ -6,6 +6,7 @@ instead of repeating them, so that a constant is changed in one place.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from dither.capacity import advice, memory, recommendation, speed
@@ -20,10 +21,5 @@ _NAMES = (
 
 def constants() -> dict[str, Any]:
     """Bytes, tokens, seconds and shares, as their modules name them."""
-    return {name.lower(): _as_json(getattr(module, name)) for module, names in _NAMES for name in names}
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _as_json(inner) for name, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    found = {name.lower(): getattr(module, name) for module, names in _NAMES for name in names}
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # lists for tuples

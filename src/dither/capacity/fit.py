@@ -2,17 +2,13 @@
 
 Read from headers alone: a hub id is judged through range requests, a checkpoint or a GGUF through its
 header, and no weight is read.  Weights are counted as `dither quantize` would really write them,
-fallbacks included; the rest is the arithmetic of `memory.py`.
-
-Every figure says where it is from: *measured* (counted in a header, timed here, or a measurement of this
-model), *estimated* (by a formula that was checked against the real thing, see docs/fit.md), *literature*
-(published by others) or *told* (by the person).
+fallbacks included; the rest is the arithmetic of `memory.py`.  Every figure says where it is from (`result.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +29,7 @@ from dither.formats.ggml import STORED_FLOATS
 from dither.formats.tensor_names import EMBEDDING, OUTPUT
 from dither.measuring import sidecar
 from dither.measuring.schema import Measurement
-from dither.models.outline import is_ours, outline
+from dither.models.outline import is_ours
 from dither.models.source import open_headers
 from dither.types import Model
 from dither.units import parse_bytes
@@ -65,14 +61,18 @@ def fit(
     """
     kv = kv.lower()
     _check(context, kv, slots)
-    told_memory, told_vram = _size(memory, "--memory", 1), _size(vram, "--vram", 0)
-    with _opened(model) as (opened, bytes_read, notes):
+    told_memory = None if memory is None else parse_bytes(memory, "--memory", 1)
+    told_vram = None if vram is None else parse_bytes(vram, "--vram", 0)
+    headers: AbstractContextManager[tuple[Model, int | None, list[str]]]
+    headers = nullcontext((model, None, [])) if isinstance(model, Model) else open_headers(model)
+    with headers as (opened, bytes_read, notes):
         shape, doubts = shape_of(opened)
         length, context_notes = _context(context, opened)
-        _check_heads(shape, kv)
+        if shape.head % KV_TYPES[kv][0]:
+            reason = f"does not fit heads of {shape.head} numbers: llama.cpp refuses it"
+            raise UsageError(f"--kv {kv}", reason, "Use --kv f16.")
         here = machine or detect(told_memory, told_vram)
-        judged = _Judge(opened, shape, here, length, kv, slots)
-        candidates = judged.candidates()
+        candidates = _Judge(opened, shape, here, length, kv, slots).candidates()
         best = recommended(candidates)
         said = (*notes, *opened.notes, *doubts, *context_notes, *memory_notes(here))
         return Fit(
@@ -104,18 +104,6 @@ def _check(context: int | None, kv: str, slots: int) -> None:
         raise UsageError(f"--slots {slots}", "is no number of conversations", "Give 1 or more.")
 
 
-def _size(value: int | str | None, option: str, least: int) -> int | None:
-    return None if value is None else parse_bytes(value, option, least)
-
-
-def _check_heads(shape: Shape, kv: str) -> None:
-    block = KV_TYPES[kv][0]
-    if shape.head % block:
-        raise UsageError(
-            f"--kv {kv}", f"does not fit heads of {shape.head} numbers: llama.cpp refuses it", "Use --kv f16."
-        )
-
-
 def _context(asked: int | None, model: Model) -> tuple[int, list[str]]:
     trained = model.metadata.get(f"{model.arch}.context_length")
     limit = int(trained.value) if trained and isinstance(trained.value, int) and trained.value > 0 else None
@@ -124,15 +112,6 @@ def _context(asked: int | None, model: Model) -> tuple[int, list[str]]:
     if limit and asked > limit:
         return asked, [f"it was trained on contexts of {limit} tokens: text beyond that gets worse"]
     return asked, []
-
-
-@contextmanager
-def _opened(model: str | Path | Model) -> Iterator[tuple[Model, int | None, list[str]]]:
-    if isinstance(model, Model):
-        yield model, None, []
-        return
-    with open_headers(model, outline) as found:
-        yield found
 
 
 class _Judge:
@@ -148,24 +127,19 @@ class _Judge:
 
     def candidates(self) -> list[Candidate]:
         """The file itself where it is one that llama.cpp runs, and what can be made of the model."""
-        found = [self.as_it_is()] if self.model.kind == "gguf" else []
-        whole = self.model.kind == "gguf" and self.quantized
-        for name in preset_names():
-            if name in ALIASES:
-                continue
-            made = self.made(name)
-            smaller = not whole or made.memory.weights < found[0].memory.weights
-            if smaller and not (found and made.type == found[0].type):
-                found.append(made)
-        return sorted(found, key=lambda candidate: -candidate.memory.weights)
+        made = [self.made(name) for name in preset_names() if name not in ALIASES]
+        if self.model.kind == "gguf":
+            own = self.as_it_is()
+            smaller = (c for c in made if not self.quantized or c.memory.weights < own.memory.weights)
+            made = [own, *(candidate for candidate in smaller if candidate.type != own.type)]
+        return sorted(made, key=lambda candidate: -candidate.memory.weights)
 
     def as_it_is(self) -> Candidate:
-        tensors = [(tensor.name, tensor.stored_bytes) for tensor in self.model.tensors]
-        weights = sum(size for _, size in tensors)
+        tensors = [(tensor.name, tensor.stored_bytes) for tensor in self.known]
         name = _type_of(self.model)
         found = sidecar.of_file(self.model)
-        quality = _measured(*found) if found else self.published(name, weights)
-        return self.judged(name, self.model.origin, tensors, weights, quality, False, ())
+        quality = _measured(*found) if found else self.published(name, sum(size for _, size in tensors) + self.strange)
+        return self.judged(name, tensors, quality, file=self.model.origin)
 
     @cached_property
     def measured(self) -> dict[str, tuple[Measurement, str]]:
@@ -189,8 +163,7 @@ class _Judge:
             quality = None
             notes.append("would be quantized a second time: better from the original")
         tensors = [(tensor.name, tensor.bytes) for tensor in plan.tensors]
-        weights = plan.bytes + self.strange
-        return self.judged(name, None, tensors, weights, quality, importance, tuple(notes))
+        return self.judged(name, tensors, quality, importance, tuple(notes))
 
     def plan(self, name: str, importance: bool) -> Mix:
         names = [tensor.name for tensor in self.known] if importance else []
@@ -199,13 +172,13 @@ class _Judge:
     def judged(
         self,
         name: str,
-        file: str | None,
         tensors: list[tuple[str, int]],
-        weights: int,
         quality: Quality | None,
-        importance: bool,
-        notes: tuple[str, ...],
+        importance: bool = False,
+        notes: tuple[str, ...] = (),
+        file: str | None = None,
     ) -> Candidate:
+        weights = sum(size for _, size in tensors) + self.strange
         memory = needed(self.shape, weights, self.context, self.kv, self.slots)
         experts = self.model.metadata.get(f"{self.model.arch}.expert_count")
         active = active_bytes(tensors, int(experts.value) if experts else 0, self.shape.experts_used) + self.strange
@@ -228,9 +201,7 @@ def _fallback_share(plan: Mix) -> float:
 def _type_of(model: Model) -> str:
     field = model.metadata.get("general.file_type")
     preset = None if field is None else preset_of(field.value)
-    if preset is not None:
-        return preset
-    weights: dict[str, int] = {}
+    weights: Counter[str] = Counter()
     for tensor in model.tensors:
-        weights[tensor.stored] = weights.get(tensor.stored, 0) + tensor.size
-    return max(weights, key=weights.__getitem__, default="unknown")
+        weights[tensor.stored] += tensor.size
+    return preset or max(weights, key=weights.__getitem__, default="unknown")

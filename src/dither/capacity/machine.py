@@ -19,7 +19,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dither.errors import OutputError
@@ -31,7 +31,6 @@ MEASURED, ESTIMATED, LITERATURE, TOLD = "measured", "estimated", "literature", "
 _SHARE_OF_MAC = 0.75  # of a Mac's memory, what Metal lets one process have
 _SECONDS = 1.0  # of measuring
 _LEAST_ARRAY = 64 * 2**20  # bytes per core
-_CACHE_FILE = "bandwidth.json"
 
 # what /proc/cpuinfo calls the vector extensions
 _VECTORS = {
@@ -93,14 +92,11 @@ def detect(memory: int | None = None, vram: int | None = None, bandwidth: bool =
     speed = known or (memory_bandwidth(cpu, cores) if bandwidth else None)
     how = LITERATURE if known else MEASURED if speed else ""
     size, how_size = (memory, TOLD) if memory is not None else (total, MEASURED)
-    name = "unified memory" if unified else "RAM"
-    own = Device(name, size, how_size, speed, how)
+    own = Device("unified memory" if unified else "RAM", size, how_size, speed, how)
     gpus: tuple[Device, ...] = ()
     if vram is not None:
-        found = graphics_cards()[:1]
-        like = found[0] if found else Device("GPU", 0)
-        if vram:
-            gpus = (Device(like.name, vram, TOLD, like.bandwidth, like.how_bandwidth),)
+        like = next(iter(graphics_cards()), Device("GPU", 0))
+        gpus = (replace(like, bytes=vram, how_bytes=TOLD),) if vram else ()
     elif unified:
         gpus = (Device(cpu, int(size * _SHARE_OF_MAC), ESTIMATED, speed, how),)
     else:
@@ -151,8 +147,7 @@ def graphics_cards() -> list[Device]:
     for name, mebibytes in nvidia_smi("name", "memory.total") or ():
         if mebibytes.isdigit():
             speed = card_bandwidth(name)
-            how = LITERATURE if speed else ""
-            cards.append(Device(name, int(mebibytes) * 2**20, MEASURED, speed, how))
+            cards.append(Device(name, int(mebibytes) * 2**20, MEASURED, speed, LITERATURE if speed else ""))
     return cards
 
 
@@ -172,16 +167,13 @@ def card_bandwidth(name: str) -> float | None:
     >>> card_bandwidth("NVIDIA GeForce RTX 4090"), card_bandwidth("Voodoo 2")
     (1008000000000.0, None)
     """
-    for part, gigabytes in CARDS:
-        if re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![0-9])", name):
-            return gigabytes * 1e9
-    return None
+    found = (rate for part, rate in CARDS if re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![0-9])", name))
+    return next((gigabytes * 1e9 for gigabytes in found), None)
 
 
 def memory_bandwidth(cpu: str, cores: int) -> float:
     """Bytes per second that all cores together read; remembered for this processor."""
-    place = cache_folder() / _CACHE_FILE
-    key = f"{cpu}, {cores} cores"
+    place, key = cache_folder() / "bandwidth.json", f"{cpu}, {cores} cores"
     kept = _kept(place)
     if key in kept:
         return kept[key]
@@ -214,12 +206,8 @@ def measure_bandwidth(cores: int, seconds: float = _SECONDS) -> float:
 
 def last_cache() -> int:
     """Bytes of the largest cache of the first core, 0 where the system does not say."""
-    found = 0
-    with suppress(OSError):
-        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-            digits = re.match(r"(\d+)K", file.read_text())
-            found = max(found, 1024 * int(digits[1]) if digits else 0)
-    return found
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return 1024 * max((int(kib) for file in files for kib in re.findall(r"^(\d+)K", _text(file))), default=0)
 
 
 def _kept(place: Path) -> dict[str, float]:
@@ -230,7 +218,7 @@ def _kept(place: Path) -> dict[str, float]:
     return {}
 
 
-def _text(path: str) -> str:
+def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(errors="replace")
     except OSError:

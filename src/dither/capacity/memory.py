@@ -126,8 +126,7 @@ def row_bytes(numbers: int, kv: str) -> int:
 
 def cache_bytes(shape: Shape, context: int, kv: str = "f16", slots: int = 1) -> int:
     """Σ over layers of cells · (keys + values), and the states of recurrent layers, for every slot."""
-    batch = batch_tokens(context, slots)
-    total = 0
+    batch, total = batch_tokens(context, slots), 0
     for layer in shape.layers:
         row = row_bytes(layer.keys, kv) + row_bytes(layer.values, kv)
         total += cells(context, layer.window, batch) * row + 4 * layer.state

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
-from dither.capacity.advice import FITS, GPU, NO, PARTLY, RAM, READING, RatedType, choose, usable
+from dither.capacity.advice import FITS, GPU, NO, PARTLY, RAM, READING, usable
 from dither.capacity.machine import Machine
 from dither.capacity.result import Candidate
 from dither.models.arch import families
@@ -27,33 +28,35 @@ _PLACES = {GPU: "wholly on the GPU", RAM: "in RAM", PARTLY: "partly on the GPU"}
 
 
 def recommended(candidates: list[Candidate]) -> Candidate | None:
-    """The candidate to take.  A quantized file that fits is taken as it is: quantizing it again would lose more."""
-    own = next((candidate for candidate in candidates if candidate.file), None)
-    if own and own.fits and own.bits_per_weight < _PLAIN_BITS:
+    """The candidate to take: in the fastest memory that holds a good one, the least loss at reading speed.
+
+    A quantized file that fits is taken as it is: quantizing it again would lose more.  Where none reaches reading
+    speed, the smallest that is still good; where none is good, the one that loses least.  Types that need an
+    importance matrix are taken when nothing else is good.
+    """
+    fitting = [candidate for candidate in candidates if candidate.fits]
+    own = next((candidate for candidate in fitting if candidate.file), None)
+    if own and own.bits_per_weight < _PLAIN_BITS:
         return own
-    choices = [
-        RatedType(
-            candidate.type,
-            candidate.verdict,
-            candidate.memory.weights,
-            LADDER.index(candidate.type),
-            _is_good(candidate),
-            candidate.needs_importance,
-        )
-        for candidate in candidates
-        if candidate.type in LADDER
-    ]
-    best = choose(choices)
-    if best is None:
-        return next((candidate for candidate in candidates if candidate.fits), None)
-    return next(candidate for candidate in candidates if candidate.type == best.name)
+    listed = [candidate for candidate in fitting if candidate.type in LADDER]
+    for importance, place in product((False, True), FITS):
+        held = [c for c in listed if c.verdict.word == place and (importance or not c.needs_importance)]
+        good = [candidate for candidate in held if _is_good(candidate)]
+        if good:
+            quick = [c for c in good if c.verdict.speed is None or c.verdict.speed.likely >= READING]
+            return min(quick, key=_rank) if quick else min(good, key=lambda candidate: candidate.memory.weights)
+    return min(listed, key=_rank, default=next(iter(fitting), None))
+
+
+def _rank(candidate: Candidate) -> int:
+    return LADDER.index(candidate.type)
 
 
 def _is_good(candidate: Candidate) -> bool:
     """Whether it loses no more than 4 bits usually cost, as far as is known."""
     if candidate.quality is None:
         return candidate.bits_per_weight >= GOOD_BITS
-    return LADDER.index(candidate.type) <= LADDER.index(LEAST_GOOD)
+    return _rank(candidate) <= LADDER.index(LEAST_GOOD)
 
 
 def sentence(best: Candidate | None, candidates: list[Candidate], machine: Machine, layers: int, context: int) -> str:
@@ -135,12 +138,11 @@ def _reason(candidate: Candidate, best: Candidate | None) -> str:
         return "loses more"
     if FITS.index(word) > FITS.index(best.verdict.word):
         return f"would run {word}, not {_PLACES[best.verdict.word]}"
-    if {candidate.type, best.type} <= set(LADDER) and LADDER.index(candidate.type) > LADDER.index(best.type):
+    if {candidate.type, best.type} <= set(LADDER) and _rank(candidate) > _rank(best):
         return "larger, and loses as much or more"
     if speed is None or speed.likely >= READING:
         return "larger, with nothing to gain"
-    best_speed = best.verdict.speed
-    none_does = best_speed is not None and best_speed.likely < READING
+    none_does = best.verdict.speed and best.verdict.speed.likely < READING
     return "slower still" if none_does else "slower than people read"
 
 

@@ -2,7 +2,8 @@
 
 Units: bytes, tokens per second, KL divergence in nats per token.  Every figure has a tag that says where
 it is from: *measured* (counted in a header, timed here, or a measurement of this model), *estimated* (by a
-formula that was checked against the real thing), *literature* (published by others), *told*.
+formula that was checked against the real thing, see docs/fit.md), *literature* (published by others), *told*
+(by the person).
 """
 
 from __future__ import annotations

@@ -32,10 +32,7 @@ PERIODS = {
     "afmoe": 4, "qwen2moe": 1, "mistral3": 1,
 }  # fmt: skip
 RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}  # nothing but recurrent layers
-_FEED_FORWARD_TOO = {"nemotron_h", "nemotron_h_moe"}  # layers without heads may be plain feed-forward there
-_SKIPPING = {"deci"}  # layers without heads skip attention there, and keep nothing
 _LIMIT = 2**12  # layers; llama.cpp itself stops at 512
-_WAY_OUT = "Take the model from its authors, or a GGUF of it."
 
 
 def shape_of(model: Model) -> tuple[Shape, list[str]]:
@@ -43,7 +40,8 @@ def shape_of(model: Model) -> tuple[Shape, list[str]]:
 
     Raises SourceError naming a key that is missing or makes no sense.
     """
-    return _Reader(model).read()
+    reader = _Reader(model)
+    return reader.read(), reader.notes
 
 
 class _Reader:
@@ -55,18 +53,19 @@ class _Reader:
         self.count = self.number("block_count", needed=True, most=_LIMIT)
         self.width = self.number("embedding_length", needed=True)
 
-    def read(self) -> tuple[Shape, list[str]]:
-        attends = self.arch not in RECURRENT
-        self.heads = self.per_layer("attention.head_count", needed=attends)
+    def read(self) -> Shape:
+        self.heads = self.per_layer("attention.head_count", needed=self.arch not in RECURRENT)
         self.kv_heads = self.per_layer("attention.head_count_kv", default=self.heads)
         biggest = max(self.heads, default=0)
         self.key = self.number("attention.key_length") or (self.width // biggest if biggest else 0)
         self.value = self.number("attention.value_length") or (self.width // biggest if biggest else 0)
         windows = self.windows()
-        kept = self.kept_layers()
+        shared = self.number("attention.shared_kv_layers")
+        # Leading layers have a cache of their own; for Gemma 3n the number is llama.cpp's.
+        kept = 20 if self.arch == "gemma3n" and not shared else self.layers - shared
         layers = tuple(self.layer(i, windows[i], i < kept) for i in range(self.layers))
         experts = self.number("expert_used_count") if self.number("expert_count") else 0
-        shape = Shape(
+        return Shape(
             layers=layers,
             width=self.width,
             inner=self.inner(experts),
@@ -78,7 +77,6 @@ class _Reader:
             scan=self.number("ssm.inner_size"),
             merges=self.values.get("tokenizer.ggml.model", "gpt2") == "gpt2",
         )
-        return shape, self.notes
 
     @property
     def layers(self) -> int:
@@ -115,13 +113,6 @@ class _Reader:
             return [0] * self.count
         return [window * (period == 0 or i % period < period - 1) for i in range(self.count)]
 
-    def kept_layers(self) -> int:
-        """How many leading layers have a cache of their own."""
-        shared = self.number("attention.shared_kv_layers")
-        if self.arch == "gemma3n" and not shared:
-            return 20  # llama.cpp's own number
-        return max(0, self.layers - shared)
-
     def state(self, index: int) -> int:
         """Float32 numbers per slot that layer `index` carries along."""
         if not self.is_recurrent(index):
@@ -133,7 +124,8 @@ class _Reader:
             return self.width * (self.number("shortconv.l_cache") - 1)
         inner, size = self.number("ssm.inner_size"), self.number("ssm.state_size")
         if not inner:
-            self.note_once(f"layer {index} of {self.arch} keeps no cache that is known here: counted as nothing")
+            note = f"layer {index} of {self.arch} keeps no cache that is known here: counted as nothing"
+            self.notes += [note] if note not in self.notes else []
             return 0
         tail = max(0, self.number("ssm.conv_kernel") - 1)
         return tail * (inner + 2 * self.number("ssm.group_count") * size) + size * inner
@@ -143,11 +135,10 @@ class _Reader:
             return True
         if self.linear_interval():
             return (index + 1) % self.linear_interval() != 0
-        if self.kv_heads[index] or self.arch in _SKIPPING:
+        # Layers without heads skip attention in deci, and keep nothing; in Nemotron-H they may be plain feed-forward.
+        if self.kv_heads[index] or self.arch == "deci":
             return False
-        if self.arch in _FEED_FORWARD_TOO:
-            return not self.per_layer("feed_forward_length")[index]
-        return True
+        return self.arch not in ("nemotron_h", "nemotron_h_moe") or not self.per_layer("feed_forward_length")[index]
 
     def linear_interval(self) -> int:
         """Families that mix linear attention in: every so many layers one attends in full."""
@@ -199,8 +190,5 @@ class _Reader:
 
     def wrong(self, key: str, value: Any) -> SourceError:
         reason = "is missing: without it the memory cannot be known" if value is None else f"is {value!r}"
-        return SourceError(f"{self.origin}, {self.arch}.{key}", reason, _WAY_OUT)
-
-    def note_once(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+        thing, way_out = f"{self.origin}, {self.arch}.{key}", "Take the model from its authors, or a GGUF of it."
+        return SourceError(thing, reason, way_out)

@@ -154,8 +154,8 @@ def usual(ordered_RN: torch.Tensor) -> torch.Tensor:
 
 
 def _slices(packed_RN: torch.Tensor) -> list[slice]:
-    rows, step = len(packed_RN), max(1, _CHUNK // (2 * packed_RN.shape[1] * ROWS)) * ROWS
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    step = max(1, _CHUNK // (2 * packed_RN.shape[1] * ROWS)) * ROWS
+    return [slice(start, start + step) for start in range(0, len(packed_RN), step)]
 
 
 _PAIRS = Grid("steps", 4, 0)

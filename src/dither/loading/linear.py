@@ -15,7 +15,6 @@ Legend: R rows (out features), C columns (in features), G groups of a row, N byt
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dither.errors import UnsupportedError
+from dither.models.blocks.restore import other_release
 
 CHUNK = 1 << 22  # weights that are float32 on their way to the type that is computed in
 
@@ -69,21 +68,27 @@ class Grid:
         return (value_RGB * scale_RG.float().unsqueeze(-1)).flatten(-2)
 
 
-class Dense:
-    """Whatever can make its weight when it is needed, or do without."""
+class PackedWeight:
+    """A packed matrix that makes its weight when it is needed, or does without."""
+
+    grid: Grid
+    weight: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
 
     def times(self, x: torch.Tensor) -> torch.Tensor | None:
         """x Ŵᵀ by a kernel that takes the packed weight; None where there is none for such an x."""
         return None
 
-    @abstractmethod
+    @torch.no_grad()
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that the codes stand for, (R, C)."""
+        return dequantized(self.grid, self.weight, self.scale, self.zero, dtype)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: Dense) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: PackedWeight) -> torch.Tensor:
         ctx.layer, ctx.has_bias = layer, bias is not None
         found = layer.times(x)
         if found is None:
@@ -101,11 +106,10 @@ class _Product(torch.autograd.Function):
         return by_x, by_bias, None
 
 
-def product(x: torch.Tensor, layer: Dense, bias: torch.Tensor | None) -> torch.Tensor:
+def product(x: torch.Tensor, layer: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """x Ŵᵀ + b in x's type, or in autocast's where that is on."""
-    kind, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
         cast_bias = None if bias is None else bias.to(dtype)
         found: torch.Tensor = _Product.apply(x.to(dtype), cast_bias, layer)  # type: ignore[no-untyped-call]
@@ -143,7 +147,7 @@ class _Packed(nn.Module):
         return int(weight.nbytes + self.scale.nbytes + self.zero.nbytes)
 
 
-class QuantizedLinear(_Packed, nn.Linear, Dense):
+class QuantizedLinear(_Packed, PackedWeight, nn.Linear):
     """A frozen linear layer of packed codes (see the module)."""
 
     def __init__(
@@ -163,10 +167,6 @@ class QuantizedLinear(_Packed, nn.Linear, Dense):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return product(input, self, self.bias)
-
-    @torch.no_grad()
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return dequantized(self.grid, self.weight, self.scale, self.zero, dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.grid.bits} bits, {self.grid.kind}"
@@ -190,25 +190,18 @@ class QuantizedStack(_Packed):
         return f"{list(self.shape)}, {self.grid.bits} bits, {self.grid.kind}"
 
 
-class Expert(Dense):
+class Expert(PackedWeight):
     """One matrix of a stack, still packed: stands in for a tensor in a linear product, and nowhere else."""
 
     def __init__(self, stack: QuantizedStack, index: int) -> None:
-        self.stack, self.index = stack, index
-
-    @torch.no_grad()
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        stack, at = self.stack, self.index
-        return dequantized(stack.grid, stack.weight[at], stack.scale[at], stack.zero[at], dtype)
+        self.grid, self.weight = stack.grid, stack.weight[index]
+        self.scale, self.zero = stack.scale[index], stack.zero[index]
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> torch.Tensor:
         if func is not functional.linear or kwargs or not isinstance(args[1], cls):
-            raise UnsupportedError(
-                "a quantized expert",
-                f"is used in {getattr(func, '__name__', func)}, not in a linear layer",
-                "Install another release of transformers, 5.0 or later.",
-            )
+            used = getattr(func, "__name__", func)
+            raise other_release("a quantized expert", f"is used in {used}, not in a linear layer")
         return product(args[0], args[1], args[2] if len(args) > 2 else None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dither.errors import UsageError
+from dither.formats.tensor_names import EMBEDDING
 from dither.loading.methods import choose_backend, find_method
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
@@ -52,11 +53,14 @@ def load(
     `open_model` and `models.blocks.open_blocks` raise.
     """
     method = find_method(to, group)
-    _check_installed()
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:
+            raise UsageError("loading a model", f"needs {package}, which is not installed", "pip install 'dither[bnb]'")
     has_bnb = find_spec("bitsandbytes") is not None
     choose_backend(method, backend, has_bnb, "")  # what cannot be had is said before a model is opened
     opened = model if isinstance(model, Model) else open_model(model)
-    name = str(dtype or _stored(opened)).removeprefix("torch.")
+    embedding = next((tensor.stored for tensor in opened.tensors if tensor.name == EMBEDDING), "")
+    name = str(dtype or STORED.get(embedding, "float32")).removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError(f"dtype {name}", f"is not one of {', '.join(DTYPES)}")
 
@@ -70,14 +74,3 @@ def load(
     chosen = choose_backend(method, backend, has_bnb, no_kernel(method, group, place, name))
     wanted = LoadOptions(method, chosen, group, place, getattr(torch, name), threads or available_cores())
     return build(opened, wanted, progress or Silent())
-
-
-def _check_installed() -> None:
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:
-            raise UsageError("loading a model", f"needs {package}, which is not installed", "pip install 'dither[bnb]'")
-
-
-def _stored(model: Model) -> str:
-    embedding = next((tensor for tensor in model.tensors if tensor.name == "token_embd.weight"), None)
-    return STORED.get(embedding.stored if embedding else "", "float32")

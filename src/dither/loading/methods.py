@@ -75,9 +75,6 @@ def choose_backend(method: LoadMethod, backend: str, has_bnb: bool, no_kernel: s
     if backend == "bitsandbytes" and not method.bnb:
         raise UsageError("backend bitsandbytes", f"has no {method.name}", "Leave the backend out, or name dither.")
     if backend == "bitsandbytes" and not has_bnb:
-        raise UsageError(
-            f"loading as {method.name} with bitsandbytes",
-            "needs bitsandbytes, which is not installed",
-            "pip install 'dither[bnb]'",
-        )
+        reason = "needs bitsandbytes, which is not installed"
+        raise UsageError(f"loading as {method.name} with bitsandbytes", reason, "pip install 'dither[bnb]'")
     return backend

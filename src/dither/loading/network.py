@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,10 @@ from dither.loading.linear import QuantizedStack
 from dither.loading.methods import LoadMethod
 from dither.loading.sinks import BnbLinear, PackedRows, Sink, stored_bytes
 from dither.models.blocks import open_blocks
-from dither.models.blocks.restore import Restored, fill, layer_of
+from dither.models.blocks.restore import Restored, fill, layer_of, other_release
 from dither.models.blocks.surroundings import rotary_embedding
 from dither.progress import Progress
-from dither.solvers import find_solver
-from dither.types import Floats, Model, Tensor
+from dither.types import Model, Tensor
 
 CHUNK = 1 << 20  # weights of one task
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -59,14 +59,63 @@ class LoadOptions:
 
 
 @dataclass
-class Account:
-    """What became of them."""
+class Filling:
+    """A network while its weights are put in place, and what became of them."""
 
+    network: PreTrainedModel
+    wanted: LoadOptions
+    report: Progress
+    notes: list[str]
     backends: dict[str, str] = field(default_factory=dict)  # by the name of the layer
     weights: int = 0
     bytes: int = 0
-    notes: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # matrices of blocks that could not be quantized
+
+    def dense(self, name: str, sources: list[Tensor], plan: Restored | None = None) -> None:
+        """Puts a parameter in place in the type that is computed in."""
+        shape = plan.shape if plan else sources[0].shape
+        parameter = torch.empty(shape, device=self.wanted.device, dtype=self.wanted.dtype)
+        if plan:
+            plan.fill(parameter, sources)
+        else:
+            fill(parameter, sources[0])
+        _set(self.network, name, nn.Parameter(parameter))
+        self.report.advance(sum(tensor.size for tensor in sources), name)
+
+    def quantized(self, name: str, plan: Restored, sources: list[Tensor]) -> None:
+        """Puts a layer of codes in the place of a matrix, or the matrix itself where the codec cannot hold its rows."""
+        sink, backend = _sink(plan, self.wanted)
+        if sink is None:
+            self.kept.append(name)
+            self.dense(name, sources, plan)
+            return
+        # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
+        threads = 1 if backend == "bitsandbytes" else self.wanted.threads
+        for size in run(partial(_put, sink), _pieces(plan, sources), threads):
+            self.report.advance(size, name)
+        home, _, leaf = name.rpartition(".")
+        parent: Any = self.network.get_submodule(home)
+        if len(plan.shape) == 3:
+            layer = sink.module(None)
+            delattr(parent, leaf)  # a parameter's name is free for a module only then
+            parent.add_module(leaf, layer)
+        else:
+            layer = sink.module(parent.bias)  # still without memory, filled in its turn
+            self.network.set_submodule(home, layer)
+        if backend == "torch" and not isinstance(layer, Int4Linear):
+            backend = "dither"  # the kernel cannot hold this matrix
+        self.backends[name if len(plan.shape) == 3 else home] = backend
+        self.weights += prod(plan.shape)
+        self.bytes += stored_bytes(layer)
+
+    def head(self, tensors: dict[str, Tensor]) -> None:
+        """The output matrix, which is the embedding itself where the source has no other."""
+        own = tensors.get(tensor_names.OUTPUT)
+        self.network.config.tie_word_embeddings = own is None
+        if own is None:
+            _set(self.network, HEAD, self.network.get_parameter(EMBEDDING))
+        else:
+            self.dense(HEAD, [own])
 
 
 def build(model: Model, wanted: LoadOptions, report: Progress) -> PreTrainedModel:
@@ -75,24 +124,20 @@ def build(model: Model, wanted: LoadOptions, report: Progress) -> PreTrainedMode
     Raises as `open_blocks` does, and SourceError for a weight that is no number.
     """
     blocks = open_blocks(model)
-    network, tensors = blocks.skeleton, {tensor.name: tensor for tensor in model.tensors}
-    filling = _Filling(network, wanted, report, Account(notes=[*model.notes, *blocks.notes]))
+    network = blocks.skeleton
+    filling = Filling(network, wanted, report, [*model.notes, *blocks.notes])
+    tensors = {tensor.name: tensor for tensor in model.tensors}
     report.start(model.parameters, 0)
     with torch.inference_mode(False), torch.no_grad():
         for name, plan in blocks.plans.items():
             sources = [tensors[source] for source in plan.tensors]
-            # A matrix becomes a layer of its own; all else, and what no codec holds, stays a plain parameter.
-            if not (_is_matrix(network, name, plan) and filling.quantized(name, plan, sources)):
-                filling.plain(name, plan.shape, plan, sources)
-        # The output matrix is the embedding itself where the source has no other.
-        network.config.tie_word_embeddings = tensor_names.OUTPUT not in tensors
-        if network.config.tie_word_embeddings:
-            _set(network, HEAD, network.get_parameter(EMBEDDING))
-        else:
-            head = tensors[tensor_names.OUTPUT]
-            filling.plain(HEAD, head.shape, None, [head])
+            if _is_matrix(network, name, plan):
+                filling.quantized(name, plan, sources)
+            else:
+                filling.dense(name, sources, plan)
+        filling.head(tensors)
         _fill_buffers(network, model, wanted.device)
-    _settle(network, model, wanted, filling.account)
+    _settle(network, model, filling)
     network.train(False)  # new layers begin in training mode, in which bitsandbytes computes otherwise
     return network
 
@@ -106,52 +151,6 @@ def _is_matrix(network: nn.Module, name: str, plan: Restored) -> bool:
     return is_linear or (len(plan.shape) == 3 and is_expert_stack(plan.tensors[0]))
 
 
-@dataclass
-class _Filling:
-    """A network on its way."""
-
-    network: PreTrainedModel
-    wanted: LoadOptions
-    report: Progress
-    account: Account
-
-    def quantized(self, name: str, plan: Restored, sources: list[Tensor]) -> bool:
-        """Puts a quantized layer in the place of a matrix; False where the codec cannot hold its rows."""
-        sink, backend = _sink(plan, self.wanted)
-        if sink is None:
-            self.account.kept.append(name)
-            return False
-        # bitsandbytes' rows are only copied; ours are encoded, which releases the interpreter's lock.
-        threads = 1 if backend == "bitsandbytes" else self.wanted.threads
-        for rows, columns in run(partial(_put, sink), _pieces(plan, sources), threads):
-            self.report.advance(rows * columns, name)
-        home, _, leaf = name.rpartition(".")
-        place, parent = home, self.network.get_submodule(home)
-        if len(plan.shape) == 3:
-            place, layer = name, sink.module(None)
-            delattr(parent, leaf)  # a parameter's name is free for a module only then
-            parent.add_module(leaf, layer)
-        else:
-            layer = sink.module(parent.bias)  # type: ignore[arg-type]  # still without memory, filled in its turn
-            self.network.set_submodule(home, layer)
-        if backend == "torch" and not isinstance(layer, Int4Linear):
-            backend = "dither"  # the kernel cannot hold this matrix
-        self.account.backends[place] = backend
-        self.account.weights += int(np.prod(plan.shape))
-        self.account.bytes += stored_bytes(layer)
-        return True
-
-    def plain(self, name: str, shape: tuple[int, ...], plan: Restored | None, sources: list[Tensor]) -> None:
-        """Fills a parameter in the type that is computed in."""
-        parameter = torch.empty(shape, device=self.wanted.device, dtype=self.wanted.dtype)
-        if plan:
-            plan.fill(parameter, sources)
-        else:
-            fill(parameter, sources[0])
-        _set(self.network, name, nn.Parameter(parameter))
-        self.report.advance(sum(tensor.size for tensor in sources), name)
-
-
 def _sink(plan: Restored, wanted: LoadOptions) -> tuple[Sink | None, str]:
     """Where a matrix goes, and whose kernels run it; None where the codec cannot hold its rows."""
     method, shape = wanted.method, plan.shape
@@ -161,7 +160,7 @@ def _sink(plan: Restored, wanted: LoadOptions) -> tuple[Sink | None, str]:
     codec = split_codec(method.codec_name(wanted.group, kernel), shape[-1])
     if shape[-1] % codec.block:
         return None, ""
-    sink = PackedRows(method, codec, find_solver(method.solver), shape, wanted.device, kernel)
+    sink = PackedRows(method, codec, shape, wanted.device, kernel)
     return sink, "torch" if kernel else "dither"
 
 
@@ -177,22 +176,16 @@ def _pieces(plan: Restored, sources: list[Tensor]) -> Iterator[tuple[Tensor, int
             yield tensor, start, stop, expert_R * rows_of_expert + row_R[at_R % len(row_R)]
 
 
-def _put(sink: Sink, piece: tuple[Tensor, int, int, torch.Tensor]) -> tuple[int, int]:
+def _put(sink: Sink, piece: tuple[Tensor, int, int, torch.Tensor]) -> int:
+    """Rows on their way; how many weights they are.  Raises SourceError for one that is no number."""
     tensor, start, stop, row_R = piece
-    w_RC = _finite(tensor, start, tensor.read(start, stop))
-    sink.put(w_RC, row_R)
-    return w_RC.shape[0], w_RC.shape[1]
-
-
-def _finite(tensor: Tensor, start: int, w_RC: Floats) -> Floats:
-    if np.isfinite(w_RC).all():
-        return w_RC if w_RC.flags.writeable else w_RC.copy()  # torch warns of memory it must not write to
-    row, column = np.argwhere(~np.isfinite(w_RC))[0]
-    raise SourceError(
-        tensor.name,
-        f"holds {w_RC[row, column]} at row {start + row}, column {column}",
-        "The checkpoint is damaged: fetch or export it again.",
-    )
+    w_RC = tensor.read(start, stop)
+    if not np.isfinite(w_RC).all():
+        row, column = np.argwhere(~np.isfinite(w_RC))[0]
+        reason = f"holds {w_RC[row, column]} at row {start + row}, column {column}"
+        raise SourceError(tensor.name, reason, "The checkpoint is damaged: fetch or export it again.")
+    sink.put(w_RC if w_RC.flags.writeable else w_RC.copy(), row_R)  # torch warns of memory it must not write to
+    return w_RC.size
 
 
 def _set(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -205,59 +198,55 @@ def _fill_buffers(network: PreTrainedModel, model: Model, device: torch.device) 
 
     Raises UnsupportedError naming one that is not known here.
     """
-    base = network.get_submodule("model")
-    base.rotary_emb = rotary_embedding(network, model).to(device)
+    network.get_submodule("model").rotary_emb = rotary_embedding(network, model).to(device)
     for name, buffer in list(network.named_buffers()):
         if not buffer.is_meta:
             continue
         home, _, leaf = name.rpartition(".")
         module: Any = network.get_submodule(home)
         if leaf != "embed_scale" or not hasattr(module, "scalar_embed_scale"):
-            raise UnsupportedError(
-                f"buffer {name}",
-                "of transformers' network is not known here",
-                "Install another release of transformers, 5.0 or later.",
-            )
+            raise other_release(f"buffer {name}", "of transformers' network is not known here")
         module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
 
 
-def _settle(network: Any, model: Model, wanted: LoadOptions, account: Account) -> None:
+def _settle(network: Any, model: Model, filling: Filling) -> None:
     """What generating, adapters and people ask of a model."""
-    config: Any = network.config
+    config, wanted, backends = network.config, filling.wanted, filling.backends
     config.dtype, config._name_or_path = wanted.dtype, model.origin
     for key, names in TOKENS.items():
-        found = dict.fromkeys(_token(model, name) for name in names)
-        ids = [token for token in found if token is not None]
+        fields = (model.metadata.get(f"tokenizer.ggml.{name}") for name in names)
+        values = [found.value for found in fields if found is not None and type(found.value) is int]
+        ids = list(dict.fromkeys(value for value in values if 0 <= value < config.vocab_size))
         setattr(config, key, None if not ids else ids[0] if len(ids) == 1 else ids)
     network.generation_config = GenerationConfig.from_model_config(config)
-    if "bitsandbytes" in account.backends.values():  # peft asks these before it takes bitsandbytes' layers
+    if "bitsandbytes" in backends.values():  # peft asks these before it takes bitsandbytes' layers
         network.is_loaded_in_8bit = wanted.method.bnb == "int8"
         network.is_loaded_in_4bit = wanted.method.bnb != "int8"
     network.save_pretrained = _refuse_to_save
-    counts = Counter(account.backends.values())
-    if account.kept:
-        account.notes.append(
-            f"{len(account.kept)} matrices, {account.kept[0]} the first, are in {_name(wanted.dtype)}: "
+    counts, dtype = Counter(backends.values()), str(wanted.dtype).removeprefix("torch.")
+    if filling.kept:
+        filling.notes.append(
+            f"{len(filling.kept)} matrices, {filling.kept[0]} the first, are in {dtype}: "
             f"{wanted.method.name} of groups of {wanted.group} cannot hold their rows"
         )
     if wanted.backend == "torch" and counts["dither"]:
-        account.notes.append(
-            f"{counts['dither']} of {len(account.backends)} matrices are de-quantized for each product: "
+        filling.notes.append(
+            f"{counts['dither']} of {len(backends)} matrices are de-quantized for each product: "
             "torch's 4-bit kernel has no place for them"
         )
     stacks = [name for name, module in network.named_modules() if isinstance(module, QuantizedStack)]
     if stacks and wanted.backend == "bitsandbytes":
-        account.notes.append(
+        filling.notes.append(
             f"the experts run on dither's own kernels ({len(stacks)} stacks): bitsandbytes has none for them"
         )
     network.dither = {
         "to": wanted.method.name,
         "backend": " and ".join(sorted(counts)) or "none",
-        "layers": len(account.backends),
-        "bits_per_weight": 8 * account.bytes / account.weights if account.weights else 0.0,
-        "by_layer": account.backends,
-        "dtype": _name(wanted.dtype),
-        "notes": account.notes,
+        "layers": len(backends),
+        "bits_per_weight": 8 * filling.bytes / filling.weights if filling.weights else 0.0,
+        "by_layer": backends,
+        "dtype": dtype,
+        "notes": filling.notes,
     }
 
 
@@ -267,15 +256,3 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
         "is not saved: no other program could read its layers",
         "Write a file with `dither quantize`; save adapters with peft's own save_pretrained.",
     )
-
-
-def _token(model: Model, name: str) -> int | None:
-    """A token's id, if the vocabulary has it."""
-    found = model.metadata.get(f"tokenizer.ggml.{name}")
-    size = next(tensor.shape[0] for tensor in model.tensors if tensor.name == tensor_names.EMBEDDING)
-    value = None if found is None else found.value
-    return value if type(value) is int and 0 <= value < size else None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

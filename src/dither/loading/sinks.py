@@ -11,9 +11,9 @@ Legend: R rows, C columns, G groups of a row, E experts.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from math import prod
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,39 +21,22 @@ from dither.codecs.base import SplitCodec
 from dither.loading.int4 import Int4Linear, can_hold
 from dither.loading.linear import Grid, QuantizedLinear, QuantizedStack
 from dither.loading.methods import LoadMethod
-from dither.types import Floats, Solver
+from dither.solvers import find_solver
+from dither.types import Floats
 
 OUTLIERS = 6.0  # inputs beyond it are multiplied in float16: the threshold of arXiv:2208.07339, section 3
-
-
-class Sink(Protocol):
-    """A matrix, or a stack of them with experts flattened into the rows, on its way into the network."""
-
-    def put(self, w_RC: Floats, row_R: torch.Tensor) -> None:
-        """Some rows, and their places in the parameter."""
-        ...
-
-    def module(self, bias_R: nn.Parameter | None) -> nn.Module:
-        """The layer, once every row has been put."""
-        ...
 
 
 class PackedRows:
     """Codes of ours."""
 
     def __init__(
-        self,
-        method: LoadMethod,
-        codec: SplitCodec,
-        solver: Solver,
-        shape: tuple[int, ...],
-        device: torch.device,
-        kernel: bool = False,
+        self, method: LoadMethod, codec: SplitCodec, shape: tuple[int, ...], device: torch.device, kernel: bool = False
     ) -> None:
         """With `kernel` the layer multiplies by torch's 4-bit kernel, where that can hold the matrix."""
-        self.method, self.codec, self.solver, self.shape, self.device = method, codec, solver, shape, device
-        self.kernel = kernel
-        rows, columns = int(np.prod(shape[:-1])), shape[-1]
+        self.method, self.codec, self.shape, self.device, self.kernel = method, codec, shape, device, kernel
+        self.solver = find_solver(method.solver)
+        rows, columns = prod(shape[:-1]), shape[-1]
         groups = columns // codec.block
         numbers = tuple(map(float, codec.table)) if method.kind == "table" else ()
         self.grid = Grid(method.kind, method.bits, columns, numbers)
@@ -62,6 +45,7 @@ class PackedRows:
         self.zero_RG = torch.empty(rows, groups if method.has_zeros else 0, dtype=torch.uint8)
 
     def put(self, w_RC: Floats, row_R: torch.Tensor) -> None:
+        """Some rows, and their places in the parameter; experts are flattened into the rows."""
         raw_RN = self.solver(w_RC, self.codec, None).raw_RN
         codes_RC, scale_RG, *zero_RG = self.codec.split(raw_RN)
         self.packed_RN[row_R] = self.grid.packed(torch.from_numpy(codes_RC))
@@ -70,6 +54,7 @@ class PackedRows:
             self.zero_RG[row_R] = torch.from_numpy(zero_RG[0])
 
     def module(self, bias_R: nn.Parameter | None) -> nn.Module:
+        """The layer, once every row has been put."""
         packed, scale, zero = (part.to(self.device) for part in (self.packed_RN, self.scale_RG, self.zero_RG))
         if len(self.shape) == 2:
             plain = QuantizedLinear(self.grid, packed, scale, zero, bias_R)
@@ -78,9 +63,9 @@ class PackedRows:
                 return plain
             layer = Int4Linear(plain)
             return layer if layer.agrees() else plain
-        rows = self.shape[:2]
-        stacked = (part.view(*rows, part.shape[-1]) for part in (packed, scale, zero))
-        return QuantizedStack(self.grid, *stacked)
+        return QuantizedStack(
+            self.grid, *(part.view(*self.shape[:2], part.shape[-1]) for part in (packed, scale, zero))
+        )
 
 
 class BnbLinear:
@@ -119,11 +104,13 @@ class BnbLinear:
         return layer
 
 
+Sink = PackedRows | BnbLinear
+
+
 def stored_bytes(module: nn.Module) -> int:
     """What a quantized layer takes: codes, scales and zero points."""
     if isinstance(module, (QuantizedLinear, QuantizedStack)):
         return module.stored_bytes
     weight: Any = module.weight
     state = getattr(weight, "quant_state", None)
-    scales = weight.SCB if state is None else state.absmax
-    return int(weight.nbytes + scales.nbytes)
+    return int(weight.nbytes + (weight.SCB if state is None else state.absmax).nbytes)

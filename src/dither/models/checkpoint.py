@@ -85,7 +85,8 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     notes += _index_notes(index, stored)
     if names == [WHOLE] and (folder / INDEX).exists():
         notes.append(f"{WHOLE} is read, the shards of {INDEX} are not")
-    side_files = _side_files(folder)
+    found_files = (path for pattern in _SIDE_FILES for path in folder.glob(pattern))
+    side_files = sorted({path for path in found_files if path.is_file() and not path.name.startswith(".")})
     return Checkpoint(
         folder,
         config,
@@ -101,11 +102,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     raw = read_bytes(path, MAX_JSON, "Check that it is what its name says.")
     return parse_object(raw, str(path), safetensors.FETCH_AGAIN, finite=False, unique=True)
-
-
-def _side_files(folder: Path) -> tuple[Path, ...]:
-    found = (path for pattern in _SIDE_FILES for path in folder.glob(pattern))
-    return tuple(sorted({path for path in found if path.is_file() and not path.name.startswith(".")}))
 
 
 def _weight_files(folder: Path, weights: Path | None) -> tuple[list[str], dict[str, str]]:
@@ -166,12 +162,11 @@ def refuse_pickle(path: Path | str, names: Iterable[str]) -> SourceError:
     """The error for weights that only unpickling could read."""
     listed = shown(", ".join(names))
     reason = f"has its weights as pickle ({listed}), and loading a pickle can run any code hidden in it"
-    return SourceError(
-        str(path),
-        reason,
+    way_out = (
         "Take a safetensors revision of the model, or convert it where you trust it: load it with "
-        "transformers and call save_pretrained(folder, safe_serialization=True).",
+        "transformers and call save_pretrained(folder, safe_serialization=True)."
     )
+    return SourceError(str(path), reason, way_out)
 
 
 def _read_shards(shards: list[MappedFile], index: Mapping[str, str]) -> tuple[dict[str, PlainTensor], list[int]]:
@@ -197,9 +192,5 @@ def _read_shards(shards: list[MappedFile], index: Mapping[str, str]) -> tuple[di
 def _index_notes(index: Mapping[str, str], stored: Mapping[str, PlainTensor]) -> list[str]:
     elsewhere = sum(stored[name].file_name != shard for name, shard in index.items())
     unnamed = len(stored) - len(index) if index else 0
-    notes = []
-    if elsewhere:
-        notes.append(f"{elsewhere} tensors are in another shard than {INDEX} says")
-    if unnamed:
-        notes.append(f"{unnamed} tensors are in shards, but not in {INDEX}")
-    return notes
+    notes = [f"{elsewhere} tensors are in another shard than {INDEX} says"] if elsewhere else []
+    return notes + ([f"{unnamed} tensors are in shards, but not in {INDEX}"] if unnamed else [])

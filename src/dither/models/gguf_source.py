@@ -27,7 +27,6 @@ from dither.system.text import shown
 from dither.types import Bytes, Floats, Model, Tensor
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_SPLIT_KEYS = "split."
 # ggml types in which no file of ours is written: run-time formats, and numbers that are no weights.
 _READ_ONLY = frozenset({"Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"})
 _FETCH_AGAIN = "Fetch every part of the model again."
@@ -56,10 +55,8 @@ class _StoredRows:
             return dtypes.to_float32(raw_RN.reshape(-1), kind).reshape(len(raw_RN), -1)
         codec = all_codecs().get(kind)
         if codec is None:
-            way_out = "Take a GGUF of another type, F16 or BF16 if there is one."
-            raise UnsupportedError(
-                f"tensor {shown(self.entry.name)}", f"is stored as {kind}, which cannot be decoded", way_out
-            )
+            thing, reason = f"tensor {shown(self.entry.name)}", f"is stored as {kind}, which cannot be decoded"
+            raise UnsupportedError(thing, reason, "Take a GGUF of another type, F16 or BF16 if there is one.")
         # A copy, because a kernel would be compiled a second time for read-only memory.
         return codec.decode(np.array(raw_RN))
 
@@ -74,11 +71,17 @@ def open_gguf(path: Path) -> Model:
     parts = _open_parts(path)
     metadata = parts[0][1].metadata
     if len(parts) > 1:
-        metadata = {key: value for key, value in metadata.items() if not key.startswith(_SPLIT_KEYS)}
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("split.")}
+    if _text(metadata, "general.type") == "imatrix":
+        raise SourceError(str(path), "is an importance matrix, not a model", "Pass it with --imatrix.")
+    arch = _text(metadata, "general.architecture")
+    if not arch:
+        reason = "names no general.architecture, so it is not a model"
+        raise SourceError(str(path), reason, "Name a GGUF that llama.cpp can run.")
     tensors = tuple(_tensor(file, entry) for file, header in parts for entry in header.tensors)
     return Model(
         name=_text(metadata, "general.name") or path.stem,
-        arch=_architecture(metadata, path),
+        arch=arch,
         metadata=metadata,
         tensors=tensors,
         origin=str(path),
@@ -99,16 +102,6 @@ def _text(metadata: dict[str, Field], key: str) -> str:
     """A text of the metadata, safe to print; empty where there is none."""
     field = metadata.get(key)
     return shown(field.value) if field and field.type is ValueType.STRING else ""
-
-
-def _architecture(metadata: dict[str, Field], path: Path) -> str:
-    if _text(metadata, "general.type") == "imatrix":
-        raise SourceError(str(path), "is an importance matrix, not a model", "Pass it with --imatrix.")
-    arch = _text(metadata, "general.architecture")
-    if not arch:
-        reason = "names no general.architecture, so it is not a model"
-        raise SourceError(str(path), reason, "Name a GGUF that llama.cpp can run.")
-    return arch
 
 
 def _number(header: Header, key: str) -> Any:

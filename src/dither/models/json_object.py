@@ -97,6 +97,13 @@ class JsonObject(Mapping[str, Any]):
             raise self.wrong(key, "a list of objects")
         return [self._inner(key, item, f"{self.thing}, {shown(key)}[{at}]") for at, item in enumerate(found or ())]
 
+    def within(self, *lists: str) -> Iterator[JsonObject]:
+        """This object, and those in its lists of these names, theirs, and so on, in order."""
+        yield self
+        for key in lists:
+            for inner in self.sections(key):
+                yield from inner.within(*lists)
+
     def _inner(self, key: str, value: Any, thing: str) -> JsonObject:
         if value is not None and not isinstance(value, dict):
             raise self.wrong(key, "an object")

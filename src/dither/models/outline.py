@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dither.errors import DitherError, UnsupportedError
-from dither.formats.ggml import Field, ValueType, array, string, u32
+from dither.formats.ggml import Field, ValueType, array, u32
 from dither.formats.tensor_names import OUTPUT, is_expert_stack
 from dither.models.arch import convert, family_of
-from dither.models.arch.conversion import build_tensors, matched
+from dither.models.arch.conversion import build_tensors, matched, model_of
 from dither.models.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from dither.models.json_object import JsonObject
 from dither.types import Floats, Model, Tensor
@@ -113,7 +113,8 @@ def _of_family(checkpoint: Checkpoint) -> Model:
     if match.family.crop_embedding:
         notes.append("without the tokenizer, rows of the embedding that have no token are counted too")
     tensors = build_tensors(match, match.embedding_rows)
-    return _model(checkpoint, match.family.arch, match.hyperparameters(), tensors, notes)
+    name = checkpoint.folder.resolve().name
+    return model_of(checkpoint, name, match.family.arch, match.hyperparameters(), tensors, notes)
 
 
 def _recognized(checkpoint: Checkpoint, why: UnsupportedError) -> Model:
@@ -131,24 +132,7 @@ def _recognized(checkpoint: Checkpoint, why: UnsupportedError) -> Model:
         notes.append(f"{extra} tensors of layers that only predict further tokens are left out")
     if dropped:
         notes.append(f"{dropped} tensors that see or hear are left out: only the text model is judged")
-    return _model(checkpoint, arch, metadata, tensors, notes)
-
-
-def _model(
-    checkpoint: Checkpoint, arch: str, metadata: Mapping[str, Field], tensors: tuple[Tensor, ...], notes: list[str]
-) -> Model:
-    name = checkpoint.folder.resolve().name
-    return Model(
-        name=name,
-        arch=arch,
-        metadata={"general.architecture": string(arch), **metadata},
-        tensors=tensors,
-        origin=str(checkpoint.folder),
-        kind="safetensors",
-        files=tuple(map(str, checkpoint.files)),
-        fingerprint=checkpoint.fingerprint,
-        notes=tuple(notes),
-    )
+    return model_of(checkpoint, checkpoint.folder.resolve().name, arch, metadata, tensors, notes)
 
 
 def _metadata(config: JsonObject) -> dict[str, Field]:
@@ -223,32 +207,23 @@ def _target(name: str) -> str | None:
         return None
     layer, rest = inside[1], inside[2]
     stem, _, end = rest.rpartition(".")
-    for pattern, target in _RULES:
-        if pattern.fullmatch(stem):
-            return f"blk.{layer}.{target}.{end}"
-    if "norm" in stem:
-        return f"blk.{layer}.{stem.replace('.', '_')}.{end}"
-    return None
+    norm = stem.replace(".", "_") if "norm" in stem else None
+    kind = next((target for pattern, target in _RULES if pattern.fullmatch(stem)), norm)
+    return f"blk.{layer}.{kind}.{end}" if kind else None
 
 
 def _built(name: str, found: list[StoredTensor], config: JsonObject) -> Iterator[Tensor]:
     first, stored = found[0], sum(tensor.nbytes for tensor in found)
-    if name.endswith("attn_kv_b.weight") and config.get("qk_nope_head_dim"):
-        yield from _split_latent(name, first, config)
+    if not name.endswith("attn_kv_b.weight") or not config.get("qk_nope_head_dim"):
+        shape = (len(found), *first.shape) if is_expert_stack(name) else first.shape
+        yield Tensor(name, shape, first.dtype, stored, _unreadable)
         return
-    shape = (len(found), *first.shape) if is_expert_stack(name) else first.shape
-    yield Tensor(name, shape, first.dtype, stored, _unreadable)
-
-
-def _split_latent(name: str, stored: StoredTensor, config: JsonObject) -> Iterator[Tensor]:
-    rank = stored.columns
+    rank = first.columns
     plain, heads, value = (_needed(config, key) for key in ("qk_nope_head_dim", "num_attention_heads", "v_head_dim"))
-    share = plain / (plain + value)
-    keys = name.replace("attn_kv_b", "attn_k_b")
-    yield Tensor(keys, (heads, rank, plain), stored.dtype, int(stored.nbytes * share), _unreadable)
-    values = name.replace("attn_kv_b", "attn_v_b")
-    rest = stored.nbytes - int(stored.nbytes * share)
-    yield Tensor(values, (heads, value, rank), stored.dtype, rest, _unreadable)
+    keys, values = name.replace("attn_kv_b", "attn_k_b"), name.replace("attn_kv_b", "attn_v_b")
+    share = int(first.nbytes * (plain / (plain + value)))
+    yield Tensor(keys, (heads, rank, plain), first.dtype, share, _unreadable)
+    yield Tensor(values, (heads, value, rank), first.dtype, first.nbytes - share, _unreadable)
 
 
 def is_ours(name: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from dither.errors import SourceError, UsageError
 from dither.formats.ggml import string
 from dither.formats.gguf import MAGIC
 from dither.formats.mapped import MappedFile
-from dither.models.checkpoint import ABOUT, INDEX, PICKLES, Checkpoint, open_checkpoint, refuse_pickle
+from dither.models.checkpoint import ABOUT, INDEX, PICKLES, open_checkpoint, refuse_pickle
 from dither.models.gguf_source import PART, open_gguf
 from dither.system.text import shown
 from dither.types import Model
@@ -44,7 +44,11 @@ def open_model(source: str | Path, *, pre: str | None = None) -> Model:
     text, path = _local(source)
     if path is not None:
         return _open_path(path, pre)
-    return _open_from_hub(text, pre, may_be_hub=isinstance(source, str))
+    from dither.models.hub import fetch
+
+    path, notes = fetch.fetch(_hub_id(text, isinstance(source, str)))
+    model = _open_path(path, pre)
+    return replace(model, origin=text, notes=(*notes, *model.notes))
 
 
 def opened(model: str | Path | Model, pre: str | None = None) -> Model:
@@ -53,28 +57,26 @@ def opened(model: str | Path | Model, pre: str | None = None) -> Model:
 
 
 @contextmanager
-def open_headers(
-    source: str | Path, outline: Callable[[Path, str, Path | None], Model]
-) -> Iterator[tuple[Model, int | None, list[str]]]:
+def open_headers(source: str | Path) -> Iterator[tuple[Model, int | None, list[str]]]:
     """A model to be judged, not read: as `open_model`, but a repository of the hub gives its headers alone.
 
-    `outline` makes the model of a checkpoint's folder, its origin and the one file that was named, if
-    any.  Yields it with the bytes that were read from the network (None: nothing was asked of it) and
+    Yields its outline with the bytes that were read from the network (None: nothing was asked of it) and
     notes; after the block a hub's model has no files any more.  Raises as `open_model` does.
     """
     text, path = _local(source)
     if path is not None:
-        yield _headers_at(path, outline, text), None, []
+        yield _headers_at(path, text), None, []
         return
     from dither.models.hub import headers
 
     hub_id = _hub_id(text, isinstance(source, str))
-    with headers.twin(hub_id) as found:
-        model = replace(_headers_at(found.path, outline, text), origin=text, name=hub_id.repo.split("/")[1])
-        yield model, found.bytes_read, found.notes
+    with headers.twin(hub_id) as (twin, bytes_read, notes):
+        yield replace(_headers_at(twin, text), origin=text, name=hub_id.repo.split("/")[1]), bytes_read, notes
 
 
-def _headers_at(path: Path, outline: Callable[[Path, str, Path | None], Model], origin: str) -> Model:
+def _headers_at(path: Path, origin: str) -> Model:
+    from dither.models.outline import outline
+
     if path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).exists()):
         return outline(path, origin, None)
     if path.is_file() and path.suffix == ".safetensors":
@@ -156,31 +158,14 @@ def _open_checkpoint(folder: Path, pre: str | None, weights: Path | None = None)
 
     checkpoint = open_checkpoint(folder, weights)
     model = convert(checkpoint, pre=pre)
-    about = {key: string(text) for key, text in _said_of_itself(checkpoint).items()}
-    return replace(
-        model, metadata={**model.metadata, **about}, notes=tuple(dict.fromkeys((*checkpoint.notes, *model.notes)))
-    )
-
-
-def _said_of_itself(checkpoint: Checkpoint) -> dict[str, str]:
-    """How Dither made a folder and what that cost, as a GGUF says it in its metadata."""
-    found = checkpoint.read_json(ABOUT)
-    if found is None:
-        return {}
-    return {
-        f"dither.{key}": value if isinstance(value, str) else json.dumps(value)
-        for key, value in found.items()
+    # How Dither made a folder and what that cost, as a GGUF says it in its metadata.
+    about = {
+        f"dither.{key}": string(value if isinstance(value, str) else json.dumps(value))
+        for key, value in checkpoint.document(ABOUT).items()
         if key in ("version", "recipe", "measure", "relative_errors")
     }
-
-
-def _open_from_hub(text: str, pre: str | None, may_be_hub: bool) -> Model:
-    from dither.models.hub import fetch
-
-    hub_id = _hub_id(text, may_be_hub)
-    path, notes = fetch.fetch(hub_id)
-    model = _open_path(path, pre)
-    return replace(model, origin=text, notes=(*notes, *model.notes))
+    notes = tuple(dict.fromkeys((*checkpoint.notes, *model.notes)))
+    return replace(model, metadata={**model.metadata, **about}, notes=notes)
 
 
 def _hub_id(text: str, may_be_hub: bool) -> HubId:
@@ -188,18 +173,9 @@ def _hub_id(text: str, may_be_hub: bool) -> HubId:
     from dither.models.hub import fetch
 
     hub_id = fetch.parse_id(text) if may_be_hub else None
-    if hub_id is None or _looks_local(text):
-        way_out = "Check the path."
-        if hub_id is not None:
-            way_out += f" If you mean the hub's repository, write hf://{text}."
-        raise SourceError(shown(text), "no such file or folder", way_out)
-    return hub_id
-
-
-def _looks_local(text: str) -> bool:
-    """Whether a text that could be a repository was more likely meant as a path."""
-    if text.startswith("hf://"):
-        return False
-    first = text.partition("/")[0]
     is_file_name = ":" not in text and text.endswith((".gguf", ".safetensors", *PICKLES))
-    return is_file_name or _exists(Path(first))
+    looks_local = not text.startswith("hf://") and (is_file_name or _exists(Path(text.partition("/")[0])))
+    if hub_id is None or looks_local:
+        hint = "" if hub_id is None else f" If you mean the hub's repository, write hf://{text}."
+        raise SourceError(shown(text), "no such file or folder", f"Check the path.{hint}")
+    return hub_id

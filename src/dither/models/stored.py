@@ -102,9 +102,8 @@ class PlainTensor:
 
     def check_readable(self) -> None:
         if self.dtype not in dtypes.READABLE:
-            raise UnsupportedError(
-                f"tensor {shown(self.name)}", f"is stored as {self.dtype}", "Take a bf16 checkpoint."
-            )
+            reason = f"is stored as {self.dtype}"
+            raise UnsupportedError(f"tensor {shown(self.name)}", reason, "Take a bf16 checkpoint.")
 
     def read_flat(self, start: int, stop: int) -> Floats:
         """Stored numbers `start` to `stop`, in order and unscaled, as a new float32 array."""

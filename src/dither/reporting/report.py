@@ -21,7 +21,6 @@ from dither.capacity.result import Candidate, Fit
 from dither.capacity.speed import active_bytes
 from dither.errors import DitherError, SourceError
 from dither.formats.tensor_names import is_expert_stack
-from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.progress import Progress, Silent
 from dither.reporting import charts, discover, frontier, writing
@@ -178,7 +177,7 @@ def _compared(run: RunRecord, original: str) -> RunRecord:
     if run.path is None or not missing or run.parameters > MOST_COMPARED:
         return run
     try:
-        with open_headers(Path(run.path), outline) as found, open_headers(Path(original), outline) as other:
+        with open_headers(Path(run.path)) as found, open_headers(Path(original)) as other:
             return run.model_copy(update={"tensors": with_errors(run.tensors, found[0], other[0])})
     except DitherError as error:
         note = f"Its errors could not be counted: {shown(str(error), 1000)}"

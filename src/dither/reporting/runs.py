@@ -27,7 +27,6 @@ from dither.measuring import schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
 from dither.models.checkpoint import ABOUT
-from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.reporting import answer_records, recipes, speeds
 from dither.reporting.document import MeasuredOn, RunRecord, TaggedValue, TensorRow
@@ -82,7 +81,7 @@ def facts_of(path: Path) -> Facts:
     state = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, *beside)
     entry = _kept.pop(state, None)
     if entry is None:
-        with open_headers(path, outline) as (model, _, _notes):
+        with open_headers(path) as (model, _, _notes):
             facts = facts_of_model(_with_about(model, path), path)
         entry = facts, 2048 * len(facts.tensors) + 4 * (len(facts.embedded) + len(str(facts.recipe)))
     _kept[state] = entry

@@ -22,7 +22,6 @@ from dither.engines.protocol import Engine
 from dither.engines.settings import Settings, Wishes
 from dither.engines.transformers import TransformersEngine
 from dither.errors import DitherError, UsageError
-from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.serving.errors import NOT_FOUND, ApiError, invalid
 from dither.types import Model
@@ -102,7 +101,7 @@ def _stem(path: Path) -> str:
 
 
 def _served(path: Path, name: str, wishes: Wishes, budget: int, engine: str) -> ServedModel:
-    with open_headers(path, outline) as (model, _, _):
+    with open_headers(path) as (model, _, _):
         kind = _engine_of(model, path, engine)
         field = model.metadata.get(f"{model.arch}.context_length")
         trained = field.value if field and isinstance(field.value, int) and field.value > 0 else None

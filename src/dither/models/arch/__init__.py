@@ -40,7 +40,8 @@ def family_of(config: Config) -> Family:
 
     Raises UnsupportedError naming what is known.
     """
-    names = _strings(config.get("architectures"))
+    listed = config.get("architectures")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     model_type = None if names else JsonObject(config, "config.json").text("model_type")
     for family in families():
         if set(names) & set(family.architectures) or (not names and model_type in family.model_types):
@@ -51,10 +52,6 @@ def family_of(config: Config) -> Family:
         f"no family here has it; known are {known}",
         "A GGUF of any architecture can be quantized: convert it with llama.cpp's own tools first.",
     )
-
-
-def _strings(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def feeds(arch: str) -> tuple[Feed, ...]:
@@ -69,9 +66,8 @@ def feeds(arch: str) -> tuple[Feed, ...]:
             readers.setdefault(feed.source, {}).update(dict.fromkeys(feed.readers))
     if not readers:
         known = ", ".join(sorted({family.arch for family in families()}))
-        raise UnsupportedError(
-            f"architecture {arch}", f"no family here has it; known are {known}", "Add a file to models/arch."
-        )
+        reason = f"no family here has it; known are {known}"
+        raise UnsupportedError(f"architecture {arch}", reason, "Add a file to models/arch.")
     return tuple(Feed(source, tuple(names)) for source, names in readers.items())
 
 
@@ -92,9 +88,5 @@ def window_period(arch: str) -> int | None:
 
     None where no family here says.
     """
-    for family in families():
-        if family.arch == arch and family.ignores_window:
-            return 1
-        if family.arch == arch and family.window_period:
-            return family.window_period
-    return None
+    periods = (1 if family.ignores_window else family.window_period for family in families() if family.arch == arch)
+    return next(filter(None, periods), None)

@@ -45,14 +45,12 @@ class Source(Protocol):
 class Change:
     """Rows stay as they are.  Classes below override what differs."""
 
+    # The keys of config.json and of the metadata that count the heads which rows are grouped by.
+    heads: tuple[str, str] | None = None
+
     stacks: ClassVar[bool] = False  # made of one source per expert
     is_part: ClassVar[bool] = False  # made of a part of its source
     new_numbers: ClassVar[bool] = False  # not only moved: codes cannot be carried over
-
-    @property
-    def heads(self) -> tuple[str, str] | None:
-        """The keys of config.json and of the metadata that count the heads which rows are grouped by."""
-        return None
 
     def shape(self, sources: Sequence[Source], vocabulary: int) -> Shape:
         """Of the target; `vocabulary` is the number of tokens that are kept."""
@@ -108,16 +106,8 @@ class Reordered(Change):
         return read
 
 
-@dataclass(frozen=True)
 class Rotated(Reordered):
     """Queries or keys whose rotated pairs stand half a head apart in the checkpoint, side by side in the GGUF."""
-
-    config_key: str
-    metadata_key: str
-
-    @property
-    def heads(self) -> tuple[str, str]:
-        return self.config_key, self.metadata_key
 
     def view(self, parameter: Any, heads: int) -> Any:
         rows, *columns = parameter.shape
@@ -155,7 +145,7 @@ class Stacked(Change):
 class ExpertHalf(Change):
     """The gate (first) or up (second) half of every expert in a fused (E, 2 · rows, C)."""
 
-    second: bool
+    second: bool = False
     is_part = True
 
     def shape(self, sources: Sequence[Source], vocabulary: int) -> Shape:
@@ -202,10 +192,10 @@ UNCHANGED = Change()
 CHANGES: Mapping[str, Change] = {
     "": UNCHANGED,
     "vocabulary": TokenRows(),
-    "rope_rows_q": Rotated("num_attention_heads", "attention.head_count"),
-    "rope_rows_k": Rotated("num_key_value_heads", "attention.head_count_kv"),
+    "rope_rows_q": Rotated(heads=("num_attention_heads", "attention.head_count")),
+    "rope_rows_k": Rotated(heads=("num_key_value_heads", "attention.head_count_kv")),
     "plus_one": PlusOne(),
     "stack": Stacked(),
-    "expert_gate": ExpertHalf(second=False),
+    "expert_gate": ExpertHalf(),
     "expert_up": ExpertHalf(second=True),
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -19,11 +20,11 @@ import numpy as np
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
 from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_of, in_every_block, within_block
-from dither.models.arch.changes import Change, Source
+from dither.models.arch.changes import Change
 from dither.models.arch.family import LAYER, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
-from dither.models.arch.rope import Rope, parameters, rope_of
-from dither.models.arch.shapes import check_shapes
+from dither.models.arch.rope import Rope, built_in_otherwise, parameters, rope_of
+from dither.models.arch.shapes import check_shapes, head_dimension
 from dither.models.checkpoint import Checkpoint, StoredTensor
 from dither.models.json_object import JsonObject, described
 from dither.models.tokenizers.checkpoint_tokenizer import read_tokenizer
@@ -35,11 +36,8 @@ NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads")
 LIMITS = {
     **dict.fromkeys(NEEDED, 2**24),
     "num_key_value_heads": 2**24,
-    "head_dim": 2**16,
-    "num_local_experts": 2**16,
-    "num_experts": 2**16,
-    "max_position_embeddings": 2**32 - 1,
-    "original_max_position_embeddings": 2**32 - 1,
+    **dict.fromkeys(("head_dim", "num_local_experts", "num_experts"), 2**16),
+    **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), 2**32 - 1),
 }
 CONFIG = "config.json"
 FETCH_AGAIN = "Fetch the checkpoint again, or take it from its authors."
@@ -66,8 +64,16 @@ class Matched:
         return shape[0] if shape else 0
 
     def hyperparameters(self) -> dict[str, Field]:
-        keys = hyperparameters(self.family, self.config, self.rope)
-        return {f"{self.family.arch}.{key}": value for key, value in keys.items()}
+        """The architecture's keys."""
+        found: dict[str, Field] = {}
+        for key in self.family.keys:
+            value = key_value(key, self.config)
+            if value is not None:
+                found[key.name] = u32(int(value)) if key.kind == "u32" else f32(float(value))
+        if self.config.get("head_dim") is not None:
+            found["attention.key_length"] = found["attention.value_length"] = u32(self.config["head_dim"])
+        found |= self.rope.metadata
+        return {f"{self.family.arch}.{name}": value for name, value in found.items()}
 
 
 def matched(checkpoint: Checkpoint, family: Family) -> Matched:
@@ -93,7 +99,6 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Mod
     check_shapes(tensors, config, vocabulary)
     name, renamed = model_name(checkpoint.folder, JsonObject(checkpoint.config, CONFIG), tokenizer)
     metadata = {
-        "general.architecture": string(family.arch),
         "general.type": string("model"),
         "general.name": string(name),
         "general.size_label": string(size_label(tensors)),
@@ -101,16 +106,29 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Mod
         f"{family.arch}.vocab_size": u32(vocabulary),
         **tokenizer.fields(vocabulary),
     }
+    notes += [*renamed, *match.rope.notes, *tokenizer.notes, *window_note(family, config)]
+    return model_of(checkpoint, name, family.arch, metadata, tensors, notes)
+
+
+def model_of(
+    checkpoint: Checkpoint,
+    name: str,
+    arch: str,
+    metadata: Mapping[str, Field],
+    tensors: tuple[Tensor, ...],
+    notes: Iterable[str],
+) -> Model:
+    """The model that a checkpoint is, under an architecture of llama.cpp's."""
     return Model(
         name=name,
-        arch=family.arch,
-        metadata=metadata,
+        arch=arch,
+        metadata={"general.architecture": string(arch), **metadata},
         tensors=tensors,
         origin=str(checkpoint.folder),
         kind="safetensors",
-        files=tuple(str(path) for path in checkpoint.files),
+        files=tuple(map(str, checkpoint.files)),
         fingerprint=checkpoint.fingerprint,
-        notes=(*notes, *renamed, *match.rope.notes, *tokenizer.notes, *window_note(family, config)),
+        notes=tuple(notes),
     )
 
 
@@ -155,35 +173,14 @@ def check_assumptions(family: Family, config: JsonObject) -> None:
     for name, expected in built_in.items():
         actual = config.get(name, expected)
         if actual != expected and (actual or expected):  # null, false and [] all mean "not so"
-            raise UnsupportedError(
-                f"{CONFIG}, {name}",
-                f"is {described(actual)}, but llama.cpp computes {family.name} with {described(expected)}",
-                "No GGUF of this model would be right.",
-            )
-
-
-def head_dimension(config: JsonObject) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+            raise built_in_otherwise(name, actual, family.name, described(expected))
 
 
 def window_note(family: Family, config: JsonObject) -> Iterator[str]:
-    if not family.ignores_window or not config.get("use_sliding_window", True):
-        return
-    window, context = config.whole("sliding_window"), config.whole("max_position_embeddings")
-    if window and (context is None or window < context):
+    is_ignored = family.ignores_window and config.get("use_sliding_window", True)
+    window = config.whole("sliding_window") if is_ignored else None
+    if window and window < (config.whole("max_position_embeddings") or window + 1):
         yield f"llama.cpp has no sliding window for {family.name}: exact up to {window} tokens, wider beyond"
-
-
-def hyperparameters(family: Family, config: JsonObject, rope: Rope) -> dict[str, Field]:
-    """The architecture's keys, without its prefix."""
-    found: dict[str, Field] = {}
-    for key in family.keys:
-        value = key_value(key, config)
-        if value is not None:
-            found[key.name] = u32(int(value)) if key.kind == "u32" else f32(float(value))
-    if config.get("head_dim") is not None:
-        found["attention.key_length"] = found["attention.value_length"] = u32(config["head_dim"])
-    return {**found, **rope.metadata}
 
 
 def key_value(key: Key, config: JsonObject) -> Any:
@@ -206,7 +203,8 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
     targets: dict[str, tuple[Rule, dict[int, StoredTensor]]] = {}
     unknown, dropped = [], []
     for stored_name, tensor in tensors.items():
-        name = without_prefix(family, stored_name)
+        prefix = next(filter(stored_name.startswith, family.prefixes), "")
+        name = family.prefixes.get(prefix, "") + stored_name.removeprefix(prefix)
         if DERIVED.fullmatch(name):
             continue
         if name.startswith(family.dropped or "\0"):
@@ -230,18 +228,11 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
     return targets, notes if dropped else []
 
 
-def without_prefix(family: Family, name: str) -> str:
-    for prefix, own in family.prefixes.items():
-        if name.startswith(prefix):
-            return own + name[len(prefix) :]
-    return name
-
-
 def build_tensors(match: Matched, vocabulary: int) -> tuple[Tensor, ...]:
     """Tensors in the order llama.cpp reads them: embedding, tables of rotary frequencies, layer by layer, output."""
     family = match.family
     order = {rule.target: index for index, rule in reversed(list(enumerate(family.rules)))}
-    first_layer = next(index for index, rule in enumerate(family.rules) if rule.of_layers)
+    first_layer = next(index for index, rule in enumerate(family.rules) if LAYER in rule.source)
 
     def place(target: str) -> tuple[int, int, int]:
         index, block = order[match.targets[target][0].target], block_of(target)
@@ -266,8 +257,7 @@ def check_layers(config: JsonObject, targets: Iterable[str]) -> None:
     """Every layer from 0 on is there, and all have the same tensors."""
     names: dict[int, set[str]] = defaultdict(set)
     for target in targets:
-        block = block_of(target)
-        if block is not None:
+        if (block := block_of(target)) is not None:
             names[block].add(within_block(target))
     count = config["num_hidden_layers"]
     wrong = set(range(count)) ^ set(names)
@@ -335,30 +325,22 @@ class _OffGridError(Exception):
 
 @dataclass(frozen=True)
 class _Recoded:
-    """The rows of a quantized tensor as another type stores them."""
+    """A quantized tensor whose rows are read as another type stores them."""
 
-    stored: StoredTensor
-    kind: str
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Any]
 
-    @property
-    def name(self) -> str:
-        return self.stored.name
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    def read(self, start: int, stop: int) -> Any:
-        assert self.stored.recode is not None
-        found = self.stored.recode(self.kind, start, stop)
+def _recoder(change: Change, sources: Sequence[StoredTensor], heads: int) -> Recode:
+    def rows(recoded: Recode, kind: str, start: int, stop: int) -> Bytes:
+        found = recoded(kind, start, stop)
         if found is None:
             raise _OffGridError
         return found
 
-
-def _recoder(change: Change, sources: Sequence[StoredTensor], heads: int) -> Recode:
     def recode(kind: str, start: int, stop: int) -> Bytes | None:
-        recoded: list[Source] = [_Recoded(stored, kind) for stored in sources]
+        recoded = [_Recoded(one.name, one.shape, partial(rows, one.recode, kind)) for one in sources if one.recode]
         try:
             found: Any = change.read(recoded, heads)(start, stop)
         except _OffGridError:

@@ -42,10 +42,6 @@ class Rule:
     change: str
     pattern: re.Pattern[str]
 
-    @property
-    def of_layers(self) -> bool:
-        return LAYER in self.source
-
 
 @dataclass(frozen=True)
 class Key:

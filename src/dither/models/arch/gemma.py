@@ -21,10 +21,7 @@ model.layers.*.post_attention_layernorm.weight -> blk.*.post_attention_norm.weig
 model.layers.*.pre_feedforward_layernorm.weight -> blk.*.ffn_norm.weight
 model.layers.*.post_feedforward_layernorm.weight -> blk.*.post_ffw_norm.weight
 """
-NORM_FEEDS = """
-post_attention_norm ->
-post_ffw_norm ->
-"""
+NORM_FEEDS = "post_attention_norm ->\npost_ffw_norm ->"
 
 
 def plus_one(table: str) -> str:

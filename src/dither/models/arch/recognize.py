@@ -9,7 +9,8 @@ from dither.models.arch.family import Family
 from dither.system.text import shown
 from dither.types import Model
 
-_WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
+WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
+PLAIN = "Only what is understood is run: take a plain model of this architecture."
 
 
 def family_of_tensors(model: Model) -> Family:
@@ -26,14 +27,11 @@ def family_of_tensors(model: Model) -> Family:
     faults = [(tensor_faults(family, names), family) for family in candidates]
     (missing, unknown), family = min(faults, key=lambda fault: len(fault[0][0]) + len(fault[0][1]))
     if missing:
-        raise SourceError(f"tensor {missing[0]}", f"is missing: a {family.name} model has it", _WAY_OUT)
+        raise SourceError(f"tensor {missing[0]}", f"is missing: a {family.name} model has it", WAY_OUT)
     if unknown:
         name = next(tensor.name for tensor in model.tensors if in_every_block(tensor.name) == unknown[0])
-        raise UnsupportedError(
-            f"tensor {shown(name)}",
-            f"is not part of a {family.name} model, as far as is known here",
-            "Only what is understood is run: take a plain model of this architecture.",
-        )
+        reason = f"is not part of a {family.name} model, as far as is known here"
+        raise UnsupportedError(f"tensor {shown(name)}", reason, PLAIN)
     return family
 
 

@@ -15,7 +15,6 @@ A tensor's factor divides the frequency of its pair of dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,10 +73,9 @@ def rope_of(config: JsonObject, head_dim: int, scalings: tuple[str, ...], family
         metadata["rope.freq_base_swa"] = f32(local.positive("rope_theta"))
     if local.get("rope_type", "default") != "default":
         raise UnsupportedError("config.json", "local layers have a RoPE scaling of their own", "")
-    if kind == "linear":
-        return Rope({**metadata, **_scaling("linear", shared)})
-    if kind == "yarn":
-        return Rope({**metadata, **_yarn(shared, config)})
+    if kind in ("linear", "yarn"):
+        metadata |= {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(shared.positive("factor"))}
+        return Rope({**metadata, **(_yarn(shared, config) if kind == "yarn" else {})})
     if kind == "llama3":
         return Rope(metadata, {"rope_freqs.weight": llama3_factors(shared, dimensions)})
     if kind == "longrope":
@@ -86,14 +84,10 @@ def rope_of(config: JsonObject, head_dim: int, scalings: tuple[str, ...], family
     return Rope(metadata, notes=notes)
 
 
-def _scaling(kind: str, shared: JsonObject) -> dict[str, Field]:
-    return {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(shared.positive("factor"))}
-
-
 def _yarn(shared: JsonObject, config: JsonObject) -> dict[str, Field]:
     """llama.cpp multiplies `attn_factor` by 1 + 0.1 ln factor, which is the paper's own default."""
     original = shared.whole("original_max_position_embeddings") or config.given("max_position_embeddings")
-    found = {**_scaling("yarn", shared), "rope.scaling.original_context_length": u32(original)}
+    found = {"rope.scaling.original_context_length": u32(original)}
     factor = shared.positive("factor")
     if shared.get("attention_factor") is not None:
         found["rope.scaling.attn_factor"] = f32(shared.positive("attention_factor") / _mscale(factor, 1.0))
@@ -103,12 +97,14 @@ def _yarn(shared: JsonObject, config: JsonObject) -> dict[str, Field]:
     for name, built_in in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
         # llama.cpp has keys for the first two, but reads them for few architectures, and none of ours.
         if shared.get(name, built_in) not in (built_in, None):
-            raise UnsupportedError(
-                f"config.json, {name}",
-                f"is {described(shared[name])}, but llama.cpp computes YaRN with {built_in!r}",
-                "No GGUF of this model would be right.",
-            )
+            raise built_in_otherwise(name, shared[name], "YaRN", repr(built_in))
     return found
+
+
+def built_in_otherwise(name: str, actual: object, what: str, built_in: str) -> UnsupportedError:
+    """The error for a setting that llama.cpp has built in otherwise: it would run and be wrong."""
+    reason = f"is {described(actual)}, but llama.cpp computes {what} with {built_in}"
+    return UnsupportedError(f"config.json, {name}", reason, "No GGUF of this model would be right.")
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -142,19 +138,16 @@ def _longrope(metadata: dict[str, Field], shared: JsonObject, config: JsonObject
     elif config.given("max_position_embeddings") > original > 1:
         scale = config["max_position_embeddings"] / original
         attention = math.sqrt(1 + math.log(scale) / math.log(original))
-    metadata = {
-        **metadata,
+    metadata |= {
         "rope.scaling.type": string("longrope"),
         "rope.scaling.original_context_length": u32(original),
         "rope.scaling.attn_factor": f32(attention),
     }
-    return Rope(metadata, dict(_factor_lists(shared, dimensions)))
-
-
-def _factor_lists(shared: JsonObject, dimensions: int) -> Iterator[tuple[str, Floats]]:
+    tensors: dict[str, Floats] = {}
     for length in ("long", "short"):
         factors = np.asarray(shared.numbers(f"{length}_factor"), dtype=np.float32)
         if factors.shape != (dimensions // 2,):
             reason = f"{length}_factor has {factors.size} numbers, not {dimensions // 2}"
             raise SourceError("config.json", reason, _WAY_OUT)
-        yield f"rope_factors_{length}.weight", factors
+        tensors[f"rope_factors_{length}.weight"] = factors
+    return Rope(metadata, tensors)

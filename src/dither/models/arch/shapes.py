@@ -21,35 +21,23 @@ from dither.system.text import shown
 from dither.types import Tensor
 
 COMMON = """
-token_embd.weight = vocabulary hidden
-output.weight = vocabulary hidden
-output_norm.weight = hidden
-attn_norm.weight = hidden
-ffn_norm.weight = hidden
-post_attention_norm.weight = hidden
-post_ffw_norm.weight = hidden
+token_embd.weight output.weight = vocabulary hidden
+output_norm.weight attn_norm.weight ffn_norm.weight post_attention_norm.weight post_ffw_norm.weight = hidden
 attn_q.weight = query hidden
-attn_k.weight = key hidden
-attn_v.weight = key hidden
+attn_k.weight attn_v.weight = key hidden
 attn_qkv.weight = query+2*key hidden
 attn_output.weight = hidden query
-attn_q.bias = query
-attn_k.bias = key
-attn_v.bias = key
-attn_qkv.bias = query+2*key
-attn_output.bias = hidden
-attn_q_norm.weight = head
-attn_k_norm.weight = head
-ffn_gate.weight = inner hidden
-ffn_up.weight = inner hidden
+attn_q_norm.weight attn_k_norm.weight = head
+ffn_gate.weight ffn_up.weight = inner hidden
 ffn_down.weight = hidden inner
-ffn_gate.bias = inner
-ffn_up.bias = inner
-ffn_down.bias = hidden
 ffn_gate_inp.weight = experts hidden
-ffn_gate_exps.weight = experts inner hidden
-ffn_up_exps.weight = experts inner hidden
+ffn_gate_exps.weight ffn_up_exps.weight = experts inner hidden
 ffn_down_exps.weight = experts hidden inner
+attn_output.bias ffn_down.bias = hidden
+attn_q.bias = query
+attn_k.bias attn_v.bias = key
+attn_qkv.bias = query+2*key
+ffn_gate.bias ffn_up.bias = inner
 """
 GATE_AND_UP_FUSED = """
 ffn_up.weight = 2*inner hidden
@@ -62,26 +50,23 @@ def check_shapes(tensors: Iterable[Tensor], config: JsonObject, vocabulary: int)
     """Raises SourceError naming the first tensor whose shape is not the one that config.json makes."""
     listed = list(tensors)
     fused = not any(tensor.name.endswith(".ffn_gate.weight") for tensor in listed)
-    table = _table(COMMON) | (_table(GATE_AND_UP_FUSED) if fused else {})
+    lines = (COMMON + (GATE_AND_UP_FUSED if fused else "")).strip().splitlines()
+    table = {name: terms for names, terms in (line.split(" = ") for line in lines if line) for name in names.split()}
     sizes = _sizes(config, vocabulary)
     for tensor in listed:
         terms = table.get(within_block(tensor.name))
-        if terms is None:
-            continue
-        expected = tuple(_size(term, sizes) for term in terms)
+        expected = tuple(_size(term, sizes) for term in terms.split()) if terms else tensor.shape
         if tensor.shape != expected:
             reason = f"has shape {list(tensor.shape)}, but config.json makes it {list(expected)}"
             raise SourceError(f"tensor {shown(tensor.name)}", reason, _WAY_OUT)
 
 
-def _table(text: str) -> dict[str, list[str]]:
-    lines = (line.split("=") for line in text.splitlines() if line.strip())
-    return {name.strip(): terms.split() for name, terms in lines}
+def head_dimension(config: JsonObject) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _sizes(config: JsonObject, vocabulary: int) -> dict[str, int]:
-    heads = int(config["num_attention_heads"])
-    head = int(config.get("head_dim") or config["hidden_size"] // heads)
+    heads, head = int(config["num_attention_heads"]), head_dimension(config)
     experts = config.get("num_local_experts") or config.get("num_experts") or 0
     inner = config.whole("intermediate_size") or 0
     return {
@@ -100,8 +85,5 @@ def _size(term: str, sizes: Mapping[str, int]) -> int:
     >>> _size("query+2*key", {"query": 64, "key": 16})
     96
     """
-    total = 0
-    for part in term.split("+"):
-        factor, _, name = part.rpartition("*")
-        total += int(factor or 1) * sizes[name]
-    return total
+    parts = (part.rpartition("*") for part in term.split("+"))
+    return sum(int(factor or 1) * sizes[name] for factor, _, name in parts)

@@ -13,19 +13,15 @@ NORMS = """
 model.layers.*.input_layernorm.weight -> blk.*.attn_norm.weight
 model.layers.*.post_attention_layernorm.weight -> blk.*.ffn_norm.weight
 """
+_PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "output"}
 ATTENTION = "\n".join(
-    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}")
-    for source, target in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
+    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}") for source, target in _PROJECTIONS.items()
 )
 # Llama's checkpoints keep the two halves of a rotated pair d/2 rows apart; llama.cpp wants them adjacent.
+_ROTATED = {"q": "rope_rows_q", "k": "rope_rows_k"}
 ROTATED_ATTENTION = "\n".join(
-    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}", change)
-    for source, target, change in (
-        ("q", "q", "rope_rows_q"),
-        ("k", "k", "rope_rows_k"),
-        ("v", "v", ""),
-        ("o", "output", ""),
-    )
+    linear(f"model.layers.*.self_attn.{source}_proj", f"blk.*.attn_{target}", _ROTATED.get(source, ""))
+    for source, target in _PROJECTIONS.items()
 )
 HEAD_NORMS = """
 model.layers.*.self_attn.q_norm.weight -> blk.*.attn_q_norm.weight
@@ -68,10 +64,7 @@ ffn_norm -> ffn_gate_inp ffn_gate_exps ffn_up_exps
 ffn_up_exps -> ffn_down_exps
 output_norm -> output
 """
-HEAD_NORM_FEEDS = """
-attn_q_norm ->
-attn_k_norm ->
-"""
+HEAD_NORM_FEEDS = "attn_q_norm ->\nattn_k_norm ->"
 
 # The decoder that most families vary: norms before attention and a gated feed-forward layer, rotary halves apart.
 DECODER = Family(

@@ -20,10 +20,8 @@ from dither.errors import SourceError, UnsupportedError
 from dither.formats.tensor_names import ROPE_TABLES, block_of, in_every_block
 from dither.models.arch.changes import UNCHANGED, Change
 from dither.models.arch.family import EXPERT, LAYER, Family, Rule
-from dither.models.arch.recognize import family_of_tensors
+from dither.models.arch.recognize import WAY_OUT, family_of_tensors
 from dither.types import Model, Tensor
-
-_WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,8 @@ def written(model: Model) -> tuple[Family, list[Written]]:
     UnsupportedError for a model of no known family, SourceError where its tensors are not the family's.
     """
     family = family_of_tensors(model)
-    found: list[Written] = []
-    for tensor in model.tensors:
-        if tensor.name not in ROPE_TABLES:
-            found.extend(_written(family, model, tensor))
-    return family, found
+    tensors = (tensor for tensor in model.tensors if tensor.name not in ROPE_TABLES)
+    return family, [made for tensor in tensors for made in _written(family, model, tensor)]
 
 
 def _written(family: Family, model: Model, tensor: Tensor) -> Iterator[Written]:
@@ -89,9 +84,8 @@ def _rule(family: Family, tensor: Tensor) -> Rule:
     separate = [rule for rule in rules if family.change_of(rule).stacks]
     rule = (separate or rules)[0]
     if family.change_of(rule).is_part:
-        raise UnsupportedError(
-            f"tensor {tensor.name}", f"has no name for each expert in {family.name}", "Write a GGUF instead."
-        )
+        reason = f"has no name for each expert in {family.name}"
+        raise UnsupportedError(f"tensor {tensor.name}", reason, "Write a GGUF instead.")
     return rule
 
 
@@ -100,5 +94,5 @@ def _heads(model: Model, key: str, tensor: Tensor) -> int:
     found = model.metadata.get(key)
     heads = found.value if found is not None else None
     if type(heads) is not int or heads <= 0 or tensor.shape[0] % (2 * heads):
-        raise SourceError(f"metadata {key}", f"is {heads!r}, for {tensor.shape[0]} rows", _WAY_OUT)
+        raise SourceError(f"metadata {key}", f"is {heads!r}, for {tensor.shape[0]} rows", WAY_OUT)
     return heads

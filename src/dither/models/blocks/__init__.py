@@ -55,9 +55,8 @@ def _home(module: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
             raise
-        raise UsageError(
-            "running a model", f"needs {error.name}, which is not installed", "pip install 'dither[calibrate]'"
-        ) from None
+        reason = f"needs {error.name}, which is not installed"
+        raise UsageError("running a model", reason, "pip install 'dither[calibrate]'") from None
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ Legend: S sequences, T tokens of each, H hidden width, R rows, C columns, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from dither.errors import UsageError
 from dither.models.arch.changes import Change
 from dither.models.blocks.restore import Restored
 from dither.models.blocks.surroundings import Surroundings
-from dither.models.blocks.watch import Pull, See, SeePull, Tracing, Watching, squared_norm
+from dither.models.blocks.watch import Linears, Pull, See, SeePull, Tracing, squared_norm
 from dither.types import Floats
 
 _LOGITS = 2**22  # drawn from at a time: 16 MiB, which are had again without page faults
@@ -53,7 +54,8 @@ class Block:
         is not of this block, or another shape.
         """
         replaced = self._parameters(weights or {})
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _any_gradient(weights)):
+        is_trained = any(w.requires_grad for w in (weights or {}).values())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
             return self._forward(hidden_STH, replaced)
 
     def watch(self, hidden_STH: torch.Tensor, see: See) -> torch.Tensor:
@@ -62,7 +64,7 @@ class Block:
         An expert reports only tokens that were routed to it, in two calls (gate and up, then down); one
         without tokens is not reported.
         """
-        watching = Watching(self._matrices(), see)
+        watching = Linears(self._matrices(), lambda given: given.report(see))
         with torch.no_grad(), watching:
             output_STH = self._forward(hidden_STH, {})
         watching.close()
@@ -85,11 +87,8 @@ class Block:
         return There(given_STH, output_STH, tracing, self._rows_of)
 
     def _matrices(self) -> dict[torch.Tensor, tuple[str, ...]]:
-        return {
-            parameter: self._plans[key].tensors
-            for key, parameter in self._layer.named_parameters()
-            if self._plans[key].tensors[0] in self.names
-        }
+        found = {parameter: self._plans[key].tensors for key, parameter in self._layer.named_parameters()}
+        return {parameter: names for parameter, names in found.items() if names[0] in self.names}
 
     def _rows_of(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Which features of the output of these matrices, computed together, are whose."""
@@ -121,20 +120,18 @@ class Block:
     def _parameters(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The layer's parameters that differ, made from the tensors given and, of fused ones, the others."""
         found = {}
+        for name, w in weights.items():
+            _check_shape(name, w, self._view(name)[2])
         for key in dict.fromkeys(self._home(name)[0] for name in weights):
-            plan = self._plans[key]
-            for name, shape in zip(plan.tensors, plan.shapes(), strict=True):
-                if name in weights:
-                    _check_shape(name, weights[name], shape)
-            own = self._layer.get_parameter(key)
+            plan, own = self._plans[key], self._layer.get_parameter(key)
             stored = [weights[name] if name in weights else self.weight(name) for name in plan.tensors]
             found[key] = plan.join(stored).to(own.device, own.dtype)
         return found
 
     def _view(self, name: str) -> tuple[Change, torch.Tensor, tuple[int, ...]]:
         key, at = self._home(name)
-        plan = self._plans[key]
-        return plan.parts[at].change, plan.views(self._layer.get_parameter(key).data)[at], plan.shapes()[at]
+        plan, own = self._plans[key], self._layer.get_parameter(key)
+        return plan.parts[at].change, plan.views(own.data)[at], plan.shapes()[at]
 
     def _home(self, name: str) -> tuple[str, int]:
         if name not in self._homes:
@@ -142,29 +139,25 @@ class Block:
         return self._homes[name]
 
 
+@dataclass(frozen=True)
 class There:
     """A block's way there, with all that the way back needs: the activations of one batch."""
 
-    def __init__(
-        self,
-        given_STH: torch.Tensor,
-        output_STH: torch.Tensor,
-        tracing: Tracing,
-        rows_of: Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]],
-    ) -> None:
-        self.reached = output_STH.detach()  # (S, T, H)
-        self._given_STH, self._output_STH = given_STH, output_STH
-        self._tracing, self._rows_of = tracing, rows_of
+    given_STH: torch.Tensor
+    output_STH: torch.Tensor
+    tracing: Tracing
+    rows_of: Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]]
+
+    @property
+    def reached(self) -> torch.Tensor:
+        """The output, (S, T, H), without its past."""
+        return self.output_STH.detach()
 
     def back(self, back_STH: torch.Tensor, see: SeePull) -> torch.Tensor:
         """As `Block.trace`.  Once: the memory is freed on the way."""
-        found, *gradients = torch.autograd.grad(
-            self._output_STH,
-            [self._given_STH, *self._tracing.outputs],
-            back_STH.to(self._output_STH.dtype),
-            allow_unused=True,
-        )
-        self._tracing.report(gradients, self._rows_of, see)
+        inputs, pulled_STH = [self.given_STH, *self.tracing.outputs], back_STH.to(self.output_STH.dtype)
+        found, *gradients = torch.autograd.grad(self.output_STH, inputs, pulled_STH, allow_unused=True)
+        self.tracing.report(gradients, self.rows_of, see)
         return found
 
 
@@ -240,10 +233,6 @@ def drawn(p_NV: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     cumulative_NV = p_NV.cumsum(dim=-1)
     u_N1 = torch.rand(len(p_NV), 1, generator=draw, device=p_NV.device) * cumulative_NV[:, -1:]
     return torch.searchsorted(cumulative_NV, u_N1, right=True).clamp_(max=p_NV.shape[1] - 1)
-
-
-def _any_gradient(weights: Mapping[str, torch.Tensor] | None) -> bool:
-    return any(w.requires_grad for w in (weights or {}).values())
 
 
 def _check_shape(name: str, w: torch.Tensor, shape: tuple[int, ...]) -> None:

@@ -19,8 +19,8 @@ from transformers import AutoConfig, PretrainedConfig
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.tensor_names import EMBEDDING, block_of, in_every_block
 from dither.models.arch.family import Family, Key
-from dither.models.arch.recognize import family_of_tensors
-from dither.models.blocks.metadata import WAY_OUT, Metadata
+from dither.models.arch.recognize import WAY_OUT, family_of_tensors
+from dither.models.blocks.metadata import Metadata
 from dither.models.blocks.rotary import rope_parameters
 from dither.system.text import shown
 from dither.types import Model
@@ -47,7 +47,13 @@ def configure(model: Model) -> Configured:
     default = AutoConfig.for_model(family.model_types[0])
     values = key_values(family, metadata, default)
     check_layers(model, values["num_hidden_layers"])
-    values["head_dim"] = head_dimension(metadata, values)
+    # One width of a head for queries, keys and values alike.
+    head = max(values["hidden_size"] // values["num_attention_heads"], 1)
+    values["head_dim"] = metadata.whole("attention.key_length", head)
+    of_values = metadata.whole("attention.value_length", values["head_dim"])
+    if of_values != values["head_dim"]:
+        reason = f"is {of_values}, that of keys {values['head_dim']}: nothing here can run that"
+        raise UnsupportedError(f"metadata {metadata.arch}.attention.value_length", reason)
     names = {in_every_block(tensor.name) for tensor in model.tensors}
     values |= {
         "vocab_size": next(tensor.shape[0] for tensor in model.tensors if tensor.name == EMBEDDING),
@@ -59,14 +65,9 @@ def configure(model: Model) -> Configured:
     }
     assumed = {**family.assumes, **(family.assumes_of(values) if family.assumes_of else {})}
     values |= {name: value for name, value in assumed.items() if name != "tie_word_embeddings"}
-    values["rope_parameters"] = rope_parameters(
-        model,
-        metadata,
-        family,
-        values["head_dim"],
-        values["max_position_embeddings"],
-        by_layer="full_attention" in (default.rope_parameters or {}),
-    )
+    by_layer = "full_attention" in (default.rope_parameters or {})
+    context = values["max_position_embeddings"]
+    values["rope_parameters"] = rope_parameters(model, metadata, family, values["head_dim"], context, by_layer=by_layer)
     known = {name: value for name, value in values.items() if hasattr(default, name) or name == "head_dim"}
     with refusals_told():
         config = AutoConfig.for_model(family.model_types[0], **known)
@@ -117,14 +118,3 @@ def check_layers(model: Model, count: int) -> None:
     if len(layers) != count or max(layers) != count - 1:
         reason = f"is {count}, but there are tensors of {len(layers)} layers"
         raise SourceError(f"metadata {model.arch}.block_count", reason, WAY_OUT)
-
-
-def head_dimension(metadata: Metadata, values: Mapping[str, Any]) -> int:
-    """Of queries, keys and values alike."""
-    width, heads = values["hidden_size"], values["num_attention_heads"]
-    found = metadata.whole("attention.key_length", max(width // heads, 1))
-    of_values = metadata.whole("attention.value_length", found)
-    if of_values != found:
-        reason = f"is {of_values}, that of keys {found}: nothing here can run that"
-        raise UnsupportedError(f"metadata {metadata.arch}.attention.value_length", reason)
-    return found

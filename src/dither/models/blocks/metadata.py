@@ -12,13 +12,13 @@ from typing import Any
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field
+from dither.models.arch.recognize import WAY_OUT
 from dither.system.text import shown
 
 MAX_WHOLE = 2**24  # heads, widths, layers, experts; the longest contexts and vocabularies stay below
 MAX_NUMBER = 1e30
 # Said elsewhere in the file as well, or of no consequence to the result.
 UNREAD = frozenset({"vocab_size", "rope.scaling.finetuned"})
-WAY_OUT = "Take the GGUF from its authors, or convert the checkpoint again."
 
 
 @dataclass

@@ -10,7 +10,7 @@ Legend: R rows, C columns.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +22,7 @@ from dither.errors import SourceError, UnsupportedError
 from dither.formats.tensor_names import EMBEDDING, OUTPUT
 from dither.models.arch.changes import UNCHANGED, Change
 from dither.models.arch.family import EXPERT, LAYER, Family
+from dither.models.arch.recognize import PLAIN
 from dither.system.text import shown
 from dither.types import Model, Tensor
 
@@ -53,7 +54,7 @@ class Restored:
     def views(self, parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each tensor as a view into the parameter, rows in GGUF's order (heads apart where permuted).
 
-        Numbers are the parameter's: `Part.change` turns them into the GGUF's.
+        Numbers are the parameter's: `PartOfParameter.change` turns them into the GGUF's.
         """
         return tuple(part.change.view(parameter, part.heads) for part in self.parts)
 
@@ -106,12 +107,14 @@ def _restored(family: Family, config: PretrainedConfig, name: str, shape: tuple[
             parts.append(PartOfParameter(target, change, heads))
     found = Restored(name, shape, tuple(parts))
     if sum(map(prod, found.shapes())) != prod(shape):
-        raise UnsupportedError(
-            f"parameter {name}",
-            f"of transformers' {family.name} is made from no tensor that is known here",
-            "Install another release of transformers, 5.0 or later.",
-        )
+        reason = f"of transformers' {family.name} is made from no tensor that is known here"
+        raise other_release(f"parameter {name}", reason)
     return found
+
+
+def other_release(thing: str, reason: str) -> UnsupportedError:
+    """The error for a network that transformers builds otherwise than is known here."""
+    return UnsupportedError(thing, reason, "Install another release of transformers, 5.0 or later.")
 
 
 def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor]:
@@ -126,24 +129,16 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
         shapes |= dict(zip(restored.tensors, restored.shapes(), strict=True))
     if OUTPUT in found:
         shapes[OUTPUT] = shapes[EMBEDDING]
-    check_shapes(found, shapes)
-    unknown = [name for name in found if name not in shapes and not name.startswith("rope_f")]
-    if unknown:
-        raise UnsupportedError(
-            f"tensor {shown(unknown[0])}",
-            "is taken by no parameter of the network",
-            "Only what is understood is run: take a plain model of this architecture.",
-        )
-    return found
-
-
-def check_shapes(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if name not in found:
             raise SourceError(f"tensor {name}", "is missing", _WAY_OUT)
         if found[name].shape != shape:
             reason = f"has shape {list(found[name].shape)}, but the metadata makes it {list(shape)}"
             raise SourceError(f"tensor {name}", reason, _WAY_OUT)
+    unknown = [name for name in found if name not in shapes and not name.startswith("rope_f")]
+    if unknown:
+        raise UnsupportedError(f"tensor {shown(unknown[0])}", "is taken by no parameter of the network", PLAIN)
+    return found
 
 
 def fill(view: torch.Tensor, tensor: Tensor, change: Change = UNCHANGED) -> None:

@@ -87,10 +87,7 @@ def _scaling(model: Model, metadata: Metadata, family: Family, dimensions: int, 
 def factors(model: Model, name: str, dimensions: int) -> Floats | None:
     """One factor for each rotated pair, float32 (P,), or None where the model has no such tensor."""
     tensor = next((tensor for tensor in model.tensors if tensor.name == name), None)
-    if tensor is None:
-        return None
-    if tensor.shape != (dimensions // 2,):
+    if tensor is not None and tensor.shape != (dimensions // 2,):
         reason = f"has shape {list(tensor.shape)}, but {dimensions} dimensions are rotated in pairs"
         raise SourceError(f"tensor {name}", reason, "Take the GGUF from its authors.")
-    factors_P: Floats = tensor.read(0, 1)[0]
-    return factors_P
+    return None if tensor is None else tensor.read(0, 1)[0]

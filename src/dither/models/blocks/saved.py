@@ -34,9 +34,8 @@ def save_tokenizer(model: Model, folder: Path) -> list[str]:
             tokenizer.save_pretrained(scratch)
         except Exception as error:  # tokenizers raises nothing narrower on a vocabulary it does not expect
             reason = f"has a tokenizer that transformers cannot save ({shown(str(error))})"
-            raise UnsupportedError(
-                model.origin, reason, "Convert the checkpoint it was made from, or write a GGUF."
-            ) from error
+            way_out = "Convert the checkpoint it was made from, or write a GGUF."
+            raise UnsupportedError(model.origin, reason, way_out) from error
         names = sorted(file.name for file in Path(scratch).iterdir())
         for name in names:
             shutil.copyfile(Path(scratch) / name, folder / name)

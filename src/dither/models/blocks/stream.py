@@ -145,7 +145,7 @@ class Blocks:
 def copy_of(module: nn.Module) -> Any:
     """A copy that shares the configuration, which is read only."""
     config = getattr(module, "config", None)
-    return copy.deepcopy(module, {id(config): config} if config is not None else {})
+    return copy.deepcopy(module, {id(config): config})
 
 
 def read_rows(tensor: Tensor, rows: np.ndarray) -> np.ndarray:

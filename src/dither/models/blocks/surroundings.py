@@ -37,8 +37,7 @@ class Surroundings:
         if length != self._length:
             self._length, self._made = length, {}
         kind = self._kinds[layer]
-        if kind not in self._made:
-            self._made[kind] = self._make(kind, length)
+        self._made[kind] = self._made.get(kind) or self._make(kind, length)
         return self._made[kind]
 
     @torch.inference_mode(False)  # kept for later calls, some of which may record gradients
@@ -49,7 +48,10 @@ class Surroundings:
         window = self._window if kind == "sliding_attention" else None
         mask_11TT = None  # where causality alone decides
         if not self._is_implied or (window and window < length):
-            mask_11TT = causal_mask(length, window, self._like)
+            # Zero where a token may look, −∞ elsewhere.
+            behind_TT = position_1T.T - position_1T
+            hidden_TT = (behind_TT < 0) | (behind_TT >= (window or length))
+            mask_11TT = self._like.new_zeros(length, length).masked_fill_(hidden_TT, -torch.inf)[None, None]
         return {
             "attention_mask": mask_11TT,  # added to attention scores
             "position_ids": position_1T,
@@ -57,14 +59,6 @@ class Surroundings:
             "past_key_values": None,
             "use_cache": False,
         }
-
-
-def causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """Zero where a token may look, −∞ elsewhere."""
-    position_T = torch.arange(length, device=like.device)
-    behind_TT = position_T[:, None] - position_T
-    hidden_TT = (behind_TT < 0) | (behind_TT >= (window or length))
-    return like.new_zeros(length, length).masked_fill_(hidden_TT, -torch.inf)[None, None]
 
 
 def rotary_embedding(skeleton: PreTrainedModel, model: Model) -> torch.nn.Module:

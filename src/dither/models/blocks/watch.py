@@ -25,7 +25,9 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from dither.errors import UnsupportedError
+from dither.models.blocks.restore import other_release
+
+_UNSEEN = "is multiplied by this release of transformers in a way that cannot be watched"
 
 See = Callable[[tuple[str, ...], torch.Tensor, torch.Tensor, int | None], None]
 """(names of the matrices that read this input, x_NC in float32, position_N in the flattened batch, the
@@ -56,6 +58,10 @@ class _SharedInput:
     expert: int | None
     outputs: list[tuple[tuple[str, ...], torch.Tensor]] = field(default_factory=list)
 
+    def report(self, see: Callable[..., None], *pull: Pull) -> None:
+        """Calls a `See`, or with a pull a `SeePull`."""
+        see(tuple(self.names), *self.rows(), self.expert, *pull)
+
     def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """x_NC and position_N.  Raises UnsupportedError where an expert's tokens cannot be told."""
         x_NC = self.x.detach().reshape(-1, self.x.shape[-1]).float()
@@ -63,15 +69,19 @@ class _SharedInput:
         if self.expert is None:
             position_N = torch.arange(len(x_NC), device=x_NC.device)
         if position_N is None or len(position_N) != len(x_NC):
-            raise _unwatchable(self.names[0])
+            raise other_release(f"tensor {self.names[0]}", _UNSEEN)
         return x_NC, position_N
 
 
-class _Linears(TorchFunctionMode):
-    """Finds every distinct input of the matrices in `names`, each given with its parameter."""
+class Linears(TorchFunctionMode):
+    """Calls `found` with every distinct input of the matrices in `names`, each given with its parameter, once all that
+    read it have done so."""
 
-    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]]) -> None:
+    keeps_outputs = False
+
+    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]], found: Callable[[_SharedInput], None]) -> None:
         super().__init__()
+        self._found = found
         self._names = {id(parameter): found for parameter, found in names.items()}
         self._seen: set[str] = set()
         self._input: _SharedInput | None = None
@@ -89,35 +99,25 @@ class _Linears(TorchFunctionMode):
         return result
 
     def _index(self, tensor: torch.Tensor, index: Any, result: torch.Tensor) -> None:
-        if id(tensor) in self._names and _is_number(index):
+        is_tensor = isinstance(index, torch.Tensor)
+        if id(tensor) in self._names and (isinstance(index, int) or (is_tensor and index.dim() == 0)):
             self._expert = (result, self._names[id(tensor)], int(index))
-        elif isinstance(index, torch.Tensor) and index.dtype == torch.long and index.dim() == 1:
+        elif is_tensor and index.dtype == torch.long and index.dim() == 1:
             self._picked_N = index
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
-        if id(weight) in self._names:
-            self._read(x, self._names[id(weight)], None, None, y)
-        elif self._expert is not None and weight is self._expert[0]:
-            _, names, expert = self._expert
-            self._read(x, names, self._picked_N, expert, y)
-
-    def _read(
-        self,
-        x: torch.Tensor,
-        names: tuple[str, ...],
-        position_N: torch.Tensor | None,
-        expert: int | None,
-        y: torch.Tensor,
-    ) -> None:
+        names, position_N, expert = self._names.get(id(weight), ()), None, None
+        if not names and self._expert is not None and weight is self._expert[0]:
+            (_, names, expert), position_N = self._expert, self._picked_N
+        if not names:
+            return
         if self._input is not None and self._input.x is x and self._input.expert == expert:
             self._input.names += names
         else:
             self._end()
             self._input = _SharedInput(x, list(names), position_N, expert)
-        self._put_out(self._input, names, y)
-
-    def _put_out(self, given: _SharedInput, names: tuple[str, ...], y: torch.Tensor) -> None:
-        """What became of an input."""
+        if self.keeps_outputs:
+            self._input.outputs.append((names, y))
 
     def _end(self) -> None:
         if self._input is not None:
@@ -125,40 +125,22 @@ class _Linears(TorchFunctionMode):
             found, self._input = self._input, None
             self._found(found)
 
-    def _found(self, given: _SharedInput) -> None:
-        """All matrices that read this input have done so."""
-
     def close(self) -> None:
         """Ends the last input.  Raises UnsupportedError naming a matrix that was not seen."""
         self._end()
         missed = {name for names in self._names.values() for name in names} - self._seen
         if missed:
-            raise _unwatchable(min(missed))
+            raise other_release(f"tensor {min(missed)}", _UNSEEN)
 
 
-class Watching(_Linears):
-    """Calls `see` for every distinct input, while the block computes."""
-
-    def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]], see: See) -> None:
-        super().__init__(names)
-        self._see = see
-
-    def _found(self, given: _SharedInput) -> None:
-        self._see(tuple(given.names), *given.rows(), given.expert)
-
-
-class Tracing(_Linears):
+class Tracing(Linears):
     """Keeps every input with its outputs until gradients by the outputs are known."""
 
+    keeps_outputs = True
+
     def __init__(self, names: Mapping[torch.Tensor, tuple[str, ...]]) -> None:
-        super().__init__(names)
         self._inputs: list[_SharedInput] = []
-
-    def _put_out(self, given: _SharedInput, names: tuple[str, ...], y: torch.Tensor) -> None:
-        given.outputs.append((names, y))
-
-    def _found(self, given: _SharedInput) -> None:
-        self._inputs.append(given)
+        super().__init__(names, self._inputs.append)
 
     @property
     def outputs(self) -> list[torch.Tensor]:
@@ -180,7 +162,7 @@ class Tracing(_Linears):
                 g_NR = (torch.zeros_like(y) if gradient is None else gradient).reshape(-1, y.shape[-1]).float()
                 found |= {name: _of_rows(g_NR, row_R) for name, row_R in rows(names).items()}
             weight_N = torch.stack([squared_norm(g_NR) for g_NR in found.values()]).sum(dim=0)
-            see(tuple(given.names), *given.rows(), given.expert, Pull(weight_N, found))
+            given.report(see, Pull(weight_N, found))
 
 
 def squared_norm(g_NR: torch.Tensor) -> torch.Tensor:
@@ -194,15 +176,3 @@ def _of_rows(g_NR: torch.Tensor, row_R: torch.Tensor) -> torch.Tensor:
     if len(row_R) == g_NR.shape[1] and torch.equal(row_R, torch.arange(len(row_R), device=row_R.device)):
         return g_NR
     return g_NR[:, row_R]
-
-
-def _is_number(index: Any) -> bool:
-    return isinstance(index, int) or (isinstance(index, torch.Tensor) and index.dim() == 0)
-
-
-def _unwatchable(name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"tensor {name}",
-        "is multiplied by this release of transformers in a way that cannot be watched",
-        "Install another release of transformers, 5.0 or later.",
-    )

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dither.errors import DitherError, SourceError, UsageError
@@ -35,6 +36,9 @@ class HubId:
     repo: str
     revision: str | None = None
     file: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
 
 def parse_id(text: str) -> HubId | None:
@@ -146,35 +150,28 @@ def _cached(hub_id: HubId, reason: str, remedy: str) -> Path:
 
     try:
         # The pattern matches nothing: which files are needed is judged below, from those that are there.
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                hub_id.repo, revision=hub_id.revision, local_files_only=True, allow_patterns=["."]
-            )
-        )
+        download = partial(huggingface_hub.snapshot_download, local_files_only=True, allow_patterns=["."])
+        folder = Path(download(hub_id.repo, revision=hub_id.revision))
     except errors.HFValidationError as error:
         raise _not_found(hub_id, error) from None
     except OSError:
         way_out = f"{remedy} and run it once, or name a local path."
-        raise SourceError(_shown_id(hub_id), f"is not in the cache, and {reason}", way_out) from None
+        raise SourceError(str(hub_id), f"is not in the cache, and {reason}", way_out) from None
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
         return folder / choose(names, hub_id)[1]
     except DitherError as error:
         way_out = f"{remedy} and run it once. {error.way_out}"
-        raise SourceError(_shown_id(hub_id), f"in the cache {error.reason}, and {reason}", way_out) from None
+        raise SourceError(str(hub_id), f"in the cache {error.reason}, and {reason}", way_out) from None
 
 
 def _not_found(hub_id: HubId, error: Exception) -> SourceError:
     if "gated" in type(error).__name__.lower():
         way_out = "Accept its terms on the hub, and set HF_TOKEN to a token of the account that did."
-        return SourceError(_shown_id(hub_id), "is gated", way_out)
+        return SourceError(str(hub_id), "is gated", way_out)
     reason = f"is not on the hub ({first_line(error)})"
     way_out = "Check the name; for a private repository set HF_TOKEN. A local model needs a path that exists."
-    return SourceError(_shown_id(hub_id), reason, way_out)
-
-
-def _shown_id(hub_id: HubId) -> str:
-    return f"{hub_id.repo}@{hub_id.revision}" if hub_id.revision else hub_id.repo
+    return SourceError(str(hub_id), reason, way_out)
 
 
 def first_line(error: Exception) -> str:

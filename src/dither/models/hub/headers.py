@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +29,16 @@ _FIRST = 8 * 2**10  # bytes asked for first of a safetensors: small headers are 
 _PIECE = 256 * 2**10  # the same of a GGUF, whose header holds the vocabulary; doubled until it parses
 _MOST_GGUF = 128 * 2**20  # bytes; ten times the largest header in use
 _MOST_JSON = 64 * 2**20
-_CONFIG = "config.json"
 _TIMEOUT = 30.0  # seconds
 _AT_ONCE = 8  # requests; a large model has a hundred shards
 _AGAIN = "Run it again, or name a local path."
 
 
-@dataclass
-class Twin:
-    """Where to open the model, what was read, and what a person should know of it."""
-
-    path: Path
-    bytes_read: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
 @contextmanager
-def twin(hub_id: fetch.HubId) -> Iterator[Twin]:
+def twin(hub_id: fetch.HubId) -> Iterator[tuple[Path, int, list[str]]]:
     """A repository's headers as files, gone when the block ends; offline, what an earlier download left.
 
+    Yields where to open the model, how many bytes were read, and what a person should know of it.
     Raises SourceError where the repository cannot be had or holds no readable model, UsageError where it
     holds several and none was chosen, FormatError where a header contradicts itself.
     """
@@ -62,12 +52,12 @@ def twin(hub_id: fetch.HubId) -> Iterator[Twin]:
             found = huggingface_hub.HfApi().model_info(hub_id.repo, revision=hub_id.revision)
     if found is None:
         path, notes = fetch.fetch(hub_id)  # tells the reason, or finds an earlier download
-        yield Twin(path, 0, list(notes))
+        yield path, 0, list(notes)
         return
     names = [file.rfilename for file in found.siblings or ()]
     wanted, chosen = fetch.choose(names, hub_id)
     headers = [name for name in wanted if name.endswith((".safetensors", ".gguf"))]
-    texts = [name for name in wanted if name in (_CONFIG, INDEX)]
+    texts = [name for name in wanted if name in ("config.json", INDEX)]
     with tempfile.TemporaryDirectory(prefix="dither-headers-") as folder:
         reader = _Repository(hub_id.repo, found.sha or hub_id.revision, Path(folder))
         try:
@@ -77,7 +67,7 @@ def twin(hub_id: fetch.HubId) -> Iterator[Twin]:
         except failures as error:
             reason = f"its headers could not be read ({fetch.first_line(error)})"
             raise SourceError(hub_id.repo, reason, _AGAIN) from None
-        yield Twin(Path(folder, chosen), sum(reader.pieces))
+        yield Path(folder, chosen), sum(reader.pieces), []
 
 
 class _Repository:

@@ -17,12 +17,8 @@ from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenList, ov
 
 def is_byte_level(tokenizer: JsonObject) -> bool:
     """Whether a tokenizer.json spells its tokens in bytes."""
-    return "ByteLevel" in {*_types(tokenizer.section("pre_tokenizer")), *_types(tokenizer.section("decoder"))}
-
-
-def _types(node: JsonObject) -> list[str]:
-    inner = [*node.sections("pretokenizers"), *node.sections("decoders")]
-    return [node.text("type") or "", *(kind for part in inner for kind in _types(part))]
+    parts = (tokenizer.section(key) for key in ("pre_tokenizer", "decoder"))
+    return "ByteLevel" in {node.text("type") for part in parts for node in part.within("pretokenizers", "decoders")}
 
 
 def read(tokenizer: JsonObject, added: Mapping[int, AddedToken], pre: str | None, chains: Sequence[Chain]) -> TokenList:

@@ -33,7 +33,6 @@ KNOWN_ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
     "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>",
 }  # fmt: skip
-FETCH = "Fetch the tokenizer's files beside the weights."
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,11 @@ def read_tokenizer(
     """
     settings = checkpoint.document("tokenizer_config.json")
     stored = checkpoint.read_json("tokenizer.json")
-    tokenizer = None if stored is None else _checked(JsonObject(stored, "tokenizer.json"))
+    tokenizer = None if stored is None else JsonObject(stored, "tokenizer.json")
+    if tokenizer is not None:
+        model = tokenizer.section("model")
+        if not model or (model.get("type") in (None, "BPE") and "vocab" not in model):
+            raise SourceError("tokenizer.json", "lacks a model with a vocabulary", "Fetch the file again.")
     added = added_tokens(tokenizer, settings, checkpoint.document("added_tokens.json"))
     vocabulary = _read_vocabulary(checkpoint, tokenizer, settings, added, pre, chains)
     beyond = [number for number in vocabulary.tokens if number >= rows]
@@ -95,8 +98,11 @@ def read_tokenizer(
     sources = [settings, by_text, config, generation]  # transformers' order
     special = {**vocabulary.special, **dict(_special_ids(sources, ids, rows))}
     special |= _more_ends(sources, special, listed)
-    if vocabulary.model == "gpt2":
-        special = _against_defaults(special)
+    if vocabulary.model == "gpt2":  # where llama.cpp takes token 11 for both ends of a text unless told otherwise
+        if "eos" not in special:
+            way_out = "Put eos_token into tokenizer_config.json."
+            raise SourceError("the tokenizer", "names no token that ends a text", way_out)
+        special = {"bos": special["eos"], **special}
     around, contradictions = _added_around(settings, tokenizer, special, ids)
     return Tokenizer(
         vocabulary=vocabulary,
@@ -110,14 +116,6 @@ def read_tokenizer(
         swallows_space=any(token.rstrip for token in added.values()),
         notes=(*notes, *contradictions),
     )
-
-
-def _checked(tokenizer: JsonObject) -> JsonObject:
-    """tokenizer.json, if it has a model; of BPE, with a vocabulary."""
-    model = tokenizer.section("model")
-    if not model or (model.get("type") in (None, "BPE") and "vocab" not in model):
-        raise SourceError("tokenizer.json", "lacks a model with a vocabulary", "Fetch the file again.")
-    return tokenizer
 
 
 def _read_vocabulary(
@@ -144,20 +142,19 @@ def _read_vocabulary(
             found.notes.append("tokenizer.model and tokenizer.json differ: the latter counts, as in transformers")
         return found
     if tokenizer is None:
-        raise SourceError(str(checkpoint.folder), "has neither tokenizer.json nor tokenizer.model", FETCH)
-    raise UnsupportedError(
-        "tokenizer.json",
-        f"holds a {described(tokenizer['model'].get('type'))} model, not BPE of bytes or of sentencepiece",
-        "llama.cpp has no tokenizer of this kind for these families.",
-    )
+        reason = "has neither tokenizer.json nor tokenizer.model"
+        raise SourceError(str(checkpoint.folder), reason, "Fetch the tokenizer's files beside the weights.")
+    kind = described(tokenizer["model"].get("type"))
+    reason = f"holds a {kind} model, not BPE of bytes or of sentencepiece"
+    way_out = "llama.cpp has no tokenizer of this kind for these families."
+    raise UnsupportedError("tokenizer.json", reason, way_out)
 
 
 def _same_tokens(tokenizer: JsonObject, found: TokenList) -> bool:
     vocab = tokenizer.section("model").get("vocab")
-    if not isinstance(vocab, dict):
-        return False
-    return all(number in found.tokens for number in vocab.values()) and all(
-        text.replace("▁", " ") == found.tokens[number].text.replace("▁", " ") for text, number in vocab.items()
+    return isinstance(vocab, dict) and all(
+        number in found.tokens and text.replace("▁", " ") == found.tokens[number].text.replace("▁", " ")
+        for text, number in vocab.items()
     )
 
 
@@ -179,22 +176,12 @@ def _first(value: Any) -> int | None:
 
 def _more_ends(sources: list[JsonObject], special: Mapping[str, int], listed: list[Token]) -> dict[str, int]:
     """Further ends of generation that llama.cpp would not know by their text: it has room for two."""
-    ends: list[int] = []
-    for source in reversed(sources):  # generation_config.json first: generation is its business
-        value = source.get("eos_token_id")
-        ends += [end for end in value if isinstance(end, int)] if isinstance(value, list) else []
+    # generation_config.json first: generation is its business
+    values = [source.get("eos_token_id") for source in reversed(sources)]
+    ends = [end for value in values if isinstance(value, list) for end in value if isinstance(end, int)]
     fitting = [end for end in dict.fromkeys(ends) if 0 <= end < len(listed) and end != special.get("eos")]
     unknown = [end for end in fitting if listed[end].text not in KNOWN_ENDS]
     return dict(zip(("eot", "eom"), unknown, strict=False))
-
-
-def _against_defaults(special: dict[str, int]) -> dict[str, int]:
-    """llama.cpp takes token 11 for both ends of a byte-level BPE text unless told otherwise."""
-    if "eos" not in special:
-        raise SourceError(
-            "the tokenizer", "names no token that ends a text", "Put eos_token into tokenizer_config.json."
-        )
-    return {"bos": special["eos"], **special}
 
 
 def _added_around(
@@ -220,10 +207,7 @@ def _added_around(
 
 def _template(tokenizer: JsonObject) -> tuple[str | None, str | None]:
     """The special tokens that tokenizer.json's post-processor puts before and after a single text."""
-    waiting = [tokenizer.section("post_processor")]
-    while waiting:
-        node = waiting.pop()
-        waiting += node.sections("processors")
+    for node in reversed(list(tokenizer.section("post_processor").within("processors"))):
         kind = node.text("type")
         if kind == "TemplateProcessing" and node.get("single"):
             parts = node.sections("single")

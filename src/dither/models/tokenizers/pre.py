@@ -130,9 +130,8 @@ def checked_name(name: str, chains: Sequence[Chain] = ()) -> str:
     """`name` if llama.cpp knows it, or `chains` have it.  Raises UsageError listing what is known."""
     known = sorted({*NAMES, *(chain.name for chain in chains)})
     if name not in known:
-        raise UsageError(
-            f"--pre {name}", "is no pre-tokenizer that llama.cpp knows", f"Choose one of {', '.join(known)}."
-        )
+        way_out = f"Choose one of {', '.join(known)}."
+        raise UsageError(f"--pre {name}", "is no pre-tokenizer that llama.cpp knows", way_out)
     return name
 
 
@@ -167,21 +166,19 @@ def decide(tokenizer: JsonObject, chains: Sequence[Chain] = ()) -> tuple[str, li
 
 def steps(node: JsonObject) -> Iterator[str]:
     """The chain of a `pre_tokenizer`, expressions spelled with escapes instead of control characters."""
-    kind = node.text("type")
-    if kind == "Sequence":
-        for inner in node.sections("pretokenizers"):
-            yield from steps(inner)
-    elif kind == "Split":
-        yield _split(node)
-    elif kind == "Digits":
-        yield r"\p{N}" if node.get("individual_digits") else r"\p{N}+"
-    elif kind == "ByteLevel":
-        if node.get("add_prefix_space", True):
-            yield "<ByteLevel add_prefix_space>"
-        if node.get("use_regex", True):
-            yield GPT2
-    elif node:
-        yield f"<{kind} {node.text('behavior') or ''}".rstrip() + ">"
+    for part in node.within("pretokenizers"):
+        kind = part.text("type")
+        if kind == "Split":
+            yield _split(part)
+        elif kind == "Digits":
+            yield r"\p{N}" if part.get("individual_digits") else r"\p{N}+"
+        elif kind == "ByteLevel":
+            if part.get("add_prefix_space", True):
+                yield "<ByteLevel add_prefix_space>"
+            if part.get("use_regex", True):
+                yield GPT2
+        elif part and kind != "Sequence":
+            yield f"<{kind} {part.text('behavior') or ''}".rstrip() + ">"
 
 
 def _split(node: JsonObject) -> str:
@@ -202,15 +199,10 @@ def normalizer_notes(node: JsonObject) -> Iterator[str]:
 
     Raises UnsupportedError for anything else.
     """
-    kind = node.text("type")
-    if kind == "Sequence":
-        for inner in node.sections("normalizers"):
-            yield from normalizer_notes(inner)
-    elif kind == "NFC":
-        yield "the tokenizer composes accents (NFC) and llama.cpp does not: decomposed text is cut otherwise"
-    elif node:
-        raise UnsupportedError(
-            f"the tokenizer's normalizer {kind}",
-            "is not something llama.cpp does before BPE",
-            "--pre NAME converts without it.",
-        )
+    for inner in node.within("normalizers"):
+        kind = inner.text("type")
+        if kind == "NFC":
+            yield "the tokenizer composes accents (NFC) and llama.cpp does not: decomposed text is cut otherwise"
+        elif inner and kind != "Sequence":
+            reason = "is not something llama.cpp does before BPE"
+            raise UnsupportedError(f"the tokenizer's normalizer {kind}", reason, "--pre NAME converts without it.")

@@ -120,11 +120,8 @@ def read_model(
     """
     pieces = parse(data)
     if pieces.model_type != BPE:
-        raise UnsupportedError(
-            MODEL_FILE,
-            "is not BPE but another kind of sentencepiece model",
-            "llama.cpp merges by score, as BPE does: no GGUF of this tokenizer would be right.",
-        )
+        way_out = "llama.cpp merges by score, as BPE does: no GGUF of this tokenizer would be right."
+        raise UnsupportedError(MODEL_FILE, "is not BPE but another kind of sentencepiece model", way_out)
     tokens = dict(enumerate(pieces.tokens))
     overlay(tokens, added, spaces=True)
     if space_prefix is None:
@@ -134,14 +131,8 @@ def read_model(
         notes.append("tokenizer.model normalizes characters and llama.cpp does not: unusual forms are cut otherwise")
     if pieces.collapse_spaces and tokenizer is None:
         notes.append("tokenizer.model joins runs of spaces and llama.cpp keeps them")
-    return TokenList(
-        "llama",
-        "default",
-        tokens,
-        add_space_prefix=space_prefix,
-        special=pieces.special,
-        notes=notes + anywhere(tokenizer),
-    )
+    notes += anywhere(tokenizer)
+    return TokenList("llama", "default", tokens, add_space_prefix=space_prefix, special=pieces.special, notes=notes)
 
 
 def is_sentencepiece(tokenizer: JsonObject) -> bool:
@@ -157,20 +148,15 @@ def read_json(tokenizer: JsonObject, added: Mapping[int, AddedToken], space_pref
     pairs = [merge.split(" ", 1) for merge in merges_of(tokenizer)]
     for rank, (left, right) in enumerate(pairs):
         scores.setdefault(left + right, float(-rank))
-    tokens = {
-        number: Token(text, _kind(text, unknown), scores.get(text, float(-len(pairs))))
-        for text, number in vocab.items()
-    }
+    tokens = {}
+    for text, number in vocab.items():
+        kind = TokenType.BYTE if BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
+        kind = TokenType.UNKNOWN if text == unknown else kind
+        tokens[number] = Token(text, kind, scores.get(text, float(-len(pairs))))
     overlay(tokens, added, spaces=True)
     prefix = prefixes(tokenizer) if space_prefix is None else space_prefix
     notes = unlisted_merges(vocab, {(left, right) for left, right in pairs}, added)
     return TokenList("llama", "default", tokens, add_space_prefix=prefix, notes=notes + anywhere(tokenizer))
-
-
-def _kind(text: str, unknown: str | None) -> TokenType:
-    if text == unknown:
-        return TokenType.UNKNOWN
-    return TokenType.BYTE if BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
 
 
 def prefixes(tokenizer: JsonObject | None) -> bool:
@@ -189,11 +175,8 @@ def anywhere(tokenizer: JsonObject | None) -> list[str]:
 
 
 def _nodes(tokenizer: JsonObject | None) -> Iterator[JsonObject]:
-    waiting = [tokenizer.section("normalizer"), tokenizer.section("pre_tokenizer")] if tokenizer else []
-    while waiting:
-        node = waiting.pop()
-        yield node
-        waiting += [*node.sections("normalizers"), *node.sections("pretokenizers")]
+    for part in (tokenizer.section("normalizer"), tokenizer.section("pre_tokenizer")) if tokenizer else ():
+        yield from part.within("normalizers", "pretokenizers")
 
 
 def unlisted_merges(
@@ -203,10 +186,9 @@ def unlisted_merges(
 
     A copy made from sentencepiece lists them all.  Where some are missing, the two may differ.
     """
-    outside = {token.text for token in added.values()}
     count = 0
-    for text in vocab:
-        if len(text) > 1 and text not in outside and not BYTE_TOKEN.fullmatch(text):
+    for text in vocab.keys() - {token.text for token in added.values()}:
+        if not BYTE_TOKEN.fullmatch(text):
             splits = ((text[:at], text[at:]) for at in range(1, len(text)))
             count += any(left in vocab and right in vocab and (left, right) not in pairs for left, right in splits)
     if not count:

@@ -21,14 +21,10 @@ KEY = "tokenizer.chat_template"
 def read_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name, the one for plain chat being "default"."""
     stored = config.get("chat_template")
-    found: dict[str, str] = {}
-    if isinstance(stored, str):
-        found["default"] = stored
-    for entry in stored if isinstance(stored, list) else ():
-        if isinstance(entry, dict):
-            name, template = entry.get("name"), entry.get("template")
-            if isinstance(name, str) and isinstance(template, str):
-                found[name] = template
+    listed = [{"name": "default", "template": stored}] if isinstance(stored, str) else stored
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    named = ((entry.get("name"), entry.get("template")) for entry in entries)
+    found = {name: text for name, text in named if isinstance(name, str) and isinstance(text, str)}
     files = {"default": folder / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     return found | {name: _text(path) for name, path in files.items() if path.is_file()}

@@ -100,8 +100,8 @@ def padded(tokens: Mapping[int, Token], size: int) -> list[Token]:
 
     Raises SourceError where two tokens have the same text, which llama.cpp refuses to load.
     """
-    filler = [Token(f"[PAD{number}]", TokenType.UNUSED, PADDING_SCORE) for number in range(size)]
-    listed = [tokens.get(number, filler[number]) for number in range(size)]
+    filler = (Token(f"[PAD{number}]", TokenType.UNUSED, PADDING_SCORE) for number in range(size))
+    listed = [tokens.get(number, padding) for number, padding in enumerate(filler)]
     seen: dict[str, int] = {}
     for number, token in enumerate(listed):
         if token.text in seen:
