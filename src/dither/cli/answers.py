@@ -15,15 +15,11 @@ if TYPE_CHECKING:
 
 def answers(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The quantized file: a GGUF or a folder.")],
-    against: Annotated[
-        str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
-    ],
+    against: Annotated[str, typer.Option(metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")],
     prompt: Annotated[
         list[str] | None, typer.Option("-p", "--prompt", help="What to ask both; may be repeated.")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="A text both read: KL divergence by token.")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text both read: KL divergence by token.")] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Longest answer, in tokens.")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
     device: Annotated[str, typer.Option(help="Where to read --text: cpu, cuda, …")] = "cpu",

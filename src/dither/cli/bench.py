@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def bench(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs; they take turns.")],
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="FILE", help="Another GGUF: speeds as ratios to its.")
-    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="FILE", help="Another GGUF: speeds as ratios to its.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
     context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")] = 0,
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, help="Tokens to read.")] = 512,

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 def chat(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF to talk to.", show_default=False)],
     against: Annotated[
-        Path | None,
-        typer.Option("--against", metavar="FILE", help="A second GGUF; both answers are shown side by side."),
+        Path | None, typer.Option(metavar="FILE", help="A second GGUF; both answers are shown side by side.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and exit.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[
         float | None,

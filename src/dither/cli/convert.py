@@ -19,7 +19,7 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", help="One type for all quantized matrices, such as Q4_0, or a folder format. Default: exact types."
+            help="One type for all quantized matrices, such as Q4_0, or a folder format. Default: exact types."
         ),
     ] = None,
     dtype: Annotated[

@@ -21,19 +21,17 @@ def dashboard(
         ),
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="MODEL", help="The original model, if it is not beside the files."),
+        str | None, typer.Option(metavar="MODEL", help="The original model, if it is not beside the files.")
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; from other machines, a token is required.")
+        str, typer.Option(help="Address to listen on; from other machines, a token is required.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None,
-        typer.Option("--port", min=0, max=65535, help="Default: 8765, or the next free port. 0: any free port."),
+        int | None, typer.Option(min=0, max=65535, help="Default: 8765, or the next free port. 0: any free port.")
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
     state: Annotated[
-        Path | None, typer.Option("--state", metavar="FOLDER", help="Folder that keeps the jobs between two starts.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder that keeps the jobs between two starts.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON document.")] = False,
 ) -> None:

@@ -26,17 +26,16 @@ def fit(
         str, typer.Argument(metavar="MODEL|FILE", help="A checkpoint, a .gguf file, or a hub id (org/name).")
     ],
     memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="RAM to assume, such as 16GiB. Default: this machine's."),
+        str | None, typer.Option(metavar="SIZE", help="RAM to assume, such as 16GiB. Default: this machine's.")
     ] = None,
     vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory to assume, such as 8GiB; 0: no GPU.")
+        str | None, typer.Option(metavar="SIZE", help="GPU memory to assume, such as 8GiB; 0: no GPU.")
     ] = None,
     context: Annotated[
         int | None, typer.Option("-c", "--context", help="Tokens of context for each conversation. Default: 8192.")
     ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0.")] = "f16",
-    slots: Annotated[int, typer.Option("--slots", help="Conversations at once.")] = 1,
+    kv: Annotated[str, typer.Option(metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0.")] = "f16",
+    slots: Annotated[int, typer.Option(help="Conversations at once.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Say whether a model fits this machine, and which type to take.

@@ -27,9 +27,7 @@ def measure(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Quantized files: GGUFs of any tool, or checkpoints.")
     ],
-    against: Annotated[
-        str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
-    ],
+    against: Annotated[str, typer.Option(metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")],
     data: Data = None,
     tokens: Tokens = None,
     context: Context = None,

@@ -25,11 +25,10 @@ def report(
         "report.html"
     ),
     card: Annotated[
-        Path | None, typer.Option("--card", metavar="FILE", help="Also write a model card, such as README.md.")
+        Path | None, typer.Option(metavar="FILE", help="Also write a model card, such as README.md.")
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="MODEL", help="The original model. Default: looked for beside the files."),
+        str | None, typer.Option(metavar="MODEL", help="The original model. Default: looked for beside the files.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that Dither did not write.")] = False,

@@ -20,7 +20,7 @@ def tasks(
         str, typer.Option("--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness: arc_easy,hellaswag.")
     ],
     against: Annotated[
-        str | None, typer.Option("--against", metavar="ORIGINAL", help="The original: shows the difference to it.")
+        str | None, typer.Option(metavar="ORIGINAL", help="The original: shows the difference to it.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
     data: Annotated[

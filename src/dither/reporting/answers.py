@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dither._version import __version__
-from dither.engines.llamacpp import Generation, LlamaCpp
+from dither.engines.llamacpp import LlamaCpp
 from dither.engines.vocabulary import Vocabulary
 from dither.errors import OutputError, UsageError
 from dither.measuring.build import content_sha256, file_name
@@ -83,14 +83,14 @@ def answers(
             for prompt in prompts:
                 found.append(sides.answer(prompt, max_tokens))
                 report.advance(1, "answering")
-    read = () if text is None else (forced(model, reference, text, device=device, progress=report),)
+    read = [] if text is None else [forced(model, reference, text, device=device, progress=report)]
     recorded = Recorded(
         tool=f"dither {__version__}",
         file=file_name(model),
         file_sha256=content_sha256(model),
         reference=file_name(reference),
         answers=tuple(found),
-        forced=read,
+        forced=tuple(read),
         notes=tuple(dict.fromkeys(notes)),
     )
     if place is not None:
@@ -144,13 +144,13 @@ class Sides:
         seconds = dict.fromkeys(self.engines, 0.0)
         with ExitStack() as stack:
             started = time.monotonic()
-            running: dict[str, Generation] = {}
-            for side, engine in self.engines.items():
-                writing = engine.generate(asked, max_tokens=max_tokens, temperature=0.0)
-                running[side] = stack.enter_context(closing(writing))
+            running = {
+                side: stack.enter_context(closing(engine.generate(asked, max_tokens=max_tokens, temperature=0.0)))
+                for side, engine in self.engines.items()
+            }
             while running:
-                for side in list(running):
-                    piece = next(running[side], None)
+                for side, writing in list(running.items()):
+                    piece = next(writing, None)
                     seconds[side] = time.monotonic() - started
                     if piece is None:
                         del running[side]
@@ -159,8 +159,7 @@ class Sides:
                     yield {"side": side, "text": piece}
         sides = {side: Side(tokens=tuple(pieces[side]), seconds=seconds[side]) for side in pieces}
         apart = first_difference(pieces["original"], pieces["quantized"])
-        answer = Answer(prompt=prompt, first_divergence=apart, **sides)
-        yield {"done": True, "answer": answer.to_json()}
+        yield {"done": True, "answer": Answer(prompt=prompt, first_divergence=apart, **sides).to_json()}
 
     def answer(self, prompt: str, max_tokens: int = TOKENS) -> Answer:
         """Both answers, once they are complete.  Raises as `stream` does."""
@@ -218,9 +217,8 @@ def forced(
 
     limit = min(FORCED_TOKENS, trained_context(reference) or FORCED_TOKENS)
     with Vocabulary(reference) as vocabulary:
-        ids = vocabulary.tokenize(text)
         begin = [] if vocabulary.bos is None else [vocabulary.bos]
-        ids = [*begin, *ids][:limit]
+        ids = [*begin, *vocabulary.tokenize(text)][:limit]
         if len(ids) < 2:
             raise UsageError("the text", "is a single token", "Give at least a few words.")
         found = expectations(blocks[0], blocks[1], ids, top=records.TOP, progress=progress)
@@ -231,30 +229,25 @@ def _worded(
     vocabulary: Vocabulary, text: str, ids: Sequence[int], found: Sequence[Expectation], begins: bool
 ) -> Forced:
     """Ids as text.  With `begins` the first token has nothing before it, and so no expectation."""
-    word = _words(vocabulary)
+    # A token's text as it stands inside a text: alone, some tokenizers drop its leading space.
+    before = vocabulary.tokenize("a")[-1:]
+    prefix = vocabulary.detokenize(before)
+    word = cache(lambda token: vocabulary.detokenize([*before, token]).removeprefix(prefix)[:1024])
 
     def top(side: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
         return tuple((word(token), min(1.0, share)) for token, share in side)
 
-    tokens = [ForcedToken(text=word(ids[0]))] if begins else []
-    for token, expected in zip(ids[begins:], found, strict=True):
-        tokens.append(
-            ForcedToken(
-                text=word(token),
-                kl=expected.kl,
-                top_original=top(expected.top_reference),
-                top_quantized=top(expected.top),
-                same_top=expected.same_top,
-            )
+    tokens = [
+        ForcedToken(
+            text=word(token),
+            kl=expected.kl,
+            top_original=top(expected.top_reference),
+            top_quantized=top(expected.top),
+            same_top=expected.same_top,
         )
-    return Forced(text=text, tokens=tuple(tokens))
-
-
-def _words(vocabulary: Vocabulary) -> Callable[[int], str]:
-    """A token's text as it stands inside a text: alone, some tokenizers drop its leading space."""
-    before = vocabulary.tokenize("a")[-1:]
-    prefix = vocabulary.detokenize(before)
-    return cache(lambda token: vocabulary.detokenize([*before, token]).removeprefix(prefix)[:1024])
+        for token, expected in zip(ids[begins:], found, strict=True)
+    ]
+    return Forced(text=text, tokens=(*([ForcedToken(text=word(ids[0]))] if begins else []), *tokens))
 
 
 def _opened(model: str | Path | Model) -> Model:

@@ -93,16 +93,12 @@ def report(
     for problem in made.problems:
         tell(f"{problem.file}: {problem.reason}")
     if not made.runs:
-        first = made.problems[0] if made.problems else None
-        named = str(paths[0]) if paths else "dither report"
-        raise SourceError(
-            first.file if first else named,
-            first.reason if first else "holds no quantized files",
-            "Name files or folders that `dither quantize` wrote.",
-        )
-    writing.check(page, (PAGE_MARK,), made, force)
+        nothing = str(paths[0]) if paths else "dither report", "holds no quantized files"
+        thing, reason = next(((problem.file, problem.reason) for problem in made.problems), nothing)
+        raise SourceError(thing, reason, "Name files or folders that `dither quantize` wrote.")
+    writing.check(page, PAGE_MARK, made, force)
     if readme is not None:
-        writing.check(readme, (CARD_MARK,), made, force)
+        writing.check(readme, CARD_MARK, made, force)
     shown_runs = made.exported()
     html = assemble(recorded(made, shown_runs).to_json()).encode()
     writing.write(page, html)
@@ -166,10 +162,9 @@ def document(
 
 
 def _title(found: discover.Discovered) -> str:
-    if found.reference is not None:
-        return found.reference.name
-    names = [run.reference for run in found.runs if run.reference]
-    return names[0] if names else found.runs[0].file if found.runs else "No files yet"
+    names = [found.reference.name] if found.reference else []
+    names += [run.reference for run in found.runs if run.reference]
+    return next(iter([*names, *(run.file for run in found.runs)]), "No files yet")
 
 
 def _compared(run: RunRecord, original: str) -> RunRecord:
@@ -187,15 +182,14 @@ def _compared(run: RunRecord, original: str) -> RunRecord:
 
 def _fit_input(found: discover.Discovered, machine: Machine | None) -> tuple[FitInput | None, list[Problem]]:
     """What the page needs to judge the files, and the types that could be made, on this machine."""
-    paths = [found.reference.path] if found.reference else []
-    paths += [run.path for run in found.runs[:1]]
-    for path in filter(None, paths):
-        try:
-            judged = fit_model(path, machine=machine)
-        except DitherError as error:
-            return None, [Problem(file=shown(path, 1000), reason=shown(error.reason, 2000))]
-        return fit_input(judged, found.runs), []
-    return None, []
+    paths = [found.reference.path if found.reference else None, *(run.path for run in found.runs[:1])]
+    path = next(filter(None, paths), None)
+    if path is None:
+        return None, []
+    try:
+        return fit_input(fit_model(path, machine=machine), found.runs), []
+    except DitherError as error:
+        return None, [Problem(file=shown(path, 1000), reason=shown(error.reason, 2000))]
 
 
 def fit_input(judged: Fit, runs: Iterable[RunRecord] = ()) -> FitInput:
@@ -205,11 +199,7 @@ def fit_input(judged: Fit, runs: Iterable[RunRecord] = ()) -> FitInput:
     """
     own = [_of_run(run, judged.shape.experts_used) for run in runs if run.container == "gguf" and run.tensors]
     known = {weights.type for weights in own}
-    made = [
-        _of_candidate(candidate)
-        for candidate in judged.candidates
-        if candidate.file is None and candidate.type not in known
-    ]
+    made = [_of_candidate(each) for each in judged.candidates if each.file is None and each.type not in known]
     shape = asdict(judged.shape)
     return FitInput(
         machine=judged.to_json()["machine"],
@@ -228,8 +218,8 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
     kl = run.metrics.get("kl_mean")
     source = f"{run.file}, on {run.measured_on.data}" if run.measured_on else ""
     sizes = [(row.name, row.bytes) for row in run.tensors]
+    matrices = dict(sizes)
     experts = max((row.shape[0] for row in run.tensors if is_expert_stack(row.name) and row.shape), default=0)
-    tied = all(name != "output.weight" for name, _ in sizes)
     return Weights(
         type=run.type,
         run=run.id,
@@ -237,7 +227,7 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
         bytes=run.bytes,
         bpw=run.bpw,
         active=active_bytes(sizes, experts, experts_used),
-        embedding=0 if tied else sum(size for name, size in sizes if name == "token_embd.weight"),
+        embedding=matrices.get("token_embd.weight", 0) if "output.weight" in matrices else 0,
         quality=None if kl is None else WeightsQuality(kl=kl.value, tag=kl.tag, source=source),
     )
 

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dither.errors import DitherError, FormatError
 from dither.reporting.document import SpeedRecord, TaggedValue, Value
 from dither.running import benchmark
 from dither.running.benchmark import Benchmark, Spread
 from dither.system.text import shown
 
 
-def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], FormatError | None]:
-    """What was timed of a file of `size` bytes, all its parts together; notes on it, and why what lies beside
-    it could not be read."""
+def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str]]:
+    """What was timed of a file of `size` bytes, all its parts together, and notes on it.
+
+    Raises DitherError where what lies beside the file is no benchmark.
+    """
     place = benchmark.path_for(path)
     if not place.is_file():
-        return None, [], None
-    try:
-        found = benchmark.load(place)
-    except DitherError as error:
-        return None, [], FormatError(error.thing, error.reason, error.way_out)
+        return None, []
+    found = benchmark.load(place)
     again = f"Time it again: dither bench {path.name}."
     if found.file_bytes != size:
-        return None, [f"Stale: {place.name} is of an earlier {path.name}. {again}"], None
+        return None, [f"Stale: {place.name} is of an earlier {path.name}. {again}"]
     if found.file_modified_ns != path.stat().st_mtime_ns:
-        return found, [f"{path.name} was written or copied after it was timed. {again}"], None
-    return found, [], None
+        return found, [f"{path.name} was written or copied after it was timed. {again}"]
+    return found, []
 
 
 def metrics_of(found: Benchmark) -> dict[str, TaggedValue]:

@@ -6,7 +6,7 @@ it is forced, and the models that are shown stay in any case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dither.errors import OutputError, UsageError
@@ -16,7 +16,7 @@ from dither.system.files import replace
 _LOOKED_AT = 64 * 2**20  # bytes; the mark of a page stands behind its style
 
 
-def check(path: Path, marks: Sequence[str], document: Document, force: bool) -> None:
+def check(path: Path, mark: str, document: Document, force: bool) -> None:
     """Raises UsageError or OutputError where `path` is not to be written."""
     shown = [run.path for run in document.runs] + [document.reference and document.reference.path]
     if any(other and path.absolute() == Path(other) for other in shown):
@@ -25,17 +25,14 @@ def check(path: Path, marks: Sequence[str], document: Document, force: bool) -> 
         raise OutputError(str(path), "is a folder", "Name a file in it.")
     if not path.absolute().parent.is_dir():
         raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another place.")
-    if path.exists() and not force and not _ours(path, marks):
+    if path.exists() and not force and not _holds(path, mark):
         raise OutputError(str(path), "exists and was not written by Dither", "Choose another name, or pass --force.")
 
 
-def _ours(path: Path, marks: Sequence[str]) -> bool:
-    try:
-        with path.open("rb") as file:
-            found = file.read(_LOOKED_AT)
-    except OSError:
-        return False
-    return any(mark.encode() in found for mark in marks)
+def _holds(path: Path, mark: str) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return mark.encode() in file.read(_LOOKED_AT)
+    return False
 
 
 def write(path: Path, data: bytes) -> None:
