@@ -21,7 +21,6 @@ from dither.cli.screen import err, plain, print_json, stop_on_error
 from dither.errors import UsageError
 
 if TYPE_CHECKING:
-    from dither.engines.llamacpp import Generation
     from dither.running.conversation import Conversation, Sampling, Seat
 
 
@@ -100,13 +99,10 @@ def _conversation(seat: Seat, system: str | None, sampling: Sampling) -> Convers
     engine = seat.engine
     if not engine.has_chat_template:
         if system:
-            raise UsageError(
-                "--system", "this file has no chat template to put it in", "Write it into the prompt itself."
-            )
-        err.print(
-            f"{plain(engine.path.name)} has no chat template, so it is a base model: "
-            "it continues your text instead of answering."
-        )
+            reason = "this file has no chat template to put it in"
+            raise UsageError("--system", reason, "Write it into the prompt itself.")
+        name = plain(engine.path.name)
+        err.print(f"{name} has no chat template, so it is a base model: it continues your text instead of answering.")
     return Conversation(engine, sampling, system)
 
 
@@ -127,33 +123,29 @@ def _once(talks: Sequence[Conversation], prompt: str, as_json: bool) -> None:
 def _document(talks: Sequence[Conversation], line: str) -> dict[str, Any]:
     from dither.running.divergence import diverge
 
-    reply = talks[0].say(line)
-    said = "".join(reply)
+    said, figures = _said(talks[0], line)
     document = {
         "model": str(talks[0].engine.path),
         "prompt": line,
         "answer": said,
         "chat_template": talks[0].templated,
-        **_figures(reply),
+        **figures,
         "temperature": talks[0].sampling.temperature,
         "seed": talks[0].sampling.seed,
     }
     if len(talks) == 2:
-        other = talks[1].say(line)
-        text = "".join(other)
+        text, figures = _said(talks[1], line)
         found = diverge(said, text)
-        document["against"] = {"model": str(talks[1].engine.path), "answer": text, **_figures(other)}
+        document["against"] = {"model": str(talks[1].engine.path), "answer": text, **figures}
         document["divergence"] = {"character": found.character, "words": found.words, "shared": round(found.shared, 4)}
     return document
 
 
-def _figures(reply: Generation) -> dict[str, Any]:
-    return {
-        "tokens": reply.tokens,
-        "prompt_tokens": reply.prompt_tokens,
-        "tokens_per_second": round(reply.tokens_per_second, 2),
-        "stopped_by": reply.stopped_by,
-    }
+def _said(talk: Conversation, line: str) -> tuple[str, dict[str, Any]]:
+    reply = talk.say(line)
+    text, speed = "".join(reply), round(reply.tokens_per_second, 2)
+    figures = {"tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens, "tokens_per_second": speed}
+    return text, {**figures, "stopped_by": reply.stopped_by}
 
 
 COMMANDS = {120: chat}

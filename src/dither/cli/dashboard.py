@@ -37,6 +37,9 @@ def dashboard(
 ) -> None:
     """Serve a live page of all results, and start jobs from it."""
     with stop_on_error(as_json):
+        import threading
+        import webbrowser
+
         from dither.cli.forms import forms
         from dither.dashboard.forms import Forms
         from dither.dashboard.serve import serve
@@ -47,8 +50,8 @@ def dashboard(
             else:
                 out.print(f"The dashboard is at [bold]{plain(url)}[/]; Ctrl-C ends it.", soft_wrap=True)
                 out.file.flush()
-            if not no_open:
-                _open(url)
+            if not no_open:  # in the background: some browsers do not return until they are closed
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
         jobs = serve(
             runs or [Path()],
@@ -62,14 +65,6 @@ def dashboard(
         if jobs:
             words = "1 job goes" if jobs == 1 else f"{jobs} jobs go"
             err.print(f"{words} on; the next `dither dashboard` shows them again.")
-
-
-def _open(url: str) -> None:
-    """In the background: some browsers do not return until they are closed."""
-    import threading
-    import webbrowser
-
-    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
 
 COMMANDS = {140: dashboard}

@@ -49,11 +49,11 @@ def demo(
         report = write_report(rows, model, output)
         served = serve_one(rows, prompt, threads)
         if as_json:
-            document = {"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report}
-            print_json({**document, "served": served})
+            print_json({"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report, "served": served})
             return
         show(rows, prompt, measured)
-        show_served(served)
+        out.print(f"\n[bold]Over HTTP[/], {plain(served['model'])} at {served['url']} answered\n")
+        out.print(f"  {plain(served['text'])}")
         show_next(output, report)
 
 
@@ -62,9 +62,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            str(folder), f"cannot be made a folder ({error.strerror})", "Choose another with -o."
-        ) from None
+        reason = f"cannot be made a folder ({error.strerror})"
+        raise OutputError(str(folder), reason, "Choose another with -o.") from None
 
 
 def prepare_encoders(model: Path) -> None:
@@ -135,17 +134,8 @@ def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> d
         request = Request(f"{server.url}/completions", json.dumps(body).encode(), {"content-type": "application/json"})
         with urlopen(request, timeout=60) as answer:
             found = json.load(answer)
-        return {
-            "url": server.url,
-            "model": body["model"],
-            "usage": found["usage"],
-            "text": " ".join(found["choices"][0]["text"].split()),
-        }
-
-
-def show_served(served: dict[str, Any]) -> None:
-    out.print(f"\n[bold]Over HTTP[/], {plain(served['model'])} at {served['url']} answered\n")
-    out.print(f"  {plain(served['text'])}")
+        text = " ".join(found["choices"][0]["text"].split())
+        return {"url": server.url, "model": body["model"], "usage": found["usage"], "text": text}
 
 
 def show_next(folder: Path, report: str) -> None:

@@ -41,12 +41,10 @@ def export(
             raise UsageError("dither export", "needs one of --ollama, --lmstudio and --hf", "Name one.")
         if yes and hf is None:
             raise UsageError("--yes", "goes with --hf alone", "Leave it out.")
-        ((to, place),) = named
         with Meter(quiet=as_json) as meter:
             done = job.export(
                 file,
-                to,
-                place,
+                *named[0],
                 publisher=publisher,
                 context=context,
                 upload=yes,

@@ -56,11 +56,8 @@ def show(found: Report, folders: list[str]) -> None:
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
     if not given:
         out.print("No file is measured yet, so what was lost is unknown: dither measure FILE --against MODEL")
-    out.print(
-        f"[bold]{plain(found.path)}[/]: {counted(count, 'file')}, {format_bytes(found.bytes)}; "
-        "opens in a browser, offline.",
-        soft_wrap=True,
-    )
+    size = f"{counted(count, 'file')}, {format_bytes(found.bytes)}"
+    out.print(f"[bold]{plain(found.path)}[/]: {size}; opens in a browser, offline.", soft_wrap=True)
     if found.card is not None:
         with_picture = f", with {plain(found.picture)}" if found.picture else ""
         out.print(f"[bold]{plain(found.card)}[/]: the model card{with_picture}.", soft_wrap=True)
