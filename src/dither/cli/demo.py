@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import typer
 
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
-from dither.errors import OutputError
+from dither.system.files import make_folder
 from dither.units import format_bytes, format_count, format_seconds
 
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
@@ -42,11 +42,14 @@ def demo(
 ) -> None:
     """Quantize the bundled model to several types; report and serve."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
-        make_folder(output)
+        from dither.reporting.report import report as write
+
+        make_folder(output, "Choose another with -o.")
         prepare_encoders(model)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
+        paths = [row["path"] for row in rows]
         measured = measure_all(rows, model)
-        report = write_report(rows, model, output)
+        report = write(paths, output / "report.html", against=model, title="dither-demo", force=True).path
         served = serve_one(rows, prompt, threads)
         if as_json:
             print_json({"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report, "served": served})
@@ -55,15 +58,6 @@ def demo(
         out.print(f"\n[bold]Over HTTP[/], {plain(served['model'])} at {served['url']} answered\n")
         out.print(f"  {plain(served['text'])}")
         show_next(output, report)
-
-
-def make_folder(folder: Path) -> None:
-    """Raises OutputError where there can be none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot be made a folder ({error.strerror})"
-        raise OutputError(str(folder), reason, "Choose another with -o.") from None
 
 
 def prepare_encoders(model: Path) -> None:
@@ -113,14 +107,6 @@ def measure_all(rows: list[dict[str, Any]], model: Path) -> bool:
     for row, measurement in zip(files, found, strict=True):
         row["kl"] = measurement.kl_mean
     return True
-
-
-def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
-    """The page of these files; returns where it is."""
-    from dither.reporting.report import report
-
-    paths = [row["path"] for row in rows]
-    return report(paths, folder / "report.html", against=model, title="dither-demo", force=True).path
 
 
 def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> dict[str, Any]:

@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any
 from dither._version import __version__
 from dither.engines.llamacpp import LlamaCpp
 from dither.engines.vocabulary import Vocabulary
-from dither.errors import OutputError, UsageError
+from dither.errors import UsageError
 from dither.measuring.build import content_sha256, file_name
 from dither.measuring.comparable import check_comparable
-from dither.models.source import open_model
+from dither.models.source import opened
 from dither.progress import Progress, Silent
 from dither.quantizing.quantize import quantize
 from dither.reporting import answer_records as records
 from dither.reporting.answer_records import Answer, Forced, ForcedToken, Recorded, Side
 from dither.running.divergence import first_difference
+from dither.system.files import make_folder
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -65,11 +66,10 @@ def answers(
     where the result cannot be written: all before the work.  EngineError where llama.cpp refuses a file.
     """
     report = progress or Silent()
-    reference, model = _opened(against), _opened(file)
+    reference, model = opened(against), opened(file)
     notes = [*check_comparable(file_name(model), model, reference)]
     for prompt in prompts:
-        _check(prompt, "the prompt", LONGEST_PROMPT)
-    _check_count(max_tokens)
+        _check_prompt(prompt, max_tokens)
     if text is not None:
         _check(text, "the text", records.LONGEST_TEXT)
     place = records.path_for(model.origin) if save else None
@@ -119,9 +119,9 @@ class Sides:
         report = progress or Silent()
         with ExitStack() as stack:
             home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dither-answers-")))
-            opened = {"original": _opened(original), "quantized": _opened(quantized)}
-            check_comparable(file_name(opened["quantized"]), opened["quantized"], opened["original"])
-            paths = {side: self._runnable(model, home, threads, report) for side, model in opened.items()}
+            models = {"original": opened(original), "quantized": opened(quantized)}
+            check_comparable(file_name(models["quantized"]), models["quantized"], models["original"])
+            paths = {side: self._runnable(model, home, threads, report) for side, model in models.items()}
             self.engines = {
                 side: stack.enter_context(LlamaCpp(path, context=context, threads=threads))
                 for side, path in paths.items()
@@ -135,8 +135,7 @@ class Sides:
         A file with a chat template is asked in it.  Raises UsageError where the prompt is empty or longer
         than is taken.  Closing the iterator stops both models.
         """
-        _check(prompt, "the prompt", LONGEST_PROMPT)
-        _check_count(max_tokens)
+        _check_prompt(prompt, max_tokens)
         asked = prompt
         if self._templated:
             asked = self.engines["original"].apply_template([{"role": "user", "content": prompt}])
@@ -185,11 +184,7 @@ class Sides:
         self.notes.append(note)
         if not path.exists():
             report.note(note)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = f"cannot be made a folder ({error.strerror})"
-                raise OutputError(str(folder), reason, "Set TMPDIR to a larger disk.") from None
+            make_folder(folder, "Set TMPDIR to a larger disk.")
             quantize(model, "F16", path, threads=threads, progress=report)
         return path
 
@@ -207,7 +202,7 @@ def forced(
     Raises UsageError where the text is empty, too long, or a single token; else as `dither.measure` does.
     """
     _check(text, "the text", records.LONGEST_TEXT)
-    reference, model = _opened(against), _opened(file)
+    reference, model = opened(against), opened(file)
     check_comparable(file_name(model), model, reference)
     from dither.models.blocks import open_blocks
 
@@ -250,8 +245,10 @@ def _worded(
     return Forced(text=text, tokens=(*([ForcedToken(text=word(ids[0]))] if begins else []), *tokens))
 
 
-def _opened(model: str | Path | Model) -> Model:
-    return model if isinstance(model, Model) else open_model(model)
+def _check_prompt(prompt: str, max_tokens: int) -> None:
+    _check(prompt, "the prompt", LONGEST_PROMPT)
+    if not 1 <= max_tokens <= MOST_TOKENS:
+        raise UsageError(f"an answer of {max_tokens} tokens", "is not possible", f"Ask for 1 to {MOST_TOKENS}.")
 
 
 def _check(text: str, thing: str, longest: int) -> None:
@@ -259,8 +256,3 @@ def _check(text: str, thing: str, longest: int) -> None:
         raise UsageError(thing, "is empty", "Give a few words.")
     if len(text) > longest:
         raise UsageError(thing, f"has {len(text)} characters", f"Give {longest} at most.")
-
-
-def _check_count(max_tokens: int) -> None:
-    if not 1 <= max_tokens <= MOST_TOKENS:
-        raise UsageError(f"an answer of {max_tokens} tokens", "is not possible", f"Ask for 1 to {MOST_TOKENS}.")

@@ -115,10 +115,8 @@ def family_of(run: RunRecord) -> str:
 
 
 def best_under(found: Iterable[Point], size: float) -> Point | None:
-    """The best of `points` of at most `size` bytes; of equals the smallest.
-
-    That is the last of the frontier: along it, every larger point is better.
-    """
+    """The best of `points` of at most `size` bytes; of equals the smallest.  That is the last of the frontier: along
+    it, every larger point is better."""
     return max((p for p in found if p["pareto"] and p["bytes"] <= size), key=lambda p: int(p["bytes"]), default=None)
 
 
@@ -256,10 +254,8 @@ def _unit(largest: int) -> tuple[int, str]:
 
 
 def chart(runs: Sequence[RunRecord], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
-    """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.
-
-    Raises ValueError where no run has the metric.
-    """
+    """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.  Raises ValueError where
+    no run has the metric."""
     sizes = [point["bytes"] for point in points(runs, key)]
     if not sizes:
         raise ValueError(f"no run has {key}")

@@ -12,7 +12,7 @@ from dither.containers.presets import preset_of
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError, FormatError
 from dither.formats.tensor_names import within_block
-from dither.models.source import open_model
+from dither.models.source import opened
 from dither.system.json_text import parse_json
 from dither.types import Model
 
@@ -57,26 +57,26 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
 
     Raises SourceError or FormatError where they cannot be read.
     """
-    opened = model if isinstance(model, Model) else open_model(model, pre=pre)
-    metadata = {key: field.value for key, field in opened.metadata.items()}
-    types = count_by_type((t.stored, t.size, t.stored_bytes) for t in opened.tensors)
+    found = opened(model, pre)
+    metadata = {key: field.value for key, field in found.metadata.items()}
+    types = count_by_type((t.stored, t.size, t.stored_bytes) for t in found.tensors)
     size = sum(group["bytes"] for group in types.values())
     number = metadata.get("general.file_type")
     preset = None if number is None else preset_of(number) or f"file type {number}"
-    measurement, doubts = _measurement(metadata, opened.origin)
+    measurement, doubts = _measurement(metadata, found.origin)
 
     def of_arch(key: str) -> Any:
-        return _plain(metadata.get(f"{opened.arch}.{key}"))
+        return _plain(metadata.get(f"{found.arch}.{key}"))
 
     return Inspection(
-        origin=opened.origin,
-        kind=opened.kind,
-        name=str(metadata.get("general.name", opened.name)),
-        arch=opened.arch,
-        file_type=PLANNED if is_planned(opened) else preset,
-        parameters=opened.parameters,
+        origin=found.origin,
+        kind=found.kind,
+        name=str(metadata.get("general.name", found.name)),
+        arch=found.arch,
+        file_type=PLANNED if is_planned(found) else preset,
+        parameters=found.parameters,
         bytes=size,
-        bits_per_weight=8 * size / max(1, opened.parameters),
+        bits_per_weight=8 * size / max(1, found.parameters),
         blocks=of_arch("block_count"),
         context=of_arch("context_length"),
         embedding=of_arch("embedding_length"),
@@ -88,13 +88,13 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         vocabulary=len(metadata["tokenizer.ggml.tokens"]) if "tokenizer.ggml.tokens" in metadata else None,
         chat_template="tokenizer.chat_template" in metadata,
         types=types,
-        groups=_by_group(opened),
+        groups=_by_group(found),
         made_by=_made_by(metadata),
         measurement=measurement,
         tensors=[
-            {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes} for t in opened.tensors
+            {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes} for t in found.tensors
         ],
-        notes=[*opened.notes, *doubts],
+        notes=[*found.notes, *doubts],
     )
 
 

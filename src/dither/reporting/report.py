@@ -102,8 +102,14 @@ def report(
     shown_runs = made.exported()
     html = assemble(recorded(made, shown_runs).to_json()).encode()
     writing.write(page, html)
-    picture = _write_card(readme, shown_runs) if readme is not None else None
-    return Report(str(page), len(html), None if readme is None else str(readme), picture, shown_runs)
+    picture = None
+    if readme is not None:
+        if len(frontier.points(shown_runs.runs)) > 1:  # else there is nothing to draw
+            picture = readme.with_name(PICTURE)
+            writing.write(picture, charts.png(frontier.chart(shown_runs.runs)))
+        writing.write(readme, model_card(shown_runs, picture.name if picture else None).encode())
+    kept, drawn = (None if path is None else str(path) for path in (readme, picture))
+    return Report(str(page), len(html), kept, drawn, shown_runs)
 
 
 def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None = None) -> Runs:
@@ -114,15 +120,6 @@ def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None
     """
     named = [paths] if isinstance(paths, (str, Path)) else list(paths)
     return Runs(document(named, against=against, fit=False))
-
-
-def _write_card(readme: Path, made: Document) -> str | None:
-    """The card and its picture.  Returns where the picture is, if there is anything to draw."""
-    picture = readme.with_name(PICTURE) if len(frontier.points(made.runs)) > 1 else None
-    if picture is not None:
-        writing.write(picture, charts.png(frontier.chart(made.runs)))
-    writing.write(readme, model_card(made, picture.name if picture else None).encode())
-    return None if picture is None else str(picture)
 
 
 def document(
@@ -193,10 +190,8 @@ def _fit_input(found: discover.Discovered, machine: Machine | None) -> tuple[Fit
 
 
 def fit_input(judged: Fit, runs: Iterable[RunRecord] = ()) -> FitInput:
-    """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from.
-
-    The files that llama.cpp runs stand for their types.
-    """
+    """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from.  The files that
+    llama.cpp runs stand for their types."""
     own = [_of_run(run, judged.shape.experts_used) for run in runs if run.container == "gguf" and run.tensors]
     known = {weights.type for weights in own}
     made = [_of_candidate(each) for each in judged.candidates if each.file is None and each.type not in known]

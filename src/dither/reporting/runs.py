@@ -22,7 +22,6 @@ from dither.containers.mix import count_by_type
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError
 from dither.formats.ggml import STORED_FLOATS, string
-from dither.formats.intervals import Interval
 from dither.measuring import schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
@@ -154,10 +153,8 @@ def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
 
 
 def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
-    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.
-
-    Raises DitherError where what lies beside the file is no measurement.
-    """
+    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.  Raises DitherError
+    where what lies beside the file is no measurement."""
     beside = schema.path_for(facts.path)
     if beside.is_file():
         found = schema.load(beside)
@@ -265,16 +262,11 @@ def _said(found: Measurement | None) -> list[str]:
 def metrics_of(found: Measurement) -> dict[str, TaggedValue]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
-    known: dict[str, Interval] = {key: getattr(found, key) for key in _INTERVALS}
-    ends = {key: [_drawn(end) for end in (x.value, x.low, x.high)] for key, x in known.items()}
-    ratio = found.ppl_ratio
-    ends["delta_ppl"] = [found.ppl_reference * (end - 1) for end in (ratio.value, ratio.low, ratio.high)]
-    return {key: TaggedValue(value=value, low=low, high=high) for key, (value, low, high) in ends.items()}
-
-
-def _drawn(value: float) -> float:
-    """A logarithm of less than this means nothing, and a ratio to it overflows."""
-    return value if abs(value) > 1e-30 else 0.0
+    known: dict[str, dict[str, float]] = {key: getattr(found, key).ends for key in _INTERVALS}
+    # A logarithm of less than this means nothing, and a ratio to it overflows.
+    known = {key: {end: x if abs(x) > 1e-30 else 0.0 for end, x in ends.items()} for key, ends in known.items()}
+    known["delta_ppl"] = {end: found.ppl_reference * (x - 1) for end, x in found.ppl_ratio.ends.items()}
+    return {key: TaggedValue.model_validate(ends) for key, ends in known.items()}
 
 
 def run_id(path: Path) -> str:

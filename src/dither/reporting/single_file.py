@@ -132,11 +132,8 @@ def _script(text: str) -> str:
 
 
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that defines `vegaEmbed`.
-
-    Bundled by vl-convert from the sources inside it, which takes seconds, and kept in the user's cache.
-    Raises OutputError where vl-convert is missing.
-    """
+    """Vega, Vega-Lite and vega-embed as one script that defines `vegaEmbed`.  Bundled by vl-convert from the sources
+    inside it, which takes seconds, and kept in the user's cache. Raises OutputError where vl-convert is missing."""
     kept = library_path()
     with suppress(OSError, ValueError):
         text = kept.read_text("utf-8")

@@ -58,11 +58,8 @@ def rows_of(model: Model) -> tuple[TensorRow, ...]:
 
 
 def with_costs(rows: Sequence[TensorRow], costs: Costs) -> tuple[TensorRow, ...]:
-    """Rows with the divergence if only that tensor were stored as it is.
-
-    Estimated: a plan measured it at the type of its probe, and scaled it by the ratio of the types' errors;
-    the file may be another solver's.
-    """
+    """Rows with the divergence if only that tensor were stored as it is.  Estimated: a plan measured it at the type of
+    its probe, and scaled it by the ratio of the types' errors; the file may be another solver's."""
 
     def known(row: TensorRow) -> float | None:
         if costs.probe.get(row.name) == row.type or row.name not in costs.divergence:

@@ -154,10 +154,8 @@ def slider(columns: int) -> tuple[str, ...]:
 
 
 def rounded(w_RC: Floats, kind: str, at: slice) -> Floats:
-    """Columns `at` of the rows after a round trip through `kind`, no more blocks than they lie in.
-
-    Raises UsageError where the type is not known, or does not divide the rows.
-    """
+    """Columns `at` of the rows after a round trip through `kind`, no more blocks than they lie in.  Raises UsageError
+    where the type is not known, or does not divide the rows."""
     found = find_codec(kind, w_RC.shape[1])
     if w_RC.shape[1] % found.block:
         reason = f"needs a multiple of {found.block} columns; these rows have {w_RC.shape[1]}"
