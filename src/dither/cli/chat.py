@@ -10,8 +10,8 @@ other: two that compute at once would share the cores.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,13 +55,16 @@ def chat(
             raise UsageError("--json", "needs one prompt", "Give it with -p or on standard input.")
         import secrets
 
-        from dither.running.conversation import Sampling
+        from dither.running.conversation import Sampling, Seat
 
         # Two models are compared by what they hold likeliest, unless dice are asked for.
         warmth = temperature if temperature is not None else 0.8 if against is None else 0.0
         sampling = Sampling(max_tokens, warmth, secrets.randbits(31) if seed is None else seed)
-        files = [file, *([against] if against is not None else [])]
-        with _loaded(files, context, threads) as seats:
+        with ExitStack() as stack:
+            seats = []
+            for each in [file, *([against] if against is not None else [])]:
+                with err.status(f"loading {plain(each.name)}"):
+                    seats.append(stack.enter_context(Seat(each, context=context, threads=threads)))
             talks = [_conversation(seat, system, sampling) for seat in seats]
             if prompt is not None:
                 _once(talks, prompt, as_json)
@@ -69,18 +72,6 @@ def chat(
             from dither.cli.conversation.talk import converse
 
             converse(talks, seats)
-
-
-@contextmanager
-def _loaded(files: Sequence[Path], context: int, threads: int | None) -> Iterator[list[Seat]]:
-    from dither.running.conversation import Seat
-
-    with ExitStack() as stack:
-        seats = []
-        for file in files:
-            with err.status(f"loading {plain(file.name)}"):
-                seats.append(stack.enter_context(Seat(file, context=context, threads=threads)))
-        yield seats
 
 
 def _piped() -> str:

@@ -14,11 +14,7 @@ def dashboard(
     context: typer.Context,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="RUNS",
-            help="Quantized files, or folders with such files. Default: this folder.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="RUNS", help="Quantized files, or folders with such files. Default: this folder."),
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The original model, if it is not beside the files.")

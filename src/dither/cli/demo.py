@@ -23,15 +23,6 @@ LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 PROMPT = "The old man looked at the sea and"
 SERVED = "Q4_K_M"
 MEASURED = 1024  # tokens: enough to tell these files apart
-READING = (
-    "fewer bits per weight make a smaller file, and weights further from the original's. The error is "
-    "measured on the files just written."
-)
-MEASURING = "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
-UNMEASURED = (
-    "How much of the model's quality is left, the weights alone cannot say: `dither measure` can, after "
-    "`pip install 'dither\\[calibrate]'`."
-)
 
 
 def demo(
@@ -152,8 +143,14 @@ def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
-    said = MEASURING if measured else UNMEASURED
-    out.print(f"\n[bold]Reading the table[/]: {READING} {said}")
+    said = "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
+    if not measured:
+        said = "How much of the model's quality is left, the weights alone cannot say: `dither measure` can, after "
+        said += "`pip install 'dither\\[calibrate]'`."
+    out.print(
+        "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from the "
+        f"original's. The error is measured on the files just written. {said}"
+    )
 
 
 COMMANDS = {190: demo}

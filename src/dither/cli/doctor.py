@@ -132,8 +132,7 @@ def _other_gpus() -> Iterator[Finding]:
 
 def _package(name: str) -> Finding:
     needed, purpose = _PACKAGES[name]
-    version = _version(name)
-    if version:
+    if version := _version(name):
         return Finding(name, OK, version, purpose, {"version": version})
     way_out = f"{purpose}: pip install {name}" if needed else purpose
     return Finding(name, MISSING if needed else NOTE, "not installed", way_out, {"version": None})

@@ -31,7 +31,7 @@ def tasks(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Score a model on tasks, beside its original.
+    """Score a model on benchmark tasks, beside its original.
 
     The tasks are those of lm-evaluation-harness, or your own.
     """

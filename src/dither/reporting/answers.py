@@ -136,9 +136,8 @@ class Sides:
         than is taken.  Closing the iterator stops both models.
         """
         _check_prompt(prompt, max_tokens)
-        asked = prompt
-        if self._templated:
-            asked = self.engines["original"].apply_template([{"role": "user", "content": prompt}])
+        turns = [{"role": "user", "content": prompt}]
+        asked = self.engines["original"].apply_template(turns) if self._templated else prompt
         pieces: dict[str, list[str]] = {side: [] for side in self.engines}
         seconds = dict.fromkeys(self.engines, 0.0)
         with ExitStack() as stack:

@@ -65,8 +65,7 @@ def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Disc
             missing = isinstance(error, FileNotFoundError)
             found.refuse(path, "no such file or folder" if missing else f"cannot be looked at ({error})")
             continue
-        for place in _places(path, found):
-            places.setdefault(place.absolute())
+        places |= dict.fromkeys(place.absolute() for place in _places(path, found))
     facts = _read(places, found)
     found.runs.sort(key=lambda run: (-run.bytes, run.file))
     if len(found.runs) > MOST_RUNS:

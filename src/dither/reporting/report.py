@@ -4,11 +4,15 @@
 
 The live dashboard and the exported report show the same document; an exported one says nothing of where
 files lie.
+
+A page or a card that carries Dither's mark may be replaced, since it can be made again; any other file stays
+unless it is forced, and the models that are shown stay in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,12 +23,12 @@ from dither.capacity.fit import fit as fit_model
 from dither.capacity.machine import Machine
 from dither.capacity.result import Candidate, Fit
 from dither.capacity.speed import active_bytes
-from dither.errors import DitherError, SourceError
+from dither.errors import DitherError, OutputError, SourceError, UsageError
 from dither.formats.tensor_names import is_expert_stack
 from dither.models.outline import outline
 from dither.models.source import open_headers
 from dither.progress import Progress, Silent
-from dither.reporting import charts, discover, frontier, writing
+from dither.reporting import charts, discover, frontier
 from dither.reporting.card import MARK as CARD_MARK
 from dither.reporting.card import PICTURE
 from dither.reporting.card import card as model_card
@@ -35,12 +39,15 @@ from dither.reporting.notebook import Runs
 from dither.reporting.recorded import recorded
 from dither.reporting.single_file import assemble
 from dither.reporting.tensors import with_errors
+from dither.system.files import replace
 from dither.system.text import shown
 
-PAGE_MARK = 'id="dither-document"'  # in every page of ours
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+PAGE_MARK = 'id="dither-document"'  # in every page of ours
+_LOOKED_AT = 64 * 2**20  # bytes; the mark of a page stands behind its style
+_ELSEWHERE = "Choose another place."
 MOST_COMPARED = 10**9  # weights; of models up to here, errors that no file keeps are counted for the report
 
 
@@ -96,20 +103,39 @@ def report(
         nothing = str(paths[0]) if paths else "dither report", "holds no quantized files"
         thing, reason = next(((problem.file, problem.reason) for problem in made.problems), nothing)
         raise SourceError(thing, reason, "Name files or folders that `dither quantize` wrote.")
-    writing.check(page, PAGE_MARK, made, force)
+    _check_writable(page, PAGE_MARK, made, force)
     if readme is not None:
-        writing.check(readme, CARD_MARK, made, force)
+        _check_writable(readme, CARD_MARK, made, force)
     shown_runs = made.exported()
     html = assemble(recorded(made, shown_runs).to_json()).encode()
-    writing.write(page, html)
+    replace(page, html, _ELSEWHERE)
     picture = None
     if readme is not None:
         if len(frontier.points(shown_runs.runs)) > 1:  # else there is nothing to draw
             picture = readme.with_name(PICTURE)
-            writing.write(picture, charts.png(frontier.chart(shown_runs.runs)))
-        writing.write(readme, model_card(shown_runs, picture.name if picture else None).encode())
+            replace(picture, charts.png(frontier.chart(shown_runs.runs)), _ELSEWHERE)
+        replace(readme, model_card(shown_runs, picture.name if picture else None).encode(), _ELSEWHERE)
     kept, drawn = (None if path is None else str(path) for path in (readme, picture))
     return Report(str(page), len(html), kept, drawn, shown_runs)
+
+
+def _check_writable(path: Path, mark: str, made: Document, force: bool) -> None:
+    """Raises UsageError or OutputError where `path` is not to be written."""
+    models = [run.path for run in made.runs] + [made.reference and made.reference.path]
+    if any(model and path.absolute() == Path(model) for model in models):
+        raise UsageError(str(path), "is one of the files that are shown", "Choose another name.")
+    if path.is_dir():
+        raise OutputError(str(path), "is a folder", "Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another place.")
+    if path.exists() and not force and not _holds(path, mark):
+        raise OutputError(str(path), "exists and was not written by Dither", "Choose another name, or pass --force.")
+
+
+def _holds(path: Path, mark: str) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return mark.encode() in file.read(_LOOKED_AT)
+    return False
 
 
 def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None = None) -> Runs:

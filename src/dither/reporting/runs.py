@@ -65,11 +65,6 @@ class Facts:
     def file_bytes(self) -> int:
         return sum(Path(file).stat().st_size for file in self.files)
 
-    @property
-    def newest_ns(self) -> int:
-        weights = [f for f in self.files if f.endswith((".gguf", ".safetensors"))]
-        return max((Path(f).stat().st_mtime_ns for f in weights), default=0)
-
 
 _kept: dict[tuple[object, ...], tuple[Facts, int]] = {}  # and about how many bytes; the last used stands last
 
@@ -170,7 +165,9 @@ def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], 
     notes = [other] if found.metric_version != schema.METRIC_VERSION else []
     if found.bytes != facts.bytes:
         return [*notes, stale], True
-    if not found.file_sha256 or facts.newest_ns <= beside.stat().st_mtime_ns:
+    weights = [Path(file) for file in facts.files if file.endswith((".gguf", ".safetensors"))]
+    newest_ns = max((path.stat().st_mtime_ns for path in weights), default=0)
+    if not found.file_sha256 or newest_ns <= beside.stat().st_mtime_ns:
         return notes, False
     if facts.bytes > HASHED:
         newer = f"{facts.path.name} is newer than its measurement, which may be of an earlier one."

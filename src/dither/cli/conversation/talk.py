@@ -99,9 +99,8 @@ def _account(reply: Generation, max_tokens: int) -> str:
     account = f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} a second"
     if reply.stopped_by != "limit":
         return account
-    return account + (
-        "; cut off, -n allows more" if reply.tokens >= max_tokens else "; the context is full, /clear starts again"
-    )
+    full = "the context is full, /clear starts again"
+    return f"{account}; {'cut off, -n allows more' if reply.tokens >= max_tokens else full}"
 
 
 def _retry(talks: Sequence[Conversation]) -> None:
