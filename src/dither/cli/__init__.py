@@ -45,10 +45,8 @@ def options(
 
 
 _FOUND = modules(__name__)
-for _, _command in sorted(
-    (pair for module in _FOUND for pair in getattr(module, "COMMANDS", {}).items()),
-    key=lambda pair: (pair[0], pair[1].__name__),
-):
+_PLACED = [pair for module in _FOUND for pair in getattr(module, "COMMANDS", {}).items()]
+for _, _command in sorted(_PLACED, key=lambda pair: (pair[0], pair[1].__name__)):
     app.command()(_command)
 for _name, _command in (pair for module in _FOUND for pair in getattr(module, "HIDDEN", {}).items()):
     app.command(_name, hidden=True)(_command)

@@ -15,22 +15,18 @@ if TYPE_CHECKING:
 
 def answers(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The quantized file: a GGUF or a folder.")],
-    against: Annotated[
-        str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
-    ],
+    against: Annotated[str, typer.Option(metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")],
     prompt: Annotated[
         list[str] | None, typer.Option("-p", "--prompt", help="What to ask both; may be repeated.")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="A text both read: KL divergence by token.")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text both read: KL divergence by token.")] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Longest answer, in tokens.")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")] = None,
     device: Annotated[str, typer.Option(help="Where to read --text: cpu, cuda, …")] = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.answers.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Record what a quantized file and its original answer, side by side."""
+    """Record what a file and its original answer, side by side."""
     with stop_on_error(as_json):
         from dither.reporting import answers as job
 
@@ -46,13 +42,9 @@ def answers(
                 save=not no_save,
                 progress=meter,
             )
-        if as_json:
-            print_json(found.to_json())
-            return
-        show(found)
-        if not no_save:
-            command = copyable("dither", "dashboard", file)
-            err.print(f"Kept beside the file. See them:  {command}", soft_wrap=True)
+        print_json(found.to_json()) if as_json else show(found)
+        if not no_save and not as_json:
+            err.print(f"Kept beside the file. See them:  {copyable('dither', 'dashboard', file)}", soft_wrap=True)
 
 
 def _read(path: Path) -> str:
@@ -66,8 +58,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise SourceError(str(path), f"cannot be read ({error.strerror})", "Name a text file.") from None
     except UnicodeDecodeError:
-        reason, way_out = "is not UTF-8 text", "Convert it: iconv -t UTF-8 FILE."
-        raise SourceError(str(path), reason, way_out) from None
+        raise SourceError(str(path), "is not UTF-8 text", "Convert it: iconv -t UTF-8 FILE.") from None
 
 
 def show(found: Recorded) -> None:
@@ -80,15 +71,14 @@ def show(found: Recorded) -> None:
 
 
 def _show_answer(answer: Answer) -> None:
+    apart = answer.first_divergence
     out.print(f"[bold]{plain(_line(answer.prompt))}[/]", soft_wrap=True)
     for name, side in (("original", answer.original), ("quantized", answer.quantized)):
-        at = len(side.tokens) if answer.first_divergence is None else answer.first_divergence
+        at = len(side.tokens) if apart is None else apart
         same, other = (plain(_line("".join(part))) for part in (side.tokens[:at], side.tokens[at:]))
         out.print(f"  {name:9}  {same}{'[bold]▸[/]' if other else ''}{other}", soft_wrap=True)
-    if answer.first_divergence is None:
-        out.print("  Both answers are the same.\n")
-    else:
-        out.print(f"  They differ from token {answer.first_divergence + 1} on.\n")
+    said = "Both answers are the same." if apart is None else f"They differ from token {apart + 1} on."
+    out.print(f"  {said}\n")
 
 
 def _show_forced(forced: Forced) -> None:

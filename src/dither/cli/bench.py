@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error, table
 from dither.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dither.running.benchmark import Benchmark, Spread
 
 
 def bench(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="GGUFs; they take turns.")],
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="FILE", help="Another GGUF: speeds as ratios to its.")
-    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="FILE", help="Another GGUF: speeds as ratios to its.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
     context: Annotated[int, typer.Option("-c", "--context", min=0, help="Tokens of context; 0 is up to 4096.")] = 0,
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, help="Tokens to read.")] = 512,
@@ -28,7 +27,10 @@ def bench(
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.bench.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure speed, time to first token, memory and energy of GGUFs on this machine."""
+    """Measure speed, memory and energy of GGUFs on this machine.
+
+    Speed is tokens per second, read and written, and the time to the first token.
+    """
     with stop_on_error(as_json):
         from dither.running import bench as job
 
@@ -61,9 +63,8 @@ def show(found: Sequence[Benchmark]) -> None:
     out.print(_table(found))
     first = found[0]
     several = f"the median of {first.repeats} rounds and their least and most"
-    out.print()
     out.print(
-        f"Tokens per second, {'of one round' if first.repeats == 1 else several}; "
+        f"\nTokens per second, {'of one round' if first.repeats == 1 else several}; "
         f"{counted(first.prompt_tokens, 'token')} read, {first.generated_tokens} written, "
         f"{counted(first.threads, 'thread')} on {plain(first.cpu)}."
     )
@@ -78,12 +79,11 @@ def show(found: Sequence[Benchmark]) -> None:
 
 
 def _table(found: Sequence[Benchmark]) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("file", overflow="fold")
     headings = ["read t/s", "write t/s", "first token", "load", "memory"]
     energy = any(result.joules_per_token is not None for result in found)
+    shown = table("file")
     for heading in [*headings, *(["J/token"] if energy else [])]:
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right")  # may wrap: seven columns are wide
     for result in found:
         joules = "–" if result.joules_per_token is None else f"{result.joules_per_token:.3g}"
         shown.add_row(

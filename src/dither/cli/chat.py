@@ -10,8 +10,8 @@ other: two that compute at once would share the cores.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,18 +21,16 @@ from dither.cli.screen import err, plain, print_json, stop_on_error
 from dither.errors import UsageError
 
 if TYPE_CHECKING:
-    from dither.engines.llamacpp import Generation
     from dither.running.conversation import Conversation, Sampling, Seat
 
 
 def chat(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF to talk to.", show_default=False)],
     against: Annotated[
-        Path | None,
-        typer.Option("--against", metavar="FILE", help="A second GGUF; both answers are shown side by side."),
+        Path | None, typer.Option(metavar="FILE", help="A second GGUF; both answers are shown side by side.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and exit.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[
         float | None,
@@ -57,13 +55,16 @@ def chat(
             raise UsageError("--json", "needs one prompt", "Give it with -p or on standard input.")
         import secrets
 
-        from dither.running.conversation import Sampling
+        from dither.running.conversation import Sampling, Seat
 
         # Two models are compared by what they hold likeliest, unless dice are asked for.
         warmth = temperature if temperature is not None else 0.8 if against is None else 0.0
         sampling = Sampling(max_tokens, warmth, secrets.randbits(31) if seed is None else seed)
-        files = [file, *([against] if against is not None else [])]
-        with _loaded(files, context, threads) as seats:
+        with ExitStack() as stack:
+            seats = []
+            for each in [file, *([against] if against is not None else [])]:
+                with err.status(f"loading {plain(each.name)}"):
+                    seats.append(stack.enter_context(Seat(each, context=context, threads=threads)))
             talks = [_conversation(seat, system, sampling) for seat in seats]
             if prompt is not None:
                 _once(talks, prompt, as_json)
@@ -71,18 +72,6 @@ def chat(
             from dither.cli.conversation.talk import converse
 
             converse(talks, seats)
-
-
-@contextmanager
-def _loaded(files: Sequence[Path], context: int, threads: int | None) -> Iterator[list[Seat]]:
-    from dither.running.conversation import Seat
-
-    with ExitStack() as stack:
-        seats = []
-        for file in files:
-            with err.status(f"loading {plain(file.name)}"):
-                seats.append(stack.enter_context(Seat(file, context=context, threads=threads)))
-        yield seats
 
 
 def _piped() -> str:
@@ -101,13 +90,10 @@ def _conversation(seat: Seat, system: str | None, sampling: Sampling) -> Convers
     engine = seat.engine
     if not engine.has_chat_template:
         if system:
-            raise UsageError(
-                "--system", "this file has no chat template to put it in", "Write it into the prompt itself."
-            )
-        err.print(
-            f"{plain(engine.path.name)} has no chat template, so it is a base model: "
-            "it continues your text instead of answering."
-        )
+            reason = "this file has no chat template to put it in"
+            raise UsageError("--system", reason, "Write it into the prompt itself.")
+        name = plain(engine.path.name)
+        err.print(f"{name} has no chat template, so it is a base model: it continues your text instead of answering.")
     return Conversation(engine, sampling, system)
 
 
@@ -128,33 +114,29 @@ def _once(talks: Sequence[Conversation], prompt: str, as_json: bool) -> None:
 def _document(talks: Sequence[Conversation], line: str) -> dict[str, Any]:
     from dither.running.divergence import diverge
 
-    reply = talks[0].say(line)
-    said = "".join(reply)
+    said, figures = _said(talks[0], line)
     document = {
         "model": str(talks[0].engine.path),
         "prompt": line,
         "answer": said,
         "chat_template": talks[0].engine.has_chat_template,
-        **_figures(reply),
+        **figures,
         "temperature": talks[0].sampling.temperature,
         "seed": talks[0].sampling.seed,
     }
     if len(talks) == 2:
-        other = talks[1].say(line)
-        text = "".join(other)
+        text, figures = _said(talks[1], line)
         found = diverge(said, text)
-        document["against"] = {"model": str(talks[1].engine.path), "answer": text, **_figures(other)}
+        document["against"] = {"model": str(talks[1].engine.path), "answer": text, **figures}
         document["divergence"] = {"character": found.character, "words": found.words, "shared": round(found.shared, 4)}
     return document
 
 
-def _figures(reply: Generation) -> dict[str, Any]:
-    return {
-        "tokens": reply.tokens,
-        "prompt_tokens": reply.prompt_tokens,
-        "tokens_per_second": round(reply.tokens_per_second, 2),
-        "stopped_by": reply.stopped_by,
-    }
+def _said(talk: Conversation, line: str) -> tuple[str, dict[str, Any]]:
+    reply = talk.say(line)
+    text, speed = "".join(reply), round(reply.tokens_per_second, 2)
+    figures = {"tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens, "tokens_per_second": speed}
+    return text, {**figures, "stopped_by": reply.stopped_by}
 
 
 COMMANDS = {120: chat}

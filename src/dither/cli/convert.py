@@ -19,7 +19,7 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", help="One type for all quantized matrices, such as Q4_0, or a folder format. Default: exact types."
+            help="One type for all quantized matrices, such as Q4_0, or a folder format. Default: exact types."
         ),
     ] = None,
     dtype: Annotated[
@@ -41,15 +41,11 @@ def convert(
             return
         result = found.result
         out.print(types_table(result.plan))
-        rounded = (
-            f", {found.rounded} rounded (relative weight error {100 * result.relative_error:.3g} %)"
-            if found.rounded
-            else ""
-        )
-        out.print(
-            f"[bold]{plain(result.path)}[/]: {format_bytes(result.bytes)}, {format_seconds(result.seconds)}. "
-            f"{found.exact} matrices carried over exactly{rounded}."
-        )
+        said = f"{found.exact} matrices carried over exactly"
+        if found.rounded:
+            said += f", {found.rounded} rounded (relative weight error {100 * result.relative_error:.3g} %)"
+        size, time = format_bytes(result.bytes), format_seconds(result.seconds)
+        out.print(f"[bold]{plain(result.path)}[/]: {size}, {time}. {said}.")
         out.print(f"Look at it:  {copyable('dither', 'inspect', result.path)}", soft_wrap=True)
 
 

@@ -16,22 +16,13 @@ from urllib.request import Request, urlopen
 import typer
 
 from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
-from dither.errors import OutputError
+from dither.system.files import make_folder
 from dither.units import format_bytes, format_count, format_seconds
 
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 PROMPT = "The old man looked at the sea and"
 SERVED = "Q4_K_M"
 MEASURED = 1024  # tokens: enough to tell these files apart
-READING = (
-    "fewer bits per weight make a smaller file, and weights further from the original's. The error is "
-    "measured on the files just written."
-)
-MEASURING = "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
-UNMEASURED = (
-    "How much of the model's quality is left, the weights alone cannot say: `dither measure` can, after "
-    "`pip install 'dither\\[calibrate]'`."
-)
 
 
 def demo(
@@ -42,29 +33,22 @@ def demo(
 ) -> None:
     """Quantize the bundled model to several types; report and serve."""
     with stop_on_error(as_json), as_file(files("dither") / "demo_model") as model:
-        make_folder(output)
+        from dither.reporting.report import report as write
+
+        make_folder(output, "Choose another with -o.")
         prepare_encoders(model)
         rows = [run_one(model, to, output, prompt, threads) for to in LADDER]
+        paths = [row["path"] for row in rows]
         measured = measure_all(rows, model)
-        report = write_report(rows, model, output)
+        report = write(paths, output / "report.html", against=model, title="dither-demo", force=True).path
         served = serve_one(rows, prompt, threads)
         if as_json:
-            document = {"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report}
-            print_json({**document, "served": served})
+            print_json({"model": "dither-demo", "prompt": prompt, "rows": rows, "report": report, "served": served})
             return
         show(rows, prompt, measured)
-        show_served(served)
+        out.print(f"\n[bold]Over HTTP[/], {plain(served['model'])} at {served['url']} answered\n")
+        out.print(f"  {plain(served['text'])}")
         show_next(output, report)
-
-
-def make_folder(folder: Path) -> None:
-    """Raises OutputError where there can be none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            str(folder), f"cannot be made a folder ({error.strerror})", "Choose another with -o."
-        ) from None
 
 
 def prepare_encoders(model: Path) -> None:
@@ -116,14 +100,6 @@ def measure_all(rows: list[dict[str, Any]], model: Path) -> bool:
     return True
 
 
-def write_report(rows: list[dict[str, Any]], model: Path, folder: Path) -> str:
-    """The page of these files; returns where it is."""
-    from dither.reporting.report import report
-
-    paths = [row["path"] for row in rows]
-    return report(paths, folder / "report.html", against=model, title="dither-demo", force=True).path
-
-
 def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> dict[str, Any]:
     """Serves one file as `dither serve` does, and asks for a continuation over HTTP, as any client would."""
     from dither.serving.server import serve
@@ -135,17 +111,8 @@ def serve_one(rows: list[dict[str, Any]], prompt: str, threads: int | None) -> d
         request = Request(f"{server.url}/completions", json.dumps(body).encode(), {"content-type": "application/json"})
         with urlopen(request, timeout=60) as answer:
             found = json.load(answer)
-        return {
-            "url": server.url,
-            "model": body["model"],
-            "usage": found["usage"],
-            "text": " ".join(found["choices"][0]["text"].split()),
-        }
-
-
-def show_served(served: dict[str, Any]) -> None:
-    out.print(f"\n[bold]Over HTTP[/], {plain(served['model'])} at {served['url']} answered\n")
-    out.print(f"  {plain(served['text'])}")
+        text = " ".join(found["choices"][0]["text"].split())
+        return {"url": server.url, "model": body["model"], "usage": found["usage"], "text": text}
 
 
 def show_next(folder: Path, report: str) -> None:
@@ -176,8 +143,14 @@ def show(rows: list[dict[str, Any]], prompt: str, measured: bool) -> None:
     out.print(f"\n[bold]“{plain(prompt)} …”[/] as each file continues it\n")
     for row in rows:
         out.print(f"[bold]{row['type']:7}[/] {plain(row['text'])}", soft_wrap=False)
-    said = MEASURING if measured else UNMEASURED
-    out.print(f"\n[bold]Reading the table[/]: {READING} {said}")
+    said = "KL is what the rounding did to the predictions: the divergence from the original's, in nats per token."
+    if not measured:
+        said = "How much of the model's quality is left, the weights alone cannot say: `dither measure` can, after "
+        said += "`pip install 'dither\\[calibrate]'`."
+    out.print(
+        "\n[bold]Reading the table[/]: fewer bits per weight make a smaller file, and weights further from the "
+        f"original's. The error is measured on the files just written. {said}"
+    )
 
 
 COMMANDS = {190: demo}

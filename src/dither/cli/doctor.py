@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,18 +54,19 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     """Show what is installed here and what it enables."""
     with stop_on_error(as_json):
         findings = list(examine())
-        if as_json:
-            print_json({"dither": __version__, "findings": [asdict(finding) for finding in findings]})
-        else:
-            _show(findings)
+        document = {"dither": __version__, "findings": [asdict(finding) for finding in findings]}
+        print_json(document) if as_json else _show(findings)
 
 
 def examine() -> Iterator[Finding]:
     """Everything that is looked at, in the order it is shown."""
-    yield _python()
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield Finding("Python", OK, python, sys.executable, {"version": platform.python_version()})
     yield _cpu()
     yield _memory()
-    yield _disk()
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    yield Finding("disk", OK, f"{format_bytes(free)} free", f"in {here}", {"free": free, "path": str(here)})
     accelerators = [*_nvidia(), *_other_gpus()]
     yield from accelerators or [Finding("accelerator", NOTE, "none found", "Everything runs on the CPU.")]
     yield from (_package(name) for name in _PACKAGES)
@@ -85,24 +87,15 @@ def _show(findings: list[Finding]) -> None:
     out.print(f"\nMissing: {', '.join(missing)}." if missing else "\nNothing is missing.")
 
 
-def _python() -> Finding:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding("Python", OK, found, sys.executable, {"version": platform.python_version()})
-
-
 def _cpu() -> Finding:
     from dither.capacity.machine import cpu_name, cpu_quota, cpu_vectors
 
     model, vectors, quota = cpu_name(), cpu_vectors(), cpu_quota()
     logical, cores = os.cpu_count() or 1, usable_cores()
     limit = f", limited to {quota:g} by a quota" if quota and quota < logical else ""
-    return Finding(
-        "CPU",
-        OK,
-        f"{model}, {cores} cores, {logical} threads{limit}",
-        ", ".join(vectors) or "vector extensions unknown",
-        {"model": model, "logical": logical, "cores": cores, "quota": quota, "vectors": vectors},
-    )
+    found = f"{model}, {cores} cores, {logical} threads{limit}"
+    data = {"model": model, "logical": logical, "cores": cores, "quota": quota, "vectors": vectors}
+    return Finding("CPU", OK, found, ", ".join(vectors) or "vector extensions unknown", data)
 
 
 def _memory() -> Finding:
@@ -111,20 +104,9 @@ def _memory() -> Finding:
     total, available = system_memory()
     if not total:
         return Finding("memory", NOTE, "unknown")
-    free = f", {format_bytes(available)} free" if available else ""
-    return Finding(
-        "memory",
-        OK,
-        f"{format_bytes(total)}{free}",
-        "A model runs where its file and about 1 GiB more fit; quantizing needs a fraction.",
-        {"total": total, "available": available or None},
-    )
-
-
-def _disk() -> Finding:
-    here = Path.cwd()
-    free = shutil.disk_usage(here).free
-    return Finding("disk", OK, f"{format_bytes(free)} free", f"in {here}", {"free": free, "path": str(here)})
+    found = f"{format_bytes(total)}, {format_bytes(available)} free" if available else format_bytes(total)
+    note = "A model runs where its file and about 1 GiB more fit; quantizing needs a fraction."
+    return Finding("memory", OK, found, note, {"total": total, "available": available or None})
 
 
 def _nvidia() -> Iterator[Finding]:
@@ -150,8 +132,7 @@ def _other_gpus() -> Iterator[Finding]:
 
 def _package(name: str) -> Finding:
     needed, purpose = _PACKAGES[name]
-    version = _version(name)
-    if version:
+    if version := _version(name):
         return Finding(name, OK, version, purpose, {"version": version})
     way_out = f"{purpose}: pip install {name}" if needed else purpose
     return Finding(name, MISSING if needed else NOTE, "not installed", way_out, {"version": None})
@@ -160,21 +141,20 @@ def _package(name: str) -> Finding:
 def _kernel_cache() -> Finding:
     """Where numba keeps compiled kernels: its own order, a folder of the person's choice, beside the
     source, or the user's cache folder."""
+    from tempfile import TemporaryFile
+
     import dither.codecs.kernels
 
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     beside = Path(next(iter(dither.codecs.kernels.__path__))) / "__pycache__"
     candidates = [Path(chosen)] if chosen else [beside, Path.home() / ".cache" / "numba"]
     for folder in candidates:
-        if _writable(folder):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
             return Finding("kernel cache", OK, "writable", str(folder), {"path": str(folder)})
-    return Finding(
-        "kernel cache",
-        MISSING,
-        "no folder can be written",
-        "Kernels are compiled again in every run; set NUMBA_CACHE_DIR to a writable folder.",
-        {"path": None},
-    )
+    note = "Kernels are compiled again in every run; set NUMBA_CACHE_DIR to a writable folder."
+    return Finding("kernel cache", MISSING, "no folder can be written", note, {"path": None})
 
 
 def _llama_cpp(accelerated: bool) -> Finding:
@@ -205,21 +185,9 @@ def _hub() -> Finding:
 def _version(package: str) -> str | None:
     from importlib import metadata
 
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _writable(folder: Path) -> bool:
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+    return None
 
 
 COMMANDS = {200: doctor}

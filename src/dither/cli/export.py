@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF, or its first part.", show_default=False)],
     ollama: Annotated[
-        Path | None, typer.Option("--ollama", metavar="DIR", help="Write a Modelfile and the file into this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Write a Modelfile and the file into this folder.")
     ] = None,
-    lmstudio: Annotated[
-        Path | None, typer.Option("--lmstudio", metavar="DIR", help="Put it into LM Studio's models folder.")
-    ] = None,
-    hf: Annotated[str | None, typer.Option("--hf", metavar="OWNER/NAME", help="Show what would go to the hub.")] = None,
+    lmstudio: Annotated[Path | None, typer.Option(metavar="DIR", help="Put it into LM Studio's models folder.")] = None,
+    hf: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Show what would go to the hub.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="With --hf: send it.")] = False,
     private: Annotated[bool, typer.Option("--private", help="With --hf: make a new repository private.")] = False,
-    shard: Annotated[str, typer.Option("--shard", metavar="SIZE", help="With --hf: the largest part.")] = "48GB",
-    publisher: Annotated[str, typer.Option("--publisher", help="With --lmstudio: the publisher's folder.")] = "dither",
+    shard: Annotated[str, typer.Option(metavar="SIZE", help="With --hf: the largest part.")] = "48GB",
+    publisher: Annotated[str, typer.Option(help="With --lmstudio: the publisher's folder.")] = "dither",
     context: Annotated[
         int | None, typer.Option("-c", "--context", min=1, help="With --ollama: tokens; default: up to 8192.")
     ] = None,
@@ -43,12 +41,10 @@ def export(
             raise UsageError("dither export", "needs one of --ollama, --lmstudio and --hf", "Name one.")
         if yes and hf is None:
             raise UsageError("--yes", "goes with --hf alone", "Leave it out.")
-        ((to, place),) = named
         with Meter(quiet=as_json) as meter:
             done = job.export(
                 file,
-                to,
-                place,
+                *named[0],
                 publisher=publisher,
                 context=context,
                 upload=yes,

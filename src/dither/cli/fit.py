@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,17 +25,16 @@ def fit(
         str, typer.Argument(metavar="MODEL|FILE", help="A checkpoint, a .gguf file, or a hub id (org/name).")
     ],
     memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="RAM to assume, such as 16GiB. Default: this machine's."),
+        str | None, typer.Option(metavar="SIZE", help="RAM to assume, such as 16GiB. Default: this machine's.")
     ] = None,
     vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory to assume, such as 8GiB; 0: no GPU.")
+        str | None, typer.Option(metavar="SIZE", help="GPU memory to assume, such as 8GiB; 0: no GPU.")
     ] = None,
     context: Annotated[
         int | None, typer.Option("-c", "--context", help="Tokens of context for each conversation. Default: 8192.")
     ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0.")] = "f16",
-    slots: Annotated[int, typer.Option("--slots", help="Conversations at once.")] = 1,
+    kv: Annotated[str, typer.Option(metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0.")] = "f16",
+    slots: Annotated[int, typer.Option(help="Conversations at once.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Say whether a model fits this machine, and which type to take.
@@ -47,10 +45,7 @@ def fit(
         from dither.capacity.fit import fit as judge
 
         found = judge(model, memory=memory, vram=vram, context=context, kv=kv, slots=slots)
-        if as_json:
-            print_json(found.to_json())
-        else:
-            show(found)
+        print_json(found.to_json()) if as_json else show(found)
     if not found.fits:
         raise typer.Exit(NOTHING_FITS)
 
@@ -59,20 +54,22 @@ def show(found: Fit) -> None:
     out.print(f"[bold]{plain(found.model)}[/], {plain(found.arch)}, {format_count(found.parameters)} weights")
     for line in machine_lines(found):
         out.print(plain(line))
-    out.print(plain(_wish(found)))
-    out.print()
+    slots = f", {found.slots} conversations at once" if found.slots > 1 else ""
+    out.print(plain(f"{found.context} tokens of context{slots}, cache in {found.kv}"), end="\n\n")
     out.print(table(found))
-    out.print()
-    color = "bold" if found.fits else "bold red"
-    out.print(f"[{color}]{plain(found.recommendation)}[/]")
+    out.print(f"\n[{'bold' if found.fits else 'bold red'}]{plain(found.recommendation)}[/]")
     for command in found.commands:
         out.print(f"  {plain(command)}", soft_wrap=True)
     out.print()
     if found.ruled_out and found.fits:
-        out.print(reasons_table(found))
+        reasons = grid("ruled out", "because")
+        for what, why in found.ruled_out:
+            reasons.add_row(plain(what), plain(why))
+        out.print(reasons)
         out.print()
-    for line in engine_lines(found):
-        out.print(line)
+    for engine in found.engines:  # by purpose; what does not suit this machine says why
+        mark = "[green]✓[/]" if engine.suits else "[dim]·[/]"
+        out.print(f"{mark} to {engine.purpose}: {engine.format} with {engine.engine}: {engine.reason}")
     out.print()
     out.print(legend(found), style="dim")
     for note in found.notes:
@@ -91,17 +88,11 @@ def machine_lines(found: Fit) -> list[str]:
     return lines
 
 
-def _wish(found: Fit) -> str:
-    slots = f", {found.slots} conversations at once" if found.slots > 1 else ""
-    return f"{found.context} tokens of context{slots}, cache in {found.kv}"
-
-
 def shown_candidates(found: Fit) -> list[Candidate]:
     """The ladder a person chooses on, and whatever else matters here; --json has all."""
     from dither.capacity.recommendation import LADDER
 
-    top = ("BF16", "F16")
-    return [c for c in found.candidates if c.file or c.type in LADDER or c.type in top]
+    return [c for c in found.candidates if c.file or c.type in (*LADDER, "BF16", "F16")]
 
 
 def table(found: Fit) -> Table:
@@ -147,20 +138,6 @@ def _number(value: float) -> str:
 def _kl(candidate: Candidate) -> str:
     quality = candidate.quality
     return f"{quality.kl:.2g}{_MARK[quality.tag]}" if quality else "?"
-
-
-def reasons_table(found: Fit) -> Table:
-    shown = grid("ruled out", "because")
-    for what, why in found.ruled_out:
-        shown.add_row(plain(what), plain(why))
-    return shown
-
-
-def engine_lines(found: Fit) -> Iterator[str]:
-    """What to run it with, by purpose; what does not suit this machine says why."""
-    for engine in found.engines:
-        mark = "[green]✓[/]" if engine.suits else "[dim]·[/]"
-        yield f"{mark} to {engine.purpose}: {engine.format} with {engine.engine}: {engine.reason}"
 
 
 def legend(found: Fit) -> str:

@@ -20,8 +20,6 @@ _FORMS = {
     "measure": "files against data tokens context device",
     "calibrate": "model data tokens output gradients context threads device force",
 }
-
-
 # What a page adds to an option: its placeholder stands where the option has no default, its hint behind the help.
 _SHOWN = {
     "model": FormField("Model", "path", "path/to/model"),
@@ -54,7 +52,17 @@ _SHOWN = {
 
 def forms(program: Any) -> Iterator[JobForm]:
     """The forms, in the order of the page, of the commands that typer made of `program`."""
-    choices = _choices()
+    from dither.containers.folders import schemes
+    from dither.containers.presets import preset_names
+    from dither.solvers import solver_names
+    from dither.transforms import transform_names
+
+    choices = {
+        "to": (*preset_names(), *schemes()),
+        "solver": solver_names(),
+        "transform": transform_names(),
+        "device": ("cpu", "cuda"),
+    }
     for kind, names in _FORMS.items():
         command = program.commands[kind]
         options = {option.name: option for option in command.params}
@@ -74,17 +82,3 @@ def _field(option: Any, shown: FormField, choices: tuple[str, ...]) -> FormField
         choices=choices,
         required=option.required,
     )
-
-
-def _choices() -> dict[str, tuple[str, ...]]:
-    from dither.containers.folders import schemes
-    from dither.containers.presets import preset_names
-    from dither.solvers import solver_names
-    from dither.transforms import transform_names
-
-    return {
-        "to": (*preset_names(), *schemes()),
-        "solver": solver_names(),
-        "transform": transform_names(),
-        "device": ("cpu", "cuda"),
-    }

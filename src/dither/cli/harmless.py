@@ -7,11 +7,9 @@ that turn the direction of writing, which can make a text read as another.
 
 from __future__ import annotations
 
-_VISIBLE = {code: 0x2400 + code for code in range(0x20)}  # ESC is shown as ␛, and so on
+_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # ESC is shown as ␛, and so on
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 _VISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)  # direction overrides
-for _code in map(ord, "\n\t"):
-    del _VISIBLE[_code]
 
 
 def harmless(text: str) -> str:

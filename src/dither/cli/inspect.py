@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dither.cli.options import ModelName
 from dither.cli.screen import out, plain, print_json, stop_on_error, table
 from dither.units import format_bytes, format_count
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A .gguf file, a checkpoint folder, or a hub id (org/name).")
-    ],
+    model: ModelName,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, if it is not recognized.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -29,10 +28,7 @@ def inspect(
 
         found = look(model, pre=pre)
         if as_json:
-            document = found.to_json()
-            if not tensors:
-                del document["tensors"]
-            print_json(document)
+            print_json({key: value for key, value in found.to_json().items() if tensors or key != "tensors"})
             return
         out.print(facts_table(found))
         for shown in (types_table(found), groups_table(found), *([tensors_table(found)] if tensors else [])):
@@ -77,10 +73,8 @@ def _per_layer(value: Any) -> str:
 
 
 def _tokenizer(found: Inspection) -> str:
-    if not found.tokenizer:
-        return "none in the file"
     pre = f", pre-tokenizer {found.pre}" if found.pre else ""
-    return f"{found.tokenizer}, {found.vocabulary} tokens{pre}"
+    return f"{found.tokenizer}, {found.vocabulary} tokens{pre}" if found.tokenizer else "none in the file"
 
 
 def _measured(found: dict[str, Any] | None) -> str:
@@ -114,9 +108,9 @@ def _short(value: Any) -> str:
 def types_table(found: Inspection) -> Table:
     shown = table("type", numbers=("tensors", "weights", "bytes", "bits/weight"))
     for kind, group in found.types.items():
-        weights, size = group["parameters"], group["bytes"]
+        tensors, weights, size = (group[key] for key in ("tensors", "parameters", "bytes"))
         bits = f"{8 * size / max(1, weights):.2f}"
-        shown.add_row(kind, str(group["tensors"]), format_count(weights), format_bytes(size), bits)
+        shown.add_row(kind, str(tensors), format_count(weights), format_bytes(size), bits)
     return shown
 
 
@@ -141,13 +135,14 @@ def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON d
         from dither.containers.folders import schemes
         from dither.containers.presets import describe, preset_names
 
-        formats = {name: scheme.words for name, scheme in schemes().items()}
+        described = {name: describe(name) for name in preset_names()}
+        described |= {name: scheme.words for name, scheme in schemes().items()}
         if as_json:
-            print_json({**{name: describe(name) for name in preset_names()}, **formats})
+            print_json(described)
             return
         shown = table("type", "what it is")
         shown.columns[0].no_wrap = True
-        for name, words in (*((name, describe(name)) for name in preset_names()), *formats.items()):
+        for name, words in described.items():
             shown.add_row(name, plain(words))
         out.print(shown)
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
+from dither.cli.screen import table as grid
 from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dither.measuring.schema import Measurement
 
 Data = Annotated[
@@ -27,9 +29,7 @@ def measure(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Quantized files: GGUFs of any tool, or checkpoints.")
     ],
-    against: Annotated[
-        str, typer.Option("--against", metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")
-    ],
+    against: Annotated[str, typer.Option(metavar="MODEL", help="The original: a checkpoint, a GGUF, a hub id.")],
     data: Data = None,
     tokens: Tokens = None,
     context: Context = None,
@@ -40,7 +40,10 @@ def measure(
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure what quantization cost: KL divergence, perplexity, lost top tokens."""
+    """Measure what quantization cost, as KL divergence.
+
+    Perplexity and lost top tokens are measured beside it.
+    """
     with stop_on_error(as_json):
         from dither.measuring import measure as job
         from dither.measuring.schema import path_for
@@ -62,10 +65,9 @@ def measure(
             print_json(documents[0] if len(documents) == 1 else documents)
             return
         print_measurements(found)
-        if not no_save:
-            kept = [str(path) for path in map(path_for, files) if path.exists()]
-            if kept:
-                out.print(f"Kept as {plain(kept[0])}{' and so on' if len(kept) > 1 else ''}.", soft_wrap=True)
+        kept = [] if no_save else [path for path in map(path_for, files) if path.exists()]
+        if kept:
+            out.print(f"Kept as {plain(kept[0])}{' and so on' if len(kept) > 1 else ''}.", soft_wrap=True)
         if len(found) == 2:
             out.print(f"Which is better:  {copyable('dither', 'compare', *files)}", soft_wrap=True)
 
@@ -73,9 +75,8 @@ def measure(
 def print_measurements(found: Sequence[Measurement]) -> None:
     out.print(table(found))
     first = found[0]
-    out.print()
     out.print(
-        f"KL, in nats per token, says how far the predictions are from {plain(first.reference)}'s: "
+        f"\nKL, in nats per token, says how far the predictions are from {plain(first.reference)}'s: "
         "0 is no loss. 1 % of the tokens lie above p99; same top: how often both find the same token "
         f"likeliest; ppl: the perplexity, times the reference's {first.ppl_reference:.4g}."
     )
@@ -84,19 +85,15 @@ def print_measurements(found: Sequence[Measurement]) -> None:
         f"of {first.context}, {format_seconds(first.seconds)}."
     )
     if len(found) == 1 and first.drift:
-        out.print(
-            f"Hidden states drift by {_percent(first.drift[0])} in the first block, "
-            f"by {_percent(first.drift[-1])} up to the last."
-        )
+        least, most = (f"{100 * drift:.2g} %" for drift in (first.drift[0], first.drift[-1]))
+        out.print(f"Hidden states drift by {least} in the first block, by {most} up to the last.")
 
 
 def table(found: Sequence[Measurement], titles: Sequence[str] = ()) -> Table:
     """Rows named by type, or by file where types repeat; `titles` stand before the names."""
     repeated = max(Counter(measurement.type for measurement in found).values()) > 1
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("file" if repeated else "type", overflow="fold")
-    for heading in ("size", "bpw", "KL", "95 % interval", "p99", "same top", "ppl"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    headings = ("size", "bpw", "KL", "95 % interval", "p99", "same top", "ppl")
+    shown = grid("file" if repeated else "type", numbers=headings)
     for index, measurement in enumerate(found):
         name = measurement.file if repeated or not measurement.type else measurement.type
         shown.add_row(
@@ -120,13 +117,7 @@ def short(value: float) -> str:
     """
     if value == 0:
         return "0"
-    if abs(value) < 0.0005:
-        return f"{value:.1e}"
-    return f"{value:#.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{value:.1e}" if abs(value) < 0.0005 else f"{value:#.3g}"
 
 
 COMMANDS = {50: measure}

@@ -25,11 +25,10 @@ def report(
         "report.html"
     ),
     card: Annotated[
-        Path | None, typer.Option("--card", metavar="FILE", help="Also write a model card, such as README.md.")
+        Path | None, typer.Option(metavar="FILE", help="Also write a model card, such as README.md.")
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="MODEL", help="The original model. Default: looked for beside the files."),
+        str | None, typer.Option(metavar="MODEL", help="The original model. Default: looked for beside the files.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that Dither did not write.")] = False,
@@ -57,11 +56,8 @@ def show(found: Report, folders: list[str]) -> None:
         out.print(plain(f"{said} {told_apart(given, point)}".rstrip()), soft_wrap=True)
     if not given:
         out.print("No file is measured yet, so what was lost is unknown: dither measure FILE --against MODEL")
-    out.print(
-        f"[bold]{plain(found.path)}[/]: {counted(count, 'file')}, {format_bytes(found.bytes)}; "
-        "opens in a browser, offline.",
-        soft_wrap=True,
-    )
+    size = f"{counted(count, 'file')}, {format_bytes(found.bytes)}"
+    out.print(f"[bold]{plain(found.path)}[/]: {size}; opens in a browser, offline.", soft_wrap=True)
     if found.card is not None:
         with_picture = f", with {plain(found.picture)}" if found.picture else ""
         out.print(f"[bold]{plain(found.card)}[/]: the model card{with_picture}.", soft_wrap=True)

@@ -86,7 +86,7 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
         raise typer.Exit(1) from None
     except DitherError as error:
         if as_json:
-            _print_error(error.thing, error.reason, error.way_out)
+            print_json({"error": error.to_json()})
         err.print(f"[bold red]error:[/] {plain(error)}")
         raise typer.Exit(error.exit_code) from None
     except OSError as error:  # refused outside the work itself: a full disk behind stdout, most often
@@ -100,16 +100,12 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
         how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", _INTERRUPTED)
         way_out = "the same command continues where this stopped" if resumable else ""
         if as_json:
-            _print_error("the run", f"was {how}", way_out)
+            print_json({"error": {"thing": "the run", "reason": f"was {how}", "way_out": way_out}})
         err.print(f"\n{how}" + (f"; {way_out}" if way_out else ""))
         raise typer.Exit(code) from None
     finally:
         if before is not None:  # a program that calls the command gets its own handler back
             signal.signal(signal.SIGTERM, before)
-
-
-def _print_error(thing: str, reason: str, way_out: str) -> None:
-    print_json({"error": {"thing": thing, "reason": reason, "way_out": way_out}})
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -157,14 +153,8 @@ class Meter:
         if err.is_terminal and not self.quiet:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-            self._bar = Progress(
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=err,
-                transient=True,
-            )
+            columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=err, transient=True)
             self._task = self._bar.add_task("", total=total, completed=done)
             self._bar.start()
 
@@ -175,15 +165,11 @@ class Meter:
             self._bar.update(self._task, advance=amount, description=plain(what))
         elif not self.quiet and time.monotonic() - self._spoke >= 10:
             self._spoke = time.monotonic()
-            share = f"{100 * self._done / max(1, self._total):.0f} %"
             left = self._left()
-            if left is not None:
-                share += f", about {left:.0f} s left"
-            err.print(f"{share} ({plain(what)})")
+            rest = "" if left is None else f", about {left:.0f} s left"
+            err.print(f"{100 * self._done / max(1, self._total):.0f} %{rest} ({plain(what)})")
 
     def _left(self) -> float | None:
         """Seconds, if the rest goes as fast as what this run has done."""
-        done = self._done - self._before
-        if done <= 0:
-            return None
-        return max(0, self._total - self._done) * (time.monotonic() - self._started) / done
+        done, rest = self._done - self._before, max(0, self._total - self._done)
+        return rest * (time.monotonic() - self._started) / done if done > 0 else None

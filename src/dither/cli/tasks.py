@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error, table
 from dither.units import counted
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def tasks(
         str, typer.Option("--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness: arc_easy,hellaswag.")
     ],
     against: Annotated[
-        str | None, typer.Option("--against", metavar="ORIGINAL", help="The original: shows the difference to it.")
+        str | None, typer.Option(metavar="ORIGINAL", help="The original: shows the difference to it.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
     data: Annotated[
@@ -32,15 +31,17 @@ def tasks(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Score a model on lm-evaluation-harness's tasks, beside its original."""
+    """Score a model on benchmark tasks, beside its original.
+
+    The tasks are those of lm-evaluation-harness, or your own.
+    """
     with stop_on_error(as_json):
         from dither.running import tasks as job
 
-        wanted = [name.strip() for name in names.split(",") if name.strip()]
         with Meter(quiet=as_json) as meter:
             found = job.tasks(
                 file,
-                wanted,
+                [name.strip() for name in names.split(",") if name.strip()],
                 against=against,
                 limit=limit,
                 data=data,
@@ -56,10 +57,8 @@ def tasks(
 def show(found: Scores) -> None:
     for note in found.notes:
         err.print(f"[yellow]note:[/] {plain(note)}")
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("task", overflow="fold")
-    headings = ["metric", "score", *(["original", "difference"] if found.against else [])]
-    for heading in headings:
+    shown = table("task")
+    for heading in ["metric", "score", *(["original", "difference"] if found.against else [])]:
         shown.add_column(heading, justify="left" if heading == "metric" else "right")
     for score in found.scores:
         beside = [_number(score.against), _apart(score)] if found.against else []
@@ -67,10 +66,8 @@ def show(found: Scores) -> None:
         value = _number(score.value) + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
         shown.add_row(plain(score.task), plain(score.metric + kind), value, *beside)
     out.print(shown)
-    out.print()
-    questions = max((score.questions for score in found.scores), default=0)
-    asked = counted(questions, "question")
-    out.print(f"± is one standard error; {asked}{' of each task at most' if found.limit else ''}.")
+    asked = counted(max((score.questions for score in found.scores), default=0), "question")
+    out.print(f"\n± is one standard error; {asked}{' of each task at most' if found.limit else ''}.")
     if found.against:
         out.print("The difference is taken question by question; * is larger than chance makes it one time in twenty.")
 
@@ -81,9 +78,7 @@ def _number(value: float | None) -> str:
 
 def _apart(score: Score) -> str:
     apart = score.difference
-    if apart is None:
-        return "–"
-    return f"{apart.value:+.4f} ± {apart.stderr:.4f}{'*' if apart.told else ''}"
+    return f"{apart.value:+.4f} ± {apart.stderr:.4f}{'*' if apart.told else ''}" if apart else "–"
 
 
 COMMANDS = {160: tasks}

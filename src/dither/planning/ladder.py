@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dither.containers.gguf_target import ANY_GGUF
-from dither.errors import OutputError, UsageError
+from dither.errors import UsageError
 from dither.models.source import opened
 from dither.planning.budget import label, quantize_within
 from dither.planning.plan import Budget
@@ -17,6 +17,7 @@ from dither.quantizing.job import make
 from dither.quantizing.paths import output_path
 from dither.quantizing.quantize import preview
 from dither.quantizing.request import Keywords, options_of, records, with_keywords
+from dither.system.files import make_folder
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -61,11 +62,7 @@ def ladder(
             if making.evidence is None:
                 raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")
             preview(source, rung, evidence=making.evidence)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot be made a folder ({error.strerror})"
-        raise OutputError(str(folder), reason, "Choose another with -o.") from None
+    make_folder(folder, "Choose another with -o.")
     for name in names:
         output_path(source, ANY_GGUF, folder, running.force, [Path(file) for file in source.files], name)
     found = []

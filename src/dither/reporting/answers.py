@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dither._version import __version__
-from dither.engines.llamacpp import Generation, LlamaCpp
+from dither.engines.llamacpp import LlamaCpp
 from dither.engines.vocabulary import Vocabulary
-from dither.errors import OutputError, UsageError
+from dither.errors import UsageError
 from dither.measuring.build import content_sha256, file_name
 from dither.measuring.comparable import check_comparable
-from dither.models.source import open_model
+from dither.models.source import opened
 from dither.progress import Progress, Silent
 from dither.quantizing.quantize import quantize
 from dither.reporting import answer_records as records
 from dither.reporting.answer_records import Answer, Forced, ForcedToken, Recorded, Side
 from dither.running.divergence import first_difference
+from dither.system.files import make_folder
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -65,11 +66,10 @@ def answers(
     where the result cannot be written: all before the work.  EngineError where llama.cpp refuses a file.
     """
     report = progress or Silent()
-    reference, model = _opened(against), _opened(file)
+    reference, model = opened(against), opened(file)
     notes = [*check_comparable(file_name(model), model, reference)]
     for prompt in prompts:
-        _check(prompt, "the prompt", LONGEST_PROMPT)
-    _check_count(max_tokens)
+        _check_prompt(prompt, max_tokens)
     if text is not None:
         _check(text, "the text", records.LONGEST_TEXT)
     place = records.path_for(model.origin) if save else None
@@ -83,14 +83,14 @@ def answers(
             for prompt in prompts:
                 found.append(sides.answer(prompt, max_tokens))
                 report.advance(1, "answering")
-    read = () if text is None else (forced(model, reference, text, device=device, progress=report),)
+    read = [] if text is None else [forced(model, reference, text, device=device, progress=report)]
     recorded = Recorded(
         tool=f"dither {__version__}",
         file=file_name(model),
         file_sha256=content_sha256(model),
         reference=file_name(reference),
         answers=tuple(found),
-        forced=read,
+        forced=tuple(read),
         notes=tuple(dict.fromkeys(notes)),
     )
     if place is not None:
@@ -119,9 +119,9 @@ class Sides:
         report = progress or Silent()
         with ExitStack() as stack:
             home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dither-answers-")))
-            opened = {"original": _opened(original), "quantized": _opened(quantized)}
-            check_comparable(file_name(opened["quantized"]), opened["quantized"], opened["original"])
-            paths = {side: self._runnable(model, home, threads, report) for side, model in opened.items()}
+            models = {"original": opened(original), "quantized": opened(quantized)}
+            check_comparable(file_name(models["quantized"]), models["quantized"], models["original"])
+            paths = {side: self._runnable(model, home, threads, report) for side, model in models.items()}
             self.engines = {
                 side: stack.enter_context(LlamaCpp(path, context=context, threads=threads))
                 for side, path in paths.items()
@@ -135,22 +135,20 @@ class Sides:
         A file with a chat template is asked in it.  Raises UsageError where the prompt is empty or longer
         than is taken.  Closing the iterator stops both models.
         """
-        _check(prompt, "the prompt", LONGEST_PROMPT)
-        _check_count(max_tokens)
-        asked = prompt
-        if self._templated:
-            asked = self.engines["original"].apply_template([{"role": "user", "content": prompt}])
+        _check_prompt(prompt, max_tokens)
+        turns = [{"role": "user", "content": prompt}]
+        asked = self.engines["original"].apply_template(turns) if self._templated else prompt
         pieces: dict[str, list[str]] = {side: [] for side in self.engines}
         seconds = dict.fromkeys(self.engines, 0.0)
         with ExitStack() as stack:
             started = time.monotonic()
-            running: dict[str, Generation] = {}
-            for side, engine in self.engines.items():
-                writing = engine.generate(asked, max_tokens=max_tokens, temperature=0.0)
-                running[side] = stack.enter_context(closing(writing))
+            running = {
+                side: stack.enter_context(closing(engine.generate(asked, max_tokens=max_tokens, temperature=0.0)))
+                for side, engine in self.engines.items()
+            }
             while running:
-                for side in list(running):
-                    piece = next(running[side], None)
+                for side, writing in list(running.items()):
+                    piece = next(writing, None)
                     seconds[side] = time.monotonic() - started
                     if piece is None:
                         del running[side]
@@ -159,8 +157,7 @@ class Sides:
                     yield {"side": side, "text": piece}
         sides = {side: Side(tokens=tuple(pieces[side]), seconds=seconds[side]) for side in pieces}
         apart = first_difference(pieces["original"], pieces["quantized"])
-        answer = Answer(prompt=prompt, first_divergence=apart, **sides)
-        yield {"done": True, "answer": answer.to_json()}
+        yield {"done": True, "answer": Answer(prompt=prompt, first_divergence=apart, **sides).to_json()}
 
     def answer(self, prompt: str, max_tokens: int = TOKENS) -> Answer:
         """Both answers, once they are complete.  Raises as `stream` does."""
@@ -186,11 +183,7 @@ class Sides:
         self.notes.append(note)
         if not path.exists():
             report.note(note)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = f"cannot be made a folder ({error.strerror})"
-                raise OutputError(str(folder), reason, "Set TMPDIR to a larger disk.") from None
+            make_folder(folder, "Set TMPDIR to a larger disk.")
             quantize(model, "F16", path, threads=threads, progress=report)
         return path
 
@@ -208,7 +201,7 @@ def forced(
     Raises UsageError where the text is empty, too long, or a single token; else as `dither.measure` does.
     """
     _check(text, "the text", records.LONGEST_TEXT)
-    reference, model = _opened(against), _opened(file)
+    reference, model = opened(against), opened(file)
     check_comparable(file_name(model), model, reference)
     from dither.models.blocks import open_blocks
 
@@ -218,9 +211,8 @@ def forced(
 
     limit = min(FORCED_TOKENS, trained_context(reference) or FORCED_TOKENS)
     with Vocabulary(reference) as vocabulary:
-        ids = vocabulary.tokenize(text)
         begin = [] if vocabulary.bos is None else [vocabulary.bos]
-        ids = [*begin, *ids][:limit]
+        ids = [*begin, *vocabulary.tokenize(text)][:limit]
         if len(ids) < 2:
             raise UsageError("the text", "is a single token", "Give at least a few words.")
         found = expectations(blocks[0], blocks[1], ids, top=records.TOP, progress=progress)
@@ -231,34 +223,31 @@ def _worded(
     vocabulary: Vocabulary, text: str, ids: Sequence[int], found: Sequence[Expectation], begins: bool
 ) -> Forced:
     """Ids as text.  With `begins` the first token has nothing before it, and so no expectation."""
-    word = _words(vocabulary)
+    # A token's text as it stands inside a text: alone, some tokenizers drop its leading space.
+    before = vocabulary.tokenize("a")[-1:]
+    prefix = vocabulary.detokenize(before)
+    word = cache(lambda token: vocabulary.detokenize([*before, token]).removeprefix(prefix)[:1024])
 
     def top(side: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
         return tuple((word(token), min(1.0, share)) for token, share in side)
 
-    tokens = [ForcedToken(text=word(ids[0]))] if begins else []
-    for token, expected in zip(ids[begins:], found, strict=True):
-        tokens.append(
-            ForcedToken(
-                text=word(token),
-                kl=expected.kl,
-                top_original=top(expected.top_reference),
-                top_quantized=top(expected.top),
-                same_top=expected.same_top,
-            )
+    tokens = [
+        ForcedToken(
+            text=word(token),
+            kl=expected.kl,
+            top_original=top(expected.top_reference),
+            top_quantized=top(expected.top),
+            same_top=expected.same_top,
         )
-    return Forced(text=text, tokens=tuple(tokens))
+        for token, expected in zip(ids[begins:], found, strict=True)
+    ]
+    return Forced(text=text, tokens=(*([ForcedToken(text=word(ids[0]))] if begins else []), *tokens))
 
 
-def _words(vocabulary: Vocabulary) -> Callable[[int], str]:
-    """A token's text as it stands inside a text: alone, some tokenizers drop its leading space."""
-    before = vocabulary.tokenize("a")[-1:]
-    prefix = vocabulary.detokenize(before)
-    return cache(lambda token: vocabulary.detokenize([*before, token]).removeprefix(prefix)[:1024])
-
-
-def _opened(model: str | Path | Model) -> Model:
-    return model if isinstance(model, Model) else open_model(model)
+def _check_prompt(prompt: str, max_tokens: int) -> None:
+    _check(prompt, "the prompt", LONGEST_PROMPT)
+    if not 1 <= max_tokens <= MOST_TOKENS:
+        raise UsageError(f"an answer of {max_tokens} tokens", "is not possible", f"Ask for 1 to {MOST_TOKENS}.")
 
 
 def _check(text: str, thing: str, longest: int) -> None:
@@ -266,8 +255,3 @@ def _check(text: str, thing: str, longest: int) -> None:
         raise UsageError(thing, "is empty", "Give a few words.")
     if len(text) > longest:
         raise UsageError(thing, f"has {len(text)} characters", f"Give {longest} at most.")
-
-
-def _check_count(max_tokens: int) -> None:
-    if not 1 <= max_tokens <= MOST_TOKENS:
-        raise UsageError(f"an answer of {max_tokens} tokens", "is not possible", f"Ask for 1 to {MOST_TOKENS}.")

@@ -41,18 +41,17 @@ def card(document: Document, picture: str | None = PICTURE) -> str:
 
 def _front(document: Document, name: str) -> str:
     """A value is written as JSON, which is YAML as well, so that no name can add a key."""
+    containers = dict.fromkeys(run.container for run in document.runs)
     lines = ["---"]
     if name:
-        lines.append(f"base_model: {_quoted(name)}")
-        lines.append("base_model_relation: quantized")
+        lines += [f"base_model: {_quoted(name)}", "base_model_relation: quantized"]
     if document.reference and document.reference.license:
         lines.append(f"license: {_quoted(document.reference.license)}")
     lines.append(MARK)
-    if any(run.container == "gguf" for run in document.runs):
+    if "gguf" in containers:
         lines.append('library_name: "gguf"')
     lines += ['pipeline_tag: "text-generation"', "tags:"]
-    tags = ["quantized", "dither", *dict.fromkeys(run.container for run in document.runs)]
-    lines += [f"- {_quoted(tag)}" for tag in tags]
+    lines += [f"- {_quoted(tag)}" for tag in ("quantized", "dither", *containers)]
     return "\n".join([*lines, "---"])
 
 
@@ -67,12 +66,9 @@ def _escaped(text: str) -> str:
 
 def _intro(document: Document, title: str) -> str:
     text = f"{counted(len(document.runs), 'file')} of {_escaped(title)}"
-    if document.reference is not None:
-        original = document.reference
-        text += (
-            f", whose original has {format_count(original.parameters)} parameters in "
-            f"{format_bytes(original.bytes)} ({original.bits_per_weight:.2f} bits per weight)"
-        )
+    if original := document.reference:
+        text += f", whose original has {format_count(original.parameters)} parameters in {format_bytes(original.bytes)}"
+        text += f" ({original.bits_per_weight:.2f} bits per weight)"
     return f"{text}. Made by {_escaped(document.tool)}."
 
 
@@ -84,17 +80,16 @@ def _advice(runs: Sequence[RunRecord]) -> str:
             "## Which should I take\n\nNone was measured, so nobody can tell. `dither measure` measures "
             "them; write this card again then."
         )
+    best = [point for point in given if point["pareto"]]
     lines = [
         f"- **{_escaped(point['label'])}** where you have {format_bytes(point['bytes'])} or more for the "
         f"weights: loses {short(point['value'])} nats per token{_interval(point)}."
-        for point in reversed(given)
-        if point["pareto"]
+        for point in reversed(best)
     ]
-    beaten = [
-        f"{_escaped(point['label'])} ({_escaped(_beating(point, given)['label'])} is no larger and loses no more)"
-        for point in given
-        if not point["pareto"]
-    ]
+    beaten = []
+    for point in (point for point in given if not point["pareto"]):
+        beating = min((p for p in best if p["bytes"] <= point["bytes"]), key=lambda p: p["value"])
+        beaten.append(f"{_escaped(point['label'])} ({_escaped(beating['label'])} is no larger and loses no more)")
     if beaten:
         lines.append(f"\nNot worth taking for size and loss alone: {'; '.join(beaten)}.")
     text = (
@@ -104,40 +99,29 @@ def _advice(runs: Sequence[RunRecord]) -> str:
     return "## Which should I take\n\n" + "\n".join([text, "", *lines])
 
 
-def _beating(point: Point, given: Sequence[Point]) -> Point:
-    """The best of those that are no larger."""
-    return min((p for p in given if p["pareto"] and p["bytes"] <= point["bytes"]), key=lambda p: p["value"])
-
-
 def _interval(point: Point) -> str:
-    if point["low"] is None or point["high"] is None:
-        return ""
-    return f" (95 %: {short(point['low'])} to {short(point['high'])})"
+    # A point has both ends of its interval or none.
+    return "" if point["low"] is None else f" (95 %: {short(point['low'])} to {short(point['high'])})"
 
 
 def _table(runs: Sequence[RunRecord]) -> str:
     head = ["file", "type", "bytes", "size", "bits per weight", "KL divergence", "95 % interval", "same top"]
-    rows = [_row(run) for run in runs]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
-    return "## Files\n\n" + "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    first, *rows = ("| " + " | ".join(row) + " |" for row in [head, *map(_row, runs)])
+    return "\n".join(["## Files\n", first, "|---|---|" + "---:|" * (len(head) - 2), *rows])
 
 
 def _row(run: RunRecord) -> list[str]:
     size = run.file_bytes or run.bytes
-    kl, top = run.metrics.get("kl_mean"), run.metrics.get("same_top")
-    measured = kl is not None and not run.stale
-    low_high = ""
-    if kl is not None and kl.low is not None and kl.high is not None and measured:
-        low_high = f"{short(kl.low)} … {short(kl.high)}"
+    kl, top = (None if run.stale else run.metrics.get(key) for key in ("kl_mean", "same_top"))
     return [
         _escaped(run.file),
         _escaped(run.type),
         str(size),
         format_bytes(size),
         f"{run.bpw:.2f}",
-        short(kl.value) if kl is not None and measured else "not measured",
-        low_high,
-        f"{100 * top.value:.1f} %" if top is not None and measured else "",
+        short(kl.value) if kl else "not measured",
+        f"{short(kl.low)} … {short(kl.high)}" if kl and kl.low is not None and kl.high is not None else "",
+        f"{100 * top.value:.1f} %" if kl and top else "",
     ]
 
 
@@ -151,23 +135,20 @@ def _reading(runs: Sequence[RunRecord]) -> str:
     )
     if not texts:
         return ""
-    lines = [
+    apart = " Numbers of different texts are not to be compared." if len(texts) > 1 else ""
+    return (
         "KL divergence: the mean over tokens, from the original, in nats; 0 is no loss. Same top: how "
-        "often both find the same token likeliest. Measured on " + "; ".join(texts) + "."
-    ]
-    if len(texts) > 1:
-        lines.append("Numbers of different texts are not to be compared.")
-    return " ".join(lines)
+        f"often both find the same token likeliest. Measured on {'; '.join(texts)}.{apart}"
+    )
 
 
 def _making(runs: Sequence[RunRecord]) -> str:
     """Recipe and commands of each file."""
     parts = []
     for run in runs:
-        commands = [command for command in (run.command, run.measure_command) if command]
         recipe = f"Recipe: {_escaped(run.recipe)}." if run.recipe else "How it was made is not recorded."
         parts.append(f"### {_escaped(run.label or run.type)}\n\n{recipe}")
-        if commands:
+        if commands := [command for command in (run.command, run.measure_command) if command]:
             parts.append(_fenced(commands))
     return "## How they were made\n\n" + "\n\n".join(parts) if parts else ""
 
@@ -175,6 +156,5 @@ def _making(runs: Sequence[RunRecord]) -> str:
 def _fenced(lines: Sequence[str]) -> str:
     """A block of code that its text cannot end: its fence is longer than any run of backticks inside."""
     text = "\n".join(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", line) for line in lines)
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
     return f"{fence}sh\n{text}\n{fence}"

@@ -26,6 +26,7 @@ LIGHT = {
     "ink": "#1b1d21", "muted": "#5a5e66", "accent": "#2a54c4", "surface": "#ffffff", "line": "#d9d9d2",
     "grid": "#e4e4de", "good": "#14704a", "warn": "#8a5000", "bad": "#b0261d",
 }  # fmt: skip
+_SIZED = {"width": 640}  # of a picture, which has no page to take it from
 SERIES = ("#2a54c4", "#c2501a", "#0e7c72", "#8442b8", "#946200", "#b52a69", "#55606e", "#1f7fa8")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 
@@ -43,15 +44,13 @@ def template(name: str) -> dict[str, Any]:
 
 
 def spec(name: str, rows: Rows | Mapping[str, Rows], **params: Any) -> dict[str, Any]:
-    """A whole specification: a template, its parameters, its rows; {"points": rows,
-    …} where it names several.
+    """A whole specification: a template, its parameters, its rows; {"points": rows, …} where it names several.
 
     Raises UsageError for an unknown chart and for a missing parameter.
     """
     made = template(name)
-    meta = made.pop("usermeta", {})
-    filled = fill(made, {**LIGHT, **meta.get("defaults", {}), **params}, name)
-    found = cast(dict[str, Any], filled)
+    defaults = made.pop("usermeta", {}).get("defaults", {})
+    found: dict[str, Any] = fill(made, {**LIGHT, **defaults, **params}, name)
     if isinstance(rows, Mapping):
         found["datasets"] = {key: [dict(row) for row in value] for key, value in rows.items()}
     else:
@@ -106,16 +105,11 @@ def png(found: Mapping[str, Any], scale: float = 2.0) -> bytes:
     """The chart as a PNG picture, `scale` pixels to a unit."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(_sized(found), scale=scale, allowed_base_urls=[])
+    return vl_convert.vegalite_to_png({**_SIZED, **found}, scale=scale, allowed_base_urls=[])
 
 
 def svg(found: Mapping[str, Any]) -> str:
     """The chart as SVG."""
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(_sized(found), allowed_base_urls=[])
-
-
-def _sized(found: Mapping[str, Any]) -> dict[str, Any]:
-    """With a width of its own, since there is no page to take it from."""
-    return {"width": 640, **found}
+    return vl_convert.vegalite_to_svg({**_SIZED, **found}, allowed_base_urls=[])

@@ -35,44 +35,37 @@ def comparable(runs: Sequence[RunRecord]) -> list[RunRecord]:
     groups = Counter(_ground(run) for run in sound)
     if not groups:
         return []
-    most = max(groups, key=lambda ground: groups[ground])
+    [(most, _)] = groups.most_common(1)  # of equals the first
     return [run for run in sound if _ground(run) == most]
 
 
 def _ground(run: RunRecord) -> tuple[str, ...]:
     on = run.measured_on
-    if on is None:
-        return ("",)
-    return (run.reference or "", on.sha256 or on.data, str(on.context), str(on.tokens))
+    return (run.reference or "", on.sha256 or on.data, str(on.context), str(on.tokens)) if on else ("",)
 
 
 def labels(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Id → what people call the file: its type, with the recipe, or its name, where types repeat."""
     types = Counter(run.type for run in runs)
     recipes = Counter((run.type, run.recipe) for run in runs)
-    found = {}
-    for run in runs:
+
+    def called(run: RunRecord) -> str:
         if types[run.type] == 1:
-            found[run.id] = run.type
-        elif run.recipe and recipes[run.type, run.recipe] == 1:
-            found[run.id] = f"{run.type} ({run.recipe})"
-        else:
-            found[run.id] = run.file
-    return found
+            return run.type
+        return f"{run.type} ({run.recipe})" if run.recipe and recipes[run.type, run.recipe] == 1 else run.file
+
+    return {run.id: called(run) for run in runs}
 
 
 def told_apart(points: Sequence[frontier.Point], best: frontier.Point) -> str:
     """A sentence where a smaller file is as good as far as its text tells: their intervals of KL overlap."""
     if best["high"] is None:
         return ""
-    near = [
-        point
-        for point in points
-        if point["bytes"] < best["bytes"] and point["low"] is not None and point["low"] <= best["high"]
-    ]
-    if not near:
+    smaller = (point for point in points if point["bytes"] < best["bytes"] and point["low"] is not None)
+    near = (point for point in smaller if point["low"] <= best["high"])
+    least = min(near, key=lambda point: (point["bytes"], point["id"]), default=None)
+    if least is None:
         return ""
-    least = min(near, key=lambda point: (point["bytes"], point["id"]))
     less = format_bytes(best["bytes"] - least["bytes"])
     return f"{least['label']} is {less} smaller, and this text does not tell the two apart."
 

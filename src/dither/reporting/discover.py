@@ -13,6 +13,7 @@ and what cannot be read becomes a *problem*, a line of text, and stops nothing e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def find(paths: Iterable[str | Path], against: str | Path | None = None) -> Disc
             missing = isinstance(error, FileNotFoundError)
             found.refuse(path, "no such file or folder" if missing else f"cannot be looked at ({error})")
             continue
-        for place in _places(path, found):
-            places.setdefault(place.absolute())
+        places |= dict.fromkeys(place.absolute() for place in _places(path, found))
     facts = _read(places, found)
     found.runs.sort(key=lambda run: (-run.bytes, run.file))
     if len(found.runs) > MOST_RUNS:
@@ -93,8 +93,7 @@ def _places(path: Path, found: Discovered, depth: int = DEPTH) -> Iterator[Path]
     if (path / MANIFEST).is_file():
         found.evidence.append(path)
         return
-    is_model = _is_checkpoint(path)
-    if is_model:
+    if _is_checkpoint(path):
         yield path
     for entry in entries:
         if entry.is_dir():
@@ -151,9 +150,7 @@ def _reason(error: Exception) -> str:
         return error.reason
     if isinstance(error, ValidationError):
         return first_fault(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror})"
-    return str(error)
+    return f"cannot be read ({error.strerror})" if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _reference(
@@ -172,9 +169,8 @@ def _reference(
     nearby = [*found.originals, *_beside(names, places)]
     fitting = [original for original in nearby if original.parameters in sizes or not sizes]
     by_name = [original for original in fitting if original.path.name in names or original.name in names]
-    for original in [*by_name, *fitting]:
-        return _described(original, original.path)
-    return None
+    best = next(iter(by_name or fitting), None)
+    return None if best is None else _described(best, best.path)
 
 
 def _beside(names: Iterable[str | None], places: Iterable[Path]) -> Iterator[Facts]:
@@ -185,23 +181,18 @@ def _beside(names: Iterable[str | None], places: Iterable[Path]) -> Iterator[Fac
             continue  # a name, not a way to somewhere
         for folder in folders:
             for path in (folder / name, folder / f"{name}.gguf"):
-                if path.is_file() or _is_checkpoint(path):
-                    try:
-                        original = facts_of(path.absolute())
-                    except (DitherError, OSError):
-                        continue
-                    if not original.quantized:
-                        yield original
+                with suppress(DitherError, OSError):
+                    if (path.is_file() or _is_checkpoint(path)) and not (facts := facts_of(path.absolute())).quantized:
+                        yield facts
 
 
 def _described(facts: Facts, path: Path) -> Reference:
-    bits = 8 * facts.bytes / max(1, facts.parameters)
     return Reference(
         name=path.name,
         architecture=facts.arch,
         parameters=facts.parameters,
         bytes=facts.bytes,
-        bits_per_weight=bits,
+        bits_per_weight=8 * facts.bytes / max(1, facts.parameters),
         path=str(path),
         license=facts.license,
     )
@@ -211,21 +202,20 @@ def _add_costs(found: Discovered, facts: dict[str, Facts]) -> None:
     """What plans measured of single tensors, where the evidence is the run's or a model's of its name."""
     known = [(store, costs) for path in found.evidence for store, costs in _costs(path, found)]
     for at, run in enumerate(found.runs):
-        own = facts.get(run.id)
-        if own is None:
+        if run.id not in facts:
             continue
-        sha256, names = recipes.evidence_sha256(own.recipe), {run.reference, recipes.source_of(own.recipe)}
-        fitting = sorted(known, key=lambda pair: pair[0].sha256 != sha256)
-        for store, costs in fitting:
+        recipe = facts[run.id].recipe
+        sha256, names = recipes.evidence_sha256(recipe), {run.reference, recipes.source_of(recipe)}
+        for store, costs in sorted(known, key=lambda pair: pair[0].sha256 != sha256):
             if store.sha256 == sha256 or store.manifest.get("model") in names:
                 found.runs[at] = run.model_copy(update={"tensors": with_costs(run.tensors, costs)})
                 break
 
 
 def _costs(path: Path, found: Discovered) -> Sequence[tuple[EvidenceStore, Costs]]:
-    """An evidence folder and the newest costs in it."""
-    found_here = path.glob("sensitivity.*.json")  # ordinary files alone: reading a pipe would wait for ever
-    kept = [file for file in found_here if file.is_file() and file.stat().st_size <= _MOST_COSTS]
+    """An evidence folder and the newest costs in it; ordinary files alone: reading a pipe would wait for ever."""
+    named = path.glob("sensitivity.*.json")
+    kept = [file for file in named if file.is_file() and file.stat().st_size <= _MOST_COSTS]
     if not kept:
         return ()
     try:

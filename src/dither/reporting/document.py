@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -182,8 +183,7 @@ class RunRecord(DocumentPart):
 
     def metric(self, key: str) -> float | None:
         """The number, None where it is not known."""
-        found = self.metrics.get(key)
-        return None if found is None else found.value
+        return self.metrics[key].value if key in self.metrics else None
 
 
 class WeightsQuality(DocumentPart):
@@ -309,53 +309,40 @@ class Document(DocumentPart):
     def exported(self) -> Document:
         """As it leaves this machine: nothing of where files lie."""
         places = [run.path for run in self.runs] + [self.reference.path if self.reference else None]
-        folders = {str(Path(place).parent) for place in places if place}
-
-        def cut(text: str) -> str:
-            return placeless(text, folders)
-
-        reference = self.reference and self.reference.model_copy(update={"path": None})
-        problems = tuple(Problem(file=Path(known.file).name, reason=cut(known.reason)) for known in self.problems)
+        cut = partial(placeless, folders={str(Path(place).parent) for place in places if place})
         return self.model_copy(
             update={
                 "runs": tuple(_exported_run(run, cut) for run in self.runs),
-                "reference": reference,
-                "problems": problems,
+                "reference": self.reference and self.reference.model_copy(update={"path": None}),
+                "problems": tuple(_cut(known, cut, "reason", file=Path(known.file).name) for known in self.problems),
                 "fit": self.fit and _exported_fit(self.fit, cut),
                 "live": False,
-                "speed": tuple(s.model_copy(update={"command": cut(s.command)}) for s in self.speed),
+                "speed": tuple(_cut(timed, cut, "command") for timed in self.speed),
             }
         )
 
 
 Cut = Callable[[str], str]
+_Part = TypeVar("_Part", bound=DocumentPart)
+
+
+def _cut(part: _Part, cut: Cut, *names: str, **changes: object) -> _Part:
+    """`part` with `cut` put on its texts and lists of texts of these names, where it has any, and with `changes`."""
+    texts = {name: text for name in names if (text := getattr(part, name))}
+    done = {name: cut(text) if isinstance(text, str) else tuple(map(cut, text)) for name, text in texts.items()}
+    return part.model_copy(update={**done, **changes})
 
 
 def _exported_run(run: RunRecord, cut: Cut) -> RunRecord:
-    on = run.measured_on
-    texts = {name: getattr(run, name) for name in ("command", "measure_command", "reference")}
-    return run.model_copy(
-        update={
-            **{name: text and cut(text) for name, text in texts.items()},
-            "path": None,
-            "notes": tuple(map(cut, run.notes)),
-            "measured_on": on and on.model_copy(update={"data": cut(on.data)}),
-        }
-    )
+    on = run.measured_on and _cut(run.measured_on, cut, "data")
+    return _cut(run, cut, "command", "measure_command", "reference", "notes", path=None, measured_on=on)
 
 
 def _exported_fit(fit: FitInput, cut: Cut) -> FitInput:
     weights = tuple(
-        entry.model_copy(
-            update={
-                "notes": tuple(map(cut, entry.notes)),
-                "quality": entry.quality and entry.quality.model_copy(update={"source": cut(entry.quality.source)}),
-            }
-        )
-        for entry in fit.weights
+        _cut(entry, cut, "notes", quality=entry.quality and _cut(entry.quality, cut, "source")) for entry in fit.weights
     )
-    changes = {"model": Path(fit.model).name, "notes": tuple(map(cut, fit.notes)), "weights": weights}
-    return fit.model_copy(update=changes)
+    return _cut(fit, cut, "notes", model=Path(fit.model).name, weights=weights)
 
 
 def now() -> str:
@@ -383,15 +370,7 @@ def parse(text: str | bytes, thing: str) -> Document:
     if version > VERSION:
         reason = f"was written by a newer Dither (version {version}; this one reads up to {VERSION})"
         raise UnsupportedError(thing, reason, "Upgrade with: pip install -U dither")
-    return checked(Document, text, thing, _AGAIN)
-
-
-_Part = TypeVar("_Part", bound=DocumentPart)
-
-
-def checked(kind: type[_Part], text: str | bytes, thing: str, way_out: str) -> _Part:
-    """Raises FormatError naming the first field that breaks a rule."""
     try:
-        return kind.model_validate_json(text)
+        return Document.model_validate_json(text)
     except ValidationError as error:
-        raise FormatError(thing, first_fault(error), way_out) from None
+        raise FormatError(thing, first_fault(error), _AGAIN) from None

@@ -71,6 +71,7 @@ def points(runs: Iterable[RunRecord], key: str = "kl_mean", unit: float = 2**30,
     _, _, less, scale, factor = METRICS[key]
     known = [run for run in runs if run.comparable and key in run.metrics]
     families = list(dict.fromkeys(map(family_of, known)))
+    alone = families[: FAMILIES - 1] if len(families) > FAMILIES else families
     # A logarithm has no zero: what is equal to the original stands at the foot of the chart.
     ends = (end for run in known for end in (run.metrics[key].value, run.metrics[key].low))
     floor = min((end for end in ends if end is not None and end > 0), default=2e-6) / 2
@@ -81,15 +82,13 @@ def points(runs: Iterable[RunRecord], key: str = "kl_mean", unit: float = 2**30,
     found: list[Point] = []
     for run in known:
         metric, family = run.metrics[key], family_of(run)
-        if len(families) > FAMILIES and families.index(family) >= FAMILIES - 1:
-            family = "others"
         low, high = (None, None) if metric.low is None or metric.high is None else (metric.low, metric.high)
         found.append(
             {
                 "id": run.id,
                 "name": run.file,
                 "label": (by_label and run.label) or run.type,
-                "family": family,
+                "family": family if family in alone else "others",
                 "bytes": run.bytes,
                 "x": run.bytes / unit,
                 "value": metric.value,
@@ -116,10 +115,8 @@ def family_of(run: RunRecord) -> str:
 
 
 def best_under(found: Iterable[Point], size: float) -> Point | None:
-    """The best of `points` of at most `size` bytes; of equals the smallest.
-
-    That is the last of the frontier: along it, every larger point is better.
-    """
+    """The best of `points` of at most `size` bytes; of equals the smallest.  That is the last of the frontier: along
+    it, every larger point is better."""
     return max((p for p in found if p["pareto"] and p["bytes"] <= size), key=lambda p: int(p["bytes"]), default=None)
 
 
@@ -191,10 +188,9 @@ class Labels:
 
         at = [((point["x"] - left) / (right - left) * size[0], down(point["y"])) for point in found]
         taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in at]
-        for point, (px, _) in zip(found, at, strict=True):
-            if point["low"] is not None:
-                taken.append((px - 2, down(point["high"]), px + 2, down(point["low"])))
-        line = _line([place for point, place in zip(found, at, strict=True) if point["pareto"]])
+        placed = list(zip(found, at, strict=True))
+        taken += [(px - 2, down(p["high"]), px + 2, down(p["low"])) for p, (px, _) in placed if p["low"] is not None]
+        line = _line([place for point, place in placed if point["pareto"]])
         self._count = len(found)
         self._order = sorted(range(len(found)), key=lambda index: not found[index]["pareto"])[:most]
         self._boxes = {index: _label_boxes(*at[index], _LETTER * len(found[index]["label"])) for index in self._order}
@@ -210,10 +206,8 @@ class Labels:
         taken: list[npt.NDArray[np.float64]] = []
         for index in sorted(self._order, key=lambda index: index != first):
             free_S = self._free[index] & _clear(self._boxes[index], taken)
-            fitting = np.flatnonzero(free_S & self._beside[index])
-            if not len(fitting):
-                fitting = np.flatnonzero(free_S)
-            if len(fitting):
+            fitting = [*np.flatnonzero(free_S & self._beside[index]), *np.flatnonzero(free_S)]
+            if fitting:
                 places[index] = int(fitting[0])
                 taken.append(self._boxes[index][fitting[0]])
         return places
@@ -260,10 +254,8 @@ def _unit(largest: int) -> tuple[int, str]:
 
 
 def chart(runs: Sequence[RunRecord], key: str = "kl_mean", size: float | None = None) -> dict[str, Any]:
-    """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.
-
-    Raises ValueError where no run has the metric.
-    """
+    """The Vega-Lite specification of the picture; `size` bytes, where given, are the budget.  Raises ValueError where
+    no run has the metric."""
     sizes = [point["bytes"] for point in points(runs, key)]
     if not sizes:
         raise ValueError(f"no run has {key}")

@@ -29,10 +29,8 @@ class Glossary(texts.Entry):
 
 @cache
 def glossary() -> list[dict[str, Any]]:
-    """The terms as the results document has them, in the order of the alphabet.
-
-    Raises FormatError, naming the entry, where a word leads to two places.
-    """
+    """The terms as the results document has them, in the order of the alphabet.  Raises FormatError, naming the entry,
+    where a word leads to two places."""
     found = sorted(texts.load(_FILE, Glossary).terms, key=lambda entry: entry.term.lower())
     places: dict[str, str] = {}
     for entry in found:

@@ -108,7 +108,11 @@ class Guide(texts.Entry):
             if not said[name]:
                 raise texts.wrong(_FILE, f"no entry of `answers` says the {name} of {path}")
         for name in ("steps", "better"):
-            said[name] = [self._step(step, path) for step in said[name]]
+            for step in said[name]:
+                if step not in self.steps:
+                    reason = f"the answer to {path} names the step {step!r}, which is not among `steps`"
+                    raise texts.wrong(_FILE, reason)
+            said[name] = [self.steps[step].model_dump() for step in said[name]]
         reasons: dict[str, str] = {}
         for group in _fitting(self.ruled_out, path):
             reasons |= group.__pydantic_extra__
@@ -117,11 +121,6 @@ class Guide(texts.Entry):
             if method not in reasons:
                 raise texts.wrong(_FILE, f"no entry of `ruled_out` says why {method} is not the answer to {path}")
         return {**said, "ruled_out": [{"method": method, "reason": reasons[method]} for method in others]}
-
-    def _step(self, name: str, path: str) -> dict[str, str]:
-        if name not in self.steps:
-            raise texts.wrong(_FILE, f"the answer to {path} names the step {name!r}, which is not among `steps`")
-        return self.steps[name].model_dump()
 
 
 _SAID = ("method", "title", "because", "steps", "better", "better_why")

@@ -12,7 +12,7 @@ from dither.containers.presets import preset_of
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError, FormatError
 from dither.formats.tensor_names import within_block
-from dither.models.source import open_model
+from dither.models.source import opened
 from dither.system.json_text import parse_json
 from dither.types import Model
 
@@ -49,7 +49,7 @@ class Inspection:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        return dict(vars(self))
 
 
 def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
@@ -57,25 +57,26 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
 
     Raises SourceError or FormatError where they cannot be read.
     """
-    opened = model if isinstance(model, Model) else open_model(model, pre=pre)
-    size = sum(tensor.stored_bytes for tensor in opened.tensors)
-    metadata = {key: field.value for key, field in opened.metadata.items()}
+    found = opened(model, pre)
+    metadata = {key: field.value for key, field in found.metadata.items()}
+    types = count_by_type((t.stored, t.size, t.stored_bytes) for t in found.tensors)
+    size = sum(group["bytes"] for group in types.values())
     number = metadata.get("general.file_type")
     preset = None if number is None else preset_of(number) or f"file type {number}"
-    measurement, doubts = _measurement(metadata, opened.origin)
+    measurement, doubts = _measurement(metadata, found.origin)
 
     def of_arch(key: str) -> Any:
-        return _plain(metadata.get(f"{opened.arch}.{key}"))
+        return _plain(metadata.get(f"{found.arch}.{key}"))
 
     return Inspection(
-        origin=opened.origin,
-        kind=opened.kind,
-        name=str(metadata.get("general.name", opened.name)),
-        arch=opened.arch,
-        file_type=PLANNED if is_planned(opened) else preset,
-        parameters=opened.parameters,
+        origin=found.origin,
+        kind=found.kind,
+        name=str(metadata.get("general.name", found.name)),
+        arch=found.arch,
+        file_type=PLANNED if is_planned(found) else preset,
+        parameters=found.parameters,
         bytes=size,
-        bits_per_weight=8 * size / max(1, opened.parameters),
+        bits_per_weight=8 * size / max(1, found.parameters),
         blocks=of_arch("block_count"),
         context=of_arch("context_length"),
         embedding=of_arch("embedding_length"),
@@ -86,14 +87,14 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         pre=metadata.get("tokenizer.ggml.pre"),
         vocabulary=len(metadata["tokenizer.ggml.tokens"]) if "tokenizer.ggml.tokens" in metadata else None,
         chat_template="tokenizer.chat_template" in metadata,
-        types=count_by_type((t.stored, t.size, t.stored_bytes) for t in opened.tensors),
-        groups=_by_group(opened),
+        types=types,
+        groups=_by_group(found),
         made_by=_made_by(metadata),
         measurement=measurement,
         tensors=[
-            {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes} for t in opened.tensors
+            {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes} for t in found.tensors
         ],
-        notes=[*opened.notes, *doubts],
+        notes=[*found.notes, *doubts],
     )
 
 
@@ -111,9 +112,7 @@ def _measurement(metadata: Mapping[str, Any], origin: str) -> tuple[dict[str, An
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(value) if isinstance(value, (list, tuple)) else value
+    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, tuple) else value
 
 
 def _by_group(model: Model) -> dict[str, dict[str, int]]:
@@ -134,10 +133,7 @@ def _made_by(metadata: Mapping[str, Any]) -> dict[str, Any]:
             made["recipe"] = parse_json(str(metadata["dither.recipe"]), "the recipe", finite=False)
         except FormatError:
             made["recipe"] = str(metadata["dither.recipe"])[:_LONG]
-    for key in ("general.quantized_by", "general.author", "general.organization", "general.license"):
-        if key in metadata:
-            made[key.removeprefix("general.")] = str(metadata[key])[:_LONG]
-    for key, value in metadata.items():
-        if key.startswith("quantize.imatrix."):
-            made[key.removeprefix("quantize.")] = _plain(value)
-    return made
+    told = [key for key in ("quantized_by", "author", "organization", "license") if f"general.{key}" in metadata]
+    made |= {key: str(metadata[f"general.{key}"])[:_LONG] for key in told}
+    imatrix = [key for key in metadata if key.startswith("quantize.imatrix.")]
+    return made | {key.removeprefix("quantize."): _plain(metadata[key]) for key in imatrix}

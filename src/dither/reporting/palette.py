@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -62,7 +64,7 @@ class Palette:
     iq4_nl: Sequence[float]
     nf4: Sequence[float]
     how: str  # "stored", "deduced", "occurring": where the levels come from
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def block(self) -> int:
@@ -92,46 +94,28 @@ def palette(original: Model, quantized: Model, tensor: str, row: int = 0, block:
     values_B = finite_rows(before, original, row, row + 1)[0, at]
     stored_B = finite_rows(after, quantized, row, row + 1)[0, at]
     numbers_K, how = _levels(after, found, levels, row, at, stored_B)
-    return Palette(
-        after.name,
-        after.stored,
-        row,
-        block,
-        blocks,
-        after.rows,
-        numbers_K.tolist(),
-        count(stored_B, numbers_K).tolist(),
-        values_B.tolist(),
-        uniform(values_B).tolist(),
-        iq4_nl(values_B).tolist(),
-        nf4(values_B).tolist(),
-        how,
-        rewritten(quantized),
-    )
+    used_K = count(stored_B, numbers_K)
+    own = (numbers_K.tolist(), used_K.tolist(), values_B.tolist())
+    others = (uniform(values_B).tolist(), iq4_nl(values_B).tolist(), nf4(values_B).tolist())
+    return Palette(after.name, after.stored, row, block, blocks, after.rows, *own, *others, how, rewritten(quantized))
 
 
 def _codec(tensor: Tensor) -> Codec:
-    try:
+    with suppress(DitherError):
         found = find_codec(tensor.stored, tensor.columns)
-    except DitherError:
-        found = None
-    if found is None or found.block == 1:
-        raise UsageError(
-            shown(tensor.name),
-            f"is stored as {tensor.stored}: each weight is a number of its own, and there is no palette",
-            "Choose a tensor that is quantized.",
-        )
-    return found
+        if found.block > 1:
+            return found
+    reason = f"is stored as {tensor.stored}: each weight is a number of its own, and there is no palette"
+    raise UsageError(shown(tensor.name), reason, "Choose a tensor that is quantized.")
 
 
 def _levels(
     tensor: Tensor, found: Codec, levels: Levels | None, row: int, at: slice, stored_B: Floats
 ) -> tuple[Floats, str]:
-    if levels is not None and tensor.read_raw is not None:
-        return _stored(tensor, found, levels, row, at), "stored"
     if levels is not None:
-        deduced_K = deduce(stored_B, levels, tensor.stored)
-        if deduced_K is not None:
+        if tensor.read_raw is not None:
+            return _stored(tensor, found, levels, row, at), "stored"
+        if (deduced_K := deduce(stored_B, levels, tensor.stored)) is not None:
             return deduced_K, "deduced"
     return np.unique(np.concatenate([stored_B, -stored_B])), "occurring"
 
@@ -139,14 +123,11 @@ def _levels(
 def _stored(tensor: Tensor, found: Codec, levels: Levels, row: int, at: slice) -> Floats:
     """Every code of the block through the codec, under the scales that the file holds."""
     assert tensor.read_raw is not None
-    raw_N = np.array(tensor.read_raw(row, row + 1))[0]
     which, start = divmod(at.start, found.block)
-    raw_1N = raw_N[which * found.block_bytes : (which + 1) * found.block_bytes][None]
+    raw_1N = np.array(tensor.read_raw(row, row + 1))[:1, which * found.block_bytes : (which + 1) * found.block_bytes]
     codes_1B, grid = found.unpack(raw_1N)
-    numbers = []
-    for code in levels.codes_K:
-        every_1B = np.full_like(codes_1B[:, start : start + levels.size], code)
-        numbers.append(found.value(every_1B, grid, slice(start, start + levels.size))[0, 0])
+    here = slice(start, start + levels.size)
+    numbers = [found.value(np.full_like(codes_1B[:, here], code), grid, here)[0, 0] for code in levels.codes_K]
     return np.unique(np.array(numbers, np.float32) + np.float32(0))  # −0 and 0 are one number
 
 
@@ -173,7 +154,7 @@ def deduce(values_B: Floats, levels: Levels, kind: str) -> Floats | None:
     if np.ptp(np.diff(numbers_K)):
         entries = entries[::-1]
     signs = (1.0,) if levels.positive or zero_points else (1.0, -1.0)
-    for entry, sign in ((entry, sign) for entry in entries for sign in signs):
+    for entry, sign in product(entries, signs):
         scale = sign * largest / entry
         at_B = nearest(values_B / scale, table_K)
         if np.allclose(values_B / scale, table_K[at_B], rtol=_TOLERANCE, atol=1e-9 * largest / abs(scale)):

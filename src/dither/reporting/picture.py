@@ -42,14 +42,13 @@ class Picture:
     quantized: Mapping[str, Bytes]
 
     def to_json(self) -> dict[str, Any]:
+        def text(gray_RC: Bytes) -> str:
+            return base64.b64encode(gray_RC.tobytes()).decode("ascii")
+
         rows, columns = self.original_RC.shape
-        return {
-            "rows": rows,
-            "columns": columns,
-            "original": _base64(self.original_RC),
-            "quantized": {kind: _base64(gray_RC) for kind, gray_RC in self.quantized.items()},
-            "beam": BEAM,
-        }
+        quantized = {kind: text(gray_RC) for kind, gray_RC in self.quantized.items()}
+        original = text(self.original_RC)
+        return {"rows": rows, "columns": columns, "original": original, "quantized": quantized, "beam": BEAM}
 
 
 def picture(types: Sequence[str] = SLIDER) -> Picture:
@@ -67,11 +66,8 @@ def picture(types: Sequence[str] = SLIDER) -> Picture:
 def _through(kind: str) -> Bytes:
     found = find_codec(kind, COLUMNS)
     if COLUMNS % found.block:
-        raise UsageError(
-            found.name,
-            f"shares a scale among {found.block} weights, more than a row of {COLUMNS} has",
-            "Choose a type with smaller blocks.",
-        )
+        reason = f"shares a scale among {found.block} weights, more than a row of {COLUMNS} has"
+        raise UsageError(found.name, reason, "Choose a type with smaller blocks.")
     return gray(round_trip(found, landscape()))
 
 
@@ -104,7 +100,3 @@ def gray(weights_RC: npt.ArrayLike) -> Bytes:
     """Numbers from −1 to 1 as 0 to 255, what is beyond them cut off."""
     pixels_RC: Bytes = np.clip(np.rint((np.asarray(weights_RC) + 1) * 127.5), 0, 255).astype(np.uint8)
     return pixels_RC
-
-
-def _base64(gray_RC: Bytes) -> str:
-    return base64.b64encode(gray_RC.tobytes()).decode("ascii")

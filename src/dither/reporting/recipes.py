@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from dither.measuring.build import SEED
@@ -33,31 +34,28 @@ def in_words(recipe: Mapping[str, Any]) -> str:
     >>> in_words({"solver": "gptq", "evidence": {"data": {}}, "transforms": {"awq": {}}})
     'gptq, calibrated, awq'
     """
-    words = [_text(recipe.get("solver"))]
     evidence = recipe.get("evidence")
-    if isinstance(evidence, dict):
-        words.append("calibrated with gradients" if evidence.get("gradients") else "calibrated")
-    if isinstance(recipe.get("imatrix"), dict):
-        words.append("importance matrix")
-    if recipe.get("statistics") == "sequential":
-        words.append("sequential")
-    words += list(_names(recipe.get("transforms")))
-    for key, said in (("plan", "planned mix"), ("tensors", "types by name"), ("pure", "one type")):
-        if recipe.get(key):
-            words.append(said)
-    if recipe.get("act_order") is True:
-        words.append("act-order")
-    return ", ".join(word for word in words if word)
+    words = [
+        (_text(recipe.get("solver")), True),
+        ("calibrated with gradients", isinstance(evidence, dict) and evidence.get("gradients")),
+        ("calibrated", isinstance(evidence, dict) and not evidence.get("gradients")),
+        ("importance matrix", isinstance(recipe.get("imatrix"), dict)),
+        ("sequential", recipe.get("statistics") == "sequential"),
+        *((name, True) for name in _names(recipe.get("transforms"))),
+        ("planned mix", recipe.get("plan")),
+        ("types by name", recipe.get("tensors")),
+        ("one type", recipe.get("pure")),
+        ("act-order", recipe.get("act_order") is True),
+    ]
+    return ", ".join(word for word, so in words if word and so)
 
 
 def source_of(recipe: Mapping[str, Any]) -> str:
-    source = recipe.get("source")
-    return _text(source.get("name")) if isinstance(source, dict) else ""
+    return _text(_object(recipe.get("source")).get("name"))
 
 
 def evidence_sha256(recipe: Mapping[str, Any]) -> str:
-    evidence = recipe.get("evidence")
-    return _text(evidence.get("sha256")) if isinstance(evidence, dict) else ""
+    return _text(_object(recipe.get("evidence")).get("sha256"))
 
 
 def command(recipe: Mapping[str, Any], file: str, source: str = "") -> str | None:
@@ -66,8 +64,8 @@ def command(recipe: Mapping[str, Any], file: str, source: str = "") -> str | Non
     None where the recipe does not tell: another tool's file, a plan, whose types stand in a file of its own,
     numbers of a dtype, which another command makes.
     """
-    source, to = source or source_of(recipe), _text(recipe.get("to"))
-    if not source or not to or recipe.get("plan") or recipe.get("dtype"):
+    source, to, more = source or source_of(recipe), _text(recipe.get("to")), _options(recipe)
+    if not source or not to or more is None or recipe.get("plan") or recipe.get("dtype"):
         return None
     words = ["dither", "quantize", _name(source), "--to", to]
     before = ""
@@ -78,14 +76,12 @@ def command(recipe: Mapping[str, Any], file: str, source: str = "") -> str | Non
         before, words = f"{made} && ", [*words, "--evidence", _EVIDENCE]
     elif isinstance(recipe.get("imatrix"), dict):
         words += ["--imatrix", _name(_text(recipe["imatrix"].get("name")) or "imatrix.gguf")]
-    more = _options(recipe)
-    return None if more is None else before + shlex.join([*words, *more, "-o", _name(file)])
+    return before + shlex.join([*words, *more, "-o", _name(file)])
 
 
 def _options(recipe: Mapping[str, Any]) -> list[str] | None:
-    words: list[str] = []
-    if _text(recipe.get("solver")):
-        words += ["--solver", _text(recipe["solver"])]
+    solver = _text(recipe.get("solver"))
+    words = ["--solver", solver] if solver else []
     for transform in _names(recipe.get("transforms")):
         words += ["--transform", transform]
     if recipe.get("statistics") == "sequential":
@@ -97,22 +93,16 @@ def _options(recipe: Mapping[str, Any]) -> list[str] | None:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             return None
         words += ["--tensor", shown(f"{pair[0]}={pair[1]}", 500)]
-    for key, option in (("output_type", "--output-type"), ("embedding_type", "--embedding-type")):
-        if _text(recipe.get(key)):
-            words += [option, _text(recipe[key])]
-    for key, option in (("bits", "--bits"), ("group", "--group")):
-        if type(recipe.get(key)) is int:
-            words += [option, str(recipe[key])]
+    said = {"--output-type": _text(recipe.get("output_type")), "--embedding-type": _text(recipe.get("embedding_type"))}
+    said |= {f"--{key}": str(recipe[key]) for key in ("bits", "group") if type(recipe.get(key)) is int}
+    words += chain.from_iterable(pair for pair in said.items() if pair[1])
     if isinstance(recipe.get("sym"), bool):
         words.append("--sym" if recipe["sym"] else "--asym")
-    words += [f"--{key.replace('_', '-')}" for key in ("pure", "act_order") if recipe.get(key) is True]
-    return words
+    return words + [f"--{key.replace('_', '-')}" for key in ("pure", "act_order") if recipe.get(key) is True]
 
 
 def _calibrate(evidence: Mapping[str, Any], source: str) -> str | None:
-    data = evidence.get("data")
-    if not isinstance(data, dict):
-        return None
+    data = _object(evidence.get("data"))
     name, numbers = _text(data.get("name")), [data.get(key) for key in ("tokens", "context", "seed")]
     if not name or not all(type(number) is int for number in numbers):
         return None
@@ -127,12 +117,9 @@ def _calibrate(evidence: Mapping[str, Any], source: str) -> str | None:
 def measure_command(found: Measurement) -> str | None:
     """The command that measures the same again; None where its text cannot be named."""
     words = ["dither", "measure", _name(found.file), "--against", _name(found.reference)]
-    if found.data.startswith("self"):
-        if found.data != f"self (seed {SEED})":
+    if found.data != f"self (seed {SEED})":
+        if found.data.startswith(("self", "held back")):
             return None
-    elif found.data.startswith("held back"):
-        return None
-    else:
         words += ["--data", _name(found.data)]
     words += ["--tokens", str(found.sequences * found.context), "-c", str(found.context)]
     if found.skipped != "half":
@@ -144,6 +131,10 @@ def _name(text: str) -> str:
     """A name as a command takes it: not for an option, with nothing that a terminal would obey."""
     text = shown(text, 400)
     return f"./{text}" if text.startswith("-") else text
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:

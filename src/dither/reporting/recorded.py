@@ -27,11 +27,9 @@ def recorded(live: Document, exported: Document) -> Document:
     found: dict[str, Any] = {"picture": picture().to_json()}
     original = _opened(live.reference.path if live.reference else None)
     if original is not None:
-        runs = [
-            _with_weights(run, live.runs[at], original) if at < MOST_RUNS else run
-            for at, run in enumerate(exported.runs)
-        ]
-        found["runs"] = tuple(runs)
+        pairs = zip(exported.runs[:MOST_RUNS], live.runs, strict=False)
+        shown = [_with_weights(run, known, original) for run, known in pairs]
+        found["runs"] = (*shown, *exported.runs[MOST_RUNS:])
     return exported.model_copy(update=found)
 
 
@@ -54,19 +52,13 @@ def _with_weights(run: RunRecord, live: RunRecord, original: Model) -> RunRecord
 def chosen(rows: Sequence[TensorRow]) -> list[str]:
     """The tensors to take along: the worst of attention, the worst of the feed-forward layers."""
     matrices = [row for row in rows if len(row.shape) > 1 and row.type not in STORED_FLOATS]
-    found = []
-    for prefix in ("attn", "ffn"):
-        of_kind = [row for row in matrices if row.kind.startswith(prefix)]
-        if of_kind:
-            found.append(max(of_kind, key=lambda row: row.relative_error or 0.0).name)
+    kinds = ([row for row in matrices if row.kind.startswith(prefix)] for prefix in ("attn", "ffn"))
+    found = [max(kind, key=lambda row: row.relative_error or 0.0).name for kind in kinds if kind]
     return found or [row.name for row in matrices[:1]]
 
 
 def _opened(path: str | None) -> Model | None:
     """None where there is nothing that weights can be read of."""
-    if path is None:
-        return None
-    try:
-        return open_model(Path(path))
-    except DitherError:
-        return None
+    with suppress(DitherError):
+        return None if path is None else open_model(Path(path))
+    return None

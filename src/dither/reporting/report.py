@@ -4,11 +4,15 @@
 
 The live dashboard and the exported report show the same document; an exported one says nothing of where
 files lie.
+
+A page or a card that carries Dither's mark may be replaced, since it can be made again; any other file stays
+unless it is forced, and the models that are shown stay in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,11 +23,11 @@ from dither.capacity.fit import fit as fit_model
 from dither.capacity.machine import Machine
 from dither.capacity.result import Candidate, Fit
 from dither.capacity.speed import active_bytes
-from dither.errors import DitherError, SourceError
+from dither.errors import DitherError, OutputError, SourceError, UsageError
 from dither.formats.tensor_names import is_expert_stack
 from dither.models.source import open_headers
 from dither.progress import Progress, Silent
-from dither.reporting import charts, discover, frontier, writing
+from dither.reporting import charts, discover, frontier
 from dither.reporting.card import MARK as CARD_MARK
 from dither.reporting.card import PICTURE
 from dither.reporting.card import card as model_card
@@ -34,12 +38,15 @@ from dither.reporting.notebook import Runs
 from dither.reporting.recorded import recorded
 from dither.reporting.single_file import assemble
 from dither.reporting.tensors import with_errors
+from dither.system.files import replace
 from dither.system.text import shown
 
-PAGE_MARK = 'id="dither-document"'  # in every page of ours
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+PAGE_MARK = 'id="dither-document"'  # in every page of ours
+_LOOKED_AT = 64 * 2**20  # bytes; the mark of a page stands behind its style
+_ELSEWHERE = "Choose another place."
 MOST_COMPARED = 10**9  # weights; of models up to here, errors that no file keeps are counted for the report
 
 
@@ -92,21 +99,42 @@ def report(
     for problem in made.problems:
         tell(f"{problem.file}: {problem.reason}")
     if not made.runs:
-        first = made.problems[0] if made.problems else None
-        named = str(paths[0]) if paths else "dither report"
-        raise SourceError(
-            first.file if first else named,
-            first.reason if first else "holds no quantized files",
-            "Name files or folders that `dither quantize` wrote.",
-        )
-    writing.check(page, (PAGE_MARK,), made, force)
+        nothing = str(paths[0]) if paths else "dither report", "holds no quantized files"
+        thing, reason = next(((problem.file, problem.reason) for problem in made.problems), nothing)
+        raise SourceError(thing, reason, "Name files or folders that `dither quantize` wrote.")
+    _check_writable(page, PAGE_MARK, made, force)
     if readme is not None:
-        writing.check(readme, (CARD_MARK,), made, force)
+        _check_writable(readme, CARD_MARK, made, force)
     shown_runs = made.exported()
     html = assemble(recorded(made, shown_runs).to_json()).encode()
-    writing.write(page, html)
-    picture = _write_card(readme, shown_runs) if readme is not None else None
-    return Report(str(page), len(html), None if readme is None else str(readme), picture, shown_runs)
+    replace(page, html, _ELSEWHERE)
+    picture = None
+    if readme is not None:
+        if len(frontier.points(shown_runs.runs)) > 1:  # else there is nothing to draw
+            picture = readme.with_name(PICTURE)
+            replace(picture, charts.png(frontier.chart(shown_runs.runs)), _ELSEWHERE)
+        replace(readme, model_card(shown_runs, picture.name if picture else None).encode(), _ELSEWHERE)
+    kept, drawn = (None if path is None else str(path) for path in (readme, picture))
+    return Report(str(page), len(html), kept, drawn, shown_runs)
+
+
+def _check_writable(path: Path, mark: str, made: Document, force: bool) -> None:
+    """Raises UsageError or OutputError where `path` is not to be written."""
+    models = [run.path for run in made.runs] + [made.reference and made.reference.path]
+    if any(model and path.absolute() == Path(model) for model in models):
+        raise UsageError(str(path), "is one of the files that are shown", "Choose another name.")
+    if path.is_dir():
+        raise OutputError(str(path), "is a folder", "Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another place.")
+    if path.exists() and not force and not _holds(path, mark):
+        raise OutputError(str(path), "exists and was not written by Dither", "Choose another name, or pass --force.")
+
+
+def _holds(path: Path, mark: str) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return mark.encode() in file.read(_LOOKED_AT)
+    return False
 
 
 def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None = None) -> Runs:
@@ -117,15 +145,6 @@ def runs(paths: str | Path | Iterable[str | Path], *, against: str | Path | None
     """
     named = [paths] if isinstance(paths, (str, Path)) else list(paths)
     return Runs(document(named, against=against, fit=False))
-
-
-def _write_card(readme: Path, made: Document) -> str | None:
-    """The card and its picture.  Returns where the picture is, if there is anything to draw."""
-    picture = readme.with_name(PICTURE) if len(frontier.points(made.runs)) > 1 else None
-    if picture is not None:
-        writing.write(picture, charts.png(frontier.chart(made.runs)))
-    writing.write(readme, model_card(made, picture.name if picture else None).encode())
-    return None if picture is None else str(picture)
 
 
 def document(
@@ -165,10 +184,9 @@ def document(
 
 
 def _title(found: discover.Discovered) -> str:
-    if found.reference is not None:
-        return found.reference.name
-    names = [run.reference for run in found.runs if run.reference]
-    return names[0] if names else found.runs[0].file if found.runs else "No files yet"
+    names = [found.reference.name] if found.reference else []
+    names += [run.reference for run in found.runs if run.reference]
+    return next(iter([*names, *(run.file for run in found.runs)]), "No files yet")
 
 
 def _compared(run: RunRecord, original: str) -> RunRecord:
@@ -186,29 +204,22 @@ def _compared(run: RunRecord, original: str) -> RunRecord:
 
 def _fit_input(found: discover.Discovered, machine: Machine | None) -> tuple[FitInput | None, list[Problem]]:
     """What the page needs to judge the files, and the types that could be made, on this machine."""
-    paths = [found.reference.path] if found.reference else []
-    paths += [run.path for run in found.runs[:1]]
-    for path in filter(None, paths):
-        try:
-            judged = fit_model(path, machine=machine)
-        except DitherError as error:
-            return None, [Problem(file=shown(path, 1000), reason=shown(error.reason, 2000))]
-        return fit_input(judged, found.runs), []
-    return None, []
+    paths = [found.reference.path if found.reference else None, *(run.path for run in found.runs[:1])]
+    path = next(filter(None, paths), None)
+    if path is None:
+        return None, []
+    try:
+        return fit_input(fit_model(path, machine=machine), found.runs), []
+    except DitherError as error:
+        return None, [Problem(file=shown(path, 1000), reason=shown(error.reason, 2000))]
 
 
 def fit_input(judged: Fit, runs: Iterable[RunRecord] = ()) -> FitInput:
-    """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from.
-
-    The files that llama.cpp runs stand for their types.
-    """
+    """A fit as the page's arithmetic takes it: no verdicts, but all that they are computed from.  The files that
+    llama.cpp runs stand for their types."""
     own = [_of_run(run, judged.shape.experts_used) for run in runs if run.container == "gguf" and run.tensors]
     known = {weights.type for weights in own}
-    made = [
-        _of_candidate(candidate)
-        for candidate in judged.candidates
-        if candidate.file is None and candidate.type not in known
-    ]
+    made = [_of_candidate(each) for each in judged.candidates if each.file is None and each.type not in known]
     shape = asdict(judged.shape)
     return FitInput(
         machine=judged.to_json()["machine"],
@@ -227,8 +238,8 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
     kl = run.metrics.get("kl_mean")
     source = f"{run.file}, on {run.measured_on.data}" if run.measured_on else ""
     sizes = [(row.name, row.bytes) for row in run.tensors]
+    matrices = dict(sizes)
     experts = max((row.shape[0] for row in run.tensors if is_expert_stack(row.name) and row.shape), default=0)
-    tied = all(name != "output.weight" for name, _ in sizes)
     return Weights(
         type=run.type,
         run=run.id,
@@ -236,7 +247,7 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
         bytes=run.bytes,
         bpw=run.bpw,
         active=active_bytes(sizes, experts, experts_used),
-        embedding=0 if tied else sum(size for name, size in sizes if name == "token_embd.weight"),
+        embedding=matrices.get("token_embd.weight", 0) if "output.weight" in matrices else 0,
         quality=None if kl is None else WeightsQuality(kl=kl.value, tag=kl.tag, source=source),
     )
 

@@ -20,9 +20,8 @@ from typing import Any
 
 from dither.containers.mix import count_by_type
 from dither.containers.provenance import MEASUREMENT
-from dither.errors import DitherError, FormatError
+from dither.errors import DitherError
 from dither.formats.ggml import STORED_FLOATS, string
-from dither.formats.intervals import Interval
 from dither.measuring import schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
@@ -65,11 +64,6 @@ class Facts:
     def file_bytes(self) -> int:
         return sum(Path(file).stat().st_size for file in self.files)
 
-    @property
-    def newest_ns(self) -> int:
-        weights = [f for f in self.files if f.endswith((".gguf", ".safetensors"))]
-        return max((Path(f).stat().st_mtime_ns for f in weights), default=0)
-
 
 _kept: dict[tuple[object, ...], tuple[Facts, int]] = {}  # and about how many bytes; the last used stands last
 
@@ -77,7 +71,8 @@ _kept: dict[tuple[object, ...], tuple[Facts, int]] = {}  # and about how many by
 def facts_of(path: Path) -> Facts:
     """Raises DitherError where the headers cannot be read, or mean nothing here."""
     status = path.stat()
-    beside = tuple(_stamp(path / name) for name in ("config.json", ABOUT)) if path.is_dir() else ()
+    texts = [path / name for name in ("config.json", ABOUT)] if path.is_dir() else []
+    beside = (text.stat().st_mtime_ns if text.exists() else 0 for text in texts)
     state = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, *beside)
     entry = _kept.pop(state, None)
     if entry is None:
@@ -90,24 +85,18 @@ def facts_of(path: Path) -> Facts:
     return entry[0]
 
 
-def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
 def facts_of_model(model: Model, path: Path) -> Facts:
     recipe = recipes.read_recipe(_value(model, "dither.recipe"))
-    size = sum(tensor.stored_bytes for tensor in model.tensors)
     groups = count_by_type((shown(t.stored), t.size, t.stored_bytes) for t in model.tensors)
-    matrices = {tensor.stored for tensor in model.tensors if len(tensor.shape) > 1}
     return Facts(
         path=path,
         name=shown(model.name),
         arch=shown(model.arch),
         container=_container(model, path, recipe),
         parameters=model.parameters,
-        bytes=size,
+        bytes=sum(tensor.stored_bytes for tensor in model.tensors),
         type=shown(type_name(model)),
-        quantized=any(kind not in STORED_FLOATS for kind in matrices),
+        quantized=any(len(t.shape) > 1 and t.stored not in STORED_FLOATS for t in model.tensors),
         recipe=recipe,
         embedded=str(_value(model, MEASUREMENT)),
         mixed=tuple((kind, group["tensors"], group["bytes"]) for kind, group in groups.items()),
@@ -150,20 +139,16 @@ def _container(model: Model, path: Path, recipe: Mapping[str, Any]) -> str:
         return "gguf"
     if isinstance(recipe.get("to"), str):
         return shown(recipe["to"], 40).lower()
-    try:
-        config = read_object(path / "config.json", _SIDE)
-    except DitherError:
-        return model.kind
-    found = config.get("quantization_config")
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    return shown(method, 40) if isinstance(method, str) and method else model.kind
+    with suppress(DitherError):
+        found = read_object(path / "config.json", _SIDE).get("quantization_config")
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        return shown(method, 40) if isinstance(method, str) and method else model.kind
+    return model.kind
 
 
 def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
-    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.
-
-    Raises DitherError where what lies beside the file is no measurement.
-    """
+    """A file's measurement, beside it or inside, notes on it, and whether it is of an earlier file.  Raises DitherError
+    where what lies beside the file is no measurement."""
     beside = schema.path_for(facts.path)
     if beside.is_file():
         found = schema.load(beside)
@@ -175,14 +160,13 @@ def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
 
 def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], bool]:
     stale = f"Stale: {beside.name} is of an earlier {facts.path.name}. Measure it again."
-    notes = []
-    if found.metric_version != schema.METRIC_VERSION:
-        notes.append(
-            f"{beside.name} was computed by another definition: compare it only with measurements of the same one."
-        )
+    other = f"{beside.name} was computed by another definition: compare it only with measurements of the same one."
+    notes = [other] if found.metric_version != schema.METRIC_VERSION else []
     if found.bytes != facts.bytes:
         return [*notes, stale], True
-    if not found.file_sha256 or facts.newest_ns <= beside.stat().st_mtime_ns:
+    weights = [Path(file) for file in facts.files if file.endswith((".gguf", ".safetensors"))]
+    newest_ns = max((path.stat().st_mtime_ns for path in weights), default=0)
+    if not found.file_sha256 or newest_ns <= beside.stat().st_mtime_ns:
         return notes, False
     if facts.bytes > HASHED:
         newer = f"{facts.path.name} is newer than its measurement, which may be of an earlier one."
@@ -191,19 +175,25 @@ def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], 
     return ([*notes, stale], True) if sha256 != found.file_sha256 else (notes, False)
 
 
-def run_of(facts: Facts) -> tuple[RunRecord, list[FormatError]]:
+def run_of(facts: Facts) -> tuple[RunRecord, list[DitherError]]:
     """The run of a file, and what beside it could not be read.  Raises DitherError where nothing could."""
-    problems: list[FormatError] = []
-    found, notes, stale = None, [*facts.notes], False
+    problems: list[DitherError] = []
+    found, recorded, benchmark, stale = None, None, None, False
+    doubts: list[str] = []
+    timing: list[str] = []
     try:
         found, doubts, stale = measurement_of(facts)
-        notes += doubts
     except DitherError as error:
-        problems.append(FormatError(error.thing, error.reason, error.way_out))
-    source = found.reference if found else recipes.source_of(facts.recipe)
-    recorded, problem = _recorded(facts.path)
-    benchmark, timing, unread = speeds.benchmark_of(facts.path, facts.file_bytes)
-    problems += filter(None, (problem, unread))
+        problems.append(error)
+    try:
+        place = answer_records.path_for(facts.path)
+        recorded = answer_records.load(place) if place.is_file() else None
+    except DitherError as error:
+        problems.append(error)
+    try:
+        benchmark, timing = speeds.benchmark_of(facts.path, facts.file_bytes)
+    except DitherError as error:
+        problems.append(error)
     measured = _measured(found)
     if benchmark is not None:
         measured["metrics"] = measured.get("metrics", {}) | speeds.metrics_of(benchmark)
@@ -214,7 +204,7 @@ def run_of(facts: Facts) -> tuple[RunRecord, list[FormatError]]:
         type=facts.type,
         container=facts.container,
         recipe=recipes.in_words(facts.recipe),
-        command=recipes.command(facts.recipe, facts.path.name, source),
+        command=recipes.command(facts.recipe, facts.path.name, found.reference if found else ""),
         bytes=facts.bytes,
         file_bytes=facts.file_bytes,
         parameters=facts.parameters,
@@ -222,8 +212,9 @@ def run_of(facts: Facts) -> tuple[RunRecord, list[FormatError]]:
         mixed=facts.mixed,
         tensors=facts.tensors,
         **measured,
-        **recorded,
-        notes=(*notes, *_said(found), *timing),
+        answers=recorded.answers if recorded else (),
+        forced=recorded.forced if recorded else (),
+        notes=(*facts.notes, *doubts, *_said(found), *timing),
         stale=stale,
         timed=None if benchmark is None else speeds.speed_of(run_id(facts.path), benchmark),
     )
@@ -232,7 +223,6 @@ def run_of(facts: Facts) -> tuple[RunRecord, list[FormatError]]:
 
 def run_of_measurement(found: Measurement, place: Path) -> RunRecord:
     """A run of which nothing but the measurement is here."""
-    parameters = round(8 * found.bytes / found.bpw) if found.bpw > 0 else 0
     missing = f"{shown(found.file, 200)} itself is not here: only its measurement is."
     return RunRecord(
         id=run_id(place),
@@ -240,7 +230,7 @@ def run_of_measurement(found: Measurement, place: Path) -> RunRecord:
         type=shown(found.type) or "unknown",
         container="gguf" if found.file.endswith(".gguf") else "unknown",
         bytes=found.bytes,
-        parameters=parameters,
+        parameters=round(8 * found.bytes / found.bpw) if found.bpw > 0 else 0,
         bpw=max(0.0, found.bpw),
         **_measured(found),
         notes=(missing, *_said(found)),
@@ -268,30 +258,11 @@ def _said(found: Measurement | None) -> list[str]:
 def metrics_of(found: Measurement) -> dict[str, TaggedValue]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
-    known: dict[str, Interval] = {key: getattr(found, key) for key in _INTERVALS}
-    metrics = {
-        key: TaggedValue(value=_drawn(x.value), low=_drawn(x.low), high=_drawn(x.high)) for key, x in known.items()
-    }
-    ratio = found.ppl_ratio
-    value, low, high = (found.ppl_reference * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
-    return {**metrics, "delta_ppl": TaggedValue(value=value, low=low, high=high)}
-
-
-def _drawn(value: float) -> float:
-    """A logarithm of less than this means nothing, and a ratio to it overflows."""
-    return value if abs(value) > 1e-30 else 0.0
-
-
-def _recorded(path: Path) -> tuple[dict[str, Any], FormatError | None]:
-    """Answers that were recorded beside a file."""
-    place = answer_records.path_for(path)
-    if not place.is_file():
-        return {}, None
-    try:
-        found = answer_records.load(place)
-    except DitherError as error:
-        return {}, FormatError(error.thing, error.reason, error.way_out)
-    return {"answers": found.answers, "forced": found.forced}, None
+    known: dict[str, dict[str, float]] = {key: getattr(found, key).ends for key in _INTERVALS}
+    # A logarithm of less than this means nothing, and a ratio to it overflows.
+    known = {key: {end: x if abs(x) > 1e-30 else 0.0 for end, x in ends.items()} for key, ends in known.items()}
+    known["delta_ppl"] = {end: found.ppl_reference * (x - 1) for end, x in found.ppl_ratio.ends.items()}
+    return {key: TaggedValue.model_validate(ends) for key, ends in known.items()}
 
 
 def run_id(path: Path) -> str:
@@ -308,8 +279,7 @@ def run_id(path: Path) -> str:
 def _path(path: Path) -> str | None:
     """A path that JSON can hold; a name of other bytes than UTF-8 has none."""
     text = str(path.absolute())
-    try:
+    with suppress(UnicodeEncodeError):
         text.encode("utf-8")
-    except UnicodeEncodeError:
-        return None
-    return text if len(text) <= 4096 else None
+        return text if len(text) <= 4096 else None
+    return None

@@ -38,7 +38,7 @@ _IMPORT = re.compile(r'^import \{([^}]*)\} from "(\.{1,2}/[\w./-]+\.js)";$', re.
 _LAZY = re.compile(r'\bimport\("(\.{1,2}/[\w./-]+\.js)"\)')
 _EXPORT = re.compile(r"^export (?=(?:async function|function|const|class) (\w+))", re.MULTILINE)
 _LEFT_OVER = re.compile(r"^\s*(?:import\b(?!\.)|export\b)", re.MULTILINE)
-_ENTRY = "main.js"
+_END = "\n/* whole */\n"  # of what is kept of Vega
 
 
 def assemble(document: Mapping[str, Any]) -> str:
@@ -66,13 +66,9 @@ def assemble(document: Mapping[str, Any]) -> str:
 def modules() -> dict[str, str]:
     """The page's modules by their path below js/."""
     folder = files("dither.reporting") / "page" / "js"
-    places = [("", folder), ("views/", folder / "views")]
-    return {
-        f"{below}{entry.name}": entry.read_text("utf-8")
-        for below, place in places
-        for entry in place.iterdir()
-        if entry.name.endswith(".js")
-    }
+    entries = [("", entry) for entry in folder.iterdir()]
+    entries += [("views/", entry) for entry in (folder / "views").iterdir()]
+    return {f"{below}{entry.name}": entry.read_text("utf-8") for below, entry in entries if entry.name.endswith(".js")}
 
 
 def charts() -> dict[str, Any]:
@@ -80,13 +76,11 @@ def charts() -> dict[str, Any]:
     return {name: template(name) for name in names()}
 
 
-def bundle(sources: Mapping[str, str], entry: str = _ENTRY) -> str:
+def bundle(sources: Mapping[str, str], entry: str = "main.js") -> str:
     """One script of all modules; importing one that is missing throws an error that names it."""
-    parts = ['"use strict";', "const ditherModules = {"]
-    for name, source in sorted(sources.items()):
-        parts.append(f"{json.dumps(name)}() {{\n{_wrapped(name, source)}\n}},")
-    parts.append(
-        "};\n"
+    parts = (f"{json.dumps(name)}() {{\n{_wrapped(name, source)}\n}},\n" for name, source in sorted(sources.items()))
+    return (
+        f'"use strict";\nconst ditherModules = {{\n{"".join(parts)}}};\n'
         "const ditherLoaded = {};\n"
         "function dither(name) {\n"
         '  if (!Object.hasOwn(ditherModules, name)) throw new Error(name + " is not in this report");\n'
@@ -94,7 +88,6 @@ def bundle(sources: Mapping[str, str], entry: str = _ENTRY) -> str:
         "}\n"
         f"dither({json.dumps(entry)});"
     )
-    return "\n".join(parts)
 
 
 def _wrapped(name: str, source: str) -> str:
@@ -124,31 +117,28 @@ def _json(identity: str, value: object) -> str:
     return f'<script type="application/json" id="{identity}">{escaped(text)}</script>'
 
 
-def escaped(text: str) -> str:
+def escaped(text: str, less: str = r"\\u003c") -> str:
     """JSON that cannot end its element, nor begin what would hide its end; as data it is the same.
 
     >>> escaped('["</script>", "<!--", "a < b"]')
     '["\\\\u003c/script>", "\\\\u003c!--", "a < b"]'
     """
-    return re.sub(r"<(?=/?script|!--)", r"\\u003c", text, flags=re.IGNORECASE)
+    return re.sub(r"<(?=/?script|!--)", less, text, flags=re.IGNORECASE)
 
 
 def _script(text: str) -> str:
     """The same for JavaScript, whose strings and patterns are the only places where these stand."""
-    return re.sub(r"<(?=/?script|!--)", r"\\x3c", text, flags=re.IGNORECASE)
+    return escaped(text, r"\\x3c")
 
 
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that defines `vegaEmbed`.
-
-    Bundled by vl-convert from the sources inside it, which takes seconds, and kept in the user's cache.
-    Raises OutputError where vl-convert is missing.
-    """
+    """Vega, Vega-Lite and vega-embed as one script that defines `vegaEmbed`.  Bundled by vl-convert from the sources
+    inside it, which takes seconds, and kept in the user's cache. Raises OutputError where vl-convert is missing."""
     kept = library_path()
-    try:
-        return _whole(kept.read_text("utf-8"))
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError):
+        text = kept.read_text("utf-8")
+        if text.endswith(_END):  # else cut short
+            return text
     import vl_convert
 
     made = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")) + _END
@@ -166,12 +156,3 @@ def library_path() -> Path:
     except metadata.PackageNotFoundError:
         raise OutputError("the charts", "need vl-convert", "pip install vl-convert-python") from None
     return cache_folder() / f"vega-{re.sub(r'[^0-9a-z.]', '', version)}.js"
-
-
-_END = "\n/* whole */\n"
-
-
-def _whole(text: str) -> str:
-    if not text.endswith(_END):
-        raise ValueError("cut short")
-    return text

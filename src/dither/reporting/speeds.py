@@ -8,29 +8,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dither.errors import DitherError, FormatError
 from dither.reporting.document import SpeedRecord, TaggedValue, Value
 from dither.running import benchmark
-from dither.running.benchmark import Benchmark, Spread
+from dither.running.benchmark import Benchmark
 from dither.system.text import shown
 
 
-def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str], FormatError | None]:
-    """What was timed of a file of `size` bytes, all its parts together; notes on it, and why what lies beside
-    it could not be read."""
+def benchmark_of(path: Path, size: int) -> tuple[Benchmark | None, list[str]]:
+    """What was timed of a file of `size` bytes, all its parts together, and notes on it.  Raises DitherError where what
+    lies beside the file is no benchmark."""
     place = benchmark.path_for(path)
     if not place.is_file():
-        return None, [], None
-    try:
-        found = benchmark.load(place)
-    except DitherError as error:
-        return None, [], FormatError(error.thing, error.reason, error.way_out)
+        return None, []
+    found = benchmark.load(place)
     again = f"Time it again: dither bench {path.name}."
     if found.file_bytes != size:
-        return None, [f"Stale: {place.name} is of an earlier {path.name}. {again}"], None
+        return None, [f"Stale: {place.name} is of an earlier {path.name}. {again}"]
     if found.file_modified_ns != path.stat().st_mtime_ns:
-        return found, [f"{path.name} was written or copied after it was timed. {again}"], None
-    return found, [], None
+        return found, [f"{path.name} was written or copied after it was timed. {again}"]
+    return found, []
 
 
 def metrics_of(found: Benchmark) -> dict[str, TaggedValue]:
@@ -42,7 +38,7 @@ def metrics_of(found: Benchmark) -> dict[str, TaggedValue]:
         "joules_per_token": found.joules_per_token,
     }
     return {
-        **{key: TaggedValue(value=x.value, low=x.low, high=x.high) for key, x in spreads.items() if x is not None},
+        **{key: TaggedValue.model_validate(spread.ends) for key, spread in spreads.items() if spread is not None},
         "load_seconds": TaggedValue(value=found.load_seconds),
         "peak_memory_bytes": TaggedValue(value=float(found.peak_memory_bytes)),
     }
@@ -50,18 +46,15 @@ def metrics_of(found: Benchmark) -> dict[str, TaggedValue]:
 
 def speed_of(run_id: str, found: Benchmark) -> SpeedRecord:
     """The entry of view 7."""
+    joules = found.joules_per_token
     return SpeedRecord(
         run=run_id,
         command=shown(found.command, 1000),
         threads=found.threads,
-        prefill=_value(found.prefill_tokens_per_second),
-        decode=_value(found.decode_tokens_per_second),
+        prefill=Value(**found.prefill_tokens_per_second.ends),
+        decode=Value(**found.decode_tokens_per_second.ends),
         peak_memory_bytes=found.peak_memory_bytes,
-        joules_per_token=_value(found.joules_per_token),
+        joules_per_token=None if joules is None else Value(**joules.ends),
         joules_note=shown(found.energy_note, 400),
         machine=shown(found.cpu, 400),
     )
-
-
-def _value(spread: Spread | None) -> Value | None:
-    return None if spread is None else Value(value=spread.value, low=spread.low, high=spread.high)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,42 +41,35 @@ def place_of(name: str) -> tuple[int | None, str]:
 def rows_of(model: Model) -> tuple[TensorRow, ...]:
     """Every tensor of a file, with the errors that the file keeps."""
     errors = recorded_errors(model)
-    return tuple(_row(tensor, errors.get(tensor.name)) for tensor in model.tensors[:MOST_TENSORS])
-
-
-def _row(tensor: Tensor, error: float | None) -> TensorRow:
-    layer, kind = place_of(tensor.name)
-    return TensorRow(
-        name=shown(tensor.name),
-        layer=layer,
-        kind=kind,
-        type=shown(tensor.stored),
-        bpw=8 * tensor.stored_bytes / max(1, tensor.size),
-        bytes=tensor.stored_bytes,
-        shape=tensor.shape,
-        relative_error=error,
-        error_tag=None if error is None else "measured",
+    return tuple(
+        TensorRow(
+            name=shown(tensor.name),
+            layer=layer,
+            kind=kind,
+            type=shown(tensor.stored),
+            bpw=8 * tensor.stored_bytes / max(1, tensor.size),
+            bytes=tensor.stored_bytes,
+            shape=tensor.shape,
+            relative_error=errors.get(tensor.name),
+            error_tag="measured" if tensor.name in errors else None,
+        )
+        for tensor, (layer, kind) in ((tensor, place_of(tensor.name)) for tensor in model.tensors[:MOST_TENSORS])
     )
 
 
 def with_costs(rows: Sequence[TensorRow], costs: Costs) -> tuple[TensorRow, ...]:
-    """Rows with the divergence if only that tensor were stored as it is.
+    """Rows with the divergence if only that tensor were stored as it is.  Estimated: a plan measured it at the type of
+    its probe, and scaled it by the ratio of the types' errors; the file may be another solver's."""
 
-    Estimated: a plan measured it at the type of its probe, and scaled it by the ratio of the types' errors;
-    the file may be another solver's.
-    """
-    return tuple(_with_cost(row, costs) for row in rows)
+    def known(row: TensorRow) -> float | None:
+        if costs.probe.get(row.name) == row.type or row.name not in costs.divergence:
+            return costs.divergence.get(row.name)
+        return costs.predicted(row.name, row.type) if row.type in costs.ratios.get(row.name, {}) else None
 
-
-def _with_cost(row: TensorRow, costs: Costs) -> TensorRow:
-    if row.name not in costs.divergence:
-        return row
-    found = costs.divergence[row.name]
-    if costs.probe.get(row.name) != row.type:
-        if row.type not in costs.ratios.get(row.name, {}):
-            return row
-        found = costs.predicted(row.name, row.type)
-    return row.model_copy(update={"kl_alone": found, "kl_tag": "estimated"})
+    found = ((row, known(row)) for row in rows)
+    return tuple(
+        row if cost is None else row.model_copy(update={"kl_alone": cost, "kl_tag": "estimated"}) for row, cost in found
+    )
 
 
 def recorded_errors(model: Model) -> dict[str, float]:
@@ -89,11 +82,7 @@ def recorded_errors(model: Model) -> dict[str, float]:
         found = {t.name: float(value) for t, value in zip(model.tensors, found, strict=True)}
     if not isinstance(found, dict):
         return {}
-    return {name: float(value) for name, value in found.items() if _is_error(value)}
-
-
-def _is_error(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+    return {name: float(x) for name, x in found.items() if type(x) in (int, float) and 0 <= x < math.inf}
 
 
 def with_errors(rows: Sequence[TensorRow], model: Model, original: Model) -> tuple[TensorRow, ...]:
@@ -104,40 +93,33 @@ def with_errors(rows: Sequence[TensorRow], model: Model, original: Model) -> tup
     """
     theirs = {tensor.name: tensor for tensor in original.tensors}
     ours = {shown(tensor.name): tensor for tensor in model.tensors}
-    return tuple(_compared(row, ours.get(row.name), theirs) for row in rows)
+    found = []
+    for row in rows:
+        tensor = None if row.relative_error is not None else ours.get(row.name)
+        other = tensor and theirs.get(tensor.name)
+        if tensor and other and other.shape == tensor.shape:
+            error, tag = _error(tensor, other)
+            row = row if error is None else row.model_copy(update={"relative_error": error, "error_tag": tag})
+        found.append(row)
+    return tuple(found)
 
 
-def _compared(row: TensorRow, tensor: Tensor | None, theirs: Mapping[str, Tensor]) -> TensorRow:
-    if row.relative_error is not None or tensor is None:
-        return row
-    other = theirs.get(tensor.name)
-    if other is None or other.shape != tensor.shape:
-        return row
+def _error(tensor: Tensor, other: Tensor) -> tuple[float | None, str]:
     if tensor.stored == "F32" and other.stored in FLOAT_TYPES:
-        return row.model_copy(update={"relative_error": 0.0, "error_tag": "measured"})
+        return 0.0, "measured"
     count = min(tensor.rows, max(1, SAMPLED_WEIGHTS // tensor.columns))
-    error = _error(tensor, other, count)
-    if error is None:
-        return row
-    tag = "measured" if count == tensor.rows else "estimated"
-    return row.model_copy(update={"relative_error": error, "error_tag": tag})
-
-
-def _error(tensor: Tensor, other: Tensor, count: int) -> float | None:
     squares = norm = 0.0
     for start, stop in _pieces(tensor.rows, count):
         w_RC, v_RC = other.read(start, stop), tensor.read(start, stop)
         squares += float(np.square(w_RC - v_RC, dtype=np.float64).sum())
         norm += float(np.square(w_RC, dtype=np.float64).sum())
     found = math.sqrt(squares / norm) if norm > 0 else 0.0
-    return found if math.isfinite(found) else None
+    return found if math.isfinite(found) else None, "measured" if count == tensor.rows else "estimated"
 
 
 def _pieces(rows: int, count: int) -> list[tuple[int, int]]:
     """`count` of all rows, in at most 16 contiguous runs spread evenly."""
-    if count >= rows:
-        return [(0, rows)]
-    runs = min(16, count)
+    runs = 1 if count >= rows else min(16, count)
     each = count // runs
     starts = np.linspace(0, rows - each, runs).astype(int)
     return [(int(start), int(start) + each) for start in starts]

@@ -21,7 +21,8 @@ from __future__ import annotations
 import base64
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,18 +58,12 @@ class Tile:
     clip: float
     outlier_columns: tuple[int, ...]  # of the tensor, those inside the window
     shape: tuple[int, int] = (0, 0)  # of the whole tensor, rows flattened
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        rows, columns = self.original_RW.shape
-        numbers = {key: value for key, value in vars(self).items() if key != "original_RW"}
-        return {
-            **numbers,
-            "rows": rows,
-            "columns": columns,
-            "original": half_base64(self.original_RW),
-            "quantized": {kind: half_base64(w_RW) for kind, w_RW in self.quantized.items()},
-        }
+        said = {**vars(self), "quantized": {kind: half_base64(w_RW) for kind, w_RW in self.quantized.items()}}
+        w_RW = said.pop("original_RW")
+        return {**said, "rows": w_RW.shape[0], "columns": w_RW.shape[1], "original": half_base64(w_RW)}
 
 
 def tile(
@@ -95,10 +90,8 @@ def tile(
     w_RC = finite_rows(before, original, row, row + rows)
     stored_RC = finite_rows(after, quantized, row, row + rows)
     at = slice(column, column + columns)
-    found = {after.stored: stored_RC[:, at]}
-    for kind in slider(before.columns) if types is None else types:
-        if kind not in found:
-            found[kind] = rounded(w_RC, kind, at)
+    others = dict.fromkeys(slider(before.columns) if types is None else types)
+    others.pop(after.stored, None)
     return Tile(
         after.name,
         after.stored,
@@ -106,7 +99,7 @@ def tile(
         row,
         column,
         w_RC[:, at],
-        found,
+        {after.stored: stored_RC[:, at], **{kind: rounded(w_RC, kind, at) for kind in others}},
         float(np.percentile(np.abs(w_RC[:, at]), CLIP)),
         outliers(w_RC, at),
         (before.rows, before.columns),
@@ -124,17 +117,15 @@ def pair(original: Model, quantized: Model, tensor: str) -> tuple[Tensor, Tensor
     if len(before.shape) < 2:
         raise UsageError(shown(tensor), "is a vector, kept in full precision", "Choose a matrix, such as ffn_down.")
     if before.columns > WIDEST or not before.size:
-        raise UsageError(
-            shown(tensor), f"cannot be shown: its rows have {before.columns} weights", "Choose another tensor."
-        )
+        reason = f"cannot be shown: its rows have {before.columns} weights"
+        raise UsageError(shown(tensor), reason, "Choose another tensor.")
     return before, after
 
 
 def find(model: Model, name: str) -> Tensor:
     """The tensor of that name.  Raises UsageError, naming those that are called nearly so."""
-    for tensor in model.tensors:
-        if tensor.name == name:
-            return tensor
+    if found := next((tensor for tensor in model.tensors if tensor.name == name), None):
+        return found
     names = [tensor.name for tensor in model.tensors if len(tensor.shape) > 1]
     near = difflib.get_close_matches(name[:200], names, 3, 0.4) or names[:3]
     way_out = f"It has {', '.join(map(shown, near))}." if near else "It holds no matrix at all."
@@ -145,11 +136,11 @@ def finite_rows(tensor: Tensor, model: Model, start: int, stop: int) -> Floats:
     """Rows `start` to `stop`.  Raises SourceError where one of their weights is no number."""
     w_RC = tensor.read(start, stop)
     if not np.isfinite(w_RC).all():
-        raise SourceError(
+        thing, way_out = (
             f"{shown(tensor.name)} of {shown(model.name)}",
-            "holds NaN or infinity",
             "The file is damaged: `dither inspect` says more.",
         )
+        raise SourceError(thing, "holds NaN or infinity", way_out)
     return w_RC
 
 
@@ -163,18 +154,15 @@ def slider(columns: int) -> tuple[str, ...]:
 
 
 def rounded(w_RC: Floats, kind: str, at: slice) -> Floats:
-    """Columns `at` of the rows after a round trip through `kind`, no more blocks than they lie in.
-
-    Raises UsageError where the type is not known, or does not divide the rows.
-    """
+    """Columns `at` of the rows after a round trip through `kind`, no more blocks than they lie in.  Raises UsageError
+    where the type is not known, or does not divide the rows."""
     found = find_codec(kind, w_RC.shape[1])
     if w_RC.shape[1] % found.block:
         reason = f"needs a multiple of {found.block} columns; these rows have {w_RC.shape[1]}"
         raise UsageError(found.name, reason, "Choose a type with smaller blocks.")
     first = at.start // found.block * found.block
     last = -(-at.stop // found.block) * found.block
-    values_RC = round_trip(found, w_RC[:, first:last])
-    return values_RC[:, at.start - first : at.stop - first]
+    return round_trip(found, w_RC[:, first:last])[:, at.start - first : at.stop - first]
 
 
 def round_trip(found: Codec, w_RC: Floats) -> Floats:
@@ -190,11 +178,10 @@ def block_of(kind: str, columns: int) -> int:
     >>> block_of("Q4_K", 4096), block_of("Q6_K", 4096), block_of("Q8_0", 4096), block_of("BF16", 4096)
     (32, 16, 32, 1)
     """
-    try:
+    with suppress(DitherError):
         found = find_codec(kind, columns)
-    except DitherError:
-        return 1
-    return found.levels.size if isinstance(found, LevelCodec) else found.block
+        return found.levels.size if isinstance(found, LevelCodec) else found.block
+    return 1
 
 
 def outliers(w_RC: Floats, at: slice) -> tuple[int, ...]:

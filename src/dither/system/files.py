@@ -51,6 +51,14 @@ def replacing(
             part.unlink()
 
 
+def make_folder(path: Path, way_out: str) -> None:
+    """A folder at `path`, with those above it, where there is none yet.  Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(str(path), f"cannot be made a folder ({error.strerror})", way_out) from None
+
+
 def replace(path: Path, data: bytes, way_out: str) -> None:
     """Writes a whole file as `replacing` does.  Raises OutputError."""
     with replacing(path, way_out) as file:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -58,9 +58,9 @@ def marked(found: Divergence) -> tuple[Text, Text]:
                 continue
             if not parted:
                 text.append(f" {MARK}", style=_FIRST)
-            blank = said[: len(said) - len(said.lstrip())]
-            text.append(blank)
-            text.append(f"{OPEN}{said[len(blank) :]}{CLOSE}", style=_APART)
+            bare = said.lstrip()
+            text.append(said.removesuffix(bare))
+            text.append(f"{OPEN}{bare}{CLOSE}", style=_APART)
         parted = parted or not stretch.same
     return ours, theirs
 
@@ -70,16 +70,11 @@ def summary(found: Divergence) -> list[str]:
     if found.character is None:
         return [f"Both answers are the same, {counted(found.words, 'word')}."]
     lines = [f"The same for {counted(found.words, 'word')}; {MARK} marks where they part."]
-    told = 0
-    for stretch, after in pairwise((*found.stretches, None)):
-        if stretch is None or stretch.same:
-            continue
-        if told == _SHOWN:
-            lines.append("…")
-            break
-        told += 1
+    apart = [(this, after) for this, after in pairwise((*found.stretches, None)) if this and not this.same]
+    for stretch, after in apart[:_SHOWN]:
         again = f", then again the same for {counted(len(after.ours), 'word')}" if after is not None else ""
         lines.append(f"{_said(stretch.ours)} here, {_said(stretch.theirs)} there{again}")
+    lines += ["…"] if len(apart) > _SHOWN else []
     lines.append(f"{100 * found.shared:.0f} % of the words are in both, in the same order.")
     if found.cut:
         lines.append("Only the beginnings were compared: the answers are long.")
@@ -87,20 +82,14 @@ def summary(found: Divergence) -> list[str]:
 
 
 def _said(words: Sequence[str]) -> str:
-    if not words:
-        return "nothing"
     more = " …" if len(words) > _LONG else ""
-    return f"“{harmless(' '.join(''.join(words[:_LONG]).split()))}{more}”"
+    return f"“{harmless(' '.join(''.join(words[:_LONG]).split()))}{more}”" if words else "nothing"
 
 
 @contextmanager
-def growing(titles: Sequence[str], console: Console = out) -> Iterator[Callable[[Sequence[str | Text]], None]]:
+def growing(titles: Sequence[str]) -> Iterator[Callable[[Sequence[str | Text]], None]]:
     """A place on the terminal that is written anew whenever the answers have grown."""
     from rich.live import Live
 
-    with Live(console=console, refresh_per_second=8, vertical_overflow="visible") as live:
-
-        def show(texts: Sequence[str | Text]) -> None:
-            live.update(answers(titles, texts, console.width))
-
-        yield show
+    with Live(console=out, refresh_per_second=8, vertical_overflow="visible") as live:
+        yield lambda texts: live.update(answers(titles, texts, out.width))

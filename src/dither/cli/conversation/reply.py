@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dither.cli.conversation.beside import growing, marked, summary
 from dither.cli.harmless import harmless
@@ -16,24 +16,29 @@ if TYPE_CHECKING:
     from dither.running.conversation import Conversation
 
 
-def answer(talk: Conversation, line: str) -> Generation:
-    """Stream one reply to stdout, and remember it, whole or as far as Ctrl-C let it come."""
-    reply = talk.say(line)
-    said = ""
+def answer(talk: Conversation, line: str, show: Callable[[str], None] | None = None) -> Generation:
+    """One reply as it comes, to stdout or, all that is said so far, to `show`.
+
+    It is remembered, whole or as far as Ctrl-C let it come.
+    """
+    reply, said = talk.say(line), ""
     try:
         with talk.accounted(reply):
             for piece in reply:
                 said += piece
-                sys.stdout.write(harmless(piece))
-                sys.stdout.flush()
+                show(said) if show else _write(piece)
     finally:
         reply.close()
         if said:
             talk.turns.append((line, said))
-        if said and not said.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+        if said and not said.endswith("\n") and not show:
+            _write("\n")
     return reply
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(harmless(text))
+    sys.stdout.flush()
 
 
 def both(talks: Sequence[Conversation], line: str) -> Divergence:
@@ -52,22 +57,14 @@ def both(talks: Sequence[Conversation], line: str) -> Divergence:
     with growing(titles) as show:
         show(texts)
         for index, talk in enumerate(talks):
-            _listen(talk, line, texts, index, show)
+
+            def grown(said: str, index: int = index) -> None:
+                texts[index] = said
+                show(texts)
+
+            answer(talk, line, grown)
         found = diverge(*texts)
         show(marked(found))
     for told in summary(found):
         out.print(plain(told), style="dim")
     return found
-
-
-def _listen(talk: Conversation, line: str, texts: list[str], index: int, show: Any) -> None:
-    reply = talk.say(line)
-    try:
-        with talk.accounted(reply):
-            for piece in reply:
-                texts[index] += piece
-                show(texts)
-    finally:
-        reply.close()
-        if texts[index]:
-            talk.turns.append((line, texts[index]))

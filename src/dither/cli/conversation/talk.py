@@ -99,9 +99,8 @@ def _account(reply: Generation, max_tokens: int) -> str:
     account = f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} a second"
     if reply.stopped_by != "limit":
         return account
-    if reply.tokens >= max_tokens:
-        return f"{account}; cut off, -n allows more"
-    return f"{account}; the context is full, /clear starts again"
+    full = "the context is full, /clear starts again"
+    return f"{account}; {'cut off, -n allows more' if reply.tokens >= max_tokens else full}"
 
 
 def _retry(talks: Sequence[Conversation]) -> None:
@@ -128,23 +127,20 @@ def _switch(talk: Conversation, seat: Seat, wanted: str) -> None:
     except DitherError:
         talk.engine = seat.engine  # the one from before, loaded again
         raise
-    count = len(talk.turns)
-    kept = f"; {counted(count, 'turn')} kept" if count else ""
+    kept = f"; {counted(len(talk.turns), 'turn')} kept" if talk.turns else ""
     err.print(f"{plain(path.name)} answers now{kept}")
 
 
 def _stats(talk: Conversation) -> None:
     spent = talk.spent
     mean = spent.tokens / spent.seconds if spent.seconds else 0.0
+    energy = plain(talk.meter.note)
+    if spent.joules is not None:
+        energy = f"{spent.joules:.1f} J, {spent.joules / max(1, spent.tokens):.2f} J a token ({energy})"
     err.print(
         f"{plain(talk.engine.path.name)}: {spent.answers} answers, {spent.tokens} tokens; "
-        f"{mean:.1f} a second, the last {spent.last_speed:.1f}"
+        f"{mean:.1f} a second, the last {spent.last_speed:.1f}\nenergy: {energy}"
     )
-    if spent.joules is None:
-        err.print(f"energy: {plain(talk.meter.note)}")
-    else:
-        each = spent.joules / max(1, spent.tokens)
-        err.print(f"energy: {spent.joules:.1f} J, {each:.2f} J a token ({plain(talk.meter.note)})")
 
 
 def _save(talks: Sequence[Conversation], name: str) -> None:
@@ -153,7 +149,7 @@ def _save(talks: Sequence[Conversation], name: str) -> None:
 
     path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.json"))
     if path.suffix == ".md":
-        text = "\n".join(_readable(talk) for talk in talks)
+        text = "\n".join(map(_readable, talks))
     else:  # one conversation a line: what `dither calibrate --data` reads
         text = "".join(json.dumps(talk.document(), ensure_ascii=False) + "\n" for talk in talks)
     try:
@@ -167,10 +163,8 @@ def _save(talks: Sequence[Conversation], name: str) -> None:
 
 
 def _readable(talk: Conversation) -> str:
-    parts = [f"# {talk.engine.path.name}\n"]
-    for message in talk.messages:
-        parts.append(f"**{message['role']}:** {harmless(message['content'])}\n")
-    return "\n".join(parts)
+    said = (f"**{message['role']}:** {harmless(message['content'])}\n" for message in talk.messages)
+    return "\n".join([f"# {talk.engine.path.name}\n", *said])
 
 
 def _read_line() -> str:
