@@ -17,7 +17,8 @@ from transformers import LlamaConfig
 from dither.engines.vocabulary import Vocabulary
 from dither.errors import DitherError, SourceError, UsageError
 from dither.formats.ggml import string
-from dither.measuring.text import batches, pack, pieces, sequences
+from dither.measuring.cutting import pieces
+from dither.measuring.text import batches, pack, sequences
 from dither.models.source import open_model
 from dither.types import Model
 from models.families_util import TEXT, byte_level_tokenizer, random_model, save_model, with_bos

@@ -22,7 +22,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,6 +37,18 @@ from dither.types import Floats
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+
+class Drawing(TypedDict, total=False):
+    """How a token is drawn."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+
+_DRAWING = Drawing(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)  # llama.cpp's own
 
 
 class Generation(Iterator[str]):
@@ -174,10 +186,7 @@ class LlamaCpp:
         stop: Sequence[str] = (),
         reuse: bool = False,
         ignore_end: bool = False,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
+        **drawing: Unpack[Drawing],
     ) -> Generation:
         """Continue `prompt`, piece by piece; a piece never ends inside a character.
 
@@ -187,8 +196,9 @@ class LlamaCpp:
         the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
         text, so that the answer is `max_tokens` long.
         """
-        body = self._completion(prompt, max_tokens=max_tokens, cache=reuse)
-        body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        if unknown := drawing.keys() - _DRAWING.keys():
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
+        body = self._completion(prompt, max_tokens=max_tokens, cache=reuse) | {**_DRAWING, **drawing}
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
         body |= {"ignore_eos": True} if ignore_end else {}
         return Generation(self._stream("/completion", body))

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from dither.errors import UsageError
 from dither.measuring import schema
@@ -22,6 +22,9 @@ from dither.measuring.schema import Measurement
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
 from dither.types import Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TOKENS = 8192  # 16 sequences of 512: enough for the intervals to mean something
 
@@ -83,18 +86,24 @@ def measure(
     return results
 
 
+class TextKeywords(TypedDict, total=False):
+    """The text that both sides of a comparison are measured on, as `measure` takes it."""
+
+    data: str | Path | None
+    tokens: int | None
+    context: int | None
+
+
 def compare(
     a: str | Path,
     b: str | Path,
     *,
     against: str | Path | None = None,
     max_kld: float | None = None,
-    data: str | Path | None = None,
-    tokens: int | None = None,
-    context: int | None = None,
     device: str = "cpu",
     save: bool = True,
     progress: Progress | None = None,
+    **text: Unpack[TextKeywords],
 ) -> Comparison:
     """Compares B with A: two measured files, or a quantized file with the original it was made of.
 
@@ -108,7 +117,9 @@ def compare(
     """
     if max_kld is not None and not 0 <= max_kld < math.inf:
         raise UsageError(f"a limit of {max_kld}", "is not a divergence", "Give a number of nats, such as 0.05.")
-    fresh = data is not None or tokens is not None or context is not None
+    if unknown := text.keys() - TextKeywords.__annotations__:
+        raise TypeError(f"compare() got an unexpected keyword argument {min(unknown)!r}")
+    fresh = any(value is not None for value in text.values())
     report = progress or Silent()
     reference = None if against is None else open_model(against)
     sides = {"a": _side(a, fresh, reference, report), "b": _side(b, fresh, reference, report)}
@@ -124,8 +135,8 @@ def compare(
         way_out = "Measure it with --against MODEL, or name its original first."
         raise UsageError(str(b), "has no measurement", way_out)
     if missing and reference is not None:
-        text: dict[str, Any] = {"data": data, "tokens": tokens or TOKENS, "context": context}
-        results = measure(list(missing.values()), reference, **text, device=device, save=save, progress=progress)
+        asked: dict[str, Any] = {**text, "tokens": text.get("tokens") or TOKENS}
+        results = measure(list(missing.values()), reference, **asked, device=device, save=save, progress=progress)
         found |= dict(zip(missing, results, strict=True))
     return contrast(found.get("a"), found["b"], max_kld=max_kld)
 

@@ -30,7 +30,7 @@ from dither.containers.gguf import GGUFOutput, can_hold, recipe_metadata
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import OutputError
 from dither.measuring.calibration_folder import WRITER
-from dither.measuring.text import pieces, with_bos
+from dither.measuring.cutting import pieces, with_bos
 from dither.progress import Progress, Silent
 from dither.types import Model, Tensor, Yes
 

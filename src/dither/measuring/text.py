@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from dither.engines.vocabulary import Vocabulary
 from dither.errors import SourceError, UsageError
+from dither.measuring.cutting import chunks, pieces
 from dither.measuring.records import Conversation, hub_records, json_records
 from dither.progress import Progress
 from dither.types import Model
@@ -138,13 +139,6 @@ def tokens_sha256(tokens_ST: Ints, lengths_S: Ints) -> str:
     return digest.hexdigest()
 
 
-def chunks(ids: list[int], context: int, bos: int | None) -> list[list[int]]:
-    """llama.cpp's chunks of one long text: consecutive, all full, each beginning with `bos`."""
-    stream = ids if bos is None else [bos, *ids]
-    found = [stream[at : at + context] for at in range(0, len(stream) - context + 1, context)]
-    return found if bos is None else [[bos, *chunk[1:]] for chunk in found]
-
-
 def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: int, seed: int) -> Sequences:
     name = str(data)
     if name.startswith(HUB):
@@ -223,17 +217,6 @@ def _from_records(
     if used < min(tokens, context):
         raise _too_short(name, used, min(tokens, context))
     return pack(found, name, seed, _record_notes(name, tokens, left, dropped, plain))
-
-
-def pieces(ids: list[int], context: int, bos: int | None) -> list[list[int]]:
-    """One record's ids, `bos` in front, cut into pieces of the context's length; the last may be shorter."""
-    ids = with_bos(ids, bos)
-    found = [ids[at : at + context] for at in range(0, len(ids), context)]
-    return found if bos is None else [[bos, *piece[1:]] for piece in found]
-
-
-def with_bos(ids: list[int], bos: int | None) -> list[int]:
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def _record_ids(vocabulary: Vocabulary, record: str | Conversation) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any
 from dither.engines.llamacpp import LlamaCpp
 from dither.engines.vocabulary import Vocabulary
 from dither.errors import SourceError, UnsupportedError, UsageError
-from dither.measuring.text import with_bos
+from dither.measuring.cutting import with_bos
 from dither.running.likelihood import Likelihood
 from dither.types import Model
 
