@@ -57,8 +57,5 @@ def split_codec(name: str, columns: int = 0) -> SplitCodec:
 
 @lru_cache(maxsize=1024)
 def _parsed(name: str, columns: int) -> Codec | None:
-    for module in modules(__name__):
-        found: Codec | None = module.parse(name, columns) if hasattr(module, "parse") else None
-        if found is not None:
-            return found
-    return None
+    made = (module.parse(name, columns) for module in modules(__name__) if hasattr(module, "parse"))
+    return next((found for found in made if found is not None), None)

@@ -58,9 +58,17 @@ class Scales(NamedTuple):
     below_R: Floats
     lower_RS: npt.NDArray[np.int16]
 
+    def of_sub_blocks(self, levels: Levels) -> tuple[Floats, Floats]:
+        """What numbers are multiplied by and what is subtracted, (R, S), multiplied as decoders do."""
+        scale_RS = self.unit_R[:, None] * levels.multiples_M[self.multiple_RS]
+        return scale_RS, self.below_R[:, None] * levels.lowers_M[self.lower_RS]
+
+    def copied(self) -> Scales:
+        return Scales._make(part.copy() for part in self)
+
 
 @runtime_checkable
-class LevelCodec(Protocol):
+class LevelCodec(Codec, Protocol):
     """A codec whose grids are scaled levels; lattices and plain floats are none."""
 
     @property
@@ -108,13 +116,11 @@ KINDS = {"float16": 0, "bfloat16": 1, "float32": 2}  # as kernels/stored.py numb
 def as_stored(x: Floats, kind: str) -> Floats:
     """The nearest finite numbers of a float type ("float16", "bfloat16" or "float32"), ties to even."""
     if kind == "float16":
-        half: Floats = np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
-        return half
+        return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
     if kind == "bfloat16":
         bits = np.ascontiguousarray(np.clip(x, -BFLOAT_MAX, BFLOAT_MAX), np.float32).view(np.uint32)
         odd = (bits >> np.uint32(16)) & np.uint32(1)
-        bfloat: Floats = ((bits + (odd + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)).view(np.float32)
-        return bfloat
+        return ((bits + (odd + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)).view(np.float32)
     return np.asarray(x, np.float32)
 
 
@@ -223,12 +229,11 @@ class OneScale(NamedTuple):
 class TableCodec(SplitBlocks):
     """Blocks of one scale each: ŵ = scale · table[code]."""
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: OneScale) -> Scales:
         return plain_scales(grid.scale_R)
 
     def from_scales(self, scales: Scales) -> OneScale:
         return OneScale(scales.unit_R)
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = self.table[codes_RK] * grid.scale_R[:, None]
-        return values
+    def value(self, codes_RK: Codes, grid: OneScale, at: slice) -> Floats:
+        return self.table[codes_RK] * grid.scale_R[:, None]

@@ -45,14 +45,6 @@ def importance_blocks(importance: Floats | None, size: int) -> Floats:
     return np.ones((1, size), np.float32) if importance is None else blocks(importance, size)
 
 
-def blocks_of(w_RC: Floats, importance_C: Floats | None, block: int) -> tuple[Floats, Floats | None]:
-    """Rows cut into blocks, one per line, with each block's importance beside it."""
-    w_RB = np.ascontiguousarray(w_RC, dtype=np.float32).reshape(-1, block)
-    if importance_C is None:
-        return w_RB, None
-    return w_RB, np.tile(importance_blocks(importance_C, block), (w_RC.shape[0], 1))
-
-
 def invert(scale_R: Floats) -> Floats:
     """1 / scale, and 0 for 0: the factor of a grid that was read rather than fitted."""
     inverse_R = np.zeros_like(scale_R)

@@ -80,10 +80,10 @@ class FloatRows(TableCodec):
         kernels.fit_largest(w_NB, importance_blocks(importance_B, self.block), TARGETS, self.kind, grid.scale_R)
         return grid
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: OneScale, at: slice) -> Codes:
         return to_e4m3(quotients(w_RK, grid.scale_R[:, None], np.array(w_RK, np.float32)))
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: OneScale) -> Bytes:
         return np.concatenate([bytes_of_scale(grid.scale_R, self.stored), codes_RB.astype(np.uint8)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
@@ -111,7 +111,7 @@ class FloatTensor(SplitBlocks):
         self.scale = np.float32(2.0**-exponent)
         self.levels = Levels(NUMBERS[RISING], RISING, block, np.full(1, self.scale), np.zeros(1, np.float32), False)
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: TensorGrid) -> Scales:
         return plain_scales(np.ones(grid.rows, np.float32))
 
     def from_scales(self, scales: Scales) -> Grid:
@@ -121,25 +121,18 @@ class FloatTensor(SplitBlocks):
         """Nothing is left to choose."""
         return TensorGrid(len(w_RB))
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: TensorGrid, at: slice) -> Codes:
         with np.errstate(over="ignore"):
             return to_e4m3(np.asarray(w_RK, np.float32) / self.scale)
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = NUMBERS[codes_RK] * self.scale
-        return values
+    def value(self, codes_RK: Codes, grid: TensorGrid, at: slice) -> Floats:
+        return NUMBERS[codes_RK] * self.scale
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: TensorGrid) -> Bytes:
         return codes_RB.astype(np.uint8)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         return packed_blocks(raw_RN, self.block).copy(), TensorGrid(raw_RN.size // self.block)
-
-    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        raw_NN[:] = self.snap(w_NB, None, slice(None))
-
-    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        np.multiply(NUMBERS[raw_NN], self.scale, out=w_NB)
 
     def split(self, raw_RN: Bytes) -> tuple[Bytes, Floats]:
         """Patterns, and the scale_RG of each row: the tensor's."""
@@ -187,18 +180,16 @@ class FloatTiles(SplitBlocks):
         kernels.fit_largest(self._tiles(w_RB), importance_TI, TARGETS, KINDS["float32"], scale_T)
         return TileGrid(np.repeat(scale_T.reshape(-1, len(self.starts)), TILE, axis=0)[: len(w_RB)])
 
-    def _scale_of(self, grid: Grid, at: slice) -> Floats:
-        scale_RK: Floats = grid.scale_RT[:, np.arange(*at.indices(self.block)) // TILE]
-        return scale_RK
+    def _scale_of(self, grid: TileGrid, at: slice) -> Floats:
+        return grid.scale_RT[:, np.arange(*at.indices(self.block)) // TILE]
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: TileGrid, at: slice) -> Codes:
         return to_e4m3(quotients(w_RK, self._scale_of(grid, at), np.array(w_RK, np.float32)))
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = NUMBERS[codes_RK] * self._scale_of(grid, at)
-        return values
+    def value(self, codes_RK: Codes, grid: TileGrid, at: slice) -> Floats:
+        return NUMBERS[codes_RK] * self._scale_of(grid, at)
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: TileGrid) -> Bytes:
         scale_RT = np.ascontiguousarray(grid.scale_RT, "<f4")
         return np.concatenate([scale_RT.view(np.uint8), codes_RB.astype(np.uint8)], axis=1)
 
@@ -221,10 +212,6 @@ class FloatTiles(SplitBlocks):
             stored = slice(block * self.block_bytes, (block + 1) * self.block_bytes)
             raw_RN[:, stored] = self.pack(self.snap(w_RB, grid, whole), grid)
         return raw_RN
-
-    def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        codes_NB, grid = self.unpack(raw_NN)
-        np.multiply(NUMBERS[codes_NB], self._scale_of(grid, slice(0, self.block)), out=w_NB)
 
 
 def parse(name: str, columns: int) -> Codec | None:

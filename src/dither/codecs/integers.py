@@ -96,7 +96,7 @@ class Integers(SplitBlocks):
         shared = 8 * self.scale_size + (self.bits if self.affine else 0)
         return self.bits + shared / self.block
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: IntegerGrid) -> Scales:
         if not self.affine:
             return plain_scales(grid.scale_R)
         zero_RS = grid.zero_R.astype(np.int16)[:, None]
@@ -118,13 +118,11 @@ class Integers(SplitBlocks):
             reach = REACH[self.bits]
             kernels.fit_affine_integers(w_NB, importance_PB, self.candidates, reach, most, self.kind, *grid)
         else:
-            symmetric = bool(self.lowest)
-            kernels.fit_signed_integers(
-                w_NB, importance_PB, self.candidates, middle, symmetric, self.kind, grid.scale_R
-            )
+            how = middle, bool(self.lowest), self.kind
+            kernels.fit_signed_integers(w_NB, importance_PB, self.candidates, *how, grid.scale_R)
         return grid
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: IntegerGrid, at: slice) -> Codes:
         w_RK, scale_R1 = np.asarray(w_RK, np.float32), grid.scale_R[:, None]
         zero_R1 = grid.zero_R[:, None].astype(np.float32)
         number_RK = quotients(w_RK, scale_R1, np.zeros_like(w_RK))
@@ -132,12 +130,11 @@ class Integers(SplitBlocks):
         codes: Codes = (np.rint(number_RK) + zero_R1).astype(np.uint8)
         return codes
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+    def value(self, codes_RK: Codes, grid: IntegerGrid, at: slice) -> Floats:
         steps_RK = codes_RK.astype(np.int16) - grid.zero_R[:, None].astype(np.int16)
-        values: Floats = steps_RK.astype(np.float32) * grid.scale_R[:, None]
-        return values
+        return steps_RK.astype(np.float32) * grid.scale_R[:, None]
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: IntegerGrid) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
         raw_RN[:, : self.scale_size] = bytes_of_scale(grid.scale_R, self.stored)
         if self.affine:

@@ -38,9 +38,8 @@ kernels = Kernels("iq4")
 CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # Entry k is the code nearest to the numbers from (k − 512) / 2 up to the next half step.
 CENTER = np.float32(512)
-NEAREST = np.searchsorted((CODEBOOK[1:] + CODEBOOK[:-1]) / 2, (np.arange(1024) - 512) / 2, side="right").astype(
-    np.int32
-)
+BORDERS = (CODEBOOK[1:] + CODEBOOK[:-1]) / 2
+NEAREST = np.searchsorted(BORDERS, (np.arange(1024) - 512) / 2, side="right").astype(np.int32)
 NEAREST_VALUE = CODEBOOK[NEAREST]
 # Codebook positions on which the largest weight is tried to land, on the long side and the short one.
 CANDIDATES = np.concatenate([-np.linspace(108, 150, 8), np.linspace(95, 140, 8)]).astype(np.float32)
@@ -68,10 +67,10 @@ class NonLinear(TableCodec):
         kernels.fit_nl(w_NB, importance_blocks(importance_B, 32), CANDIDATES, NEAREST_VALUE, scale_N)
         return OneScale(scale_N)
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: OneScale, at: slice) -> Codes:
         return nearest_codes(w_RK, grid.scale_R[:, None])
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: OneScale) -> Bytes:
         return np.concatenate([bytes_of_scale(grid.scale_R, "float16"), nibbles(codes_RB, 32)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
@@ -96,7 +95,7 @@ class NonLinearSuper(BlockCodec):
         CODEBOOK, np.arange(16, dtype=np.uint8), 32, np.arange(-32, 32, dtype=np.float32), np.zeros(1, np.float32), True
     )
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: SuperGrid) -> Scales:
         multiple_RS = grid.multiple_RS.astype(np.int16) + np.int16(32)
         return multiple_scales(grid.scale_R.copy(), multiple_RS)
 
@@ -111,19 +110,18 @@ class NonLinearSuper(BlockCodec):
         return SuperGrid(scale_N, multiple_NS)
 
     @staticmethod
-    def scales_of(grid: Grid, at: slice) -> Floats:
+    def scales_of(grid: SuperGrid, at: slice) -> Floats:
         """The scale of each column in `at`."""
         scale_RS: Floats = grid.scale_R[:, None] * grid.multiple_RS.astype(np.float32)
         return scale_RS[:, np.arange(*at.indices(256)) // 32]
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: SuperGrid, at: slice) -> Codes:
         return nearest_codes(w_RK, self.scales_of(grid, at))
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = CODEBOOK[codes_RK] * self.scales_of(grid, at)
-        return values
+    def value(self, codes_RK: Codes, grid: SuperGrid, at: slice) -> Floats:
+        return CODEBOOK[codes_RK] * self.scales_of(grid, at)
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: SuperGrid) -> Bytes:
         biased_RS = (grid.multiple_RS + np.int8(32)).astype(np.uint8)
         low = biased_RS & np.uint8(15)
         upper = ((biased_RS >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype="<u2")

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import BlockCodec, Levels, Scales, check_importance, multiple_scales
-from dither.codecs.blocks import Kernels
+from dither.codecs.blocks import Kernels, blocks, packed_blocks
 from dither.errors import UsageError
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -60,40 +60,38 @@ class _KQuant(BlockCodec):
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
         if importance_B is None:
-            return self._fit(_floats(w_RB), None)
+            return self._fit(blocks(w_RB, BLOCK), None)
         check_importance(importance_B, BLOCK)
         if importance_B.ndim == 2 and len(importance_B) != len(w_RB):
             raise UsageError(f"importance of {len(importance_B)} blocks", f"does not fit {len(w_RB)} blocks")
-        return self._fit(_floats(w_RB), _floats(importance_B).reshape(-1, BLOCK))
+        return self._fit(blocks(w_RB, BLOCK), blocks(importance_B, BLOCK))
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: AffineGrid | SymmetricGrid, at: slice) -> Codes:
         codes_RK = np.empty(w_RK.shape, self.code_type)
-        start = _first_column(at, w_RK)
-        layout.snap(_floats(w_RK), start, self.size, self.low, self.top, *_four(grid), codes_RK)
+        w_RK, start = np.ascontiguousarray(w_RK, np.float32), _first_column(at, w_RK)
+        layout.snap(w_RK, start, self.size, self.low, self.top, *_four(grid), codes_RK)
         return codes_RK
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+    def value(self, codes_RK: Codes, grid: AffineGrid | SymmetricGrid, at: slice) -> Floats:
         w_RK = np.empty(codes_RK.shape, np.float32)
         self._write_values(codes_RK, grid, _first_column(at, codes_RK), w_RK)
         return w_RK
 
-    def _write_values(self, codes_RK: Codes, grid: Grid, start: int, w_RK: Floats) -> None:
+    def _write_values(self, codes_RK: Codes, grid: AffineGrid | SymmetricGrid, start: int, w_RK: Floats) -> None:
         """Into `w_RK`, contiguous, the numbers of columns start … start + K."""
-        layout.value(_as(codes_RK, self.code_type), start, self.size, *_four(grid), w_RK)
+        layout.value(np.ascontiguousarray(codes_RK, self.code_type), start, self.size, *_four(grid), w_RK)
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: AffineGrid | SymmetricGrid) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
-        getattr(layout, f"pack_{self.name.lower()}")(_as(codes_RB, self.code_type), *_patterns(grid), raw_RN)
+        codes_RB = np.ascontiguousarray(codes_RB, self.code_type)
+        getattr(layout, f"pack_{self.name.lower()}")(codes_RB, *_patterns(grid), raw_RN)
         return raw_RN
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
+        raw_RN = packed_blocks(raw_RN, self.block_bytes)
         codes_RB, grid = np.empty((len(raw_RN), BLOCK), self.code_type), self._empty(len(raw_RN))
-        getattr(layout, f"unpack_{self.name.lower()}")(_as(raw_RN, np.uint8), codes_RB, *_patterns(grid))
+        getattr(layout, f"unpack_{self.name.lower()}")(raw_RN, codes_RB, *_patterns(grid))
         return codes_RB, grid
-
-    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        grid = self._fit(w_NB, importance_PB)
-        raw_NN[:] = self.pack(self.snap(w_NB, grid, slice(0, BLOCK)), grid)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         codes_NB, grid = self.unpack(raw_NN)
@@ -121,17 +119,13 @@ class AffineK(_KQuant):
         integers, codes = np.arange(most + 1, dtype=np.float32), np.arange(top + 1, dtype=np.uint8)
         self.levels = Levels(codes.astype(np.float32), codes, size, integers, integers, True)
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: AffineGrid) -> Scales:
         d_R, dmin_R = grid.d_R.astype(np.float32), grid.dmin_R.astype(np.float32)
         return Scales(d_R, grid.sc_RS.astype(np.int16), dmin_R, grid.m_RS.astype(np.int16))
 
     def from_scales(self, scales: Scales) -> AffineGrid:
-        return AffineGrid(
-            scales.unit_R.astype(np.float16),
-            scales.below_R.astype(np.float16),
-            scales.multiple_RS.astype(np.uint8),
-            scales.lower_RS.astype(np.uint8),
-        )
+        d_R, dmin_R = scales.unit_R.astype(np.float16), scales.below_R.astype(np.float16)
+        return AffineGrid(d_R, dmin_R, scales.multiple_RS.astype(np.uint8), scales.lower_RS.astype(np.uint8))
 
     def _empty(self, rows: int) -> AffineGrid:
         halves, integers = ((rows,), np.float16), ((rows, self.subs), np.uint8)
@@ -162,7 +156,7 @@ class SymmetricK(_KQuant):
         codes, multiples = np.arange(-half, half, dtype=np.int8), np.arange(-reach, reach, dtype=np.float32)
         self.levels = Levels(codes.astype(np.float32), codes, 16, multiples, np.zeros(1, np.float32), True)
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: SymmetricGrid) -> Scales:
         multiple_RS = grid.sc_RS.astype(np.int16) + np.int16(self.reach)
         return multiple_scales(grid.d_R.astype(np.float32), multiple_RS)
 
@@ -182,21 +176,13 @@ class SymmetricK(_KQuant):
 
 def _patterns(grid: AffineGrid | SymmetricGrid) -> list[npt.NDArray[Any]]:
     """The grid's arrays as kernels take them: float16 as uint16 patterns."""
-    return [_as(part.view(np.uint16) if part.dtype == np.float16 else part, None) for part in grid]
+    return [np.ascontiguousarray(part.view(np.uint16) if part.dtype == np.float16 else part) for part in grid]
 
 
 def _four(grid: AffineGrid | SymmetricGrid) -> list[npt.NDArray[Any] | None]:
     """The grid as `snap` and `value` take it: d, dmin, sc and m, with None for what it lacks."""
     parts = _patterns(grid)
     return [*parts] if len(parts) == 4 else [parts[0], None, parts[1], None]
-
-
-def _as(array: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(array, dtype=dtype)
-
-
-def _floats(w: Floats) -> Floats:
-    return np.ascontiguousarray(w, dtype=np.float32)
 
 
 def _first_column(at: slice, array: npt.NDArray[Any]) -> int:

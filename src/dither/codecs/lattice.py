@@ -66,12 +66,17 @@ class LatticeCodec(BlockCodec):
         self._check_importance(importance_B)
         return LatticeGrid(importance_B)
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: LatticeGrid, at: slice) -> Codes:
         """The packed bytes, uint8 (R, block_bytes), of whole blocks; UsageError for part of a block.
 
         Blocks that a stored grid decodes to are those bytes: ggml's search might settle on others.
         """
-        self._check_whole(at)
+        if at.indices(self.block) != (0, self.block, 1):
+            raise UsageError(
+                f"columns {at.start} to {at.stop} of a block",
+                f"{self.name} rounds {self.block} weights together",
+                "Round whole blocks, or choose a type whose weights stand alone, such as IQ4_XS.",
+            )
         w_RB = np.ascontiguousarray(w_RK, dtype=np.float32)
         importance: Floats | None = grid.importance_RB
         if grid.stored_RN is not None:
@@ -84,13 +89,13 @@ class LatticeCodec(BlockCodec):
         if len(importance) and (importance == importance[0]).all():
             return self.encode(w_RB, importance[0])
         rows = [self.encode(w_RB[row : row + 1], importance[row]) for row in range(len(w_RB))]
-        return np.concatenate(rows) if rows else np.empty((0, self.block_bytes), np.uint8)
+        return np.concatenate([np.empty((0, self.block_bytes), np.uint8), *rows])
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+    def value(self, codes_RK: Codes, grid: LatticeGrid, at: slice) -> Floats:
         """All 256 numbers of each block are decoded; `at` takes its columns from them."""
         return self.decode(codes_RK)[:, at]
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: LatticeGrid) -> Bytes:
         return codes_RB
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
@@ -128,14 +133,6 @@ class LatticeCodec(BlockCodec):
                 self.name,
                 "needs an importance matrix, and none was given",
                 "Calibrate first or pass --imatrix FILE; IQ3_XXS and IQ4_XS do without.",
-            )
-
-    def _check_whole(self, at: slice) -> None:
-        if at.indices(self.block) != (0, self.block, 1):
-            raise UsageError(
-                f"columns {at.start} to {at.stop} of a block",
-                f"{self.name} rounds {self.block} weights together",
-                "Round whole blocks, or choose a type whose weights stand alone, such as IQ4_XS.",
             )
 
     def _build_tables(self) -> None:

@@ -75,7 +75,7 @@ class FactorCodec(BlockCodec):
 
     affine = False
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: ScaleGrid) -> Scales:
         return plain_scales(grid.scale_R, grid.minimum_R if self.affine else None)
 
     def from_scales(self, scales: Scales) -> Grid:
@@ -93,20 +93,17 @@ class Q8(FactorCodec):
         kernels.fit_absmax(w_NB, np.float32(127), grid.scale_R, grid.inverse_R)
         return grid
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: ScaleGrid, at: slice) -> Codes:
         steps_RK, _ = steps_from(w_RK, grid, 0.0)
         steps_RK += np.copysign(BELOW_HALF, steps_RK)  # halves go away from zero, as in C's roundf
-        codes: Codes = np.clip(steps_RK, -127, 127).astype(np.int8)
-        return codes
+        return np.clip(steps_RK, -127, 127).astype(np.int8)
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = codes_RK.astype(np.float32) * grid.scale_R[:, None]
-        return values
+    def value(self, codes_RK: Codes, grid: ScaleGrid, at: slice) -> Floats:
+        return codes_RK.astype(np.float32) * grid.scale_R[:, None]
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
-        return np.concatenate(
-            [bytes_of_scale(grid.scale_R, "float16"), codes_RB.astype(np.int8).view(np.uint8)], axis=1
-        )
+    def pack(self, codes_RB: Codes, grid: ScaleGrid) -> Bytes:
+        codes_RB = codes_RB.astype(np.int8).view(np.uint8)
+        return np.concatenate([bytes_of_scale(grid.scale_R, "float16"), codes_RB], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         scale_R = scale_values(raw_RN, "float16")
@@ -158,17 +155,17 @@ class LowBits(FactorCodec):
             searches.search_signed(w_NB, importance_PB, self.candidates, -middle, most, *grid[:2])
         return grid
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: ScaleGrid, at: slice) -> Codes:
         steps_RK, finite_R1 = steps_from(w_RK, grid, self.shift)
         codes_RK = np.clip(steps_RK, 0, self.most).astype(np.uint8)
         return np.where(finite_R1, codes_RK, np.uint8(0))
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+    def value(self, codes_RK: Codes, grid: ScaleGrid, at: slice) -> Floats:
         steps_RK = (codes_RK.astype(np.int8) - np.int8(self.middle)).astype(np.float32)
         values: Floats = steps_RK * grid.scale_R[:, None]
         return values + grid.minimum_R[:, None] if self.affine else values
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: ScaleGrid) -> Bytes:
         codes_RB = codes_RB.astype(np.uint8)
         parts = [bytes_of_scale(stored_R, "float16") for stored_R in (grid.scale_R, grid.minimum_R)[: 1 + self.affine]]
         if self.bits == 5:

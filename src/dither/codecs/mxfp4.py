@@ -39,11 +39,8 @@ FINITE = float(np.finfo(np.float32).max)
 MAGNITUDES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)  # doubled
 VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES])
 MIDDLES = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
-
-
-def e8m0_scales() -> Floats:
-    """Half of 2^(e − 127) for every byte e; the first two are subnormal."""
-    return np.ldexp(np.float32(1), np.arange(256) - 128).astype(np.float32)
+# E8M0: half of 2^(e − 127) for every byte e; the first two are subnormal.
+E8M0_SCALES = np.ldexp(np.float32(1), np.arange(256) - 128).astype(np.float32)
 
 
 def ue4m3_scales() -> Floats:
@@ -86,7 +83,7 @@ class Fp4Codec(SplitBlocks):
             raised: Floats = np.clip(w * self.up, -FINITE, FINITE)
         return raised
 
-    def to_scales(self, grid: Grid) -> Scales:
+    def to_scales(self, grid: Fp4Grid) -> Scales:
         multiple_RS = grid.index_RS.astype(np.int16)
         return multiple_scales(np.ones(len(multiple_RS), np.float32), multiple_RS)
 
@@ -103,23 +100,22 @@ class Fp4Codec(SplitBlocks):
         kernels.fit_scales(w_NG, importance_PG, self.scales, self.group == 32, *self.window, index_N)
         return Fp4Grid(index_N.reshape(len(w_NG) // self.groups, self.groups))
 
-    def scales_of(self, grid: Grid, at: slice) -> Floats:
+    def scales_of(self, grid: Fp4Grid, at: slice) -> Floats:
         """The scale of each column in `at`."""
         group_K = np.arange(*at.indices(self.block)) // self.group
-        scales_RK: Floats = self.scales[grid.index_RS][:, group_K]
-        return scales_RK
+        return self.scales[grid.index_RS][:, group_K]
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: Fp4Grid, at: slice) -> Codes:
         w_RK = self._raised(w_RK)
         sizes_RK = quotients(np.abs(w_RK), self.scales_of(grid, at), np.zeros_like(w_RK))
         index_RK = np.searchsorted(MIDDLES, sizes_RK).astype(np.uint8)
         return index_RK | ((w_RK < 0) & (index_RK > 0)).astype(np.uint8) << np.uint8(3)
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
+    def value(self, codes_RK: Codes, grid: Fp4Grid, at: slice) -> Floats:
         values: Floats = VALUES[codes_RK] * self.scales_of(grid, at)
         return values * self.down
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: Fp4Grid) -> Bytes:
         return np.concatenate([grid.index_RS, nibbles(codes_RB, self.group)], axis=1)
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
@@ -159,4 +155,4 @@ def _nvfp4(name: str, exponent: int = 0) -> Fp4Codec:
     return Fp4Codec(name, 16, ue4m3_scales(), (3, 7, 126), exponent)
 
 
-CODECS = (_nvfp4("NVFP4"), Fp4Codec("MXFP4", 32, e8m0_scales(), (1, 1, 252)))
+CODECS = (_nvfp4("NVFP4"), Fp4Codec("MXFP4", 32, E8M0_SCALES, (1, 1, 252)))

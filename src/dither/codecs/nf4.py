@@ -72,14 +72,14 @@ class Numbers(TableCodec):
             kernels.search_scale(w_NB, importance_PB, CANDIDATES, self.rising_K, self.borders_K, grid.scale_R)
         return grid
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: OneScale, at: slice) -> Codes:
         inverse_R1 = np.float32(1) / np.maximum(grid.scale_R, LEAST)[:, None]
         with np.errstate(over="ignore"):  # an infinite position is cut like any other
             position_RK = np.clip(np.asarray(w_RK, np.float32) * inverse_R1, np.float32(-1), np.float32(1))
         codes: Codes = self.codes_K[np.searchsorted(self.borders_K, position_RK)]
         return codes
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: OneScale) -> Bytes:
         raw_RN = np.empty((len(codes_RB), self.block_bytes), np.uint8)
         raw_RN[:, :4] = bytes_of_scale(grid.scale_R, "float32")
         streams.pack_all(packed_blocks(codes_RB, self.block), 4, 4, raw_RN)

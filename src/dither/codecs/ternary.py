@@ -21,7 +21,7 @@ import numpy as np
 
 from dither.codecs.base import plain_levels
 from dither.codecs.blocks import Kernels, blocks, bytes_of_scale, importance_blocks, scale_values
-from dither.codecs.legacy import BELOW_HALF, FactorCodec, empty_grid, steps_from, stored_grid
+from dither.codecs.legacy import BELOW_HALF, FactorCodec, ScaleGrid, empty_grid, steps_from, stored_grid
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
@@ -50,17 +50,15 @@ class TernaryCodec(FactorCodec):
             searches.search_signed(w_NB, importance_PB, CANDIDATES, np.float32(-1), np.float32(2), *grid[:2])
         return grid
 
-    def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
+    def snap(self, w_RK: Floats, grid: ScaleGrid, at: slice) -> Codes:
         steps_RK, _ = steps_from(w_RK, grid, 0.0)
         steps_RK += np.copysign(BELOW_HALF, steps_RK)
-        codes: Codes = (np.clip(steps_RK, -1, 1).astype(np.int8) + 1).astype(np.uint8)
-        return codes
+        return (np.clip(steps_RK, -1, 1).astype(np.int8) + 1).astype(np.uint8)
 
-    def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
-        values: Floats = (codes_RK.astype(np.int8) - np.int8(1)).astype(np.float32) * grid.scale_R[:, None]
-        return values
+    def value(self, codes_RK: Codes, grid: ScaleGrid, at: slice) -> Floats:
+        return (codes_RK.astype(np.int8) - np.int8(1)).astype(np.float32) * grid.scale_R[:, None]
 
-    def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
+    def pack(self, codes_RB: Codes, grid: ScaleGrid) -> Bytes:
         digits_RB = codes_RB.astype(np.uint16)
         packed = self._pack_base3(digits_RB) if self.name == "TQ1_0" else self._pack_two_bits(digits_RB)
         return np.concatenate([*packed, bytes_of_scale(grid.scale_R, "float16")], axis=1)
@@ -71,12 +69,10 @@ class TernaryCodec(FactorCodec):
         return np.concatenate(parts, axis=1).astype(np.uint8), stored_grid(scale_R, np.zeros_like(scale_R))
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        pack = kernels.pack_tq1 if self.name == "TQ1_0" else kernels.pack_tq2
-        pack(w_NB, *self.fit(w_NB, importance_PB)[:2], raw_NN)
+        getattr(kernels, f"pack_{self.name[:3].lower()}")(w_NB, *self.fit(w_NB, importance_PB)[:2], raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
-        decode = kernels.decode_tq1 if self.name == "TQ1_0" else kernels.decode_tq2
-        decode(raw_NN, w_NB)
+        getattr(kernels, f"decode_{self.name[:3].lower()}")(raw_NN, w_NB)
 
     @staticmethod
     def _pack_base3(digits_RB: Codes) -> list[Bytes]:

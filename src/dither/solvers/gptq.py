@@ -23,12 +23,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dither.codecs.base import LevelCodec
-from dither.solvers.feedback.blocks import Rounded
 from dither.solvers.feedback.cholesky import portions
-from dither.solvers.feedback.column_blocks import ColumnBlock
 from dither.solvers.feedback.column_feedback import round_again, round_rows
 from dither.solvers.feedback.factor_cache import FactorCache, Factors
-from dither.solvers.feedback.hessian import Order, check_layer, needed_hessian
+from dither.solvers.feedback.hessian import check_layer, needed_hessian
 from dither.solvers.feedback.refit import refit_rows
 from dither.solvers.feedback.row_feedback import check_output, solve_in_turn
 from dither.solvers.feedback.validation import EXACT, SHARED, exact, validated
@@ -135,13 +133,9 @@ class Gptq:
                 for block, other in zip(blocks, others, strict=True):
                     block.take(other, other_R < loss_R)
                 loss_R = np.minimum(loss_R, other_R)
-        return packed(blocks, here, factors.order_C)
-
-
-def packed(blocks: list[Rounded], here: list[ColumnBlock], order_C: Order) -> Bytes:
-    """The bytes of blocks in the order in which rows are stored."""
-    stored = np.argsort([order_C[place.at].min() for place in here])
-    return np.concatenate([blocks[i].pack() for i in stored], axis=1)
+        # Blocks were rounded in an order of their own; they are written in that of the row.
+        stored = np.argsort([factors.order_C[place.at].min() for place in here])
+        return np.concatenate([blocks[i].pack() for i in stored], axis=1)
 
 
 SOLVER = Gptq

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dither.codecs.base import LevelCodec, Levels, Scales, as_stored
-from dither.codecs.blocks import blocks_of
+from dither.codecs.blocks import blocks
 from dither.types import Bytes, Codec, Evidence, Floats, Solved
 
 FLAT = 1e-5  # a determinant this small, relative to its diagonal, tells two unknowns not apart
@@ -62,8 +62,10 @@ class HalfQuadratic:
         nearest_RN = codec.encode(w_RC, importance_C)
         if codec.rows_together > 1:
             return Solved(nearest_RN, "nearest", notes=(SHARED,))
-        w_NB, importance_NB = blocks_of(w_RC, importance_C, codec.block)
-        raw_RN = self._improved(w_NB, importance_NB, codec).reshape(nearest_RN.shape)
+        importance_NB = None
+        if importance_C is not None:  # of each block, beside it
+            importance_NB = np.tile(blocks(importance_C, codec.block), (len(w_RC), 1))
+        raw_RN = self._improved(blocks(w_RC, codec.block), importance_NB, codec).reshape(nearest_RN.shape)
 
         old_R, new_R = (self._cost(w_RC - codec.decode(raw), importance_C).sum(axis=1) for raw in (nearest_RN, raw_RN))
         better_R = new_R < old_R
@@ -155,9 +157,7 @@ class _LevelGrids:
     def _round(self, at: Rows, scales: Scales) -> tuple[Bytes, Floats]:
         """Nearest levels, and what is stored for them."""
         levels = self.levels
-        scale_NS = scales.unit_R[:, None] * levels.multiples_M[scales.multiple_RS]
-        offset_NS = scales.below_R[:, None] * levels.lowers_M[scales.lower_RS]
-        scale_NB, offset_NB = (np.repeat(part, levels.size, axis=1) for part in (scale_NS, offset_NS))
+        scale_NB, offset_NB = (np.repeat(part, levels.size, axis=1) for part in scales.of_sub_blocks(levels))
         self.level_NB[at] = nearest_levels(levels, self.w_NB[at] + offset_NB, scale_NB)
         value_NB = scale_NB * levels.numbers_K[self.level_NB[at]] - offset_NB
         return self.codec.pack(levels.codes_K[self.level_NB[at]], self.codec.from_scales(scales)), value_NB
@@ -170,8 +170,7 @@ def nearest_levels(levels: Levels, w_NB: Floats, scale_NB: Floats) -> Rows:
         steps_NB = np.clip(np.rint(x_NB - numbers_K[0]), 0, len(numbers_K) - 1)
         whole: Rows = steps_NB.astype(np.intp)
         return whole
-    found: Rows = np.searchsorted((numbers_K[1:] + numbers_K[:-1]) / 2, x_NB)
-    return found
+    return np.searchsorted((numbers_K[1:] + numbers_K[:-1]) / 2, x_NB)
 
 
 class Sums(NamedTuple):

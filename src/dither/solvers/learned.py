@@ -99,14 +99,9 @@ class Learned:
             ) from None
         with torch_threads(self.threads):
             # Each starts at the bytes that it has: until something moves, the block computes what they compute.
+            device, weights, importance = task.inputs[0].device, task.weights, task.importance
             matrices = {
-                name: trainable(
-                    task.codecs[name],
-                    _rows(task.weights[name]),
-                    solved.raw_RN,
-                    task.importance.get(name),
-                    task.inputs[0].device,
-                )
+                name: trainable(task.codecs[name], _rows(weights[name]), solved.raw_RN, importance.get(name), device)
                 for name, solved in task.start.items()
             }
             return descend(task, matrices, Schedule(self.steps, self.batch, self.rate, self.seed), report)

@@ -106,8 +106,7 @@ class _Chosen:
 class _Rows:
     """Some rows of a layer, block by block."""
 
-    def __init__(self, w_RC: Floats, codec: Codec, hessian_CC: Floats, mean_square_C: Floats) -> None:
-        assert isinstance(codec, LevelCodec)
+    def __init__(self, w_RC: Floats, codec: LevelCodec, hessian_CC: Floats, mean_square_C: Floats) -> None:
         self.w_RC, self.codec, self.levels = w_RC, codec, codec.levels
         self.hessian_CC, self.mean_square_C = hessian_CC, mean_square_C
         self.error_RC = np.zeros_like(w_RC)  # of blocks that are rounded
@@ -142,7 +141,7 @@ class _Rows:
         ]
         value_RB = self._rounded(x_RB, starts[0])
         cost_R = self._cost(x_RB - value_RB, at, pull_RB)
-        block = _Chosen(_copied(starts[0]), value_RB, cost_R)
+        block = _Chosen(starts[0].copied(), value_RB, cost_R)
         for start in starts:
             self._try(block, at, around(start, self.levels, WIDER), pull_RB)
         return block
@@ -152,7 +151,7 @@ class _Rows:
         pull_RB = self._pull(at)
         # What it costs now depends on errors that have changed since it was chosen.
         block.cost_R[:] = self._cost(self.error_RC[:, at], at, pull_RB)
-        self._try(block, at, around(_copied(block.scales), self.levels, CLOSER), pull_RB)
+        self._try(block, at, around(block.scales.copied(), self.levels, CLOSER), pull_RB)
 
     def _try(self, block: _Chosen, at: slice, candidates: Iterator[Scales], pull_RB: Floats) -> None:
         x_RB = np.ascontiguousarray(self.w_RC[:, at])
@@ -171,8 +170,7 @@ class _Rows:
             return np.zeros_like(self.error_RC)
         others_RC = self.error_RC.copy()
         others_RC[:, at] = 0
-        pull_RB: Floats = 2 * (others_RC @ self.hessian_CC[:, at])
-        return pull_RB
+        return 2 * (others_RC @ self.hessian_CC[:, at])
 
     def _cost(self, error_RB: Floats, at: slice, pull_RB: Floats) -> Floats:
         cost_R: Floats = ((error_RB @ self.hessian_CC[at, at] + pull_RB) * error_RB).sum(axis=1)
@@ -181,8 +179,7 @@ class _Rows:
     def _pack(self, at: slice, block: _Chosen) -> Bytes:
         grid, whole = self.codec.from_scales(block.scales), slice(0, self.codec.block)
         codes_RB = self.codec.snap(np.ascontiguousarray(self.w_RC[:, at]), grid, whole)
-        raw_RN: Bytes = self.codec.pack(codes_RB, grid)
-        return raw_RN
+        return self.codec.pack(codes_RB, grid)
 
 
 def around(start: Scales, levels: Levels, factors: tuple[float, ...]) -> Iterator[Scales]:
@@ -205,10 +202,6 @@ def around(start: Scales, levels: Levels, factors: tuple[float, ...]) -> Iterato
 
 def _stepped(index_RS: Indices, step: int, count: int) -> Indices:
     return np.clip(index_RS + step, 0, count - 1).astype(np.int16)
-
-
-def _copied(scales: Scales) -> Scales:
-    return Scales._make(part.copy() for part in scales)
 
 
 SOLVER = ScaleSearch

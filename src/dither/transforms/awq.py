@@ -132,19 +132,12 @@ class Awq:
                 "there is no evidence for any layer, and scales follow the inputs",
                 "Calibrate first: dither calibrate MODEL -o evidence/, then --evidence evidence/.",
             )
-        whole = {
-            "name": self.name,
-            "groups": record,
-            "scales_sha256": digest(*(scales[name] for name in sorted(scales))),
-        }
+        sha256 = digest(*(scales[name] for name in sorted(scales)))
+        whole = {"name": self.name, "groups": record, "scales_sha256": sha256}
         rows = {name: s.rows_R for name, s in scalings.items() if s.rows_R is not None}
         changed = tuple(scalings[t.name].of(t) if t.name in scalings else t for t in model.tensors)
-        return Transformed(
-            rewritten_model(model, changed, whole),
-            ScaledEvidence(evidence, scales, rows),
-            whole,
-            tuple(_notes(record, skipped)),
-        )
+        scaled, notes = ScaledEvidence(evidence, scales, rows), tuple(_notes(record, skipped))
+        return Transformed(rewritten_model(model, changed, whole), scaled, whole, notes)
 
 
 @dataclass(frozen=True)

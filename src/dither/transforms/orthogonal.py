@@ -97,10 +97,7 @@ def _small_factor(width: int) -> int:
     >>> [_small_factor(width) for width in (4096, 576, 896, 5120, 3328)]
     [1, 36, 28, 20, 13]
     """
-    odd = width
-    while odd % 2 == 0:
-        odd //= 2
-    candidate = odd
+    candidate = odd = width // (width & -width)  # without its factors of two
     while width % candidate == 0 and candidate <= _LARGEST_SMALL:
         if paley_prime(candidate) or candidate == 1:
             return candidate

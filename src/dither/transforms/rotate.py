@@ -266,12 +266,12 @@ class TurnedEvidence:
 def turned_output(output_KOO: Floats, rotation: Orthogonal) -> Floats:
     """The diagonal blocks of Qᵀ G Q: what a loss pulls at where a layer puts out y Q."""
     blocks, rows = output_KOO.shape[:2]
+    shape, each = (blocks, rows, blocks, rows), np.arange(blocks)
     whole_RR = np.zeros((blocks * rows, blocks * rows), np.float32)
-    for k, output_OO in enumerate(output_KOO):
-        whole_RR[k * rows : (k + 1) * rows, k * rows : (k + 1) * rows] = output_OO
+    whole_RR.reshape(shape)[each, :, each] = output_KOO
     whole_RR = rotation(np.ascontiguousarray(rotation(whole_RR).T))
-    cut = [whole_RR[k * rows : (k + 1) * rows, k * rows : (k + 1) * rows] for k in range(blocks)]
-    return np.stack([(part + part.T) / 2 for part in cut]).astype(np.float32)
+    cut_KOO = whole_RR.reshape(shape)[each, :, each]
+    return np.asarray((cut_KOO + cut_KOO.swapaxes(1, 2)) / 2, np.float32)
 
 
 def turn(seen: Evidence, gain_D: Floats, rotation: Orthogonal) -> Evidence | None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.base import KINDS, LevelCodec, Levels, Scales
+from dither.codecs.base import KINDS, LevelCodec, Scales
 from dither.solvers.feedback.cholesky import Doubles
 from dither.solvers.feedback.column_blocks import BlockMetric, ColumnBlock
 from dither.types import Bytes, Codec, Codes, Floats, Grid
@@ -88,9 +88,8 @@ def is_wide(codec: Codec) -> bool:
 class LevelBlock:
     """A block of scaled levels, in compiled loops."""
 
-    def __init__(self, codec: Any, place: ColumnBlock, x_RB: Floats, scales: Scales) -> None:
-        self.codec, self.place, self.scales = codec, place, scales
-        self.levels: Levels = codec.levels
+    def __init__(self, codec: LevelCodec, place: ColumnBlock, x_RB: Floats, scales: Scales) -> None:
+        self.codec, self.place, self.scales, self.levels = codec, place, scales, codec.levels
         self.even = bool((np.diff(self.levels.numbers_K) == 1).all())
         self.level_RB = np.empty(x_RB.shape, np.uint8)
         self.value_RB = np.empty(x_RB.shape, np.float32)
@@ -128,27 +127,21 @@ class LevelBlock:
 
     def pack(self) -> Bytes:
         codes_RB: Codes = self.levels.codes_K[self.level_RB.take(self.place.back_B, axis=1)]
-        raw_RN: Bytes = self.codec.pack(codes_RB, self.codec.from_scales(self.scales))
-        return raw_RN
+        return self.codec.pack(codes_RB, self.codec.from_scales(self.scales))
 
     def _copy(self) -> LevelBlock:
         twin = object.__new__(LevelBlock)
         twin.__dict__.update(self.__dict__)
         twin.level_RB, twin.value_RB = self.level_RB.copy(), self.value_RB.copy()
-        twin.loss_R, twin.scales = self.loss_R.copy(), Scales._make(part.copy() for part in self.scales)
+        twin.loss_R, twin.scales = self.loss_R.copy(), self.scales.copied()
         return twin
-
-    def _scales_now(self) -> tuple[Floats, Floats]:
-        """The scale and the offset of each sub-block, float32 (R, S), multiplied as decoders do."""
-        levels, scales = self.levels, self.scales
-        scale_RS = scales.unit_R[:, None] * levels.multiples_M[scales.multiple_RS]
-        return scale_RS, scales.below_R[:, None] * levels.lowers_M[scales.lower_RS]
 
     def _feed(self, x_RB: Floats) -> None:
         """Codes with feedback from column to column, under the scales as they are."""
         from dither.codecs.kernels.feedback import feed
 
-        place, numbers, scales_now = self.place, (self.levels.numbers_K, self.even), self._scales_now()
+        place, numbers = self.place, (self.levels.numbers_K, self.even)
+        scales_now = self.scales.of_sub_blocks(self.levels)
         if place.forward_BB is not None:
             done = self.level_RB, self.value_RB, self.loss_R
             feed(x_RB, place.forward_BB, place.cost_B, *numbers, *scales_now, place.sub_B, *done)
@@ -170,8 +163,9 @@ class LevelBlock:
         """Codes one by one to where the quadratic is least, scales and all other codes held."""
         from dither.codecs.kernels.feedback import descend
 
-        numbers, done = (self.levels.numbers_K, self.even), (self.level_RB, self.value_RB)
-        descend(gradient_RB, self.place.held.m_BB, *numbers, *self._scales_now(), self.place.sub_B, *done)
+        numbers, scales_now = (self.levels.numbers_K, self.even), self.scales.of_sub_blocks(self.levels)
+        done = self.place.sub_B, self.level_RB, self.value_RB
+        descend(gradient_RB, self.place.held.m_BB, *numbers, *scales_now, *done)
 
     def _rescale(self, gradient_RB: Floats, metric: BlockMetric) -> None:
         """Better scales in the metric, codes held: first the numbers of the block, then its sub-blocks' multiples."""

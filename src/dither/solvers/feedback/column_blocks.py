@@ -44,8 +44,7 @@ class Parts:
 
 def forward(upper: Doubles) -> Doubles:
     """A factor with its columns divided by their diagonal: how a residual moves the columns after it."""
-    moves: Doubles = upper / np.diagonal(upper)
-    return moves
+    return upper / np.diagonal(upper)
 
 
 class Panel:

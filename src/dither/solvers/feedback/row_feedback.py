@@ -58,11 +58,9 @@ def solve_in_turn(w_RC: Floats, output_KOO: Floats, solve: SolveRows, each: Each
 
     `each` is `map`, or a pool's: the bytes are the same.
     """
-    rows = output_KOO.shape[1]
-    found = [
-        _solve_block(w_RC[k * rows : (k + 1) * rows], output_OO, solve, each) for k, output_OO in enumerate(output_KOO)
-    ]
-    return np.concatenate(found)
+    w_KOC = w_RC.reshape(*output_KOO.shape[:2], w_RC.shape[1])
+    pairs = zip(w_KOC, output_KOO, strict=True)
+    return np.concatenate([_solve_block(w_OC, output_OO, solve, each) for w_OC, output_OO in pairs])
 
 
 def _solve_block(w_OC: Floats, output_OO: Floats, solve: SolveRows, each: Each) -> Bytes:

@@ -123,7 +123,7 @@ class LevelMatrix(Trainable):
 
     def __init__(self, codec: LevelCodec, w_RC: Floats, start_RN: Bytes, device: torch.device) -> None:
         self.codec, self.levels, self.shape = codec, codec.levels, w_RC.shape
-        codes_BN, grid = _blocks(codec, start_RN)
+        codes_BN, grid = codec.unpack(np.ascontiguousarray(start_RN).reshape(-1, codec.block_bytes))
         scales = codec.to_scales(grid)
         self.numbers, self.multiples, self.lowers = (
             Table(numbers, device) for numbers in (self.levels.numbers_K, self.levels.multiples_M, self.levels.lowers_M)
@@ -161,9 +161,7 @@ class LevelMatrix(Trainable):
             _whole(self.lower_BS1)[..., 0],
         )
         codes_BN = self.levels.codes_K[_whole(self.code_BSI).reshape(blocks, -1)]
-        codec: Codec = self.codec  # type: ignore[assignment]
-        raw_BN: Bytes = codec.pack(codes_BN, self.codec.from_scales(scales))
-        return raw_BN.reshape(self.shape[0], -1)
+        return self.codec.pack(codes_BN, self.codec.from_scales(scales)).reshape(self.shape[0], -1)
 
     @property
     def _subtracts(self) -> bool:
@@ -183,8 +181,7 @@ class LevelMatrix(Trainable):
 
     def _wanted(self, w_RC: Floats, scales: Scales, shape: tuple[int, ...]) -> Floats:
         """The position of each original weight; where a scale is zero any will do."""
-        scale_BS1 = (scales.unit_R[:, None] * self.levels.multiples_M[scales.multiple_RS])[..., None]
-        lower_BS1 = (scales.below_R[:, None] * self.levels.lowers_M[scales.lower_RS])[..., None]
+        scale_BS1, lower_BS1 = (part_BS[..., None] for part_BS in scales.of_sub_blocks(self.levels))
         raised_BSI = w_RC.reshape(shape) + lower_BS1
         number_BSI = np.divide(raised_BSI, scale_BS1, out=np.zeros(shape, np.float32), where=scale_BS1 != 0)
         return self.numbers.position_of(number_BSI)
@@ -276,12 +273,6 @@ def placed(index_BSI: np.ndarray, wanted_BSI: Floats) -> Floats:
     inside_BSI = np.minimum(away_BSI, np.maximum(1 - away_BSI, 0)) * INSIDE
     positions: Floats = (index_BSI + np.copysign(inside_BSI, wanted_BSI - index_BSI)).astype(np.float32)
     return positions
-
-
-def _blocks(codec: LevelCodec, raw_RN: Bytes) -> tuple[np.ndarray, object]:
-    """Codes and grid of all blocks of all rows, one block per line."""
-    plain: Codec = codec  # type: ignore[assignment]
-    return plain.unpack(np.ascontiguousarray(raw_RN).reshape(-1, plain.block_bytes))
 
 
 def _stored(x: torch.Tensor, kind: str) -> torch.Tensor:
