@@ -103,7 +103,6 @@ class AffineK(_KQuant):
 
     low, code_type = np.float32(0), np.uint8
     _shares_above = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)  # of `most`: d as if so many more integers fitted
-    _rounds = 2
 
     def __init__(self, name: str, size: int, top: int, most: int, raised: float) -> None:
         """`raised`: how far starts move the lower end of a sub-block's range up at most, in its lengths."""
@@ -133,7 +132,7 @@ class AffineK(_KQuant):
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> AffineGrid:
         grid = self._empty(len(w_RB))
-        shared = self.size, self.top, self.most, self._starts, self._shares, self._rounds
+        shared = self.size, self.top, self.most, self._starts, self._shares, 2  # rounds of looking back
         affine.fit_affine(w_RB, importance_IB, *shared, *_patterns(grid))
         return grid
 
@@ -142,7 +141,6 @@ class SymmetricK(_KQuant):
     """Sixteen sub-blocks of 16, codes −`half` … `half` − 1, integer scales −`reach` … `reach` − 1."""
 
     code_type, size = np.int8, 16
-    _rounds = 1
 
     def __init__(self, name: str, half: int, reach: int, starts: list[float], thorough: bool) -> None:
         """`starts`: codes that the largest weight is given; `thorough`: try several d."""
@@ -169,7 +167,7 @@ class SymmetricK(_KQuant):
 
     def _fit(self, w_RB: Floats, importance_IB: Floats | None) -> SymmetricGrid:
         grid = self._empty(len(w_RB))
-        shared = -self.low, self.reach, self._starts, self._shares, self._rounds
+        shared = -self.low, self.reach, self._starts, self._shares, 1  # round of looking back
         symmetric.fit_symmetric(w_RB, importance_IB, *shared, *_patterns(grid))
         return grid
 

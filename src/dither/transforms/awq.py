@@ -279,12 +279,11 @@ def fold(group: InputGroup, tensors: Tensors, s_EC: Floats, rows_C: Rows, scalin
     # A tensor may be in two groups, as reader of one and source of the other: its factors multiply.
     for name in group.readers:
         put(name, Scaling(columns_EC=s_EC))
-    source = tensors[group.source]
-    rows = source.columns if group.kind == "norm" else source.shape[-2]
+    source, norm = tensors[group.source], group.kind == "norm"
+    rows = source.columns if norm else source.shape[-2]
     # Rows that no column reads keep their size: of fused matrices, those of queries and keys, or the gate's half.
     inverse_ER = np.ones((len(s_EC), rows), np.float32)
     inverse_ER[:, rows_C] = 1 / s_EC
-    norm = group.kind == "norm"
     put(group.source, Scaling(columns_EC=inverse_ER) if norm else Scaling(rows_R=inverse_ER.reshape(-1)))
     if _bias_of(group.source) in tensors:
         put(_bias_of(group.source), Scaling(columns_EC=inverse_ER))

@@ -115,9 +115,8 @@ def sharing_inputs(seen: Evidence, output_KOO: Floats | None) -> Evidence:
 def divided(seen: Evidence, s_C: Floats) -> Evidence:
     """The evidence of x / s."""
     inverse_C = (1 / s_C.astype(np.float64)).astype(np.float32)
-    hessian_CC = None
-    if seen.hessian_CC is not None:
-        hessian_CC = seen.hessian_CC * inverse_C
+    hessian_CC = None if seen.hessian_CC is None else seen.hessian_CC * inverse_C
+    if hessian_CC is not None:
         hessian_CC *= inverse_C[:, None]
     return replace(
         seen,

@@ -80,12 +80,10 @@ def groups(model: Model, feeds: Iterable[Feeds]) -> list[InputGroup]:
             source, *readers = (f"{layer}.{n}.weight".lstrip(".") for n in (feed.source, *feed.readers))
             present = tuple(reader for reader in readers if reader in names)
             if source in names and present:
-                found.append(InputGroup(source, present, _kind(feed.source)))
+                name = feed.source
+                kind = "norm" if name.endswith("norm") else "value" if name.startswith("attn") else "up"
+                found.append(InputGroup(source, present, kind))
     return sorted(found, key=lambda group: layers.index(group.layer))
-
-
-def _kind(source: str) -> str:
-    return "norm" if source.endswith("norm") else "value" if source.startswith("attn") else "up"
 
 
 def strangers(model: Model, feeds: Sequence[Feeds]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import inner, round_even
-from dither.codecs.kernels.legacy import ENTRY, INNER, ONE, ZERO, extremes, key_float
+from dither.codecs.kernels.legacy import ENTRY, INNER, ONE, ZERO, extremes
 from dither.codecs.kernels.stored import as_stored, get_codes, load_scale, neighbor, put_codes, scale_bytes, store_scale
 from dither.codecs.kernels.uniform import INNER_SUMS, load_block, signed_error, signed_sums
 
@@ -70,8 +70,7 @@ def fit_signed_integers(w_NB, importance_PB, candidates_K, half, symmetric, kind
     most = half - ONE - low
     x, v = np.empty(w_NB.shape[1], np.float32), np.empty(w_NB.shape[1], np.float32)
     for n in range(w_NB.shape[0]):
-        low_key, high_key = extremes(w_NB.view(np.int32), n)
-        least, most_w = key_float(low_key), key_float(high_key)
+        least, most_w = extremes(w_NB.view(np.int32), n)
         peak = most_w if most_w >= -least else least
         # A block of zeros is exact under any scale; 1 can be divided by.
         if peak == ZERO:
@@ -129,9 +128,9 @@ def fit_affine_integers(w_NB, importance_PB, candidates_K, reach, most, kind, sc
     """Scales and whole zero points for codes 0 … most; zero points are tried `reach` on either side."""
     x, v = np.empty(w_NB.shape[1], np.float32), np.empty(w_NB.shape[1], np.float32)
     for n in range(w_NB.shape[0]):
-        low_key, high_key = extremes(w_NB.view(np.int32), n)
+        low, high = extremes(w_NB.view(np.int32), n)
         # The range holds 0, so that some code stands for it exactly.
-        low, high = min(key_float(low_key), ZERO), max(key_float(high_key), ZERO)
+        low, high = min(low, ZERO), max(high, ZERO)
         if low == high:
             scale_N[n], zero_N[n] = ONE, np.uint8((most + ONE) / np.float32(2))
             continue

@@ -29,7 +29,7 @@ import numpy as np
 from numba import njit
 
 from dither.codecs.kernels.common import F16_TINY, f16_to_f32, f32_to_f16, f32_to_f16_finite, load_f16, store_f16
-from dither.codecs.kernels.legacy import ENTRY, INNER, extremes, key_float
+from dither.codecs.kernels.legacy import ENTRY, INNER, extremes
 from dither.codecs.kernels.uniform import INNER_SUMS, NOTHING, SUMS
 
 INLINE_SUMS = {**INNER_SUMS, "inline": "always"}
@@ -47,8 +47,7 @@ LONG, SHORT = (np.float32(107), np.float32(149)), (np.float32(96), np.float32(13
 @njit(**INLINE_SUMS)
 def load_group(w_N32, bits_N32, importance_P32, n, p, start, x, vx, v):
     """32 weights over their peak, importance, their product; returns the peak and Σ v·x²."""
-    low_key, high_key = extremes(bits_N32, n)
-    low, high = key_float(low_key), key_float(high_key)
+    low, high = extremes(bits_N32, n)
     peak = high if high > -low else low
     peak = peak if abs(peak) > NOTHING else ZERO
     inverse = ONE / peak if peak != ZERO else ZERO

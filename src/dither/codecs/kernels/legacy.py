@@ -62,20 +62,21 @@ def fit_absmax(w_NB, divisor, scale_N, inverse_N):
 
 
 @njit(**INNER)
+def key_float(key):
+    """The float of an ordered integer."""
+    return bits_float(np.uint32(key ^ ((key >> np.int32(31)) & MAGNITUDE)))
+
+
+@njit(**INNER)
 def extremes(bits_NB, n):
-    """Least and greatest weight of block n as the bits of an ordered integer."""
+    """Least and greatest weight of block n, found as ordered integers."""
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for j in range(bits_NB.shape[1]):
         bits = bits_NB[n, j]
         # Negative floats fall as their bits rise: flipping all but the sign puts them in order.
         key = bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
         low, high = min(low, key), max(high, key)
-    return low, high
-
-
-@njit(**INNER)
-def key_float(key):
-    return bits_float(np.uint32(key ^ ((key >> np.int32(31)) & MAGNITUDE)))
+    return key_float(low), key_float(high)
 
 
 @njit(**ENTRY)
@@ -83,8 +84,7 @@ def fit_signed(w_NB, levels, scale_N, inverse_N):
     """The weight of largest magnitude, sign included, becomes the most negative code: Q4_0 and Q5_0."""
     bits_NB = w_NB.view(np.int32)
     for n in range(w_NB.shape[0]):
-        low_key, high_key = extremes(bits_NB, n)
-        low, high = key_float(low_key), key_float(high_key)
+        low, high = extremes(bits_NB, n)
         peak = high if high > -low else low
         if high == -low:  # the first of them decides
             peak = ZERO
@@ -99,8 +99,7 @@ def fit_affine(w_NB, steps, scale_N, inverse_N, minimum_N, origin_N):
     """The range from least to greatest weight in equal steps: Q4_1 and Q5_1."""
     bits_NB = w_NB.view(np.int32)
     for n in range(w_NB.shape[0]):
-        low_key, high_key = extremes(bits_NB, n)
-        low, high = key_float(low_key), key_float(high_key)
+        low, high = extremes(bits_NB, n)
         if low == ZERO:  # of a zero's two signs, the first met is stored
             for j in range(w_NB.shape[1]):
                 if w_NB[n, j] == ZERO:
