@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dither.loading.linear import Grid, QuantizedLinear, dequantized
 from dither.loading.methods import LoadMethod
@@ -39,7 +39,7 @@ class Int4Linear(QuantizedLinear):
     Its state dict is that of the plain layer.
     """
 
-    means: torch.Tensor  # (G, R, 2) bfloat16: s and m = s · (8 − z)
+    means: Tensor  # (G, R, 2) bfloat16: s and m = s · (8 − z)
 
     def __init__(self, plain: QuantizedLinear) -> None:
         nn.Module.__init__(self)
@@ -50,10 +50,10 @@ class Int4Linear(QuantizedLinear):
         self.register_buffer("zero", plain.zero)
 
     @property
-    def scale(self) -> torch.Tensor:  # type: ignore[override]
+    def scale(self) -> Tensor:  # type: ignore[override]
         return self.means[..., 0].T
 
-    def times(self, x: torch.Tensor) -> torch.Tensor | None:
+    def times(self, x: Tensor) -> Tensor | None:
         if x.dtype != torch.bfloat16:
             return None
         flat_TC = x.reshape(-1, self.in_features).contiguous()
@@ -63,7 +63,7 @@ class Int4Linear(QuantizedLinear):
         return found_TR.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return dequantized(self.grid, usual(self.weight.data), self.scale, self.zero, dtype)
 
     def agrees(self) -> bool:
@@ -80,7 +80,7 @@ class Int4Linear(QuantizedLinear):
                 return False
         return True
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Codes change their order where they change their device, and numbers never their type."""
         means, here = self.means, self.weight.device
         there = fn(torch.empty(0, dtype=torch.uint8, device=here)).device
@@ -92,10 +92,6 @@ class Int4Linear(QuantizedLinear):
         if there.type != here.type and there.type != "meta":
             self.weight.data = ordered(self.weight.data)
         return done
-
-    @property
-    def stored_bytes(self) -> int:
-        return int(self.weight.nbytes + self.means.nbytes + self.zero.nbytes)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -135,7 +131,7 @@ def no_kernel(method: LoadMethod, group: int, device: torch.device, dtype: str) 
     return ""
 
 
-def ordered(packed_RN: torch.Tensor) -> torch.Tensor:
+def ordered(packed_RN: Tensor) -> Tensor:
     """Codes in the usual order (`Grid.packed`), in that of the device's kernel: uint8 of the same shape."""
     found_RN = torch.empty_like(packed_RN)
     for at in _slices(packed_RN):
@@ -143,7 +139,7 @@ def ordered(packed_RN: torch.Tensor) -> torch.Tensor:
     return found_RN
 
 
-def usual(ordered_RN: torch.Tensor) -> torch.Tensor:
+def usual(ordered_RN: Tensor) -> Tensor:
     """The inverse of `ordered`."""
     places = _places(2 * ordered_RN.shape[1], ordered_RN.device)
     found_RN = torch.empty_like(ordered_RN)
@@ -153,7 +149,7 @@ def usual(ordered_RN: torch.Tensor) -> torch.Tensor:
     return found_RN
 
 
-def _slices(packed_RN: torch.Tensor) -> list[slice]:
+def _slices(packed_RN: Tensor) -> list[slice]:
     step = max(1, _CHUNK // (2 * packed_RN.shape[1] * ROWS)) * ROWS
     return [slice(start, start + step) for start in range(0, len(packed_RN), step)]
 
@@ -162,7 +158,7 @@ _PAIRS = Grid("steps", 4, 0)
 
 
 @lru_cache(maxsize=16)
-def _places(columns: int, device: torch.device) -> torch.Tensor:
+def _places(columns: int, device: torch.device) -> Tensor:
     """Where the kernel's order has code c of row r of each 64 rows: int64 (64 · C,), at C · r + c.
 
     Places are spelled in digits to the base of sixteen, which are packed one after the other.
@@ -177,27 +173,27 @@ def _places(columns: int, device: torch.device) -> torch.Tensor:
     return found
 
 
-def _pack(codes_RC: torch.Tensor) -> torch.Tensor:
+def _pack(codes_RC: Tensor) -> Tensor:
     """Bytes in the kernel's order, flat."""
     if codes_RC.device.type == "cuda":
         pairs_RN = codes_RC[:, 0::2] << 4 | codes_RC[:, 1::2]
-        found: torch.Tensor = _OPS._convert_weight_to_int4pack(pairs_RN.contiguous(), _TILES)
+        found: Tensor = _OPS._convert_weight_to_int4pack(pairs_RN.contiguous(), _TILES)
     else:
         found = _OPS._convert_weight_to_int4pack_for_cpu(codes_RC.int(), 1)
     return found.view(torch.uint8).flatten()
 
 
-def _product(x_TC: torch.Tensor, weight_RN: torch.Tensor, group: int, means: torch.Tensor) -> torch.Tensor:
+def _product(x_TC: Tensor, weight_RN: Tensor, group: int, means: Tensor) -> Tensor:
     if x_TC.device.type == "cuda":
         rows, columns = len(weight_RN), x_TC.shape[1]
         tiles = weight_RN.view(torch.int32).view(rows // 8, columns // (16 * _TILES), 32, _TILES // 2)
-        found: torch.Tensor = _OPS._weight_int4pack_mm(x_TC, tiles, group, means)
+        found: Tensor = _OPS._weight_int4pack_mm(x_TC, tiles, group, means)
     else:
         found = _OPS._weight_int4pack_mm_for_cpu(x_TC, weight_RN, group, means)
     return found
 
 
-def _means(scale_RG: torch.Tensor, zero_RG: torch.Tensor) -> torch.Tensor:
+def _means(scale_RG: Tensor, zero_RG: Tensor) -> Tensor:
     zero = zero_RG.float() if zero_RG.numel() else torch.full_like(scale_RG, _MIDDLE, dtype=torch.float32)
     shifted_RG = (_MIDDLE - zero) * scale_RG.float()
     return torch.stack((scale_RG.float().T, shifted_RG.T), dim=-1).to(torch.bfloat16).contiguous()

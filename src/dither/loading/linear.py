@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dither.models.blocks.restore import other_release
@@ -42,19 +42,19 @@ class Grid:
     columns: int
     numbers: tuple[float, ...] = ()
 
-    def packed(self, codes_RC: torch.Tensor) -> torch.Tensor:
+    def packed(self, codes_RC: Tensor) -> Tensor:
         """Codes, uint8, as they are kept."""
         if self.bits == 8:
             return codes_RC
         return codes_RC[..., 0::2] | codes_RC[..., 1::2] << 4
 
-    def codes(self, packed_RN: torch.Tensor) -> torch.Tensor:
+    def codes(self, packed_RN: Tensor) -> Tensor:
         """The inverse of `packed`."""
         if self.bits == 8:
             return packed_RN
         return torch.stack((packed_RN & 15, packed_RN >> 4), dim=-1).flatten(-2)
 
-    def values(self, packed_RN: torch.Tensor, scale_RG: torch.Tensor, zero_RG: torch.Tensor) -> torch.Tensor:
+    def values(self, packed_RN: Tensor, scale_RG: Tensor, zero_RG: Tensor) -> Tensor:
         """The numbers, float32 (R, C).  `zero_RG` is empty where no zero points are stored."""
         codes_RGB = self.codes(packed_RN).view(*scale_RG.shape, -1)
         if self.kind == "table":
@@ -72,23 +72,23 @@ class PackedWeight:
     """A packed matrix that makes its weight when it is needed, or does without."""
 
     grid: Grid
-    weight: torch.Tensor
-    scale: torch.Tensor
-    zero: torch.Tensor
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor
 
-    def times(self, x: torch.Tensor) -> torch.Tensor | None:
+    def times(self, x: Tensor) -> Tensor | None:
         """x Ŵᵀ by a kernel that takes the packed weight; None where there is none for such an x."""
         return None
 
     @torch.no_grad()
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the codes stand for, (R, C)."""
         return dequantized(self.grid, self.weight, self.scale, self.zero, dtype)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: PackedWeight) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: PackedWeight) -> Tensor:
         ctx.layer, ctx.has_bias = layer, bias is not None
         found = layer.times(x)
         if found is None:
@@ -97,7 +97,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         by_x = by_bias = None
         if ctx.needs_input_grad[0]:
             by_x = gradient @ ctx.layer.dequantize(gradient.dtype)
@@ -106,19 +106,17 @@ class _Product(torch.autograd.Function):
         return by_x, by_bias, None
 
 
-def product(x: torch.Tensor, layer: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def product(x: Tensor, layer: PackedWeight, bias: Tensor | None) -> Tensor:
     """x Ŵᵀ + b in x's type, or in autocast's where that is on."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
         cast_bias = None if bias is None else bias.to(dtype)
-        found: torch.Tensor = _Product.apply(x.to(dtype), cast_bias, layer)  # type: ignore[no-untyped-call]
+        found: Tensor = _Product.apply(x.to(dtype), cast_bias, layer)  # type: ignore[no-untyped-call]
     return found
 
 
-def dequantized(
-    grid: Grid, packed_RN: torch.Tensor, scale_RG: torch.Tensor, zero_RG: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def dequantized(grid: Grid, packed_RN: Tensor, scale_RG: Tensor, zero_RG: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight (R, C), rows a few at a time, so that no float32 copy of it all exists beside it."""
     w_RC = torch.empty(len(packed_RN), grid.columns, dtype=dtype, device=packed_RN.device)
     step = max(1, CHUNK // grid.columns)
@@ -131,10 +129,10 @@ def dequantized(
 class _Packed(nn.Module):
     """Codes, scales and zero points of matrices.  A cast of the model leaves scales in their own type."""
 
-    scale: torch.Tensor
-    zero: torch.Tensor
+    scale: Tensor
+    zero: Tensor
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         scale = self.scale
         done = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.scale.dtype != scale.dtype:
@@ -144,19 +142,14 @@ class _Packed(nn.Module):
     @property
     def stored_bytes(self) -> int:
         weight: Any = self.weight
-        return int(weight.nbytes + self.scale.nbytes + self.zero.nbytes)
+        return int(weight.nbytes) + sum(part.nbytes for part in self.buffers())
 
 
 class QuantizedLinear(_Packed, PackedWeight, nn.Linear):
     """A frozen linear layer of packed codes (see the module)."""
 
     def __init__(
-        self,
-        grid: Grid,
-        packed_RN: torch.Tensor,
-        scale_RG: torch.Tensor,
-        zero_RG: torch.Tensor,
-        bias_R: nn.Parameter | None,
+        self, grid: Grid, packed_RN: Tensor, scale_RG: Tensor, zero_RG: Tensor, bias_R: nn.Parameter | None
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.grid = grid.columns, len(packed_RN), grid
@@ -165,7 +158,7 @@ class QuantizedLinear(_Packed, PackedWeight, nn.Linear):
         self.register_buffer("scale", scale_RG)
         self.register_buffer("zero", zero_RG)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         return product(input, self, self.bias)
 
     def extra_repr(self) -> str:
@@ -176,14 +169,14 @@ class QuantizedStack(_Packed):
     """The same matrix of every expert, in the place of a stacked parameter: `stack[expert]` is what
     `torch.nn.functional.linear` takes for a weight."""
 
-    def __init__(self, grid: Grid, packed_ERN: torch.Tensor, scale_ERG: torch.Tensor, zero_ERG: torch.Tensor) -> None:
+    def __init__(self, grid: Grid, packed_ERN: Tensor, scale_ERG: Tensor, zero_ERG: Tensor) -> None:
         super().__init__()
         self.grid, self.shape = grid, torch.Size((*packed_ERN.shape[:2], grid.columns))
         self.weight = nn.Parameter(packed_ERN, requires_grad=False)
         self.register_buffer("scale", scale_ERG)
         self.register_buffer("zero", zero_ERG)
 
-    def __getitem__(self, expert: int | torch.Tensor) -> Expert:
+    def __getitem__(self, expert: int | Tensor) -> Expert:
         return Expert(self, int(expert))
 
     def extra_repr(self) -> str:
@@ -200,7 +193,7 @@ class Expert(PackedWeight):
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> torch.Tensor:
+    ) -> Tensor:
         if func is not functional.linear or kwargs or not isinstance(args[1], cls):
             used = getattr(func, "__name__", func)
             raise other_release("a quantized expert", f"is used in {used}, not in a linear layer")
