@@ -75,31 +75,24 @@ class Codec(Protocol):
 
         `importance_B` is float32 of shape (B,) or (R, B), all ones when None.
         """
-        ...
 
     def snap(self, w_RK: Floats, grid: Grid, at: slice) -> Codes:
         """The nearest code of each weight in the block's columns `at`, under a fitted grid."""
-        ...
 
     def value(self, codes_RK: Codes, grid: Grid, at: slice) -> Floats:
         """The float32 numbers those codes stand for, exactly as a decoder computes them."""
-        ...
 
     def pack(self, codes_RB: Codes, grid: Grid) -> Bytes:
         """Stored bytes of one block per row: uint8 (R, block_bytes)."""
-        ...
 
     def unpack(self, raw_RN: Bytes) -> tuple[Codes, Grid]:
         """The inverse of `pack`, for one block per row."""
-        ...
 
     def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
         """Whole rows through fit, snap and pack in one fused pass: uint8 (R, C // block · block_bytes)."""
-        ...
 
     def decode(self, raw_RN: Bytes) -> Floats:
         """Whole rows back to float32 (R, C)."""
-        ...
 
 
 class Solver(Protocol):
@@ -123,7 +116,6 @@ class BlockSolver(Solver, Protocol):
     def refine(self, task: Any, report: Callable[[int, float], None] | None = None) -> Mapping[str, Solved]:
         """Better bytes of all matrices of a block (`measuring.live.BlockTasks`) together; `report` hears of
         every step's number and loss."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -208,7 +200,6 @@ class Transform(Protocol):
 
     def __call__(self, model: Model, evidence: EvidenceSource, codec_of: Callable[[str], Codec | None]) -> Transformed:
         """`codec_of` names the codec each tensor will be stored in, floats included; None where unknown."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.options import Json, ModelName, Threads
+from dither.cli.options import Json, ModelName, Threads, spread
 from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
 from dither.units import format_bytes, format_seconds
 
@@ -15,24 +16,33 @@ if TYPE_CHECKING:
     from dither.measuring.calibrate import Calibration
 
 
-def calibrate(
-    model: ModelName,
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What to learn, and from which text; their names are those of Python's keywords."""
+
     data: Annotated[
         str, typer.Option(metavar="TEXT", help="A text file, JSON lines, hf:DATASET, or self: the model writes.")
-    ] = "self",
-    tokens: Annotated[int, typer.Option(min=2, help="How many tokens to run.")] = 2**15,
+    ] = "self"
+    tokens: Annotated[int, typer.Option(min=2, help="How many tokens to run.")] = 2**15
     context: Annotated[
         int | None, typer.Option("-c", "--context", min=2, help="Tokens per sequence: 512, or the model's.")
-    ] = None,
+    ] = None
     hessians: Annotated[
         bool, typer.Option("--hessians/--no-hessians", help="Keep E[x xᵀ], which gptq needs, or only E[x²].")
-    ] = True,
+    ] = True
     gradients: Annotated[
         bool, typer.Option("--gradients", help="Also walk back: better files, three times the time.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="For the text that the model writes.")] = 0,
-    device: Annotated[str, typer.Option(help="Where the blocks run: cpu, cuda, …")] = "cpu",
-    threads: Threads = None,
+    ] = False
+    seed: Annotated[int, typer.Option(min=0, help="For the text that the model writes.")] = 0
+    device: Annotated[str, typer.Option(help="Where the blocks run: cpu, cuda, …")] = "cpu"
+    threads: Threads = None
+
+
+@spread
+def calibrate(
+    *,
+    model: ModelName,
+    learning: CalibrationOptions,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the evidence goes.")] = Path(
         "evidence"
     ),
@@ -44,20 +54,7 @@ def calibrate(
         from dither.measuring import calibrate as job
 
         with Meter() as meter:
-            result = job.calibrate(
-                model,
-                data,
-                tokens=tokens,
-                context=context,
-                hessians=hessians,
-                gradients=gradients,
-                out=output,
-                seed=seed,
-                device=device,
-                threads=threads,
-                force=force,
-                progress=meter,
-            )
+            result = job.calibrate(model, out=output, force=force, progress=meter, **vars(learning))
         print_json(result.to_json()) if as_json else print_result(result, model)
 
 

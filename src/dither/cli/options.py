@@ -34,10 +34,9 @@ ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a hub id (org/name).")
 ]
 Evidence = Annotated[
-    Path | None,
-    typer.Option("--evidence", metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given."),
+    Path | None, typer.Option(metavar="FOLDER", help="Of `dither calibrate`; learnt first where none is given.")
 ]
-Types = Annotated[str | None, typer.Option("--types", metavar="A,B,…", help="Choose among these types only.")]
+Types = Annotated[str | None, typer.Option(metavar="A,B,…", help="Choose among these types only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -47,9 +46,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 class GridOptions:
     """The grid of a GPU format that leaves a choice."""
 
-    group: Annotated[
-        int | None, typer.Option("--group", help="Columns that share a scale in a GPU format; 0: the whole row.")
-    ] = None
+    group: Annotated[int | None, typer.Option(help="Columns that share a scale in a GPU format; 0: the whole row.")] = (
+        None
+    )
     sym: Annotated[bool | None, typer.Option("--sym/--asym", help="Integers around zero, or with zero points.")] = None
 
 
@@ -57,17 +56,15 @@ class GridOptions:
 class BudgetOptions:
     """How large or how good: one of four, and what decides how much memory leaves for weights."""
 
-    size: Annotated[str | None, typer.Option("--size", metavar="SIZE", help="Of the file: 4.2GiB, 900MB.")] = None
-    bpw: Annotated[float | None, typer.Option("--bpw", help="Bits per weight, scales included.")] = None
+    size: Annotated[str | None, typer.Option(metavar="SIZE", help="Of the file: 4.2GiB, 900MB.")] = None
+    bpw: Annotated[float | None, typer.Option(help="Bits per weight, scales included.")] = None
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="What the running model may take, context included.")
+        str | None, typer.Option(metavar="SIZE", help="What the running model may take, context included.")
     ] = None
     context: Annotated[int, typer.Option("-c", "--context", min=1, help="With --memory: tokens of context.")] = 8192
-    kv: Annotated[str, typer.Option("--kv", help="With --memory: type of the KV cache: f16, q8_0, q4_0.")] = "f16"
-    slots: Annotated[int, typer.Option("--slots", min=1, help="With --memory: conversations at once.")] = 1
-    max_kld: Annotated[
-        float | None, typer.Option("--max-kld", help="The smallest file of at most this KL divergence.")
-    ] = None
+    kv: Annotated[str, typer.Option(help="With --memory: type of the KV cache: f16, q8_0, q4_0.")] = "f16"
+    slots: Annotated[int, typer.Option(min=1, help="With --memory: conversations at once.")] = 1
+    max_kld: Annotated[float | None, typer.Option(help="The smallest file of at most this KL divergence.")] = None
 
     @property
     def count(self) -> int:

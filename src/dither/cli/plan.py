@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dither.cli.measure import short
 from dither.cli.options import (
@@ -22,11 +21,13 @@ from dither.cli.options import (
     split_types,
     spread,
 )
-from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
 from dither.errors import UsageError
 from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dither.planning.budget import Within
     from dither.planning.ladder import Rung
     from dither.planning.plan import Budget, Planned
@@ -41,8 +42,7 @@ def plan(
     solving: SolvingOptions,
     types: Types = None,
     to: Annotated[
-        str | None,
-        typer.Option("--to", metavar="FORMAT", help="A GPU format that mixes types: gptq, w4a16. Default: GGUF."),
+        str | None, typer.Option(metavar="FORMAT", help="A GPU format that mixes types: gptq, w4a16. Default: GGUF.")
     ] = None,
     grid: GridOptions,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the plan goes.")] = Path(
@@ -85,12 +85,8 @@ def plan(
 def ladder(
     *,
     model: ModelName,
-    sizes: Annotated[
-        str | None, typer.Option("--sizes", metavar="A,B,…", help="Files of these sizes: 3GiB,4GiB,5GiB.")
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="A,B,…", help="And of these presets: Q4_K_M,Q5_K_M.")
-    ] = None,
+    sizes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Files of these sizes: 3GiB,4GiB,5GiB.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="A,B,…", help="And of these presets: Q4_K_M,Q5_K_M.")] = None,
     evidence: Evidence = None,
     solving: SolvingOptions,
     types: Types = None,
@@ -126,14 +122,11 @@ def ladder(
 
 
 def print_plan(found: Planned, wanted: Budget) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("type")
-    for heading in ("tensors", "bytes", "of the file", "predicted KL"):
-        table.add_column(heading, justify="right")
+    shown = table("type", numbers=("tensors", "bytes", "of the file", "predicted KL"))
     for kind, count, total, kl in found.by_type():
         share = f"{100 * total / found.plan.bytes:.1f} %"
-        table.add_row(kind, str(count), format_bytes(total), share, short(kl) if kl else "")
-    out.print(table)
+        shown.add_row(kind, str(count), format_bytes(total), share, short(kl) if kl else "")
+    out.print(shown)
     out.print(
         f"For {plain(wanted.said)}: [bold]{format_bytes(found.file_bytes)}[/], "
         f"{found.bits_per_weight:.2f} bits per weight, predicted KL divergence "
@@ -155,12 +148,9 @@ def print_validation(found: Within) -> None:
 
 
 def rungs_table(rungs: list[Rung]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("file", overflow="fold")
-    for heading in ("size", "bpw", "KL", "95 % interval", "made in"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    shown = table("file", numbers=("size", "bpw", "KL", "95 % interval", "made in"))
     for rung in rungs:
-        table.add_row(
+        shown.add_row(
             plain(Path(rung.path).name),
             format_bytes(rung.bytes),
             f"{rung.bits_per_weight:.2f}",
@@ -168,7 +158,7 @@ def rungs_table(rungs: list[Rung]) -> Table:
             f"{short(rung.kl_low)}–{short(rung.kl_high)}",
             format_seconds(rung.seconds),
         )
-    return table
+    return shown
 
 
 COMMANDS = {30: plan, 40: ladder}

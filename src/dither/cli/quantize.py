@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dither.cli.options import (
     BudgetOptions,
@@ -23,11 +22,13 @@ from dither.cli.options import (
     spread,
 )
 from dither.cli.plan import print_validation
-from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
 from dither.errors import UsageError
 from dither.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dither.containers.mix import Mix
     from dither.measuring.schema import Measurement
     from dither.quantizing.result import Result
@@ -40,9 +41,8 @@ class Request:
     to: Annotated[
         str | None,
         typer.Option(
-            "--to",
             help="A GGUF type, such as Q4_K_M, or a GPU format, such as gptq, awq, w4a16, fp8 or nf4; "
-            "`dither types` lists them all.",
+            "`dither types` lists them all."
         ),
     ] = None
     bits: Annotated[int | None, typer.Option(help="Bits of a GPU format's integers.")] = None
@@ -51,9 +51,7 @@ class Request:
         bool, typer.Option("--act-order", help="GPTQ's groups by how much columns matter; slower in some engines.")
     ] = False
     budget: BudgetOptions
-    plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="A plan of `dither plan`, replayed.")] = (
-        None
-    )
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan of `dither plan`, replayed.")] = None
     types: Types = None
     no_validate: Annotated[
         bool, typer.Option("--no-validate", help="With a budget: do not hold the plan against other files.")
@@ -123,19 +121,13 @@ def _program(asked: Request) -> Callable[[str, Request], None]:
     named = sum(given is not None for given in (asked.to, asked.plan))
     mixes = asked.plan is None and asked.to is not None and find_scheme(asked.to) is not None
     if asked.budget.count + named != 1 and not (asked.budget.count == 1 and mixes):
-        raise UsageError(
-            "the request",
-            "wants one of --to, --plan, --size, --bpw, --memory and --max-kld",
-            "For example --to Q4_K_M, or --size 4.2GiB.",
-        )
+        reason = "wants one of --to, --plan, --size, --bpw, --memory and --max-kld"
+        raise UsageError("the request", reason, "For example --to Q4_K_M, or --size 4.2GiB.")
     if asked.budget.count:
         return _by_budget
     if asked.types is not None or asked.no_validate:
-        raise UsageError(
-            "--types" if asked.types is not None else "--no-validate",
-            "goes with a budget",
-            "Add --size, --bpw, --memory or --max-kld, or leave it out.",
-        )
+        reason, way_out = "goes with a budget", "Add --size, --bpw, --memory or --max-kld, or leave it out."
+        raise UsageError("--types" if asked.types is not None else "--no-validate", reason, way_out)
     return _dry_run if asked.dry_run else _by_type_or_plan
 
 
@@ -145,11 +137,8 @@ def _by_budget(model: str, asked: Request) -> None:
 
     others = (asked.dry_run, asked.tensor, asked.output_type, asked.embedding_type, asked.pure, asked.statistics)
     if any(others) or asked.measure_data or asked.bits is not None or asked.act_order:
-        raise UsageError(
-            "a budget",
-            "leaves every choice of types to the plan, which is always measured",
-            "Use `dither plan`, edit what it writes, and pass --plan.",
-        )
+        reason = "leaves every choice of types to the plan, which is always measured"
+        raise UsageError("a budget", reason, "Use `dither plan`, edit what it writes, and pass --plan.")
     source = open_model(model, pre=asked.pre)
     wanted = asked.budget.wanted(source)
     with Meter() as meter:
@@ -227,12 +216,9 @@ def print_mix(mix: Mix, notes: list[str]) -> None:
 
 
 def types_table(mix: Mix) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("type")
-    for heading in ("tensors", "weights", "bytes", "bits/weight", "of the file"):
-        table.add_column(heading, justify="right")
+    shown = table("type", numbers=("tensors", "weights", "bytes", "bits/weight", "of the file"))
     for kind, group in mix.by_type().items():
-        table.add_row(
+        shown.add_row(
             kind,
             str(group["tensors"]),
             format_count(group["parameters"]),
@@ -240,7 +226,7 @@ def types_table(mix: Mix) -> Table:
             f"{8 * group['bytes'] / group['parameters']:.2f}",
             f"{100 * group['bytes'] / mix.bytes:.1f} %",
         )
-    return table
+    return shown
 
 
 def print_result(result: Result) -> None:
@@ -255,10 +241,8 @@ def print_result(result: Result) -> None:
         out.print(f"Layers solved: {kept}.")
     if result.measurement:
         out.print(measured(result.measurement))
-    if result.path.endswith(".gguf"):
-        out.print(f"Talk to it:  {copyable('dither', 'chat', result.path)}", soft_wrap=True)
-    else:
-        out.print(f"Look at it:  {copyable('dither', 'inspect', result.path)}", soft_wrap=True)
+    advice, command = ("Talk to it", "chat") if result.path.endswith(".gguf") else ("Look at it", "inspect")
+    out.print(f"{advice}:  {copyable('dither', command, result.path)}", soft_wrap=True)
 
 
 def measured(found: Measurement) -> str:
@@ -274,9 +258,8 @@ def against_source(compression: float) -> str:
     >>> against_source(3.3), against_source(0.93)
     ('3.30× smaller than the source', 'larger than the source (0.93×)')
     """
-    if compression < 1:
-        return f"larger than the source ({compression:.2f}×)"
-    return f"{compression:.2f}× smaller than the source"
+    times = f"{compression:.2f}×"
+    return f"larger than the source ({times})" if compression < 1 else f"{times} smaller than the source"
 
 
 COMMANDS = {10: quantize}

@@ -28,8 +28,8 @@ _SECOND_SIGNAL = 130
 
 @dataclass(frozen=True)
 class Address:
-    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")] = 8080
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8080
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,8 @@ class Conversations:
     context: Annotated[int | None, typer.Option("-c", "--context", help="Tokens each conversation may have; 8192.")] = (
         None
     )
-    slots: Annotated[
-        int | None, typer.Option("--slots", help="Conversations at once; default: up to 4, as memory allows.")
-    ] = None
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16"
+    slots: Annotated[int | None, typer.Option(help="Conversations at once; default: up to 4, as memory allows.")] = None
+    kv: Annotated[str, typer.Option(metavar="TYPE", help="The cache's type: f16, q8_0, q4_0.")] = "f16"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Ours:
     """What servers of other programs have options of their own for."""
 
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None
-    gpu_layers: Annotated[int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1: as many as fit.")] = -1
+    gpu_layers: Annotated[int, typer.Option(min=-1, help="Layers on the GPU; -1: as many as fit.")] = -1
     grammars: Annotated[bool, typer.Option("--grammars", help="Take llama.cpp's grammars from people you trust.")] = (
         False
     )
@@ -62,17 +60,15 @@ def serve(
     ],
     address: Address,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line; requests need one.")
+        Path | None, typer.Option(metavar="FILE", help="Keys, one a line; requests need one.")
     ] = None,
     conversations: Conversations,
-    lora: Annotated[list[Path] | None, typer.Option("--lora", metavar="FILE", help="A LoRA adapter as GGUF.")] = None,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="auto, llamacpp, transformers or vllm.")
-    ] = "auto",
+    lora: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A LoRA adapter as GGUF.")] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="auto, llamacpp, transformers or vllm.")] = "auto",
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="What loaded models may take together: 16GiB.")
+        str | None, typer.Option(metavar="SIZE", help="What loaded models may take together: 16GiB.")
     ] = None,
-    queue: Annotated[int, typer.Option("--queue", help="Requests that may wait before others get 429.")] = 128,
+    queue: Annotated[int, typer.Option(help="Requests that may wait before others get 429.")] = 128,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = False,
     ours: Ours,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON document.")] = False,

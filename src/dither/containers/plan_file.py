@@ -159,10 +159,8 @@ def _dump(plan: PlanFile) -> str:
 
 def _tensor_lines(tensors: Mapping[str, PlanEntry]) -> list[str]:
     """One per tensor, its parts below each other."""
-    rows = []
-    for name, planned in tensors.items():
-        kl = "" if planned.kl is None else f", kl = {float(planned.kl)!r}"
-        rows.append((_quoted(name), _quoted(planned.type) + ",", str(planned.bytes), kl))
+    kl = {name: "" if entry.kl is None else f", kl = {float(entry.kl)!r}" for name, entry in tensors.items()}
+    rows = [(_quoted(name), _quoted(t.type) + ",", str(t.bytes), kl[name]) for name, t in tensors.items()]
     names, types, digits = (max((len(row[at]) for row in rows), default=0) for at in range(3))
     return [
         f"{name:<{names}} = {{ type = {kind:<{types}} bytes = {size:>{digits}}{kl} }}" for name, kind, size, kl in rows
@@ -233,11 +231,8 @@ def _refusal(error: ValidationError, text: str, thing: str) -> UsageError:
     fault = next((fault for fault in faults if fault["type"] == "unexpected_keyword_argument"), faults[0])
     kind, where, keys = fault["type"], fault["loc"], ["format", *(field.name for field in fields(PlanFile))]
     if where[0] == "tensors" and len(where) > 1:
-        thing, where, keys = (
-            _place_of(str(where[1]), text, thing),
-            where[2:],
-            [field.name for field in fields(PlanEntry)],
-        )
+        thing, keys = _place_of(str(where[1]), text, thing), [field.name for field in fields(PlanEntry)]
+        where = where[2:]
     if not where:
         return UsageError(thing, "is no table", 'Write it like { type = "Q4_K", bytes = 36864 }.')
     key = str(where[0])
@@ -245,9 +240,8 @@ def _refusal(error: ValidationError, text: str, thing: str) -> UsageError:
         known = f"Take it out; the keys are {', '.join(sorted(keys))}."
         return UsageError(thing, f"has a key {_quoted(key)[:80]} that no plan has", known)
     must = _MUST_BE.get((key, kind)) or _MUST_BE.get((key, ""), "a string")
-    return UsageError(
-        thing, f"has no `{key}`" if kind == "missing" else f"`{key}` must be {must}", "Mend it, or plan again."
-    )
+    reason = f"has no `{key}`" if kind == "missing" else f"`{key}` must be {must}"
+    return UsageError(thing, reason, "Mend it, or plan again.")
 
 
 def _place_of(tensor: str, text: str, thing: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,15 +25,11 @@ def run(function: Callable[[Item], Result], items: Iterable[Item], threads: int)
         yield from map(function, items)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="dither")
-    pending: set[Future[Result]] = set()
+    waiting, pending = iter(items), set[Future[Result]]()
     try:
-        for item in items:
-            pending.add(pool.submit(function, item))
-            if len(pending) > threads:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        while pending:
+        while pending := pending | {
+            pool.submit(function, item) for item in islice(waiting, threads + 1 - len(pending))
+        }:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()

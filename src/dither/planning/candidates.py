@@ -32,17 +32,12 @@ def candidates(
     allowed = target.types(model, types)
     kept = target.fixed(model)
     found = {}
-    for tensor in model.tensors:
-        if tensor.name in kept:
-            continue
+    for tensor in (tensor for tensor in model.tensors if tensor.name not in kept):
         refused = {name: _refusal(tensor, name, importance, target) for name in allowed}
         found[tensor.name] = tuple(name for name, reason in refused.items() if not reason)
         if not found[tensor.name]:
-            raise UsageError(
-                tensor.name,
-                f"can become none of the types asked for ({'; '.join(refused.values()) or 'none were'})",
-                "Add one that fits it to --types, such as Q8_0 or F16.",
-            )
+            reason = f"can become none of the types asked for ({'; '.join(refused.values()) or 'none were'})"
+            raise UsageError(tensor.name, reason, "Add one that fits it to --types, such as Q8_0 or F16.")
     return found
 
 

@@ -22,7 +22,7 @@ from dither.codecs import codec as find_codec
 from dither.codecs.base import LevelCodec
 from dither.formats.ggml import FLOAT_TYPES
 from dither.solvers.nearest import Nearest
-from dither.types import Codec, Evidence, EvidenceSource, Floats, Solver, Tensor
+from dither.types import Evidence, EvidenceSource, Floats, Solver, Tensor
 
 ROWS = 64  # of each tensor
 FEW_ROWS = 16  # for codecs that are searched as a whole, which takes a hundred times as long
@@ -37,9 +37,9 @@ def error_ratios(
     Float types are rounded; every other goes through the solver, or through nearest rounding where the
     evidence lacks what the solver needs.
     """
+    many = [k for k in types if k in FLOAT_TYPES or isinstance(find_codec(k, tensor.columns), LevelCodec)]
     found: dict[str, float] = {}
-    for rows in (ROWS, FEW_ROWS):
-        kinds = [kind for kind in types if _rows_for(kind, tensor.columns) == rows]
+    for rows, kinds in ((ROWS, many), (FEW_ROWS, [kind for kind in types if kind not in many])):
         if not kinds:
             continue
         # Read once for all types: the same rows, so that what makes a row hard cancels in the ratio.
@@ -60,10 +60,6 @@ def relative_error(tensor: Tensor, kind: str, evidence: EvidenceSource, solver: 
     return _error(samples, kind, solver) / lost if lost > 0 else 0.0
 
 
-def _rows_for(kind: str, columns: int) -> int:
-    return ROWS if kind in FLOAT_TYPES or isinstance(find_codec(kind, columns), LevelCodec) else FEW_ROWS
-
-
 def _samples(tensor: Tensor, evidence: EvidenceSource, rows: int) -> Iterator[tuple[Floats, Evidence | None]]:
     """Rows spread over the tensor, or over some of its experts, with their evidence.
 
@@ -82,17 +78,15 @@ def _samples(tensor: Tensor, evidence: EvidenceSource, rows: int) -> Iterator[tu
 
 
 def _error(samples: Sequence[tuple[Floats, Evidence | None]], kind: str, solver: Solver) -> float:
-    codec = find_codec(kind, samples[0][0].shape[1])
-    return sum(_row_error(w_RC, codec, seen, solver) for w_RC, seen in samples)
-
-
-def _row_error(w_RC: Floats, codec: Codec, seen: Evidence | None, solver: Solver) -> float:
-    able = seen is not None and (seen.hessian_CC is not None or "hessian" not in solver.needs)
-    if codec.name in FLOAT_TYPES:
-        raw_RN = codec.encode(w_RC)
-    else:
-        raw_RN = (solver if able else Nearest())(w_RC, codec, seen).raw_RN
-    return _measured(w_RC - codec.decode(raw_RN), seen)
+    codec, error = find_codec(kind, samples[0][0].shape[1]), 0.0
+    for w_RC, seen in samples:
+        able = seen is not None and (seen.hessian_CC is not None or "hessian" not in solver.needs)
+        if codec.name in FLOAT_TYPES:
+            raw_RN = codec.encode(w_RC)
+        else:
+            raw_RN = (solver if able else Nearest())(w_RC, codec, seen).raw_RN
+        error += _measured(w_RC - codec.decode(raw_RN), seen)
+    return error
 
 
 def _measured(error_RC: Floats, seen: Evidence | None) -> float:

@@ -64,11 +64,9 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation:
     bytes_, kls = _arrays(items)
     least = sum(min(choice.bytes for choice in item.choices) for item in items)
     if least > budget:
-        raise UsageError(
-            f"a budget of {budget} bytes ({format_bytes(budget)})",
-            f"is too small: the smallest types need {least} bytes ({format_bytes(least)})",
-            f"Ask for at least {least} bytes, or allow smaller types with --types.",
-        )
+        reason = f"is too small: the smallest types need {least} bytes ({format_bytes(least)})"
+        way_out = f"Ask for at least {least} bytes, or allow smaller types with --types."
+        raise UsageError(f"a budget of {budget} bytes ({format_bytes(budget)})", reason, way_out)
     # Sizes differ by whole rows of whole blocks, so all sums stand on a grid of `grain` bytes: what the budget
     # has beyond its last point holds nothing, and two sums of different bytes differ by a grain at least.
     grain = _grain(items)
@@ -87,11 +85,9 @@ def smallest(items: Sequence[Item], max_kl: float) -> Allocation:
     bytes_, kls = _arrays(items)
     best = math.fsum(min(choice.kl for choice in item.choices) for item in items)
     if not best <= max_kl:
-        raise UsageError(
-            f"a KL divergence of at most {max_kl:g}",
-            f"is out of reach: the best types are predicted to cost {best:.6g} nats per token",
-            f"Ask for at least {best * (1 + 1e-6):.6g}, or allow larger types with --types.",
-        )
+        reason = f"is out of reach: the best types are predicted to cost {best:.6g} nats per token"
+        way_out = f"Ask for at least {best * (1 + 1e-6):.6g}, or allow larger types with --types."
+        raise UsageError(f"a KL divergence of at most {max_kl:g}", reason, way_out)
     # The same problem with bytes and KL in each other's place: KL is the weight, bytes are what is paid.
     pairs = list(zip(kls, bytes_, strict=True))
     grain = float(_grain(items))
@@ -124,9 +120,8 @@ def random_allocation(items: Sequence[Item], budget: int, seed: int) -> Allocati
     total = _step_down(bytes_, at, total, budget, rng)
     _fill_up(bytes_, at, total, budget, rng)
     found = _allocation(items, at)
-    pairs = [
-        (sizes[kept], kl[kept]) for sizes, kl in zip(bytes_, kls, strict=True) for kept in [undominated(sizes, kl)]
-    ]
+    kept = map(undominated, bytes_, kls)
+    pairs = [(sizes[at], kl[at]) for sizes, kl, at in zip(bytes_, kls, kept, strict=True)]
     return replace(found, bound=min(relax(pairs, float(budget)).bound, found.kl))
 
 
@@ -165,11 +160,8 @@ def _arrays(items: Sequence[Item]) -> tuple[list[Numbers], list[Numbers]]:
             raise UsageError(name, "has no type to choose", "Allow more types with --types.")
         for choice in item.choices:
             if choice.bytes < 0 or not (math.isfinite(choice.kl) and choice.kl >= 0):
-                raise UsageError(
-                    name,
-                    f"{choice.type} has {choice.bytes} bytes and a predicted KL of {choice.kl}",
-                    "Both must be finite and at least 0: measure the sensitivity again.",
-                )
+                reason = f"{choice.type} has {choice.bytes} bytes and a predicted KL of {choice.kl}"
+                raise UsageError(name, reason, "Both must be finite and at least 0: measure the sensitivity again.")
     # As float64, in which sums of bytes stay exact below 2⁵³; a KL too small to mean anything counts as none.
     bytes_ = [np.array([choice.bytes for choice in item.choices], np.float64) for item in items]
     kls = [np.array([choice.kl if choice.kl > _NOTHING else 0.0 for choice in item.choices]) for item in items]

@@ -57,11 +57,10 @@ def ladder(
     for name in names:
         if names.count(name) > 1:
             raise UsageError("the ladder", f"has two rungs called {name}", "Leave one out.")
-    for rung in wanted:
-        if isinstance(rung, str):
-            if making.evidence is None:
-                raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")
-            preview(source, rung, evidence=making.evidence)
+    for preset in (rung for rung in wanted if isinstance(rung, str)):
+        if making.evidence is None:
+            raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")
+        preview(source, preset, evidence=making.evidence)
     make_folder(folder, "Choose another with -o.")
     for name in names:
         output_path(source, ANY_GGUF, folder, running.force, [Path(file) for file in source.files], name)

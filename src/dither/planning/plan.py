@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MOST_BITS = 32
+Allowed = Mapping[str, Sequence[str]]  # tensor → the types it may take
 Prices = Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
 
 
@@ -83,9 +85,9 @@ class Planned:
 
     def by_type(self) -> list[tuple[str, int, int, float]]:
         """Type, its tensors, their bytes and predicted divergence; what takes most comes first."""
-        groups: dict[str, list[PlanEntry]] = {}
+        groups = defaultdict[str, list[PlanEntry]](list)
         for entry in self.plan.tensors.values():
-            groups.setdefault(entry.type, []).append(entry)
+            groups[entry.type].append(entry)
         sums = [(k, len(g), sum(e.bytes for e in g), sum(e.kl or 0.0 for e in g)) for k, g in groups.items()]
         return sorted(sums, key=lambda group: -group[2])
 
@@ -98,7 +100,6 @@ class Planned:
         return table(title, ("type", "tensors", "size"), rows, [said, *self.notes])
 
     def to_json(self) -> dict[str, Any]:
-        tensors = {name: {"type": t.type, "bytes": t.bytes, "kl": t.kl} for name, t in self.plan.tensors.items()}
         return {
             "path": self.path,
             "model": self.plan.model,
@@ -113,7 +114,7 @@ class Planned:
             "lower_bound": self.bound,
             "seconds": self.seconds,
             "notes": list(self.notes),
-            "tensors": tensors,
+            "tensors": {name: asdict(entry) for name, entry in self.plan.tensors.items()},
         }
 
 
@@ -128,9 +129,8 @@ def budget(
     """Raises UsageError unless exactly one is given, and makes sense."""
     given = [value for value in (size, bpw, weights, max_kld) if value is not None]
     if len(given) != 1:
-        raise UsageError(
-            "the budget", "wants exactly one of --size, --bpw, --memory and --max-kld", "For example --size 4.2GiB."
-        )
+        reason = "wants exactly one of --size, --bpw, --memory and --max-kld"
+        raise UsageError("the budget", reason, "For example --size 4.2GiB.")
     for name, value in (("--bpw", bpw), ("--max-kld", max_kld)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{name} {value:g}", "is no positive number")
@@ -176,8 +176,11 @@ def plan(
     wherever that can be known.
     """
     making, running = records(plan, how)
-    if out is not None:
-        _check_place(Path(out), running.force)
+    # Where the plan could not be written is an error now, not after hours of measuring.
+    if out is not None and Path(out).exists() and not running.force:
+        raise OutputError(str(out), "exists already", "Choose another name with -o, or pass --force.")
+    if out is not None and not Path(out).parent.is_dir():
+        raise OutputError(str(Path(out).parent), "is no folder", "Make it first, or choose another with -o.")
     source = opened(model)
     target = planned_target(source, to, group, sym)
     wanted = wanted or budget(size=size, bpw=bpw, max_kld=max_kld, parameters=source.parameters)
@@ -195,9 +198,8 @@ def plan_for(
     allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
     # What is taken whatever is chosen: the header, and tensors that no plan decides about.
     fixed = [tensor.bytes for tensor in target.fixed(ready.model).values()]
-    kept = sum(fixed)
-    around = target.header_bytes(ready.model, store, solver.name, ready.record)
-    around += sum(target.aligned(source, size) for size in fixed)
+    kept, header = sum(fixed), target.header_bytes(ready.model, store, solver.name, ready.record)
+    around = header + sum(target.aligned(source, size) for size in fixed)
     room = None  # only the divergence is limited
     if wanted.file is not None:
         room = wanted.file - around
@@ -233,22 +235,8 @@ def plan_for(
     )
 
 
-def _check_place(out: Path, force: bool) -> None:
-    """Raises OutputError where a plan could not be written: now, not after hours of measuring."""
-    if out.exists() and not force:
-        raise OutputError(str(out), "exists already", "Choose another name with -o, or pass --force.")
-    if not out.parent.is_dir():
-        raise OutputError(str(out.parent), "is no folder", "Make it first, or choose another with -o.")
-
-
 def _check_room(
-    model: Model,
-    wanted: Budget,
-    allowed: Mapping[str, Sequence[str]],
-    target: Target,
-    room: int,
-    around: int,
-    kept: int,
+    model: Model, wanted: Budget, allowed: Allowed, target: Target, room: int, around: int, kept: int
 ) -> None:
     """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
@@ -265,11 +253,8 @@ def _check_room(
         bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
         needed = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
         way_out = f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
-    raise UsageError(
-        wanted.said,
-        f"is too small: the smallest types make {needed}",
-        f"{way_out}, or allow smaller types with --types.",
-    )
+    reason = f"is too small: the smallest types make {needed}"
+    raise UsageError(wanted.said, reason, f"{way_out}, or allow smaller types with --types.")
 
 
 def _evidence(model: Model, given: AnyEvidence, out: str | Path | None, running: Running) -> EvidenceStore:
@@ -284,18 +269,13 @@ def _evidence(model: Model, given: AnyEvidence, out: str | Path | None, running:
     store = open_evidence(given)
     assert store is not None
     if store.matrix is not None:
-        raise UsageError(
-            str(store.path),
-            "is an importance matrix, and planning runs a calibration's text",
-            "Learn one with `dither calibrate MODEL --gradients -o evidence`.",
-        )
+        reason = "is an importance matrix, and planning runs a calibration's text"
+        raise UsageError(str(store.path), reason, "Learn one with `dither calibrate MODEL --gradients -o evidence`.")
     store.check(model)
     return store
 
 
-def _prices(
-    model: Model, allowed: Mapping[str, Sequence[str]], costs: Costs, target: Target
-) -> dict[str, dict[str, PlanEntry]]:
+def _prices(model: Model, allowed: Allowed, costs: Costs, target: Target) -> Prices:
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     return {
         name: {
@@ -308,49 +288,37 @@ def _prices(
 def _items(model: Model, prices: Prices, target: Target) -> tuple[Item, ...]:
     """What takes one type together, with the types that all of it may take."""
 
-    def item(names: tuple[str, ...], kinds: Sequence[str]) -> Item:
-        choices = (
-            TypeChoice(
-                kind,
-                sum(target.aligned(model, prices[name][kind].bytes) for name in names),
-                math.fsum(prices[name][kind].kl or 0.0 for name in names),
-            )
-            for kind in kinds
-        )
-        return Item(names, tuple(choices))
+    def common(names: tuple[str, ...]) -> list[str]:
+        return [kind for kind in prices[names[0]] if all(kind in prices[name] for name in names)]
 
-    items: list[Item] = []
-    for names in target.together(list(prices)):
-        common = [kind for kind in prices[names[0]] if all(kind in prices[name] for name in names)]
-        if common:
-            items.append(item(names, common))
-        else:  # each by itself: whoever writes such a file says that they are apart
-            items += (item((name,), list(prices[name])) for name in names)
-    return tuple(items)
+    def choice(names: tuple[str, ...], kind: str) -> TypeChoice:
+        entries = [prices[name][kind] for name in names]
+        size = sum(target.aligned(model, entry.bytes) for entry in entries)
+        return TypeChoice(kind, size, math.fsum(entry.kl or 0.0 for entry in entries))
+
+    # Without a type in common each goes by itself: whoever writes such a file says that they are apart.
+    groups = (
+        group
+        for names in target.together(list(prices))
+        for group in ([names] if common(names) else [(name,) for name in names])
+    )
+    return tuple(Item(names, tuple(choice(names, kind) for kind in common(names))) for names in groups)
 
 
 def planned_target(model: Model, to: str | None, group: int | None = None, sym: bool | None = None) -> Target:
     """The container a plan is for.  Raises UsageError for a type, which leaves nothing to plan."""
     options = options_of(to or "F16", group=group, sym=sym)
     if to is not None and not options.folder:
-        raise UsageError(
-            f"--to {to}",
-            "names one type, and a budget chooses among them",
-            "Name a GPU format that mixes types, such as gptq or w4a16, or leave --to out.",
-        )
+        reason = "names one type, and a budget chooses among them"
+        way_out = "Name a GPU format that mixes types, such as gptq or w4a16, or leave --to out."
+        raise UsageError(f"--to {to}", reason, way_out)
     return target_of(options, model)
 
 
 def _plan_file(
-    ready: Ready,
-    wanted: Budget,
-    target: Target,
-    allocation: Allocation,
-    items: Sequence[Item],
-    prices: Prices,
-    kept: int,
+    ready: Ready, wanted: Budget, target: Target, found: Allocation, items: Sequence[Item], prices: Prices, kept: int
 ) -> PlanFile:
-    kinds = {name: choice.type for item, choice in zip(items, allocation.chosen, strict=True) for name in item.tensors}
+    kinds = {name: choice.type for item, choice in zip(items, found.chosen, strict=True) for name in item.tensors}
     tensors = {name: prices[name][kinds[name]] for name in prices}
     return PlanFile(
         model=ready.opened.name,
@@ -360,7 +328,7 @@ def _plan_file(
         transforms=ready.transforms,
         budget=wanted.file or wanted.tensors,
         bytes=sum(entry.bytes for entry in tensors.values()) + kept,
-        kl=allocation.kl,
+        kl=found.kl,
         tensors=tensors,
         notes=(),
         container=target.options.to.lower() if target.options.folder else "",

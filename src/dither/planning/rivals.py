@@ -72,9 +72,7 @@ def hold_against(
                 solving = replace(making, solver=planned.plan.solver, transforms=planned.plan.transforms)
                 # A preset, also where a folder's format is called the same (mxfp4).
                 contestants[name] = make(model, Options(what), solving, quiet, out)
-        rivals = tuple(
-            Rival(name, found.mix.bytes, judged(found.measurement, store)) for name, found in contestants.items()
-        )
+        rivals = tuple(Rival(name, r.mix.bytes, judged(r.measurement, store)) for name, r in contestants.items())
         # A rival that is over the budget was not what was asked for, however good it is.
         able = [rival for rival in rivals if rival.name == PLANNED or excess(wanted, contestants[rival.name]) <= 0]
         winner = min(able, key=lambda rival: rival.kl).name
@@ -126,11 +124,9 @@ def usual(model: Model, target: Target, planned: Planned, store: EvidenceStore) 
 def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
     """Another plan of about the same size, drawn blindly."""
     drawn = random_allocation(planned.items, planned.allowed, seed)
-    tensors = dict(planned.plan.tensors)
-    for item, choice in zip(planned.items, drawn.chosen, strict=True):
-        for name in item.tensors:
-            tensors[name] = planned.prices[name][choice.type]
-    return replace(planned.plan, tensors=tensors, kl=drawn.kl, bytes=planned.limit)
+    pairs = zip(planned.items, drawn.chosen, strict=True)
+    tensors = {name: planned.prices[name][choice.type] for item, choice in pairs for name in item.tensors}
+    return replace(planned.plan, tensors={**planned.plan.tensors, **tensors}, kl=drawn.kl, bytes=planned.limit)
 
 
 def judged(found: Measurement | None, store: EvidenceStore) -> float:

@@ -52,9 +52,8 @@ class Ready:
     evidence: EvidenceSource
     known: frozenset[str]  # tensors of which it knows something
     transforms: tuple[str, ...] = ()
-    record: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # transform → what it chose, its numbers as long as they may get
+    # transform → what it chose, its numbers as long as they may get
+    record: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -123,21 +122,19 @@ def _coarser(ready: Ready) -> tuple[tuple[str, str], ...]:
     already was stored in it: an error of zero says nothing about what other types would cost."""
     target = GGUFTarget(options_of(PROBE))
     tensors = {tensor.name: tensor for tensor in ready.model.tensors}
+
+    def is_exact(tensor: Tensor, kind: str) -> bool:
+        return relative_error(tensor, kind, ready.evidence, ready.solver) < EXACT
+
     found = []
     for planned in target.mix(ready.model, ready.known).tensors:
         tensor = tensors[planned.name]
-        if planned.type in FLOAT_TYPES or not _is_exact(tensor, planned.type, ready):
-            continue
-        # The first that this tensor's rows fit and that does round it.
-        for kind in COARSER:
-            if not isinstance(target.can_hold(kind, tensor.shape), No) and not _is_exact(tensor, kind, ready):
-                found.append((exactly(tensor.name), kind))
-                break
+        if planned.type not in FLOAT_TYPES and is_exact(tensor, planned.type):
+            # The first that this tensor's rows fit and that does round it.
+            fitting = (kind for kind in COARSER if not isinstance(target.can_hold(kind, tensor.shape), No))
+            kind = next((kind for kind in fitting if not is_exact(tensor, kind)), None)
+            found += [(exactly(tensor.name), kind)] if kind else []
     return tuple(found)
-
-
-def _is_exact(tensor: Tensor, kind: str, ready: Ready) -> bool:
-    return relative_error(tensor, kind, ready.evidence, ready.solver) < EXACT
 
 
 def halves(store: EvidenceStore) -> tuple[Sequences, Sequences]:
@@ -157,18 +154,14 @@ def _all_ratios(
     ready: Ready, allowed: Mapping[str, Sequence[str]], target: Target, costs: Costs, running: Running
 ) -> None:
     tensors = {tensor.name: tensor for tensor in ready.model.tensors}
-    todo = {}
-    for name, kinds in allowed.items():
-        known = costs.ratios.setdefault(name, {})
-        todo[name] = [kind for kind in kinds if kind not in known]
+    known = {name: costs.ratios.setdefault(name, {}) for name in allowed}
+    todo = {name: new for name, kinds in allowed.items() if (new := [k for k in kinds if k not in known[name]])}
     running.progress.start(sum(map(len, todo.values())), 0)
     for name, kinds in todo.items():
-        if kinds:
-            # A folder's type may be another codec in this tensor than in the next one.
-            exact = [target.codec_of(tensors[name], kind) for kind in kinds]
-            probe = costs.probe[name]
-            found = error_ratios(tensors[name], exact, probe, ready.evidence, ready.solver, running.threads)
-            costs.ratios[name] |= {kind: found[codec] for kind, codec in zip(kinds, exact, strict=True)}
-            # On the disk tensor by tensor, so that a run that is interrupted loses one tensor's at most.
-            costs.save()
-            running.progress.advance(len(kinds), f"what each type makes of {name}")
+        # A folder's type may be another codec in this tensor than in the next one.
+        exact = [target.codec_of(tensors[name], kind) for kind in kinds]
+        found = error_ratios(tensors[name], exact, costs.probe[name], ready.evidence, ready.solver, running.threads)
+        known[name] |= {kind: found[codec] for kind, codec in zip(kinds, exact, strict=True)}
+        # On the disk tensor by tensor, so that a run that is interrupted loses one tensor's at most.
+        costs.save()
+        running.progress.advance(len(kinds), f"what each type makes of {name}")

@@ -68,30 +68,24 @@ def convert(
     if not str(out).endswith(".gguf"):
         container = to or "safetensors"
         if find_scheme(container) is None:
-            raise UsageError(
-                f"--to {container}",
-                "is a type of GGUF, and the output is a folder",
-                f"Name a file: -o {Path(out).name}.gguf.",
-            )
+            reason = "is a type of GGUF, and the output is a folder"
+            raise UsageError(f"--to {container}", reason, f"Name a file: -o {Path(out).name}.gguf.")
         options = options_of(container, dtype=numbers)
     else:
         options = options_of(numbers, tensors=_overrides(source, to, numbers))
-    running = Running.of(threads, force=force, progress=progress)
-    return _counted(source, make(source, options, Making(), running, out))
+    result = make(source, options, Making(), Running.of(threads, force=force, progress=progress), out)
+    matrices = [t.name for t in source.tensors if len(t.shape) > 1 and t.name in result.tensors]
+    exact = sum(result.tensors[name]["squared_error"] == 0 for name in matrices)
+    return Converted(result, exact, len(matrices) - exact)
 
 
 def _overrides(model: Model, to: str | None, numbers: str) -> tuple[tuple[str, str], ...]:
     """(regular expression of one name, type) of every matrix that is quantized."""
     if to is not None and find_scheme(to) is not None:
         raise UsageError(f"--to {to}", "is a folder, and the output is a GGUF", "Name a folder with -o.")
-    found = []
-    for tensor in model.tensors:
-        if len(tensor.shape) < 2 or tensor.stored in STORED_FLOATS:
-            continue
-        kind = to.upper() if to is not None else _exact_type(tensor)
-        if kind is not None:
-            found.append((exactly(tensor.name), kind))
-    return tuple(found)
+    quantized = [t for t in model.tensors if len(t.shape) > 1 and t.stored not in STORED_FLOATS]
+    types = {tensor.name: to.upper() if to is not None else _exact_type(tensor) for tensor in quantized}
+    return tuple((exactly(name), kind) for name, kind in types.items() if kind is not None)
 
 
 def _exact_type(tensor: Tensor) -> str | None:
@@ -106,9 +100,3 @@ def _exact_type(tensor: Tensor) -> str | None:
         if all(tensor.recode(kind, at, min(at + step, tensor.rows)) is not None for at in starts):
             return kind
     return None
-
-
-def _counted(model: Model, result: Result) -> Converted:
-    matrices = [t for t in model.tensors if len(t.shape) > 1 and t.name in result.tensors]
-    exact = sum(result.tensors[t.name]["squared_error"] == 0 for t in matrices)
-    return Converted(result, exact, len(matrices) - exact)

@@ -102,28 +102,20 @@ class _Job:
             raise UsageError(f"--statistics {statistics}", f"is not one of {', '.join(STATISTICS)}")
         has_text = self.store is not None and self.store.matrix is None
         if self.sequential and not (has_text and "hessian" in self.solver.needs):
-            raise UsageError(
-                "--statistics sequential",
-                "is for solvers that use Hessians, with their calibration text",
-                "Pass --solver gptq and --evidence FOLDER of `dither calibrate`.",
-            )
+            reason = "is for solvers that use Hessians, with their calibration text"
+            way_out = "Pass --solver gptq and --evidence FOLDER of `dither calibrate`."
+            raise UsageError("--statistics sequential", reason, way_out)
         if making.measure is True and not has_text:
-            raise UsageError(
-                "--measure",
-                "has no held-back text: there is no evidence folder",
-                "Name a text with --measure-data FILE, or pass --evidence FOLDER.",
-            )
+            reason = "has no held-back text: there is no evidence folder"
+            raise UsageError("--measure", reason, "Name a text with --measure-data FILE, or pass --evidence FOLDER.")
         if self.target.options.act_order and (self.store is None or self.sequential or self.by_blocks):
-            raise UsageError(
-                "--act-order",
-                "needs evidence, and a solver that takes one matrix at a time",
-                "Pass --evidence FOLDER, and neither --statistics sequential nor --solver learned.",
-            )
+            reason = "needs evidence, and a solver that takes one matrix at a time"
+            way_out = "Pass --evidence FOLDER, and neither --statistics sequential nor --solver learned."
+            raise UsageError("--act-order", reason, way_out)
         for name in making.transforms if self.store is None else ():
             if find_transform(name, feeds(self.source.arch)).needs:
-                raise UsageError(
-                    f"--transform {name}", "needs evidence", "Pass --evidence FOLDER of `dither calibrate`."
-                )
+                way_out = "Pass --evidence FOLDER of `dither calibrate`."
+                raise UsageError(f"--transform {name}", "needs evidence", way_out)
         if self.sequential or self.by_blocks or making.measure:
             from dither.models.blocks import open_blocks
 
@@ -131,7 +123,7 @@ class _Job:
 
     def write(self, path: Path) -> Result:
         rewritten = self._rewritten()
-        mix, options = rewritten.plan, self.target.options
+        mix, options = rewritten.mix, self.target.options
         recipe = recipe_json(self.source, options, self.store, self.solver.name, rewritten.record, self.sequential)
         identity = json.dumps([self.source.fingerprint, recipe, [asdict(tensor) for tensor in mix.tensors]])
         order = None
@@ -155,8 +147,8 @@ class _Job:
         found = rewrite(self.source, evidence, known, transforms, first, self._mix_so_far, self.running.threads)
         if transforms:
             check_patterns(found.model, self.target.options)  # all that a plan names is there by now
-        check_evidence(found.plan, self.store)
-        self.say(*found.notes, *found.plan.notes(), *evidence_notes(found.plan, self.store))
+        check_evidence(found.mix, self.store)
+        self.say(*found.notes, *found.mix.notes(), *evidence_notes(found.mix, self.store))
         return found
 
     def _mix_so_far(self, model: Model, known: Collection[str]) -> Mix:
@@ -169,21 +161,13 @@ class _Job:
         return target_of(options, self.source).mix(model, known)
 
     def _fill(self, output: PartOutput, path: Path, rewritten: Rewritten, recipe: str) -> Result:
-        resumed, mix = len(output.finished), rewritten.plan
+        resumed, mix, tell = len(output.finished), rewritten.mix, self.running.progress.note
         if resumed:
-            text = f"Resuming: {resumed} of {len(mix.tensors)} tensors were already written."
-            self.running.progress.note(text)
+            tell(f"Resuming: {resumed} of {len(mix.tensors)} tensors were already written.")
         elif output.discarded:
-            text = "An unfinished file of another recipe, or with a damaged journal, was discarded."
-            self.running.progress.note(text)
+            tell("An unfinished file of another recipe, or with a damaged journal, was discarded.")
         work = TensorPass(
-            rewritten.model,
-            mix,
-            rewritten.evidence,
-            output,
-            self.solver,
-            self.running,
-            hessians=self._hessians(rewritten),
+            rewritten.model, mix, rewritten.evidence, output, self.solver, self.running, self._hessians(rewritten)
         )
         if self.sequential or self.by_blocks:
             self._enliven(work, rewritten, output)
@@ -248,16 +232,10 @@ class _Job:
         from dither.measuring.embedded import measure_written
 
         data = None if self.making.measure is True else str(self.making.measure)
+        device, progress = self.running.device, self.running.progress
         with self._not_counting():
-            found = measure_written(
-                self.source,
-                open_model(output.part),
-                path,
-                self.store,
-                data,
-                device=self.running.device,
-                progress=self.running.progress,
-            )
+            part = open_model(output.part)
+            found = measure_written(self.source, part, path, self.store, data, device=device, progress=progress)
             self.say(*found.measurement.notes)
             if not output.fill(MEASUREMENT, found.embedded):
                 self.say("The measurement is too long for the file's metadata: it stands in its JSON file alone.")

@@ -35,20 +35,16 @@ def output_path(
     path = Path(out) if out is not None else Path(name)
     try:
         path = target.check_place(path, name, out is not None and os.fspath(out).endswith("/"), force)
-        _refuse_inputs(path, inputs)
+        # Neither the result nor what it grows in may be a file that is read.
+        for place in filter(Path.exists, (path, *unfinished(path))):
+            if any(_is_or_holds(place, file) for file in inputs if file.exists()):
+                raise OutputError(str(place), "is the model itself or read with it", "Choose another name with -o.")
         if not path.parent.is_dir():
             raise OutputError(str(path.parent), "is no folder", "Make it first, or choose another with -o.")
     except OSError as error:  # a name too long, a folder that may not be searched
         reason = f"cannot be written ({error.strerror})"
         raise OutputError(str(path), reason, "Choose another name with -o.") from None
     return path
-
-
-def _refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:
-    """Neither the result nor what it grows in may be a file that is read."""
-    for place in (path, *unfinished(path)):
-        if any(place.exists() and file.exists() and _is_or_holds(place, file) for file in inputs):
-            raise OutputError(str(place), "is the model itself or read with it", "Choose another name with -o.")
 
 
 def _is_or_holds(place: Path, file: Path) -> bool:

@@ -158,11 +158,8 @@ def _refuse_beside_plan(asked: Mapping[str, object]) -> None:
     unasked = {field.name: field.default for field in fields(Options)} | {"to": None}
     given = ", ".join(f"`{name}`" for name, value in asked.items() if value != unasked[name])
     if given:
-        raise UsageError(
-            "--plan",
-            f"names every tensor's type already, so {given} cannot be given as well",
-            "Edit the plan, or leave one of the two out.",
-        )
+        reason = f"names every tensor's type already, so {given} cannot be given as well"
+        raise UsageError("--plan", reason, "Edit the plan, or leave one of the two out.")
 
 
 def _one_of(evidence: AnyEvidence, imatrix: AnyEvidence) -> AnyEvidence:

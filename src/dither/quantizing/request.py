@@ -102,9 +102,7 @@ def choose_solver(wanted: str | Solver | None, store: EvidenceStore | None, thre
         wanted = "gptq" if has_hessians else "nearest"
     solver = find_solver(wanted, threads) if isinstance(wanted, str) else wanted
     if "hessian" in solver.needs and not has_hessians:
-        raise UsageError(
-            f"solver {solver.name}",
-            "needs Hessians, and there are none",
-            "Learn them with `dither calibrate MODEL -o evidence`, and pass --evidence evidence.",
-        )
+        reason = "needs Hessians, and there are none"
+        way_out = "Learn them with `dither calibrate MODEL -o evidence`, and pass --evidence evidence."
+        raise UsageError(f"solver {solver.name}", reason, way_out)
     return solver

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,7 @@ class Result:
             ("time", format_seconds(self.seconds)),
         ]
         if self.measurement is not None:
-            found = self.measurement
-            rows.append(("KL divergence", found.kl_mean.with_ends()))
+            rows.append(("KL divergence", self.measurement.kl_mean.with_ends()))
         return pairs(self.path, rows, self.notes)
 
     def to_json(self) -> dict[str, Any]:
@@ -99,10 +98,10 @@ def tensor_notes(mix: Mix, records: Mapping[str, Mapping[str, Any]]) -> list[str
         for tensor in mix.tensors
         if records[tensor.name]["relative_error"] > _LOST
     ]
-    said: dict[str, list[str]] = {}
+    said = defaultdict[str, list[str]](list)
     for tensor in mix.tensors:
         for note in records[tensor.name].get("notes", ()):
-            said.setdefault(note, []).append(tensor.name)
+            said[note].append(tensor.name)
     for note, names in said.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         notes.append(f"{shown}: {note}")
@@ -111,14 +110,11 @@ def tensor_notes(mix: Mix, records: Mapping[str, Mapping[str, Any]]) -> list[str
 
 def solver_counts(records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Who kept how many layers, of those that had a choice; the most first."""
-    kept: Counter[str] = Counter()
-    for record in records.values():
-        kept.update(record.get("solvers", {}))
+    kept = sum((Counter(record.get("solvers", {})) for record in records.values()), Counter[str]())
     return dict(kept.most_common())
 
 
 def total_error(mix: Mix, records: Mapping[str, Mapping[str, Any]]) -> float:
-    quantized = [records[tensor.name] for tensor in mix.tensors if len(tensor.shape) > 1]
-    norm = math.fsum(record["squared_norm"] for record in quantized)
-    error = math.fsum(record["squared_error"] for record in quantized)
+    matrices = [records[tensor.name] for tensor in mix.tensors if len(tensor.shape) > 1]
+    error, norm = (math.fsum(record[key] for record in matrices) for key in ("squared_error", "squared_norm"))
     return math.sqrt(error / norm) if norm > 0 else 0.0

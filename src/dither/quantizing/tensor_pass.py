@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -25,8 +24,8 @@ from dither.codecs import codec as find_codec
 from dither.containers.mix import Mix, MixTensor
 from dither.errors import DitherError, SourceError
 from dither.executors import local
-from dither.formats import tensor_names
 from dither.formats.ggml import FLOAT_TYPES
+from dither.formats.tensor_names import EMBEDDING, block_of, kind_of
 from dither.progress import Progress, Silent
 from dither.quantizing.request import Running
 from dither.solvers.nearest import Nearest
@@ -87,6 +86,7 @@ class _Done:
     solved: Solved | None  # None where codes were carried over
 
 
+@dataclass
 class TensorPass:
     """All tensors of a mix that `output` does not have yet, through one solver.
 
@@ -97,27 +97,23 @@ class TensorPass:
     back better; then a block is finished as a whole or not at all.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        mix: Mix,
-        evidence: EvidenceSource,
-        output: Output,
-        solver: Solver,
-        running: Running,
-        hessians: Collection[str] = (),
-        refine: Refine | None = None,
-    ) -> None:
-        self.hessians, self.refine = hessians, refine
-        self.written: set[str] = set(output.finished)
-        self.sources = {tensor.name: tensor for tensor in model.tensors}
-        self.mix, self.evidence, self.output = mix, evidence, output
-        self.solver, self.running = solver, running
+    model: Model
+    mix: Mix
+    evidence: EvidenceSource
+    output: Output
+    solver: Solver
+    running: Running
+    hessians: Collection[str] = ()
+    refine: Refine | None = None
+
+    def __post_init__(self) -> None:
+        self.written = set(self.output.finished)
+        self.sources = {tensor.name: tensor for tensor in self.model.tensors}
         self._nearest = Nearest()
 
     def all(self) -> None:
         wholes = [tensor for tensor in self.mix.tensors if self._is_whole(tensor)]
-        blocks = [list(group) for _, group in groupby(in_order_of_flow(wholes), block_of)]
+        blocks = [list(group) for _, group in groupby(in_order_of_flow(wholes), lambda tensor: block_of(tensor.name))]
         names = {tensor.name for tensor in wholes}
         chunked = self._unfinished(tensor for tensor in self.mix.tensors if tensor.name not in names)
         blocks = [todo for block in blocks if (todo := self._unfinished_of_block(block))]
@@ -133,14 +129,14 @@ class TensorPass:
     def _unfinished_of_block(self, block: list[MixTensor]) -> list[MixTensor]:
         """What is to do in a block: where it is refined as a whole, all of it if any is missing."""
         todo = self._unfinished(block)
-        if todo and self.refine and block_of(block[0]) is not None:
+        if todo and self.refine and block_of(block[0].name) is not None:
             todo = block
             self.written -= {tensor.name for tensor in block}
         return todo
 
     def _in_chunks(self, todo: list[MixTensor]) -> None:
-        done: dict[str, list[_Done]] = {tensor.name: [] for tensor in todo}
-        left = {tensor.name: sum(1 for _ in self._chunks(tensor)) for tensor in todo}
+        done = defaultdict[str, list[_Done]](list)
+        left = Counter(tensor.name for tensor in todo for _ in self._chunks(tensor))
         pieces = (piece for tensor in todo for piece in self._chunks(tensor))
         # Closed in any case, so that no thread writes on after the file below it is.
         with closing(local.run(self._work, pieces, self.running.threads)) as results:
@@ -153,11 +149,10 @@ class TensorPass:
                     self._finish(result.piece.tensor, done.pop(name))
 
     def _in_wholes(self, block: list[MixTensor]) -> None:
-        number = block_of(block[0])
+        number = block_of(block[0].name)
         refine = None if number is None else self.refine
-        solved: dict[str, list[_Done]] = {}
+        solved = defaultdict[str, list[_Done]](list)
         for tensor in block:
-            solved[tensor.name] = []
             for piece in self._wholes(tensor):
                 solved[tensor.name].append(self._work(piece, keep=refine is not None))
                 self._advance(piece)
@@ -165,14 +160,14 @@ class TensorPass:
             if refine is None:
                 self._finish(tensor, solved[tensor.name])
         if refine is not None and number is not None:
-            self._refine_block(partial(refine, number), block, solved)
+            self._refine_block(refine, number, block, solved)
 
     def _refine_block(
-        self, refine: Callable[..., Mapping[str, Solved]], block: list[MixTensor], solved: dict[str, list[_Done]]
+        self, refine: Refine, number: int, block: list[MixTensor], solved: Mapping[str, list[_Done]]
     ) -> None:
         weights = {t.name: self.sources[t.name].read(0, self.sources[t.name].rows).reshape(t.shape) for t in block}
         start = {name: _joined(results) for name, results in solved.items()}
-        found = refine(weights, {t.name: t.type for t in block}, start)
+        found = refine(number, weights, {t.name: t.type for t in block}, start)
         for tensor in block:
             better, w_RC = found[tensor.name], weights[tensor.name].reshape(-1, tensor.shape[-1])
             self.output.write_rows(tensor.name, 0, better.raw_RN)
@@ -189,9 +184,8 @@ class TensorPass:
         self.running.progress.advance((piece.stop - piece.start) * self.sources[name].columns, name)
 
     def _is_whole(self, tensor: MixTensor) -> bool:
-        if "hessian" not in self.solver.needs or tensor.type in FLOAT_TYPES or self._is_copy(tensor):
-            return False
-        return tensor.name in self.hessians
+        solved = tensor.type not in FLOAT_TYPES and not self._is_copy(tensor)
+        return solved and "hessian" in self.solver.needs and tensor.name in self.hessians
 
     def _is_copy(self, tensor: MixTensor) -> bool:
         source = self.sources[tensor.name]
@@ -225,22 +219,22 @@ class TensorPass:
         if same_RN is not None:
             self.output.write_rows(tensor.name, piece.start, same_RN)
             return _Done(piece, self._error(w_RC, tensor, Solved(same_RN, "copy")), norm, None)
-        if tensor.type == "F16" and float(np.abs(w_RC).max()) > _LARGEST_F16:
-            raise SourceError(
-                tensor.name,
-                f"holds {float(np.abs(w_RC).max()):.4g}, beyond F16's {_LARGEST_F16:.0f}",
-                f"Keep it wider: --tensor '^{tensor.name}$=BF16'.",
-            )
+        if tensor.type == "F16" and (largest := float(np.abs(w_RC).max())) > _LARGEST_F16:
+            reason = f"holds {largest:.4g}, beyond F16's {_LARGEST_F16:.0f}"
+            raise SourceError(tensor.name, reason, f"Keep it wider: --tensor '^{tensor.name}$=BF16'.")
         solved = self._solve(w_RC, piece)
         self.output.write_rows(tensor.name, piece.start, solved.raw_RN)
         error = self._error(w_RC, tensor, solved)
-        return _Done(piece, error, norm, solved if keep else _without_bytes(solved))
+        return _Done(piece, error, norm, solved if keep else replace(solved, raw_RN=np.zeros((0, 0), np.uint8)))
 
     def _solve(self, w_RC: Floats, piece: _Piece) -> Solved:
         codec = find_codec(piece.tensor.type, w_RC.shape[1])
         evidence = self.evidence(piece.tensor.name, piece.expert)
         if evidence is not None:
-            evidence = _with_living_columns(evidence)
+            # A column that no input ever reached still has a scale to share.
+            floor = np.float32(evidence.mean_square_C.mean() * 1e-8)
+            if evidence.mean_square_C.min() < floor:
+                evidence = replace(evidence, mean_square_C=np.maximum(evidence.mean_square_C, floor))
         hessian = evidence is not None and evidence.hessian_CC is not None
         able = piece.tensor.type not in FLOAT_TYPES and (hessian or "hessian" not in self.solver.needs)
         return (self.solver if able else self._nearest)(w_RC, codec, evidence)
@@ -262,21 +256,13 @@ def in_order_of_flow(tensors: Sequence[MixTensor]) -> list[MixTensor]:
     within a block attention, its output, feed-forward, its way down; the output matrix last."""
 
     def place(tensor: MixTensor) -> tuple[int, int]:
-        block, kind = tensor_names.block_of(tensor.name), tensor_names.kind_of(tensor.name)
+        block, kind = block_of(tensor.name), kind_of(tensor.name)
         if block is None:
-            return (-1, 0) if tensor.name == tensor_names.EMBEDDING else (2**31, 0)
+            return (-1, 0) if tensor.name == EMBEDDING else (2**31, 0)
         stages = ("attn_output", "ffn_gate", "ffn_up", "ffn_down")
         return block, next((i + 1 for i, s in enumerate(stages) if kind.startswith(s)), 0)
 
     return sorted(tensors, key=place)
-
-
-def _with_living_columns(evidence: Evidence) -> Evidence:
-    """A column that no input ever reached still has a scale to share."""
-    floor = np.float32(evidence.mean_square_C.mean() * 1e-8)
-    if evidence.mean_square_C.min() >= floor:
-        return evidence
-    return replace(evidence, mean_square_C=np.maximum(evidence.mean_square_C, floor))
 
 
 def _check_finite(name: str, w_RC: Floats, start: int) -> float:
@@ -287,20 +273,8 @@ def _check_finite(name: str, w_RC: Floats, start: int) -> float:
     if math.isfinite(norm):
         return norm
     row, column = np.argwhere(~np.isfinite(w_RC))[0]
-    raise SourceError(
-        name,
-        f"holds {w_RC[row, column]} at row {start + row}, column {column}",
-        "The checkpoint is damaged: fetch or export it again.",
-    )
-
-
-def block_of(tensor: MixTensor) -> int | None:
-    """The number of a tensor's block, None where it is in none."""
-    return tensor_names.block_of(tensor.name)
-
-
-def _without_bytes(solved: Solved) -> Solved:
-    return replace(solved, raw_RN=np.zeros((0, 0), np.uint8))
+    reason = f"holds {w_RC[row, column]} at row {start + row}, column {column}"
+    raise SourceError(name, reason, "The checkpoint is damaged: fetch or export it again.")
 
 
 def _joined(results: list[_Done]) -> Solved:
@@ -313,19 +287,18 @@ def _joined(results: list[_Done]) -> Solved:
 
 def _summed(solved: list[Solved]) -> dict[str, float]:
     """Objectives added up, the worst damping."""
-    record = {}
-    for key in dict.fromkeys(key for s in solved for key in s.record):
-        values = [s.record[key] for s in solved if key in s.record]
-        record[key] = max(values) if key == "damping" else math.fsum(values)
-    return record
+    values = defaultdict[str, list[float]](list)
+    for key, value in chain.from_iterable(s.record.items() for s in solved):
+        values[key].append(value)
+    return {key: max(found) if key == "damping" else math.fsum(found) for key, found in values.items()}
 
 
 def _kept_by(done: list[_Done]) -> dict[str, int]:
     """Who kept how many layers: each expert is one, and was solved by whoever solved most of its pieces."""
-    votes: dict[int, Counter[str]] = {}
+    votes = defaultdict[int, Counter[str]](Counter)
     for result in done:
         if result.solved is not None:
-            votes.setdefault(result.piece.expert, Counter())[result.solved.solver] += 1
+            votes[result.piece.expert][result.solved.solver] += 1
     return dict(Counter(vote.most_common(1)[0][0] for vote in votes.values()))
 
 
