@@ -1,7 +1,7 @@
 """The waist: the few types that every room shares.
 
 Legend of shape suffixes: R rows (out features, experts flattened in), C columns (in features),
-B the weights of one block, K some neighbouring columns of a block, N bytes of a packed row,
+B the weights of one block, K some neighboring columns of a block, N bytes of a packed row,
 H input rows held back from calibration, K diagonal blocks of O rows each.
 Arrays are numpy's: a room that needs torch wraps them without copying.
 """
@@ -64,7 +64,7 @@ class Codec(Protocol):
     @property
     def bits_per_weight(self) -> float: ...  # exact, scales included
     @property
-    def snap_columns(self) -> int: ...  # fewest neighbouring columns `snap` takes: 1, or a lattice's
+    def snap_columns(self) -> int: ...  # fewest neighboring columns `snap` takes: 1, or a lattice's
     @property
     def needs_importance(self) -> bool: ...  # refuses to encode without evidence
     @property
