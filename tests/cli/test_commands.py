@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
+import dither.cli as dither_cli
+
 pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
 
 
@@ -205,6 +207,8 @@ def test_starting_is_light() -> None:
 COMMAND = """
 import typer
 
+import dither.cli as dither_cli
+
 def hello(name: str) -> None:
     \"\"\"Say hello.\"\"\"
     typer.echo(f"hello {name}")
@@ -229,7 +233,7 @@ def test_another_installation_on_the_path_adds_nothing(tmp_path: Path, monkeypat
     for place in (folder, folder.parent):
         (place / "__init__.py").touch()
     (folder / "hello.py").write_text(COMMAND)
-    ours = Path(sys.modules["dither.cli"].__path__[0]).parents[1]
+    ours = Path(dither_cli.__path__[0]).parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ours), str(tmp_path / "theirs")]))
     assert dither("hello", "you", cwd=tmp_path).returncode == 2
 

@@ -32,7 +32,10 @@ def compare(
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no .measure.json.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare two files, or a file with its original; exit 3 where a limit is broken."""
+    """Compare two files, or a file with its original.
+
+    The exit code is 3 where a limit is broken.
+    """
     with stop_on_error(as_json):
         from dither.measuring import measure as job
 

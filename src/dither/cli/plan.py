@@ -52,7 +52,7 @@ def plan(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Choose every tensor's type for a size, from measured sensitivities."""
+    """Choose every tensor's type for a size, by measured sensitivity."""
     with stop_on_error(as_json, resumable=True):
         from dither.models.source import open_model
         from dither.planning import plan as job
@@ -95,7 +95,7 @@ def ladder(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make several sizes of a model on the same evidence, and show what each costs."""
+    """Make several sizes of a model, and show what each costs."""
     with stop_on_error(as_json, resumable=True):
         from dither.models.source import open_model
         from dither.planning import ladder as job

@@ -109,7 +109,7 @@ class Request:
 
 @spread
 def quantize(model: ModelName, asked: Request) -> None:
-    """Quantize a model, for llama.cpp or for GPUs: to a type, within a budget, or by a plan."""
+    """Quantize a model: to a type, within a budget, or by a plan."""
     with stop_on_error(asked.as_json, resumable=not asked.dry_run):
         _program(asked)(model, asked)
 

@@ -73,7 +73,7 @@ def serve(
     ours: Ours,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON document.")] = False,
 ) -> None:
-    """Serve models over HTTP, for every client that speaks OpenAI's API."""
+    """Serve models over HTTP, to clients that speak OpenAI's API."""
     with stop_on_error(as_json):
         options: dict[str, Any] = {
             **vars(address),
