@@ -28,8 +28,7 @@ from dither.containers.gguf_target import ANY_GGUF
 from dither.containers.plan_file import plan_sha256, read_plan
 from dither.errors import OutputError, SourceError, UsageError
 from dither.measuring import sensitivity
-from dither.planning import plan as planning
-from dither.planning import sensitivity as sensitivities
+from dither.planning import plan as planning, sensitivity as sensitivities
 from dither.quantizing.request import Running
 from dither.quantizing.tensor_pass import no_evidence
 from dither.solvers.nearest import Nearest

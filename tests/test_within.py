@@ -17,9 +17,7 @@ import dither
 from conftest import BUNDLED, FEW_TYPES
 from dither.containers.plan_file import PlanEntry, plan_sha256, read_plan
 from dither.errors import OutputError, UsageError
-from dither.planning import budget as budgets
-from dither.planning import plan as planning
-from dither.planning import rivals
+from dither.planning import budget as budgets, plan as planning, rivals
 from dither.planning.knapsack import Allocation, Item, allocate
 
 pytestmark = pytest.mark.slow  # models run

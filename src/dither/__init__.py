@@ -31,42 +31,31 @@ if TYPE_CHECKING:
     from dither.capacity.fit import fit as fit
     from dither.capacity.result import Fit as Fit
     from dither.codecs import codec as codec
-    from dither.containers.mix import Mix as Mix
-    from dither.containers.mix import Mix as Plan  # noqa: F401
+    from dither.containers.mix import (
+        Mix as Mix,
+        Mix as Plan,  # noqa: F401
+    )
     from dither.containers.presets import preset_names as preset_names
     from dither.formats.evidence import EvidenceStore as EvidenceStore
     from dither.loading.load import load as load
-    from dither.measuring.calibrate import Calibration as Calibration
-    from dither.measuring.calibrate import calibrate as calibrate
+    from dither.measuring.calibrate import Calibration as Calibration, calibrate as calibrate
     from dither.measuring.measure import measure as measure
     from dither.measuring.schema import Measurement as Measurement
     from dither.models.source import open_model as open_model
     from dither.planning.budget import quantize_within as quantize_within
     from dither.planning.ladder import ladder as ladder
-    from dither.planning.plan import Budget as Budget
-    from dither.planning.plan import Planned as Planned
-    from dither.planning.plan import budget as budget
-    from dither.planning.plan import plan as plan
-    from dither.quantizing.convert import Converted as Converted
-    from dither.quantizing.convert import convert as convert
-    from dither.quantizing.quantize import Result as Result
-    from dither.quantizing.quantize import preview as preview
-    from dither.quantizing.quantize import quantize as quantize
+    from dither.planning.plan import Budget as Budget, Planned as Planned, budget as budget, plan as plan
+    from dither.quantizing.convert import Converted as Converted, convert as convert
+    from dither.quantizing.quantize import Result as Result, preview as preview, quantize as quantize
     from dither.reporting.answers import answers as answers
-    from dither.reporting.inspect import Inspection as Inspection
-    from dither.reporting.inspect import inspect as inspect
+    from dither.reporting.inspect import Inspection as Inspection, inspect as inspect
     from dither.reporting.notebook import Runs as Runs
-    from dither.reporting.report import Report as Report
-    from dither.reporting.report import report as report
-    from dither.reporting.report import runs as runs
+    from dither.reporting.report import Report as Report, report as report, runs as runs
     from dither.running.bench import bench as bench
     from dither.running.benchmark import Benchmark as Benchmark
-    from dither.running.export import Exported as Exported
-    from dither.running.export import export as export
-    from dither.running.tasks import Scores as Scores
-    from dither.running.tasks import tasks as tasks
-    from dither.serving.server import Server as Server
-    from dither.serving.server import serve as serve
+    from dither.running.export import Exported as Exported, export as export
+    from dither.running.tasks import Scores as Scores, tasks as tasks
+    from dither.serving.server import Server as Server, serve as serve
 
 _MODULES = {  # the same for Python, which imports each on first use
     "capacity.fit": "fit",

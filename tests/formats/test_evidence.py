@@ -15,8 +15,7 @@ import gguf
 import libgguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 import dither
 from dither.errors import DitherError, FormatError, OutputError, SourceError, UsageError

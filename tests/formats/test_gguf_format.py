@@ -14,8 +14,7 @@ import pytest
 from gguf_bytes import ARRAY, F32, Q4_0, STRING, U32, array, build, text, valid
 
 from dither.errors import DitherError, FormatError, OutputError, SourceError
-from dither.formats.ggml import GGML_BY_ID, GGML_TYPES, Field, ValueType, string, u32
-from dither.formats.ggml import array as array_field
+from dither.formats.ggml import GGML_BY_ID, GGML_TYPES, Field, ValueType, array as array_field, string, u32
 from dither.formats.gguf import lay_out, parse_header, read_header
 
 EXTREMES = {

@@ -18,13 +18,11 @@ from typing import Any
 import pytest
 import safetensors
 from gguf_bytes import STRING, build, text, valid
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import dither
 from dither.errors import DitherError, OutputError
-from dither.formats import gguf
-from dither.formats import safetensors as ours
+from dither.formats import gguf, safetensors as ours
 
 FUZZ = settings(derandomize=True, deadline=None, max_examples=150, database=None)
 EDGES = [0, 1, 7, 8, 31, 32, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dither.errors import DitherError, FormatError, UnsupportedError, UsageError
 from dither.formats.layouts import (

@@ -19,8 +19,7 @@ import pytest
 import torch
 import transformers
 from families_util import TEXT, random_model, save_model, write_gguf
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_families import CONFIGS, SMALL, rope
 from tokenizers import Tokenizer
 from torch.nn import functional

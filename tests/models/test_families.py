@@ -17,8 +17,7 @@ import pytest
 import torch
 import transformers
 from families_util import converted, expected_probabilities, opened, random_model, save_model, write_gguf
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,

@@ -34,8 +34,7 @@ from dither.errors import DitherError, FormatError, SourceError, UnsupportedErro
 from dither.formats.ggml import string
 from dither.models.arch import convert
 from dither.models.checkpoint import open_checkpoint
-from dither.models.tokenizers import pre as pre_tables
-from dither.models.tokenizers import sentencepiece as spm
+from dither.models.tokenizers import pre as pre_tables, sentencepiece as spm
 from dither.models.tokenizers.vocabulary import TokenType
 from dither.types import Model
 

@@ -14,8 +14,7 @@ from test_blocks import CONFIGS, FUSED, MODULES, Save, assert_close, hidden_afte
 from transformers import PreTrainedModel
 
 from dither.measuring.backward import first_of_turn, kept_per_token
-from dither.models.blocks import Block, Blocks, open_blocks
-from dither.models.blocks import block as block_module
+from dither.models.blocks import Block, Blocks, block as block_module, open_blocks
 from dither.models.source import open_model
 
 __all__ = ["saved"]  # a fixture

@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dither.containers.plan_file import PlanEntry, PlanFile, plan_sha256, read_plan, write_plan
 from dither.containers.presets import quantized_types

@@ -16,8 +16,7 @@ from conftest import BUNDLED
 from dither.cli import app
 from dither.engines.llamacpp import LlamaCpp
 from dither.errors import FormatError, OutputError, SourceError, UnsupportedError, UsageError
-from dither.reporting import answer_records as records
-from dither.reporting import answers as job
+from dither.reporting import answer_records as records, answers as job
 from dither.reporting.answer_records import Answer, Forced, ForcedToken, Recorded, Side, load, parse, path_for, save
 
 TEXT = "The old man was quiet, and the boat was empty before the winter."

@@ -21,8 +21,7 @@ from dither.cli import app
 from dither.formats.ggml import string
 from dither.formats.gguf import lay_out
 from dither.measuring import schema
-from dither.reporting import runs as runs_module
-from dither.reporting import tensors
+from dither.reporting import runs as runs_module, tensors
 from dither.reporting.discover import find
 from dither.reporting.recipes import command, in_words, measure_command
 from dither.reporting.tensors import place_of

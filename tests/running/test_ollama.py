@@ -16,8 +16,7 @@ from dither.engines.vocabulary import Vocabulary
 from dither.errors import UnsupportedError
 from dither.models.source import open_model
 from dither.running import export as job
-from dither.running.ollama import Message, describe, pieces_of
-from dither.running.ollama import go_template as written
+from dither.running.ollama import Message, describe, go_template as written, pieces_of
 from dither.types import Model
 
 pytestmark = pytest.mark.slow  # llama.cpp renders, and Go compiles

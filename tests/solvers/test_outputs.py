@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_gptq import PLAIN, decoded, inputs, weights
-from test_gptq import evidence as evidence_of
+from test_gptq import PLAIN, decoded, evidence as evidence_of, inputs, weights
 
 from dither.codecs import codec
 from dither.errors import DitherError

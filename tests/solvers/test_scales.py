@@ -9,8 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_gptq import LEVELS, ROW_LONG, decoded, evidence, inputs, weights
 
 from dither.codecs import codec

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error
-from dither.cli.screen import table as grid
+from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error, table as grid
 from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

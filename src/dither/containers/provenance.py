@@ -9,8 +9,7 @@ from typing import Any
 from dither.containers.gguf import recipe_metadata
 from dither.containers.mix import Mix, Options
 from dither.formats.evidence import EvidenceStore
-from dither.formats.ggml import STORED_FLOATS, Field, array, string, u32
-from dither.formats.ggml import ValueType as V
+from dither.formats.ggml import STORED_FLOATS, Field, ValueType as V, array, string, u32
 from dither.types import Model
 
 MEASUREMENT = "dither.measure"  # metadata key: the measurement's JSON

@@ -27,8 +27,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dither.engines.llama_start import EngineError as EngineError
-from dither.engines.llama_start import start
+from dither.engines.llama_start import EngineError as EngineError, start
 from dither.engines.settings import Settings, SettingsKeywords
 from dither.errors import UsageError
 from dither.formats.gguf import read_header

@@ -44,8 +44,7 @@ from dither.errors import FormatError, SourceError, UsageError
 from dither.formats.arrays import Member, read_members
 from dither.formats.imatrix import ImportanceMatrix, read_imatrix
 from dither.formats.tensor_names import block_of, block_prefix
-from dither.system.files import replace as replace_file
-from dither.system.files import replacing
+from dither.system.files import replace as replace_file, replacing
 from dither.system.text import shown
 from dither.types import Evidence, Floats, Model, Tensor
 

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from dither.formats.evidence import write_groups
-from dither.formats.tensor_names import OUTPUT as OUTPUT_MATRIX
-from dither.formats.tensor_names import block_of, block_prefix, input_of
+from dither.formats.tensor_names import OUTPUT as OUTPUT_MATRIX, block_of, block_prefix, input_of
 from dither.measuring.calibration_folder import Folder
 from dither.measuring.collect import HELD_ROWS, Collector
 from dither.measuring.hidden import Hidden

@@ -28,9 +28,7 @@ from dither.formats.tensor_names import is_expert_stack
 from dither.models.source import open_headers
 from dither.progress import Progress, Silent
 from dither.reporting import charts, discover, frontier
-from dither.reporting.card import MARK as CARD_MARK
-from dither.reporting.card import PICTURE
-from dither.reporting.card import card as model_card
+from dither.reporting.card import MARK as CARD_MARK, PICTURE, card as model_card
 from dither.reporting.document import Document, FitInput, Problem, RunRecord, Weights, WeightsQuality, now
 from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide

@@ -22,8 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.typing.templates import ConcreteTemplate, infer_global
-from numba.core.typing.templates import signature as make_signature
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature as make_signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from dither.codecs.kernels.common import inner

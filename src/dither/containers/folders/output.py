@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs import codec as find_codec
-from dither.codecs import split_codec
+from dither.codecs import codec as find_codec, split_codec
 from dither.containers.folders.scheme import Scheme
 from dither.containers.mix import MixTensor
 from dither.containers.part_folder import PartFolder

@@ -22,8 +22,7 @@ from typing import Any
 
 from dither.errors import FormatError, UnsupportedError
 from dither.models.json_object import JsonObject
-from dither.models.tokenizers.byte_level import merges as merges_of
-from dither.models.tokenizers.byte_level import vocabulary_of
+from dither.models.tokenizers.byte_level import merges as merges_of, vocabulary_of
 from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenList, TokenType, overlay
 
 MODEL_FILE = "tokenizer.model"
