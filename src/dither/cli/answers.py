@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, copyable, err, out, plain, print_json, print_notes, stop_on_error
 
 if TYPE_CHECKING:
     from dither.reporting.answer_records import Answer, Forced, Recorded
@@ -62,8 +62,7 @@ def _read(path: Path) -> str:
 
 
 def show(found: Recorded) -> None:
-    for note in found.notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(found.notes)
     for answer in found.answers:
         _show_answer(answer)
     for forced in found.forced:

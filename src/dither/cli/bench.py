@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error, table
+from dither.cli.screen import Meter, out, plain, print_json, print_notes, stop_on_error, table
 from dither.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def bench(
 
 def show(found: Sequence[Benchmark]) -> None:
     for result in found:
-        for note in result.notes:
-            err.print(f"[yellow]note:[/] {plain(result.file)}: {plain(note)}")
+        print_notes(f"{result.file}: {note}" for note in result.notes)
     out.print(_table(found))
     first = found[0]
     several = f"the median of {first.repeats} rounds and their least and most"

@@ -8,7 +8,7 @@ import typer
 
 from dither.cli.measure import Context, Data, Device, Tokens, print_measurements, short, table
 from dither.cli.options import Json
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, out, print_json, print_notes, stop_on_error
 
 if TYPE_CHECKING:
     from dither.measuring.comparison import Comparison
@@ -58,8 +58,7 @@ def compare(
 
 
 def show(found: Comparison) -> None:
-    for note in found.notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(found.notes)
     if found.a is None:
         print_measurements([found.b])
     else:

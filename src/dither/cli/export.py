@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error
+from dither.cli.screen import Meter, out, plain, print_json, print_notes, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes
 
@@ -56,8 +56,7 @@ def export(
 
 
 def show(done: Exported) -> None:
-    for note in done.notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(done.notes)
     for name, size in done.files.items():
         out.print(f"{format_bytes(size):>10}  {plain(name)}", soft_wrap=True)
     did = {"hf": "sent to" if done.sent else "would go to"}.get(done.to, f"{done.how} in")

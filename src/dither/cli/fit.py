@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.screen import out, plain, print_json, stop_on_error, table as grid
+from dither.cli.screen import out, plain, print_json, print_notes, stop_on_error, table as grid
 from dither.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def show(found: Fit) -> None:
         out.print(f"{mark} to {engine.purpose}: {engine.format} with {engine.engine}: {engine.reason}")
     out.print()
     out.print(legend(found), style="dim")
-    for note in found.notes:
-        out.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(found.notes, out)
 
 
 def machine_lines(found: Fit) -> list[str]:

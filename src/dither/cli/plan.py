@@ -21,7 +21,7 @@ from dither.cli.options import (
     split_types,
     spread,
 )
-from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
+from dither.cli.screen import Meter, copyable, out, plain, print_json, print_notes, stop_on_error, table
 from dither.errors import UsageError
 from dither.units import format_bytes, format_seconds
 
@@ -132,8 +132,7 @@ def print_plan(found: Planned, wanted: Budget) -> None:
         f"{found.bits_per_weight:.2f} bits per weight, predicted KL divergence "
         f"{short(found.plan.kl or 0.0)}; {format_seconds(found.seconds)}"
     )
-    for note in found.notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(found.notes)
 
 
 def print_validation(found: Within) -> None:

@@ -22,7 +22,7 @@ from dither.cli.options import (
     spread,
 )
 from dither.cli.plan import print_validation
-from dither.cli.screen import Meter, copyable, err, out, plain, print_json, stop_on_error, table
+from dither.cli.screen import Meter, copyable, out, plain, print_json, print_notes, stop_on_error, table
 from dither.errors import UsageError
 from dither.units import format_bytes, format_count, format_seconds
 
@@ -207,8 +207,7 @@ def parse_override(text: str) -> tuple[str, str]:
 
 def print_mix(mix: Mix, notes: list[str]) -> None:
     out.print(types_table(mix))
-    for note in notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(notes)
     out.print(
         f"{format_count(mix.parameters)} parameters, {mix.bits_per_weight:.2f} bits per weight: "
         f"{format_bytes(mix.bytes)} of tensors, from {format_bytes(mix.source_bytes)}. Nothing was written."

@@ -119,6 +119,11 @@ def _let_go_of_stdout() -> None:
         os.dup2(null, sys.stdout.fileno())
 
 
+def print_notes(notes: Iterable[str], console: Console = err) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {plain(note)}")
+
+
 class Meter:
     """`dither.progress.Progress` on a terminal: a bar with an ETA; in a log, a line every ten seconds.
 
@@ -142,7 +147,7 @@ class Meter:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            err.print(f"[yellow]note:[/] {plain(text)}")
+            print_notes([text])
 
     def start(self, total: int, done: int) -> None:
         self._total, self._done, self._before = total, done, done

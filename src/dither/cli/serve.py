@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dither.cli.options import spread
-from dither.cli.screen import err, out, plain, print_json, stop_on_error
+from dither.cli.screen import err, out, plain, print_json, print_notes, stop_on_error
 from dither.errors import UsageError
 from dither.units import format_bytes
 
@@ -115,8 +115,7 @@ def _become_vllm(files: list[Path], options: dict[str, Any], as_json: bool) -> N
     launch = plan(files[0], gpus=len(graphics_cards()) or 1, **options)
     if as_json:
         print_json(launch.to_json())
-    for note in launch.notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(launch.notes)
     err.print(plain(launch.shown()))
     replace_process(launch)
 
@@ -125,8 +124,7 @@ def _announce(server: Server, as_json: bool) -> None:
     if server.access.open_to_all:
         err.print("[yellow]warning:[/] everybody on the network may use these models: there is no key")
     for model in server.models:
-        for note in model.notes:
-            err.print(f"[yellow]note:[/] {plain(note)}")
+        print_notes(model.notes)
     if as_json:
         print_json(document(server))
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dither.cli.screen import Meter, err, out, plain, print_json, stop_on_error, table
+from dither.cli.screen import Meter, out, plain, print_json, print_notes, stop_on_error, table
 from dither.units import counted
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def tasks(
 
 
 def show(found: Scores) -> None:
-    for note in found.notes:
-        err.print(f"[yellow]note:[/] {plain(note)}")
+    print_notes(found.notes)
     shown = table("task")
     for heading in ["metric", "score", *(["original", "difference"] if found.against else [])]:
         shown.add_column(heading, justify="left" if heading == "metric" else "right")
