@@ -114,3 +114,17 @@ def test_a_searched_grid_rounds_to_nearest(c) -> None:
     improved = grid.inverse_R == np.float32(1) / grid.scale_R  # the plain formula's rounding is ggml's
     assert improved.mean() > 0.5
     assert (abs(w_RB - chosen) <= least * (1 + 1e-5) + 1e-6 * abs(grid.scale_R[:, None]))[improved].all()
+
+
+@every_type
+def test_a_fit_does_not_hang_on_where_memory_lies(c) -> None:
+    """The search's own arrays lie side by side or apart, as the heap has room; sums must not notice."""
+    random = np.random.default_rng(0)
+    w_RB = random.standard_normal((96, 32)).astype(np.float32)
+    importance_B = random.lognormal(0, 1, 32).astype(np.float32)
+    first = c.fit(w_RB, importance_B)
+    for _ in range(2000):
+        room = [np.empty(int(size), np.uint8) for size in random.integers(1, 5000, random.integers(1, 20))]
+        del room
+        for part, again in zip(first, c.fit(w_RB, importance_B), strict=True):
+            np.testing.assert_array_equal(part, again)

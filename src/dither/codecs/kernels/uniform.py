@@ -33,10 +33,13 @@ def load_block(w_NB, importance_PB, n, unit, x, v):
     # In units of the largest weight or the spread, and with importance of mean 1, no square leaves float32's range,
     # and the same candidates serve every block.
     p = n % importance_PB.shape[0]
+    # A sum has a loop of its own: in one that also writes, whether lanes are added side by side or one after the other
+    # hangs on how far apart the arrays happen to lie, and with it the last bit.
     total = ZERO
     for j in range(x.size):
-        x[j] = w_NB[n, j] * unit
         total += importance_PB[p, j]
+    for j in range(x.size):
+        x[j] = w_NB[n, j] * unit
     norm = np.float32(x.size) / total if total > ZERO else ZERO
     for j in range(x.size):
         v[j] = importance_PB[p, j] * norm if total > ZERO else ONE
