@@ -32,6 +32,7 @@ from dither.engines.settings import Settings, SettingsKeywords
 from dither.errors import UsageError
 from dither.formats.gguf import read_header
 from dither.system.cores import usable_cores
+from dither.system.keywords import refuse_unknown
 from dither.types import Floats
 
 if TYPE_CHECKING:
@@ -195,8 +196,7 @@ class LlamaCpp:
         the cache: faster, and different in the last digits.  `ignore_end` forbids the tokens that end a
         text, so that the answer is `max_tokens` long.
         """
-        if unknown := drawing.keys() - _DRAWING.keys():
-            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
+        refuse_unknown("generate", drawing, _DRAWING)
         body = self._completion(prompt, max_tokens=max_tokens, cache=reuse) | {**_DRAWING, **drawing}
         body |= {"seed": self.seed if seed is None else seed, "stop": list(stop), "stream": True}
         body |= {"ignore_eos": True} if ignore_end else {}

@@ -21,6 +21,7 @@ from dither.measuring.comparison import Comparison, contrast
 from dither.measuring.schema import Measurement
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
+from dither.system.keywords import refuse_unknown
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -117,8 +118,7 @@ def compare(
     """
     if max_kld is not None and not 0 <= max_kld < math.inf:
         raise UsageError(f"a limit of {max_kld}", "is not a divergence", "Give a number of nats, such as 0.05.")
-    if unknown := text.keys() - TextKeywords.__annotations__:
-        raise TypeError(f"compare() got an unexpected keyword argument {min(unknown)!r}")
+    refuse_unknown("compare", text, TextKeywords.__annotations__)
     fresh = any(value is not None for value in text.values())
     report = progress or Silent()
     reference = None if against is None else open_model(against)

@@ -20,6 +20,7 @@ from dither.formats.evidence import EvidenceStore
 from dither.progress import Progress, Silent
 from dither.solvers import find_solver
 from dither.system.cores import available_cores
+from dither.system.keywords import refuse_unknown
 from dither.types import Solver
 
 AnyEvidence = str | Path | EvidenceStore | None  # a folder's or a file's name, or what is open already
@@ -79,9 +80,7 @@ def with_keywords(function: Function) -> Function:
 
 def records(function: Callable[..., object], how: Mapping[str, Any]) -> tuple[Making, Running]:
     """The two records of a function's `how`.  Raises TypeError for a keyword that is none of `Keywords`."""
-    for name in how:
-        if name not in Keywords.__annotations__:
-            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
+    refuse_unknown(function.__name__, how, Keywords.__annotations__)
     running = {name: how[name] for name in signature(Running.of).parameters if name in how}
     return Making(**{name: how[name] for name in how if name not in running}), Running.of(**running)
 

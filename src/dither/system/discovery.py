@@ -29,13 +29,8 @@ def room_path(path: Iterable[str], room: str) -> list[str]:
 def modules(room: str) -> tuple[ModuleType, ...]:
     """The imported modules of a package (`"dither.codecs"`), without those in folders below it."""
     package = importlib.import_module(room)
-    return tuple(importlib.import_module(f"{room}.{name}") for name in module_names(room, package))
-
-
-def module_names(room: str, package: ModuleType | None = None) -> tuple[str, ...]:
-    """Their names alone, where importing all of them would cost too much."""
-    package = package or importlib.import_module(room)
-    return tuple(sorted({found.name for found in pkgutil.iter_modules(package.__path__) if not found.ispkg}))
+    names = {found.name for found in pkgutil.iter_modules(package.__path__) if not found.ispkg}
+    return tuple(importlib.import_module(f"{room}.{name}") for name in sorted(names))
 
 
 @cache

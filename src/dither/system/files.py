@@ -53,10 +53,8 @@ def replacing(
 
 def make_folder(path: Path, way_out: str) -> None:
     """A folder at `path`, with those above it, where there is none yet.  Raises OutputError."""
-    try:
+    with writing(path, way_out, "cannot be made a folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(str(path), f"cannot be made a folder ({error.strerror})", way_out) from None
 
 
 def replace(path: Path, data: bytes, way_out: str) -> None:
