@@ -24,6 +24,7 @@ from dither.containers.mix import Mix, MixTensor
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
+from dither.formats.mapped import KEPT_BYTES
 from dither.formats.tensor_names import block_of
 from dither.quantizing.request import Running
 from dither.system.memory import own_memory
@@ -54,7 +55,8 @@ def fitted(
     `text` counts the tokens that run through blocks meanwhile, 0 where none do.
     Raises UsageError where the smallest working set is too large, naming it.
     """
-    base, columns = own_memory(), {tensor.name: tensor.columns for tensor in model.tensors}
+    packed = any(tensor.recode is not None for tensor in model.tensors)
+    base, columns = own_memory() + packed * KEPT_BYTES, {tensor.name: tensor.columns for tensor in model.tensors}
     chunk = max((_chunk_bytes(tensor, columns[tensor.name]) for tensor in mix.tensors), default=0)
     needs = [Need("one chunk of rows", 2 * chunk, "")]  # one that is worked on, and one that waits
     needs += _wholes(mix, columns, solver, store)
