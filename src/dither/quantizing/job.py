@@ -25,11 +25,12 @@ from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
 from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
-from dither.errors import DitherError, OutputError, UsageError
+from dither.errors import DitherError, OutputError, UnreadableError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
 from dither.models.arch import feeds
 from dither.models.source import open_model
+from dither.quantizing import working_memory
 from dither.quantizing.act_order import ActOrder
 from dither.quantizing.paths import output_path
 from dither.quantizing.request import Making, Running, choose_solver, open_evidence
@@ -123,6 +124,8 @@ class _Job:
 
     def write(self, path: Path) -> Result:
         rewritten = self._rewritten()
+        if self.running.max_memory is not None:
+            self.running = self._within(self.running.max_memory, rewritten)
         mix, options = rewritten.mix, self.target.options
         recipe = recipe_json(self.source, options, self.store, self.solver.name, rewritten.record, self.sequential)
         identity = json.dumps([self.source.fingerprint, recipe, [asdict(tensor) for tensor in mix.tensors]])
@@ -151,6 +154,21 @@ class _Job:
         self.say(*found.notes, *found.mix.notes(), *evidence_notes(found.mix, self.store))
         return found
 
+    def _within(self, limit: int, rewritten: Rewritten) -> Running:
+        """How to run so that no more memory is held.  Raises UsageError where there is no such way."""
+        with self._not_counting():
+            working_memory.warm(self.solver, {tensor.type for tensor in rewritten.mix.tensors})
+        text = self.store.tokens()[0].size if self.store and (self.sequential or self.by_blocks) else 0
+        if self.making.measure:
+            from dither.measuring.embedded import TOKENS
+
+            text = max(text, TOKENS)
+        model, mix = rewritten.model, rewritten.mix
+        found = working_memory.fitted(limit, self.running, mix, model, self.solver, self.store, text)
+        if found.threads < self.running.threads:
+            self.say(f"--max-memory leaves room for {found.threads} of {self.running.threads} threads.")
+        return found
+
     def _mix_so_far(self, model: Model, known: Collection[str]) -> Mix:
         """While transforms are at work: a plan may name tensors that they are yet to add."""
         options = self.target.options
@@ -165,7 +183,7 @@ class _Job:
         if resumed:
             tell(f"Resuming: {resumed} of {len(mix.tensors)} tensors were already written.")
         elif output.discarded:
-            tell("An unfinished file of another recipe, or with a damaged journal, was discarded.")
+            tell("An unfinished file was discarded: its recipe or its model was another, or its journal is damaged.")
         work = TensorPass(
             rewritten.model, mix, rewritten.evidence, output, self.solver, self.running, self._hessians(rewritten)
         )
@@ -173,7 +191,7 @@ class _Job:
             self._enliven(work, rewritten, output)
         try:
             work.all()
-        except OutputError:
+        except (OutputError, UnreadableError):  # what was made is good, and the same command goes on with it
             raise
         except DitherError:  # the weights themselves: no later run could continue this one
             output.discard()
