@@ -46,8 +46,8 @@ def llama3_parameters(factor_P: Floats, base: float) -> Parameters | None:
 
 
 def _candidates(factor_P: np.ndarray, base: float) -> Iterator[Parameters]:
-    largest = float(factor_P.max())
-    if not (np.isfinite(factor_P).all() and factor_P.min() > 0.99 and largest > 1):
+    smallest, largest = float(factor_P.min()), float(factor_P.max())
+    if not (np.isfinite(factor_P).all() and 0.99 < smallest < largest):
         return
     rounded = (float(f"{largest:.{digits}g}") for digits in (2, 4, 6, 9))
     factors = [*dict.fromkeys((*rounded, *(factor for factor in _FACTORS if factor > largest)))]

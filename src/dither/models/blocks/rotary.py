@@ -70,7 +70,8 @@ def _scaling(
     attention = metadata.number("rope.scaling.attn_factor", 1.0)
     key = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if metadata.value(key)), None)
     kind = metadata.text("rope.scaling.type", "linear")
-    stretch = metadata.number(key) if key and kind != "none" else 1.0
+    is_stretched = kind == "yarn" or (key is not None and kind != "none")
+    stretch = metadata.number(key or "rope.scaling.factor") if is_stretched else 1.0
     thing = f"metadata {family.arch}.rope.scaling.type"
     if kind not in ("none", "linear", "yarn", "longrope") or (stretch != 1 and kind not in family.scalings):
         raise UnsupportedError(thing, f"is {shown(kind)}, which is not known for {family.name}", PLAIN)
@@ -82,11 +83,13 @@ def _scaling(
         scale = 1 + 0.1 * math.log(stretch) if stretch > 1 else 1.0
         known = {"original_max_position_embeddings": original, "attention_factor": attention * scale}
         return {"rope_type": "yarn", "factor": stretch, **known}
+    if len(tables) == 1 and (tables[0] == tables[0][0]).all():  # all alike: positions divided
+        stretch, tables = stretch * float(tables[0][0]), []
     if len(tables) == 1 and stretch == attention == 1:
         found = llama3_parameters(tables[0], base)
         if found is not None:
             return found
-    if attention == 1 and all(np.array_equal(table, np.ones_like(table)) for table in tables):
+    if attention == 1 and not tables:
         return {"rope_type": "default"} if stretch == 1 else {"rope_type": "linear", "factor": stretch}
     by_length = tables or [np.ones(dimensions // 2, np.float32)]
     return {

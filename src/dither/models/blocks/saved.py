@@ -21,15 +21,11 @@ from dither.models.blocks.config import configure
 from dither.models.blocks.rotary import FREQUENCIES
 from dither.models.tokenizers.compared import differences, told
 from dither.models.tokenizers.pre import Chain
-from dither.models.tokenizers.restored import Restored, has_no_bytes, restored, special_ids
+from dither.models.tokenizers.restored import Restored, restored, special_ids, uncovered
 from dither.system.text import shown
 from dither.types import Model
 
 TOKENS = "tokenizer.ggml.tokens"
-NO_BYTES = (
-    "the tokenizer has no byte tokens: llama.cpp stops with an error at any sign that no token covers, a line break "
-    "among them; in the folder such a sign is the unknown token"
-)
 # How to draw tokens: GGUF's names → generation_config.json's.
 SAMPLING = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
@@ -91,8 +87,10 @@ def not_carried(model: Model) -> list[str]:
         return [*notes, *_left_out(model, ()), "the GGUF carries no tokenizer: the folder will have none"]
     found = _tokenizer(model)
     notes += _left_out(model, found.left_out)
-    if has_no_bytes(model.metadata):
-        return [*notes, NO_BYTES]
+    signs = uncovered(model.metadata)
+    if signs is not None:
+        told_of = f"the tokenizer has no byte tokens: llama.cpp stops with an error at {signs}"
+        return [*notes, f"{told_of}; in the folder such a sign is the unknown token"]
     return [*notes, *_differences(model, found, configured.family.model_types[0])]
 
 

@@ -13,24 +13,26 @@ from typing import Any
 
 from dither.engines.llama_start import EngineError
 from dither.models.tokenizers.compared import differences, told
-from dither.models.tokenizers.restored import has_no_bytes
+from dither.models.tokenizers.restored import uncovered
 from dither.models.tokenizers.sentencepiece import MODEL_FILE
 from dither.models.tokenizers.vocabulary import TokenType
 from dither.system.text import shown
 from dither.types import Model
 
 JSON_FILE = "tokenizer.json"
-NO_BYTES = (
-    "the tokenizer has no byte tokens: llama.cpp stops with an error at any sign that no token covers, a line break "
-    "among them. Transformers reads such a sign as unknown: write a folder (--to safetensors, gptq, …) to serve the "
-    "model, or train its tokenizer with byte fallback"
-)
 
 
 def tokenizer_notes(model: Model) -> list[str]:
     """What a GGUF of a checkpoint does with text otherwise than the checkpoint's own tokenizer."""
-    if has_no_bytes(model.metadata):
-        return [NO_BYTES]
+    signs = uncovered(model.metadata)
+    if signs is not None:
+        return [
+            f"the tokenizer has no byte tokens: llama.cpp stops with an error at {signs}. Transformers reads such "
+            "a sign as unknown: write a folder (--to safetensors, gptq, …) to serve the model, or train its tokenizer "
+            "with byte fallback"
+        ]
+    if "tokenizer.ggml.tokens" not in model.metadata:
+        return []
     files = {Path(file).name: Path(file) for file in model.files}
     tokens, types = (model.metadata[f"tokenizer.ggml.{key}"].value for key in ("tokens", "token_type"))
     matched = (TokenType.CONTROL, TokenType.USER_DEFINED)

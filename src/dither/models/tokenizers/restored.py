@@ -32,6 +32,7 @@ from dither.system.text import shown
 PADDING = re.compile(r"\[PAD\d+\]")
 MATCHED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)  # before anything else
 DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}  # llama.cpp's own
+BYTES = 256
 ENDS = ("eos", "eot", "eom")  # of an answer
 _READ = ("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_eos_token")
 _WAY_OUT = "Convert the checkpoint that it was made from, or write a GGUF."
@@ -63,12 +64,14 @@ def special_ids(metadata: Mapping[str, Field], chains: Sequence[Chain] = ()) -> 
     return _Reading(metadata, chains).by_name
 
 
-def has_no_bytes(metadata: Mapping[str, Field]) -> bool:
-    """Whether llama.cpp has nothing for a sign that no token covers: sentencepiece without byte tokens."""
+def uncovered(metadata: Mapping[str, Field]) -> str | None:
+    """What llama.cpp has nothing for, in sentencepiece without byte tokens; None in any other tokenizer."""
     kind, tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "tokens", "token_type"))
-    if kind is None or tokens is None or types is None:
-        return False
-    return kind.value == "llama" and TokenType.BYTE not in list(types.value) and "\n" not in tokens.value
+    if kind is None or tokens is None or types is None or kind.value != "llama":
+        return None
+    if list(types.value).count(TokenType.BYTE) == BYTES:
+        return None
+    return "any sign that no token covers" + ("" if "\n" in tokens.value else ", a line break among them")
 
 
 class _Reading:
@@ -183,7 +186,7 @@ class _Reading:
     def _sentencepiece(self) -> dict[str, Any]:
         prefix = self._value("add_space_prefix")
         prefixed = prefix is None or bool(prefix)
-        has_bytes = self.types.count(TokenType.BYTE) == 256
+        has_bytes = self.types.count(TokenType.BYTE) == BYTES
         unknown = self.special.get("unknown")
         space: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         back: dict[str, Any] = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
