@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from families_util import byte_level_tokenizer, opened, random_model, save_model, split_chain
+from families_util import byte_level_tokenizer, opened, random_model, save_model, split_chain, write_gguf
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -34,10 +35,15 @@ from transformers import (
 )
 
 import dither
+from dither.errors import DitherError
+from dither.formats.ggml import Field, f32, string
+from dither.models.arch.conversion import constant
 from dither.models.arch.written import written
 from dither.models.blocks import open_blocks
+from dither.models.blocks.rotary import BY_LENGTH
 from dither.models.source import open_model
 from dither.models.tokenizers import pre
+from dither.types import Floats
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # loads models with transformers
 transformers.logging.set_verbosity_error()
@@ -162,7 +168,7 @@ def test_a_folder_of_a_gguf_computes_what_the_original_does(
         assert_same(logits(tmp_path / "back", length), expected[length])
 
 
-@pytest.mark.parametrize("name", ["llama 3.2", "llama yarn", "gemma 3", "phi-4-mini", "qwen3 linear"])
+@pytest.mark.parametrize("name", ["llama 3.2", "llama yarn", "llama linear", "phi-4-mini"])
 def test_the_network_that_measures_a_gguf_computes_so_too(name: str, trip: Callable[[str], Made]) -> None:
     _, gguf, expected = trip(name)
     blocks = open_blocks(open_model(gguf))
@@ -214,3 +220,76 @@ def test_llama_3s_scaling_stands_in_the_folders_config(trip: Callable[[str], Mad
     dither.convert(gguf, tmp_path / "back")
     stored = json.loads((tmp_path / "back" / "config.json").read_text())["rope_parameters"]
     assert stored == {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3}
+
+
+def test_a_window_that_llama_cpp_leaves_out_is_kept_and_told(tmp_path: Path) -> None:
+    config = Phi3Config(**SMALL, sliding_window=256, rms_norm_eps=1e-5)
+    folder = save_model(random_model(config), tmp_path / "model", TOKENIZER)
+    said = dither.quantize(folder, "F32", tmp_path / "model.gguf").notes
+    assert any("no sliding window for Phi-3: exact up to 256 tokens" in note for note in said)
+    [note] = dither.convert(tmp_path / "model.gguf", tmp_path / "back", dtype="f32").result.notes
+    assert note == "config.json keeps the sliding window of 256 tokens that llama.cpp leaves out: they differ beyond"
+    assert_same(logits(tmp_path / "back", 2048), logits(folder, 2048))
+    stored = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (stored["sliding_window"], stored["rms_norm_eps"]) == (256, 1e-5)
+
+
+FACTORS = np.random.default_rng(3).uniform(1, 6, 16).astype(np.float32)
+STRANGE: dict[str, tuple[dict[str, Field], dict[str, Floats]]] = {
+    "factors": ({}, {"rope_freqs.weight": FACTORS}),
+    "factors and linear": (
+        {"rope.scaling.type": string("linear"), "rope.scaling.factor": f32(3.0)},
+        {"rope_freqs.weight": FACTORS},
+    ),
+    "factors alike": ({}, {"rope_freqs.weight": np.full(16, 2.5, np.float32)}),
+    "scores scaled": ({"rope.scaling.attn_factor": f32(1.3)}, {}),
+    "scores scaled and linear": (
+        {"rope.scaling.attn_factor": f32(1.3), "rope.scaling.type": string("linear"), "rope.scaling.factor": f32(3.0)},
+        {},
+    ),
+    "linear by its old key": ({"rope.scale_linear": f32(4.0)}, {}),
+    "a factor without a type": ({"rope.scaling.factor": f32(4.0)}, {}),
+    "a factor of type none": ({"rope.scaling.type": string("none"), "rope.scaling.factor": f32(4.0)}, {}),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_scaling_that_no_checkpoint_of_ours_writes_is_read_as_llama_cpp_reads_it(name: str, tmp_path: Path) -> None:
+    fields, tables = STRANGE[name]
+    model = open_model(save_model(random_model(CONFIGS["llama"]), tmp_path / "model", TOKENIZER))
+    metadata = {**model.metadata, **{f"llama.{key}": field for key, field in fields.items()}}
+    first, *others = model.tensors
+    tensors = (first, *(constant(name, factor_P) for name, factor_P in tables.items()), *others)
+    gguf = write_gguf(replace(model, metadata=metadata, tensors=tensors), tmp_path / "model.gguf")
+    said = dither.convert(gguf, tmp_path / "back", dtype="f32").result.notes
+    assert ("rope_freqs.weight is of no scheme" in " ".join(said)) == (
+        "rope_freqs.weight" in tables and "alike" not in name
+    )
+    expected_V = torch.softmax(logits(tmp_path / "back", 512)[-1].double(), -1).numpy()
+    with opened(gguf, context=600) as llama:
+        actual_V = llama.next_token_probabilities(tokens(512)[0].tolist()).astype(np.float64)
+    assert float(np.sum(expected_V * np.log(expected_V / np.maximum(actual_V, 1e-30)))) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "tables", "message"),
+    [
+        (
+            {"rope.scaling.type": string("yarn"), "rope.scaling.factor": f32(4.0)},
+            ["rope_freqs.weight"],
+            "is yarn beside",
+        ),
+        ({}, [BY_LENGTH[1]], r"rope_factors_short\.weight: is missing, and its twin"),
+        ({"rope.scaling.type": string("ntk"), "rope.scaling.factor": f32(4.0)}, [], "scaling.type: is ntk"),
+    ],
+)
+def test_scaling_that_no_folder_can_say_is_refused_before_work(
+    fields: dict[str, Field], tables: list[str], message: str, tmp_path: Path
+) -> None:
+    model = open_model(save_model(random_model(CONFIGS["llama"]), tmp_path / "model", TOKENIZER))
+    metadata = {**model.metadata, **{f"llama.{key}": field for key, field in fields.items()}}
+    tensors = (*model.tensors, *(constant(name, FACTORS) for name in tables))
+    gguf = write_gguf(replace(model, metadata=metadata, tensors=tensors), tmp_path / "model.gguf")
+    with pytest.raises(DitherError, match=message):
+        dither.convert(gguf, tmp_path / "back")
+    assert not (tmp_path / "back").exists() and not list(tmp_path.glob("*.part*"))

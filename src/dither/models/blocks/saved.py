@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from dither.engines.llama_start import EngineError
 from dither.errors import UnsupportedError
 from dither.models.arch import families
-from dither.models.blocks.config import configure
+from dither.models.blocks.config import Configured, configure
 from dither.models.blocks.rotary import FREQUENCIES
 from dither.models.tokenizers.compared import differences, told
 from dither.models.tokenizers.pre import Chain
@@ -26,6 +27,7 @@ from dither.system.text import shown
 from dither.types import Model
 
 TOKENS = "tokenizer.ggml.tokens"
+MEASUREMENT = "dither.measure"
 # How to draw tokens: GGUF's names → generation_config.json's.
 SAMPLING = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
@@ -46,7 +48,29 @@ def checkpoint_config(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = configured.config.to_dict()
     ids = special_ids(model.metadata, _chains()) if TOKENS in model.metadata else {}
     special = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad") if name in ids}
-    return {**found, **special, "architectures": [configured.family.architectures[0]]}
+    window = _window(model, configured)
+    if window is not None:
+        found["sliding_window"] = window
+    described: dict[str, Any] = _plain({**found, **special, "architectures": [configured.family.architectures[0]]})
+    return described
+
+
+def _window(model: Model, configured: Configured) -> int | None:
+    """The sliding window that llama.cpp's graph of this architecture leaves out, where the file names one."""
+    found = model.metadata.get(f"{model.arch}.attention.sliding_window")
+    if found is None or not configured.family.ignores_window or not hasattr(configured.config, "sliding_window"):
+        return None
+    return found.value if type(found.value) is int and found.value > 0 else None
+
+
+def _plain(value: Any) -> Any:
+    """1e-06 for the float32 next to it, all the way down: GGUF keeps numbers as float32."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    is_single = isinstance(value, float) and float(np.float32(value)) == value
+    return float(str(np.float32(value))) if is_single else value
 
 
 def save_tokenizer(model: Model, folder: Path) -> list[str]:
@@ -83,6 +107,14 @@ def not_carried(model: Model) -> list[str]:
         notes.append(
             f"{FREQUENCIES} is of no scheme that is known: config.json has its factors one by one, as longrope"
         )
+    window = _window(model, configured)
+    if window is not None and window < configured.config.max_position_embeddings:
+        notes.append(
+            f"config.json keeps the sliding window of {window} tokens that llama.cpp leaves out: they differ beyond"
+        )
+    measured = model.metadata.get(MEASUREMENT)
+    if measured is not None and str(measured.value).strip():
+        notes.append("what was measured of the GGUF stays with it: `dither measure` tells it of the folder")
     if TOKENS not in model.metadata:
         return [*notes, *_left_out(model, ()), "the GGUF carries no tokenizer: the folder will have none"]
     found = _tokenizer(model)
