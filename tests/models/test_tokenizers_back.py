@@ -169,7 +169,7 @@ def test_a_folder_holds_templates_ids_and_ends(kind: str, folder: Path, tmp_path
 def test_sentencepiece_without_bytes_is_told(folder: Path, tmp_path: Path) -> None:
     sentencepiece_folder(folder, trained(byte_fallback=False))
     [note] = dither.quantize(folder, "F32", tmp_path / "model.gguf").notes
-    assert "no byte tokens: llama.cpp stops with an error" in note and "write a folder" in note
+    assert "no byte tokens, so llama.cpp stops with an error" in note and "write a folder" in note
     notes = dither.convert(tmp_path / "model.gguf", tmp_path / "back").result.notes
     assert any("no byte tokens" in note for note in notes)
 
@@ -231,8 +231,8 @@ def test_lists_that_contradict_each_other_are_an_error(
 def test_a_note_names_the_first_text_and_where_the_ids_part() -> None:
     found = [Difference("a\nb", [1, 2, 3, 4], [1, 2, 9]), Difference("c", None, [5])]
     assert told(found[:1], "the folder") == [
-        r"the tokenizers differ at 'a\nb': llama.cpp makes … 2 3 4 of it, the folder makes … 2 9"
+        r"the tokenizers differ at 'a\nb': llama.cpp makes … 2 3 4, the folder makes … 2 9"
     ]
-    assert "so it is with 1 more" in told(found, "the folder")[0]
+    assert "(1 more of the texts tried differs too)" in told(found, "the folder")[0]
     assert "llama.cpp stops with an error" in told(found[1:], "the folder")[0]
     assert chosen(["<s>", "</s>", "<unk>", *(f"<{i}>" for i in range(999)), "⟦ä⟧"])[0] == "⟦ä⟧"

@@ -121,8 +121,8 @@ def not_carried(model: Model) -> list[str]:
     notes += _left_out(model, found.left_out)
     signs = uncovered(model.metadata)
     if signs is not None:
-        told_of = f"the tokenizer has no byte tokens: llama.cpp stops with an error at {signs}"
-        return [*notes, f"{told_of}; in the folder such a sign is the unknown token"]
+        told_of = f"the tokenizer has no byte tokens, so llama.cpp stops with an error at {signs}"
+        return [*notes, f"{told_of}; in the folder such a character is the unknown token"]
     return [*notes, *_differences(model, found, configured.family.model_types[0])]
 
 

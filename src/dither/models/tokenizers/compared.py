@@ -70,13 +70,11 @@ def told(found: Sequence[Difference], other: str) -> list[str]:
     """A note that names the first text of those that differ; none where nothing does."""
     if not found:
         return []
-    first, count = found[0], len(found)
-    ours = "stops with an error" if first.ours is None else f"makes {_ids(first.ours, first.theirs)} of it"
-    more = f"; so it is with {count - 1} more of the texts tried" if count > 1 else ""
-    return [
-        f"the tokenizers differ at {first.text!r}: llama.cpp {ours}, {other} makes "
-        f"{_ids(first.theirs, first.ours or [])}{more}"
-    ]
+    first, others = found[0], len(found) - 1
+    ours = "stops with an error" if first.ours is None else f"makes {_ids(first.ours, first.theirs)}"
+    theirs = _ids(first.theirs, first.ours or [])
+    more = f" ({others} more of the texts tried {'differs' if others == 1 else 'differ'} too)" if others else ""
+    return [f"the tokenizers differ at {first.text!r}: llama.cpp {ours}, {other} makes {theirs}{more}"]
 
 
 def _ids(ids: Sequence[int], others: Sequence[int]) -> str:

@@ -27,9 +27,9 @@ def tokenizer_notes(model: Model) -> list[str]:
     signs = uncovered(model.metadata)
     if signs is not None:
         return [
-            f"the tokenizer has no byte tokens: llama.cpp stops with an error at {signs}. Transformers reads such "
-            "a sign as unknown: write a folder (--to safetensors, gptq, …) to serve the model, or train its tokenizer "
-            "with byte fallback"
+            f"the tokenizer has no byte tokens, so llama.cpp stops with an error at {signs}. Transformers reads such a "
+            "character as the unknown token: write a folder instead (--to safetensors, gptq, …), or take a model whose "
+            "tokenizer has byte fallback"
         ]
     if "tokenizer.ggml.tokens" not in model.metadata:
         return []

@@ -65,13 +65,13 @@ def special_ids(metadata: Mapping[str, Field], chains: Sequence[Chain] = ()) -> 
 
 
 def uncovered(metadata: Mapping[str, Field]) -> str | None:
-    """What llama.cpp has nothing for, in sentencepiece without byte tokens; None in any other tokenizer."""
+    """What llama.cpp has nothing for, in sentencepiece without byte tokens; None for any other tokenizer."""
     kind, tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "tokens", "token_type"))
     if kind is None or tokens is None or types is None or kind.value != "llama":
         return None
     if list(types.value).count(TokenType.BYTE) == BYTES:
         return None
-    return "any sign that no token covers" + ("" if "\n" in tokens.value else ", a line break among them")
+    return "any character that no token covers" + ("" if "\n" in tokens.value else ", a line break among them")
 
 
 class _Reading:
