@@ -217,6 +217,11 @@ def with_metadata(model: Model, fields: dict[str, Field]) -> Model:
         ({"tokenizer.ggml.tokens": u32(3)}, SourceError, "tokens: is no list of texts"),
         ({"tokenizer.ggml.token_type": array(ValueType.INT32, [1, 1])}, SourceError, "2 entries for"),
         ({"tokenizer.ggml.tokens": array(ValueType.STRING, ["a", "a"])}, SourceError, "entries for 2 tokens"),
+        ({"tokenizer.ggml.tokens": array(ValueType.STRING, ["\udcff"])}, SourceError, "tokens: is no list of texts"),
+        ({"tokenizer.ggml.token_type": array(ValueType.STRING, ["x"])}, SourceError, "is no list of numbers"),
+        ({"tokenizer.ggml.token_type": u32(1)}, SourceError, "token_type: is no list of numbers"),
+        ({"tokenizer.chat_template.x": u32(1)}, SourceError, "chat_template, x: is no text"),
+        ({"tokenizer.ggml.pre": string("made-up")}, UnsupportedError, "pre: is made-up"),
     ],
 )
 def test_lists_that_contradict_each_other_are_an_error(

@@ -139,7 +139,7 @@ def _generation(model: Model, found: Restored) -> dict[str, Any]:
     if found.ends:
         ids["eos_token_id"] = found.ends[0] if len(found.ends) == 1 else list(found.ends)  # type: ignore[assignment]
     fields = {name: model.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
-    drawn = {name: field.value for name, field in fields.items() if field is not None}
+    drawn = {name: f.value for name, f in fields.items() if f is not None and type(f.value) in (int, float)}
     return {"_from_model_config": False, **ids, **({"do_sample": True, **drawn} if drawn else {})}
 
 

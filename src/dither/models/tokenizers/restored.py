@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dither.errors import SourceError, UnsupportedError
-from dither.formats.ggml import Field
+from dither.formats.ggml import Field, ValueType
 from dither.models.arch.naming import PHI_3, PHI_3_TOKENS
 from dither.models.tokenizers.checkpoint_tokenizer import KNOWN_ENDS, SPECIAL
 from dither.models.tokenizers.pre import ADDS_BOS, ALIASES, Chain, chain_of, components
@@ -115,13 +115,17 @@ class _Reading:
 
     def _texts(self, key: str) -> list[str]:
         found = self._value(key)
-        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        if not isinstance(found, list) or not all(map(_is_text, found)):
             raise SourceError(f"metadata tokenizer.ggml.{key}", "is no list of texts", _WAY_OUT)
         return found
 
     def _numbers(self, key: str) -> list[Any]:
-        found = self._value(key)
-        listed = [] if found is None else list(found)
+        field = self._metadata.get(f"tokenizer.ggml.{key}")
+        if field is not None and (
+            field.type is not ValueType.ARRAY or field.item in (ValueType.STRING, ValueType.ARRAY)
+        ):
+            raise SourceError(f"metadata tokenizer.ggml.{key}", "is no list of numbers", _WAY_OUT)
+        listed = [] if field is None else list(field.value)
         if listed and len(listed) != len(self.tokens):
             reason = f"has {len(listed)} entries for {len(self.tokens)} tokens"
             raise SourceError(f"metadata tokenizer.ggml.{key}", reason, _WAY_OUT)
@@ -244,6 +248,9 @@ class _Reading:
         prefix = f"{TEMPLATE}."
         found = {"default": self._metadata[TEMPLATE].value} if TEMPLATE in self._metadata else {}
         found |= {k.removeprefix(prefix): f.value for k, f in self._metadata.items() if k.startswith(prefix)}
+        for name, text in found.items():
+            if not _is_text(text):
+                raise SourceError(f"metadata {TEMPLATE}, {shown(name)}", "is no text", _WAY_OUT)
         if set(found) == {"default"}:
             return {"chat_template": found["default"]}
         return {"chat_template": [{"name": name, "template": text} for name, text in found.items()]} if found else {}
@@ -262,3 +269,14 @@ class _Reading:
             for key in self._metadata
             if key.startswith("tokenizer.") and key not in carried and not key.startswith(f"{TEMPLATE}.")
         )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be written into a JSON file: a stranger's text may hold bytes that are no UTF-8."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
