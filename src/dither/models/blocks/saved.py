@@ -123,7 +123,13 @@ def not_carried(model: Model) -> list[str]:
     if signs is not None:
         told_of = f"the tokenizer has no byte tokens, so llama.cpp stops with an error at {signs}"
         return [*notes, f"{told_of}; in the folder such a character is the unknown token"]
-    return [*notes, *_differences(model, found, configured.family.model_types[0])]
+    try:
+        return [*notes, *_differences(model, found, configured.family.model_types[0])]
+    except OSError as error:  # no place for what is to be compared: the folder itself may have one
+        return [
+            *notes,
+            f"the tokenizers were not compared: {error.strerror or error} in the folder for temporary files",
+        ]
 
 
 def _tokenizer(model: Model) -> Restored:

@@ -43,6 +43,8 @@ def tokenizer_notes(model: Model) -> list[str]:
         return _of_sentencepiece(model, files[MODEL_FILE]) if MODEL_FILE in files else []
     except EngineError as error:
         return [f"llama.cpp does not take the tokenizer that was written: {shown(str(error))}"]
+    except OSError as error:  # no place for the vocabulary that llama.cpp is to open: the conversion may have one
+        return [f"the tokenizers were not compared: {error.strerror or error} in the folder for temporary files"]
 
 
 def _of_json(model: Model, path: Path, marks: Sequence[str]) -> list[str]:
