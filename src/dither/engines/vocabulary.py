@@ -47,13 +47,13 @@ class Vocabulary:
             raise
         self.size = self._engine.vocabulary_size
 
-    def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
-        """Token ids of the whole text in one piece, nothing added around it.
+    def tokenize(self, text: str, parse_special: bool = False, add_special: bool = False) -> list[int]:
+        """Token ids of the whole text in one piece, nothing added around it unless `add_special`.
 
         With `parse_special`, markers such as `<|im_start|>` become the tokens they name; without,
         they are text like any other, as in llama-imatrix and llama-perplexity.
         """
-        return self._engine.tokenize(text, parse_special=parse_special) if text else []
+        return self._engine.tokenize(text, parse_special=parse_special, add_special=add_special) if text else []
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._engine.detokenize(tokens)

@@ -136,7 +136,7 @@ def build(model: Model, wanted: LoadOptions, report: Progress) -> PreTrainedMode
             else:
                 filling.dense(name, sources, plan)
         filling.head(tensors)
-        _fill_buffers(network, model, wanted.device)
+        _fill_buffers(network, wanted.device)
     _settle(network, model, filling)
     network.train(False)  # new layers begin in training mode, in which bitsandbytes computes otherwise
     return network
@@ -193,12 +193,12 @@ def _set(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(network.get_submodule(home), leaf, parameter)
 
 
-def _fill_buffers(network: PreTrainedModel, model: Model, device: torch.device) -> None:
+def _fill_buffers(network: PreTrainedModel, device: torch.device) -> None:
     """What the network computes from its configuration, which on the meta device has no numbers.
 
     Raises UnsupportedError naming one that is not known here.
     """
-    network.get_submodule("model").rotary_emb = rotary_embedding(network, model).to(device)
+    network.get_submodule("model").rotary_emb = rotary_embedding(network).to(device)
     for name, buffer in list(network.named_buffers()):
         if not buffer.is_meta:
             continue

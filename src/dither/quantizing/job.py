@@ -32,6 +32,7 @@ from dither.models.arch import feeds
 from dither.models.source import open_model
 from dither.quantizing import working_memory
 from dither.quantizing.act_order import ActOrder
+from dither.quantizing.carried import carried_notes
 from dither.quantizing.paths import output_path
 from dither.quantizing.request import Making, Running, choose_solver, open_evidence
 from dither.quantizing.result import Result, solver_counts, tensor_notes, total_error
@@ -96,7 +97,7 @@ class _Job:
     def check(self) -> None:
         """Whatever can be refused before weights are read."""
         making, statistics = self.making, self.making.statistics
-        self.say(*self.source.notes)
+        self.say(*self.source.notes, *carried_notes(self.source, is_folder=self.target.options.folder))
         if self.store:
             self.say(*self.store.check(self.source), *self.store.notes)
         if statistics not in (None, *STATISTICS):

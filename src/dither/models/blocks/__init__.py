@@ -7,6 +7,7 @@ run block 1, …, and end at the head.
     metadata.py  an architecture's keys, checked as they are read
     config.py    GGUF's metadata → the configuration that transformers builds the network from
     rotary.py    GGUF's rotary embedding → transformers' parameters of it
+    llama3.py    Llama 3.1's scaling found again in its factors
     restore.py   GGUF's tensors → the parameters of transformers' modules, and back
     watch.py     what each linear layer reads, seen while a block computes
     block.py     one block, and the head behind the last
@@ -27,15 +28,15 @@ from dither.types import Model
 
 if TYPE_CHECKING:
     from dither.models.blocks.block import Block, Head
-    from dither.models.blocks.saved import checkpoint_config, save_tokenizer
+    from dither.models.blocks.saved import checkpoint_config, not_carried, save_tokenizer
     from dither.models.blocks.stream import Blocks
     from dither.models.blocks.watch import See
 
-__all__ = ["Block", "Blocks", "Head", "See", "checkpoint_config", "open_blocks", "save_tokenizer"]
+__all__ = ["Block", "Blocks", "Head", "See", "checkpoint_config", "not_carried", "open_blocks", "save_tokenizer"]
 
 _HOMES = {
     "Block": "block", "Head": "block", "Blocks": "stream", "See": "watch",
-    "checkpoint_config": "saved", "save_tokenizer": "saved",
+    "checkpoint_config": "saved", "not_carried": "saved", "save_tokenizer": "saved",
 }  # fmt: skip
 
 

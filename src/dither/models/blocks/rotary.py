@@ -1,8 +1,8 @@
 """GGUF's rotary embedding back to transformers' parameters of it: `models/arch/rope.py` read backwards.
 
 llama.cpp turns a pair of dimensions by position · base^(−2i/d) / factor_i.  Where the factors of a
-`rope_freqs.weight` come from (Llama 3.1's interpolation, say) is no longer known here, nor needed: they
-divide the frequencies of transformers' own module.
+`rope_freqs.weight` come from is found out where it can be (`llama3.py`), because config.json has words for schemes
+and engines have kernels for them; any others are told factor by factor, as LongRoPE's are.
 
 One choice depends on length.  LongRoPE has factors for short and for long contexts; llama.cpp decides by
 the context it was opened with, transformers by the positions it is given.  Both agree where sequences
@@ -14,8 +14,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from dither.errors import SourceError, UnsupportedError
 from dither.models.arch.family import Family
+from dither.models.arch.recognize import PLAIN
+from dither.models.blocks.llama3 import llama3_parameters
 from dither.models.blocks.metadata import Metadata
 from dither.system.text import shown
 from dither.types import Floats, Model
@@ -23,6 +27,7 @@ from dither.types import Floats, Model
 Parameters = dict[str, Any]
 LLAMA_CPP_BASE = 10000.0
 FREQUENCIES = "rope_freqs.weight"
+BY_LENGTH = ("rope_factors_short.weight", "rope_factors_long.weight")
 
 
 def rope_parameters(
@@ -36,8 +41,8 @@ def rope_parameters(
     parameters: Parameters = {
         "rope_theta": metadata.number("rope.freq_base", LLAMA_CPP_BASE),
         **_share(family, dimensions, head_dim),
-        **_scaling(model, metadata, family, dimensions, context),
     }
+    parameters |= _scaling(model, metadata, family, dimensions, context, parameters["rope_theta"])
     if not by_layer:
         return parameters
     local = metadata.number("rope.freq_base_swa", family.defaults["rope_local_base_freq"])
@@ -57,31 +62,60 @@ def _share(family: Family, dimensions: int, head_dim: int) -> Parameters:
     return {"partial_rotary_factor": share}
 
 
-def _scaling(model: Model, metadata: Metadata, family: Family, dimensions: int, context: int) -> Parameters:
+def _scaling(
+    model: Model, metadata: Metadata, family: Family, dimensions: int, context: int, base: float
+) -> Parameters:
+    """How frequencies are scaled, and scores with them, as llama.cpp reads it."""
     original = metadata.whole("rope.scaling.original_context_length", context)
     attention = metadata.number("rope.scaling.attn_factor", 1.0)
-    factor = metadata.value("rope.scaling.factor")
-    kind = metadata.text("rope.scaling.type", "linear" if factor else "none")
-    long, short = (factors(model, f"rope_factors_{length}.weight", dimensions) for length in ("long", "short"))
-    if long is not None and short is not None:
-        return {
-            "rope_type": "longrope",
-            "long_factor": long.tolist(),
-            "short_factor": short.tolist(),
-            "original_max_position_embeddings": original,
-            "attention_factor": attention,
-        }
-    if kind == "none":
-        return {"rope_type": "default"}
-    if kind not in ("linear", "yarn") or kind not in family.scalings:
-        thing = f"metadata {family.arch}.rope.scaling.type"
-        raise UnsupportedError(thing, f"is {shown(kind)}, which is not known for {family.name}")
-    found: Parameters = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
+    key = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if metadata.value(key)), None)
+    kind = metadata.text("rope.scaling.type", "linear")
+    is_stretched = kind == "yarn" or (key is not None and kind != "none")
+    stretch = metadata.number(key or "rope.scaling.factor") if is_stretched else 1.0
+    thing = f"metadata {family.arch}.rope.scaling.type"
+    if kind not in ("none", "linear", "yarn", "longrope") or (stretch != 1 and kind not in family.scalings):
+        raise UnsupportedError(thing, f"is {shown(kind)}, which is not known for {family.name}", PLAIN)
+    tables = _tables(model, dimensions)
     if kind == "yarn":
+        if tables:
+            raise UnsupportedError(thing, "is yarn beside factors for each frequency: nothing here can run that", PLAIN)
         # llama.cpp multiplies the key by the paper's own 1 + 0.1 ln factor; transformers wants the product.
-        scale = 1 + 0.1 * math.log(found["factor"]) if found["factor"] > 1 else 1.0
-        found |= {"original_max_position_embeddings": original, "attention_factor": attention * scale}
-    return found
+        scale = 1 + 0.1 * math.log(stretch) if stretch > 1 else 1.0
+        known = {"original_max_position_embeddings": original, "attention_factor": attention * scale}
+        return {"rope_type": "yarn", "factor": stretch, **known}
+    if len(tables) == 1 and (tables[0] == tables[0][0]).all():  # all alike: positions divided
+        stretch, tables = stretch * float(tables[0][0]), []
+    if len(tables) == 1 and stretch == attention == 1:
+        found = llama3_parameters(tables[0], base)
+        if found is not None:
+            return found
+    if attention == 1 and not tables:
+        return {"rope_type": "default"} if stretch == 1 else {"rope_type": "linear", "factor": stretch}
+    by_length = tables or [np.ones(dimensions // 2, np.float32)]
+    return {
+        "rope_type": "longrope",
+        "long_factor": (stretch * by_length[-1]).tolist(),
+        "short_factor": (stretch * by_length[0]).tolist(),
+        "factor": max(context / original, 1.0),
+        "original_max_position_embeddings": original,
+        "attention_factor": attention,
+    }
+
+
+def _tables(model: Model, dimensions: int) -> list[Floats]:
+    """No factors, one for any length of text, or those for short texts and those for long ones.
+
+    Source: `get_rope_factors` of llama.cpp, where one for any length comes first.
+    """
+    every, short, long = (factors(model, name, dimensions) for name in (FREQUENCIES, *BY_LENGTH))
+    if every is not None:
+        return [every]
+    if short is None and long is None:
+        return []
+    if short is None or long is None:
+        name = BY_LENGTH[short is not None]
+        raise SourceError(f"tensor {name}", "is missing, and its twin is there", "Take the GGUF from its authors.")
+    return [short, long]
 
 
 def factors(model: Model, name: str, dimensions: int) -> Floats | None:

@@ -85,7 +85,7 @@ class Blocks:
         self.skeleton = skeleton  # the whole network on the meta device: for whoever fills it rather than walks it
         self.plans = plans  # how each of its parameters is made, by name; the output matrix apart
         self._family = configured.family
-        self._surroundings = Surroundings(skeleton, model, device, dtype)
+        self._surroundings = Surroundings(skeleton, device, dtype)
 
     @torch.no_grad()
     def embed(self, tokens_ST: torch.Tensor, weights: Model | None = None) -> torch.Tensor:

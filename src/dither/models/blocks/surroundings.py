@@ -13,18 +13,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from dither.errors import UnsupportedError
-from dither.models.blocks.rotary import FREQUENCIES, factors
-from dither.types import Model
-
 
 class Surroundings:
     """Makes them for a layer and a length, and keeps those of the latest length: the same for all sequences, and for
     all layers of one kind.  They are named as transformers' decoder layers name their arguments."""
 
-    def __init__(self, skeleton: PreTrainedModel, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, skeleton: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
         config = skeleton.config
-        self._rotary = rotary_embedding(skeleton, model).to(device)
+        self._rotary = rotary_embedding(skeleton).to(device)
         self._by_kind = "full_attention" in config.rope_parameters
         self._kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         self._window = getattr(config, "sliding_window", None)
@@ -61,15 +57,7 @@ class Surroundings:
         }
 
 
-def rotary_embedding(skeleton: PreTrainedModel, model: Model) -> torch.nn.Module:
-    """transformers' own module with memory, its frequencies divided by the model's factors if it has any."""
+def rotary_embedding(skeleton: PreTrainedModel) -> torch.nn.Module:
+    """transformers' own module, with memory."""
     rotary: torch.nn.Module = type(skeleton.get_submodule("model.rotary_emb"))(skeleton.config)
-    if not any(tensor.name == FREQUENCIES for tensor in model.tensors):
-        return rotary
-    frequencies = dict(rotary.named_buffers())
-    if "inv_freq" not in frequencies:
-        raise UnsupportedError(f"tensor {FREQUENCIES}", "in a model whose layers rotate each in its own way")
-    divisor = torch.from_numpy(factors(model, FREQUENCIES, 2 * len(frequencies["inv_freq"])))
-    for frequency in frequencies.values():
-        frequency.div_(divisor)
     return rotary

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dither.errors import UnsupportedError, UsageError
 from dither.models.json_object import JsonObject
@@ -206,3 +207,56 @@ def normalizer_notes(node: JsonObject) -> Iterator[str]:
         elif inner and kind != "Sequence":
             reason = "is not something llama.cpp does before BPE"
             raise UnsupportedError(f"the tokenizer's normalizer {kind}", reason, "--pre NAME converts without it.")
+
+
+# What llama.cpp cuts by where a file names none, and a chain that only a GGUF's name leads to.
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
+NAMED = (Chain("default", _DEFAULT), Chain("glm4", (CL100K,), whole_words=True), Chain("viking", (BLOOM, r"\p{N}")))
+# Further names of a chain above.  Source: `llama_vocab::impl::load` and `llm_tokenizer_bpe` of llama.cpp.
+_ALIASES = """
+llama-bpe: llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano
+gpt-2: phi-2 jina-es jina-de jina-v1-en jina-v2-code jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert
+gpt-2: roberta-bpe exaone4 mpt olmo jais trillion granite-docling
+smollm: starcoder refact command-r codeshell exaone minerva-7b mellum2
+qwen2: deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2
+dbrx: smaug-bpe chatglm-bpe
+bloom: poro-chat gpt3-finnish
+glm4: glm5
+deepseek-v3: hunyuan-dense joyai-llm hy_v4
+gpt-4o: llama4 kanana2 talkie minimax-m2
+bailingmoe: bailingmoe2 llada-moe
+"""
+ALIASES = {
+    alias: name for name, _, rest in (line.partition(": ") for line in _ALIASES.split("\n")) for alias in rest.split()
+}
+ADDS_BOS = ("llama-bpe", "tekken")  # unless a file says otherwise
+
+
+def chain_of(name: str, chains: Sequence[Chain] = ()) -> Chain:
+    """The chain that a GGUF names.  Raises UnsupportedError where its expressions are not known here."""
+    known = ALIASES.get(name, name)
+    found = next((chain for chain in (*chains, *CHAINS, *NAMED) if chain.name in (name, known)), None)
+    if found is None:
+        reason = f"is {shown(name)}, whose expressions are not known here"
+        way_out = "Convert the checkpoint that the GGUF was made from, or name an equal one with --pre NAME."
+        raise UnsupportedError("metadata tokenizer.ggml.pre", reason, way_out)
+    return found
+
+
+def components(chain: Chain) -> dict[str, Any]:
+    """The `pre_tokenizer` of a tokenizer.json that cuts as this chain does: `steps`, read backwards."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    known: dict[str, dict[str, Any]] = {
+        GPT2: {**byte_level, "use_regex": True},
+        r"\p{N}": {"type": "Digits", "individual_digits": True},
+        r"\p{N}+": {"type": "Digits", "individual_digits": False},
+        PUNCTUATION: {"type": "Punctuation", "behavior": "Contiguous"},
+    }
+    parts = [known.get(step) or _isolated(step) for step in chain.steps]
+    if GPT2 not in chain.steps:
+        parts.append({**byte_level, "use_regex": False})
+    return {"type": "Sequence", "pretokenizers": parts}
+
+
+def _isolated(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
