@@ -23,6 +23,7 @@ from dither.formats.ggml import Field, ValueType, array, u32
 from dither.formats.tensor_names import OUTPUT, is_expert_stack
 from dither.models.arch import convert, family_of
 from dither.models.arch.conversion import build_tensors, matched, model_of
+from dither.models.arch.settled import settle_output
 from dither.models.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from dither.models.json_object import JsonObject
 from dither.types import Floats, Model, Tensor
@@ -98,7 +99,7 @@ def outline(source: Path, origin: str = "", weights: Path | None = None) -> Mode
 def _converted(checkpoint: Checkpoint) -> Model:
     """By the family's tables where one has it: with the tokenizer, else without; else by the usual names."""
     try:
-        return convert(checkpoint)
+        return convert(checkpoint, readable=False)
     except DitherError:
         pass  # a tokenizer that is missing or unknown changes no size; what else is wrong shows below
     try:
@@ -112,6 +113,7 @@ def _of_family(checkpoint: Checkpoint) -> Model:
     notes = [*match.notes]
     if match.family.crop_embedding:
         notes.append("without the tokenizer, rows of the embedding that have no token are counted too")
+    notes += settle_output(match.family, match.config, match.targets, readable=False)
     tensors = build_tensors(match, match.embedding_rows)
     name = checkpoint.folder.resolve().name
     return model_of(checkpoint, name, match.family.arch, match.hyperparameters(), tensors, notes)

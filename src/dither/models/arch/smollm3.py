@@ -26,6 +26,8 @@ FAMILIES = (
             "tie_word_embeddings": True,
             "num_key_value_heads": 4,
             "no_rope_layer_interval": 4,
+            "attention_bias": False,
+            "mlp_bias": False,
         },
         assumes={"use_sliding_window": False},
         assumes_of=built_in,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig
@@ -130,6 +131,8 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
     if OUTPUT in found:
         shapes[OUTPUT] = shapes[EMBEDDING]
     for name, shape in shapes.items():
+        if name not in found and name.endswith(".bias"):  # transformers and llama.cpp do without, one by one
+            found[name] = zeros(name, shape)
         if name not in found:
             raise SourceError(f"tensor {name}", "is missing", _WAY_OUT)
         if found[name].shape != shape:
@@ -139,6 +142,11 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
     if unknown:
         raise UnsupportedError(f"tensor {shown(unknown[0])}", "is taken by no parameter of the network", PLAIN)
     return found
+
+
+def zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A vector that is stored nowhere."""
+    return Tensor(name, shape, "F32", 4 * prod(shape), lambda start, stop: np.zeros((stop - start, *shape), np.float32))
 
 
 def fill(view: torch.Tensor, tensor: Tensor, change: Change = UNCHANGED) -> None:

@@ -26,8 +26,9 @@ class Surroundings:
         config = skeleton.config
         self._rotary = rotary_embedding(skeleton, model).to(device)
         self._by_kind = "full_attention" in config.rope_parameters
-        self._kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         self._window = getattr(config, "sliding_window", None)
+        every = "sliding_attention" if self._window else "full_attention"
+        self._kinds = getattr(config, "layer_types", None) or [every] * config.num_hidden_layers
         self._is_implied = config._attn_implementation == "sdpa"  # fused attention is causal without a mask
         self._like = torch.empty(0, device=device, dtype=dtype)
         self._length = 0
@@ -62,9 +63,9 @@ class Surroundings:
 
 
 def rotary_embedding(skeleton: PreTrainedModel, model: Model) -> torch.nn.Module:
-    """transformers' own module with memory, its frequencies divided by the model's factors if it has any."""
+    """transformers' own module with memory, its frequencies divided by a GGUF's factors if it has any."""
     rotary: torch.nn.Module = type(skeleton.get_submodule("model.rotary_emb"))(skeleton.config)
-    if not any(tensor.name == FREQUENCIES for tensor in model.tensors):
+    if model.config or not any(tensor.name == FREQUENCIES for tensor in model.tensors):
         return rotary
     frequencies = dict(rotary.named_buffers())
     if "inv_freq" not in frequencies:
