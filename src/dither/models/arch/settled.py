@@ -89,8 +89,9 @@ def settle_output(family: Family, config: JsonObject, targets: Targets, *, reada
             raise SourceError(f"tensor {HEAD}", reason, way_out)
         return
     head, embedding = targets[OUTPUT][1][0], targets[EMBEDDING][1][0]
-    if head.shape[:1] != embedding.shape[:1]:
-        reason = f"has shape {list(head.shape)}, which are not the embedding's {embedding.shape[0]} rows"
+    rows = embedding.shape[0] if embedding.shape else 0
+    if head.shape[:1] != (rows,):
+        reason = f"has shape {list(head.shape)}, which are not the embedding's {rows} rows"
         raise SourceError(f"tensor {HEAD}", reason, _FETCH_AGAIN)
     if not tied:
         return

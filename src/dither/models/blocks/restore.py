@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from dither.errors import SourceError, UnsupportedError
-from dither.formats.tensor_names import EMBEDDING, OUTPUT
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, in_every_block
 from dither.models.arch.changes import UNCHANGED, Change
 from dither.models.arch.family import EXPERT, LAYER, Family
 from dither.models.arch.recognize import PLAIN
@@ -130,8 +130,9 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
         shapes |= dict(zip(restored.tensors, restored.shapes(), strict=True))
     if OUTPUT in found:
         shapes[OUTPUT] = shapes[EMBEDDING]
+    kinds = {in_every_block(name) for name in found}
     for name, shape in shapes.items():
-        if name not in found and name.endswith(".bias"):  # transformers and llama.cpp do without, one by one
+        if name.endswith(".bias") and in_every_block(name) not in kinds:  # of some matrices and not of others
             found[name] = zeros(name, shape)
         if name not in found:
             raise SourceError(f"tensor {name}", "is missing", _WAY_OUT)
