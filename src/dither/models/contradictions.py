@@ -154,15 +154,15 @@ PAIRS: dict[str, Pair] = {
         "leaves them out",
         "adds them where its graph of the family has them",
         "refused; leaves them out where all are zero",
-        "config.json says {key} is false, and {count} biases are stored that are all zero: left out",
+        "{key} is not true in config.json, and {count} biases are stored that are all zero: left out",
     ),
     "biases promised": Pair(
-        "`attention_bias` or `mlp_bias` is true, and no biases are stored",
+        "`attention_bias` or `mlp_bias` is true, and biases are not stored, or not all",
         "fills them with zeros",
         "does without",
         "does without, which computes the same",
-        "config.json says {key} is true, but no such biases are stored: there are none, which is what transformers's "
-        "zeros come to",
+        "config.json says {key} is true, but none is stored for {kinds}: none is added, which computes the same as the "
+        "zeros of transformers",
     ),
     "vocab_size and rows": Pair(
         "`vocab_size` is not the number of the embedding's rows",

@@ -108,15 +108,18 @@ def settle_output(family: Family, config: JsonObject, targets: Targets, *, reada
 def settle_biases(config: JsonObject, targets: Targets) -> Iterator[str]:
     """Biases that config.json denies are left out where they are zero, and refused where they are not."""
     for key, kinds in BIASES.items():
-        names = [name for name in targets if within_block(name).removesuffix(".bias") in kinds and ".bias" in name]
-        if config.get(key) is True and not names:
-            yield note("biases promised", key=key)
+        names = [name for name in targets if within_block(name) in {f"{kind}.bias" for kind in kinds}]
+        if config.get(key) is True:
+            there = {within_block(name) for name in targets}
+            without = [kind for kind in kinds if f"{kind}.weight" in there and f"{kind}.bias" not in there]
+            if without:
+                yield note("biases promised", key=key, kinds=", ".join(without))
         if config.get(key) is not False or not names:
             continue
         for name in names:
             stored = targets[name][1][0]
             if np.any(stored.read(0, stored.rows)):
-                reason = f"is stored and not zero, but config.json says {key} is false: transformers leaves it out, "
+                reason = f"is stored and not zero, but {key} is not true in config.json: transformers leaves it out, "
                 way_out = f"Set {key} to true in config.json if the model was trained with biases, or remove them."
                 raise SourceError(f"tensor {stored.name}", f"{reason}llama.cpp adds it", way_out)
             del targets[name]
