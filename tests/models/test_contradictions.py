@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from families_util import byte_level_tokenizer, opened, random_model, save_model, save_tokenizer, write_gguf
+from families_util import TEXT, byte_level_tokenizer, opened, random_model, save_model, save_tokenizer, write_gguf
 from safetensors.torch import load_file, save_file
 from test_blocks import logits_of
 from test_families import DIVERGENCE, SMALL
@@ -37,6 +37,7 @@ from transformers import (
     Qwen3Config,
 )
 
+import dither
 from dither.errors import DitherError
 from dither.models.blocks import open_blocks
 from dither.models.contradictions import PAIRS, REFUSED, markdown
@@ -264,7 +265,7 @@ REFUSALS = {
 # Tried by name below, or in the files named.
 ELSEWHERE = {
     "tied, unread head", "text_config", "quantization twice", "ends of a text", "chat templates",
-    "rows and tokens", "a projector",  # test_families.py
+    "a projector's file", "rows and tokens", "a projector",  # test_families.py
     "index and shards",  # test_checkpoints.py
 }  # fmt: skip
 
@@ -380,6 +381,25 @@ def test_headers_alone_do_not_tell_a_copy(bases: Callable[[str], Path], tmp_path
     with open_headers(folder) as (model, _, _):
         assert is_said("tied, unread head", model.notes)
         assert "output.weight" not in {tensor.name for tensor in model.tensors}
+
+
+def test_a_projector_beside_a_gguf_is_left_alone(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    write_gguf(open_model(bases("llama")), tmp_path / "model.gguf")
+    shutil.copy(tmp_path / "model.gguf", tmp_path / "mmproj-model-F16.gguf")
+    model = open_model(tmp_path)
+    assert model.files == (str(tmp_path / "model.gguf"),) and is_said("a projector's file", model.notes)
+
+
+def test_whatever_is_measured_says_how_its_original_was_read(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    """In the result, too, which `--json` prints."""
+    case = CASES["tied, another head"]
+    folder = make(case, bases(case.of), tmp_path / "model")
+    path = write_gguf(open_model(folder), tmp_path / "model.gguf")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 3)
+    (found,) = dither.measure(path, folder, data=text, tokens=128, context=64, save=False)
+    assert is_said("tied, another head", tuple(line.removeprefix("the reference, model: ") for line in found.notes))
+    assert found.kl_mean < 1e-6
 
 
 def test_a_text_model_is_what_its_own_section_says(tmp_path: Path) -> None:

@@ -249,6 +249,13 @@ PAIRS: dict[str, Pair] = {
         "takes the text model",
         "{count} tensors of the vision part are left out: only the text model is converted",
     ),
+    "a projector's file": Pair(
+        "mmproj*.gguf beside one other GGUF in a folder",
+        "–",
+        "loads it where it is named (`--mmproj`)",
+        "takes the other",
+        "{files}: not read, it is the vision part of the model beside it",
+    ),
     "index and shards": Pair(
         "a tensor is in another shard than the index says, or in none",
         "reads whatever the shards hold",

@@ -25,6 +25,7 @@ from dither.models.arch import convert, family_of
 from dither.models.arch.conversion import build_tensors, matched, model_of
 from dither.models.arch.settled import settle_output
 from dither.models.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from dither.models.contradictions import note
 from dither.models.json_object import JsonObject
 from dither.types import Floats, Model, Tensor
 
@@ -132,6 +133,8 @@ def _recognized(checkpoint: Checkpoint, why: UnsupportedError) -> Model:
         notes.append(f"{len(strange)} tensors are not recognized and counted as they are: {strange[0]}, …")
     if extra:
         notes.append(f"{extra} tensors of layers that only predict further tokens are left out")
+    if config.get("tie_word_embeddings") and any(_target(name) == OUTPUT for name in checkpoint.tensors):
+        notes.append(note("tied, unread head"))
     if dropped:
         notes.append(f"{dropped} tensors that see or hear are left out: only the text model is judged")
     return model_of(checkpoint, checkpoint.folder.resolve().name, arch, metadata, tensors, notes)
