@@ -265,7 +265,7 @@ REFUSALS = {
 # Tried by name below, or in the files named.
 ELSEWHERE = {
     "tied, unread head", "text_config", "quantization twice", "ends of a text", "chat templates",
-    "a projector's file", "rows and tokens", "a projector",  # test_families.py
+    "rows and tokens", "a projector",  # test_families.py
     "index and shards",  # test_checkpoints.py
 }  # fmt: skip
 
@@ -381,13 +381,6 @@ def test_headers_alone_do_not_tell_a_copy(bases: Callable[[str], Path], tmp_path
     with open_headers(folder) as (model, _, _):
         assert is_said("tied, unread head", model.notes)
         assert "output.weight" not in {tensor.name for tensor in model.tensors}
-
-
-def test_a_projector_beside_a_gguf_is_left_alone(bases: Callable[[str], Path], tmp_path: Path) -> None:
-    write_gguf(open_model(bases("llama")), tmp_path / "model.gguf")
-    shutil.copy(tmp_path / "model.gguf", tmp_path / "mmproj-model-F16.gguf")
-    model = open_model(tmp_path)
-    assert model.files == (str(tmp_path / "model.gguf"),) and is_said("a projector's file", model.notes)
 
 
 def test_whatever_is_measured_says_how_its_original_was_read(bases: Callable[[str], Path], tmp_path: Path) -> None:

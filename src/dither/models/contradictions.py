@@ -154,7 +154,7 @@ PAIRS: dict[str, Pair] = {
         "leaves them out",
         "adds them where its graph of the family has them",
         "refused; leaves them out where all are zero",
-        "{key} is not true in config.json, and {count} biases are stored that are all zero: left out",
+        "{count} biases are zero throughout and left out ({where}): {family} has none there",
     ),
     "biases promised": Pair(
         "`attention_bias` or `mlp_bias` is true, and biases are not stored, or not all",
@@ -248,13 +248,6 @@ PAIRS: dict[str, Pair] = {
         "writes the text model, the rest as mmproj",
         "takes the text model",
         "{count} tensors of the vision part are left out: only the text model is converted",
-    ),
-    "a projector's file": Pair(
-        "mmproj*.gguf beside one other GGUF in a folder",
-        "–",
-        "loads it where it is named (`--mmproj`)",
-        "takes the other",
-        "{files}: not read, it is the vision part of the model beside it",
     ),
     "index and shards": Pair(
         "a tensor is in another shard than the index says, or in none",

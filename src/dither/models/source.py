@@ -24,7 +24,6 @@ from dither.formats.ggml import string
 from dither.formats.gguf import MAGIC
 from dither.formats.mapped import MappedFile
 from dither.models.checkpoint import ABOUT, INDEX, PICKLES, open_checkpoint, refuse_pickle
-from dither.models.contradictions import note
 from dither.models.gguf_source import PART, open_gguf
 from dither.system.text import shown
 from dither.types import Model
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from dither.models.hub.fetch import HubId
 
 _PRE_KEY = "tokenizer.ggml.pre"
-_PROJECTOR = "mmproj"  # what llama.cpp's tools call the file of a vision part
 
 
 def open_model(source: str | Path, *, pre: str | None = None) -> Model:
@@ -128,8 +126,8 @@ def _open_path(path: Path, pre: str | None) -> Model:
     from dither.models.tokenizers.pre import checked_name
 
     pre = checked_name(pre, [chain for family in families() for chain in family.chains])
-    asked = f"{_PRE_KEY} set to {pre}, as asked"
-    return replace(model, metadata={**model.metadata, _PRE_KEY: string(pre)}, notes=(*model.notes, asked))
+    note = f"{_PRE_KEY} set to {pre}, as asked"
+    return replace(model, metadata={**model.metadata, _PRE_KEY: string(pre)}, notes=(*model.notes, note))
 
 
 def _open_folder(folder: Path, pre: str | None) -> Model:
@@ -141,12 +139,9 @@ def _open_folder(folder: Path, pre: str | None) -> Model:
         raise _unreadable(folder, error) from None
     if any(folder.glob("*.safetensors")) or (folder / INDEX).exists():
         return _open_checkpoint(folder, pre)
-    found = sorted(path for path in folder.glob("*.gguf") if _is_first_part(path))
-    ggufs = [path for path in found if not path.name.lower().startswith(_PROJECTOR)] or found
+    ggufs = sorted(path for path in folder.glob("*.gguf") if _is_first_part(path))
     if len(ggufs) == 1:
-        model = _open_path(ggufs[0], pre)
-        beside = [note("a projector's file", files=shown(path.name)) for path in found if path not in ggufs]
-        return replace(model, notes=(*model.notes, *beside))
+        return _open_path(ggufs[0], pre)
     if ggufs:
         listed = shown(", ".join(path.name for path in ggufs), 1000)
         raise UsageError(str(folder), f"holds {len(ggufs)} GGUF models", f"Name one of {listed}.")

@@ -94,7 +94,8 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None, *, rea
     match = matched(checkpoint, family)
     config, rows = match.config, match.embedding_rows
     check_assumptions(family, config)
-    settled = [*settle_biases(config, match.targets), *settle_output(family, config, match.targets, readable=readable)]
+    settled = [*settle_output(family, config, match.targets, readable=readable)]
+    settled += settle_biases(family.name, config, match.targets) if readable else []
     tokenizer = read_tokenizer(checkpoint, rows=rows, pre=pre, chains=family.chains, config=config)
     vocabulary = tokenizer.used if family.crop_embedding else rows
     notes = [*match.notes, *settled]

@@ -105,7 +105,7 @@ def settle_output(family: Family, config: JsonObject, targets: Targets, *, reada
     yield note("tied, the same head" if readable else "tied, unread head")
 
 
-def settle_biases(config: JsonObject, targets: Targets) -> Iterator[str]:
+def settle_biases(family: str, config: JsonObject, targets: Targets) -> Iterator[str]:
     """Biases that config.json denies are left out where they are zero, and refused where they are not."""
     for key, kinds in BIASES.items():
         names = [name for name in targets if within_block(name) in {f"{kind}.bias" for kind in kinds}]
@@ -123,7 +123,8 @@ def settle_biases(config: JsonObject, targets: Targets) -> Iterator[str]:
                 way_out = f"Set {key} to true in config.json if the model was trained with biases, or remove them."
                 raise SourceError(f"tensor {stored.name}", f"{reason}llama.cpp adds it", way_out)
             del targets[name]
-        yield note("biases denied", key=key, count=len(names))
+        where = ", ".join(dict.fromkeys(within_block(name).removesuffix(".bias") for name in names))
+        yield note("biases denied", count=len(names), where=where, family=family)
 
 
 def _are_equal(a: StoredTensor, b: StoredTensor) -> bool:
