@@ -68,6 +68,18 @@ def settle(config: JsonObject, family: Family) -> Rotary:
     return settled
 
 
+def rewritten(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """config.json with one spelling where several contradict each other, for a folder that every reader reads alike."""
+    settled = settle(JsonObject(config, _CONFIG), family)
+    if not settled.notes:
+        return dict(config)
+    kept = {key: value for key, value in config.items() if key not in (_OLDER, THETA, SHARE, LOCAL_THETA, ORIGINAL)}
+    shared = {key: value for key, value in settled.shared.items() if key != "type"}
+    if ORIGINAL in family.defaults:  # where transformers reads it at the top
+        kept[ORIGINAL] = shared.get(ORIGINAL, config.get(ORIGINAL, family.defaults[ORIGINAL]))
+    return {**kept, _NEWER: {_GLOBAL: shared, _LOCAL: settled.local} if settled.local else shared}
+
+
 def _alike(config: JsonObject, family: Family, newer: JsonObject, older: JsonObject) -> Rotary:
     for where, section in ((_NEWER, newer), (_OLDER, older)):
         if isinstance(section.get(_GLOBAL), Mapping) or isinstance(section.get(_LOCAL), Mapping):
