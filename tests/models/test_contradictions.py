@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import pytest
 import torch
 import transformers
 from families_util import TEXT, byte_level_tokenizer, opened, random_model, save_model, save_tokenizer, write_gguf
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from test_blocks import logits_of
 from test_families import DIVERGENCE, SMALL
@@ -40,9 +43,10 @@ from transformers import (
 import dither
 from dither.errors import DitherError
 from dither.models.arch import family_of
-from dither.models.arch.rope_config import rewritten
+from dither.models.arch.rope_config import rewritten, settle
 from dither.models.blocks import open_blocks
 from dither.models.contradictions import PAIRS, REFUSED, markdown
+from dither.models.json_object import JsonObject
 from dither.models.source import open_headers, open_model
 from dither.types import Model
 
@@ -492,3 +496,52 @@ def test_two_words_on_one_quantization(bases: Callable[[str], Path], tmp_path: P
     (folder / "quantize_config.json").unlink()
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
     assert is_said("quantization twice", open_model(folder).notes)
+
+
+MAYBE = st.sampled_from
+NUMBERS = {
+    "rope_type": MAYBE(["default", "linear", "yarn", "llama3", "longrope"]),
+    "type": MAYBE(["default", "linear", "yarn", "su"]),
+    "rope_theta": MAYBE([1e4, 5e5]),
+    "factor": MAYBE([1.0, 4.0]),
+    SHARE: MAYBE([0.5, 1.0]),
+    ORIGINAL: MAYBE([64, 128]),
+}
+SECTION = st.fixed_dictionaries({}, optional=NUMBERS).map(lambda section: {**LLAMA3, **LONG, **section})
+SECTIONS = st.one_of(
+    st.none(),
+    SECTION,
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("full_attention", "sliding_attention"), SECTION)),
+)
+TOP = {
+    "rope_theta": NUMBERS["rope_theta"],
+    SHARE: NUMBERS[SHARE],
+    ORIGINAL: NUMBERS[ORIGINAL],
+    "rope_local_base_freq": MAYBE([3e3]),
+}
+SPELLINGS = st.fixed_dictionaries({}, optional={"rope_parameters": SECTIONS, "rope_scaling": SECTIONS, **TOP})
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=MAYBE(["llama", "qwen3", "phi3", "mixtral", "gemma2", "gemma3"]), stated=SPELLINGS)
+def test_any_spelling_of_rope_is_refused_or_read_as_transformers_reads_it(name: str, stated: dict[str, Any]) -> None:
+    kind = CONFIGS[name].model_type
+    family = family_of({"model_type": kind})
+    plain = {key: value for key, value in CONFIGS[name].to_dict().items() if key not in ("rope_parameters", ORIGINAL)}
+    try:
+        rotary = settle(JsonObject(deepcopy(plain | stated), "config.json"), family)
+    except DitherError:
+        return
+    try:
+        config = transformers.CONFIG_MAPPING[kind].from_dict(deepcopy(plain | stated))
+        config.standardize_rope_params()  # once more, as whoever computes frequencies does
+    except (KeyError, TypeError, ValueError, StrictDataclassError):
+        return  # transformers loads no such model
+    theirs, local = config.rope_parameters, config.rope_parameters.get("sliding_attention", {})
+    theirs = theirs.get("full_attention", theirs)
+    for key in ("rope_type", "rope_theta", "factor", SHARE, ORIGINAL):
+        if key == ORIGINAL and theirs["rope_type"] not in ("llama3", "yarn", "longrope"):
+            continue
+        default = 1.0 if key == SHARE else None
+        assert rotary.shared.get(key, default) == theirs.get(key, default), key
+    assert rotary.local.get("rope_theta") == local.get("rope_theta")

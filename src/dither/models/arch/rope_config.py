@@ -132,6 +132,9 @@ def _inner_first(settled: Rotary, config: JsonObject, family: Family, where: str
 
 def _original(settled: Rotary, config: JsonObject, family: Family, where: str) -> None:
     inner, outer, default = settled.shared.get(ORIGINAL), config.get(ORIGINAL), family.defaults.get(ORIGINAL)
+    if settled.local and outer not in (None, inner):
+        reason = f"is at the top, where transformers does not look for {family.name}'s"
+        raise _unclear(ORIGINAL, reason, f"Write it into {where}, {_GLOBAL}, or leave it out.")
     found, pair = outer, "original context twice"
     if outer is None and default is not None:
         found, pair = default, "original context, Phi-3"
