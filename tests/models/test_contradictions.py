@@ -34,10 +34,12 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 import dither
@@ -63,6 +65,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**TINY, head_dim=16),
     "phi3": Phi3Config(**TINY),
     "mixtral": MixtralConfig(**TINY, num_local_experts=4),
+    "smollm3": SmolLM3Config(**TINY | {"num_hidden_layers": 4}),
+    "mistral": MistralConfig(**TINY, head_dim=16, sliding_window=16),
     "gemma2": Gemma2Config(**TINY, **GEMMA),
     "gemma3": Gemma3TextConfig(**TINY | {"num_hidden_layers": 6}, **GEMMA),
 }
@@ -236,6 +240,9 @@ CASES = {
     "another set of weights": Case(
         "llama", ("other weights",), files=copied_as("consolidated.safetensors", "model.fp16.safetensors")
     ),
+    "keys of other families": Case(
+        "llama", (), {"sliding_window": 16, "layer_types": ["sliding_attention"] * 2, "final_logit_softcapping": 5.0}
+    ),
     "an adapter": Case("llama", ("an adapter",), files=an_adapter),
 }
 
@@ -264,6 +271,10 @@ REFUSALS = {
     "shapes": (Case("llama", (), {"head_dim": 32}), "not 4 heads of 32"),
     "shapes, keys": (Case("llama", (), {"num_key_value_heads": 4}), "not 4 heads of 16"),
     "shapes, experts": (Case("mixtral", (), {"num_local_experts": 8}), "4 experts where config.json has 8"),
+    "layers that do not rotate": (
+        Case("smollm3", (), {"no_rope_layers": GONE, "no_rope_layer_interval": 2}),
+        "no_rope_layer_interval: is 2, but llama.cpp computes SmolLM3 with 4",
+    ),
     "architectures and model_type": (
         Case("llama", (), {"model_type": "mistral"}),
         r"model_type: is 'mistral' \(Mistral\), but architectures names Llama",
@@ -386,6 +397,27 @@ def test_a_wrong_conversion_does_not_score_zero(bases: Callable[[str], Path], tm
     assert divergence(theirs(bases("llama"), tokens_ST), logits_of(open_blocks(swapped), tokens_ST)) < 1e-6
     converted = open_model(write_gguf(swapped, tmp_path / "model.gguf"))
     assert divergence(theirs(bases("llama"), tokens_ST), logits_of(open_blocks(converted), tokens_ST)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"layer_types": ["full_attention"] * 2},
+        {"rope_parameters": rope("dynamic", factor=4.0), "max_position_embeddings": 64, "sliding_window": None},
+    ],
+)
+def test_what_llama_cpp_leaves_out_is_a_loss_and_said(
+    change: dict[str, Any], bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Windows and dynamic scaling are the original's: its GGUF, which has neither, diverges from it."""
+    folder = make(Case("mistral", (), change), bases("mistral"), tmp_path / "model")
+    model, tokens_ST = open_model(folder), some_tokens()
+    expected_STV = theirs(folder, tokens_ST)
+    assert divergence(expected_STV, logits_of(open_blocks(model), tokens_ST)) < 1e-6
+    assert len(model.notes) == 1 and "exact up to" in model.notes[0]
+    converted = open_model(write_gguf(model, tmp_path / "model.gguf"))
+    assert divergence(expected_STV, logits_of(open_blocks(converted), tokens_ST)) > 1e-2
 
 
 def test_headers_alone_do_not_tell_a_copy(bases: Callable[[str], Path], tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ wrote it.  So is what llama.cpp leaves out, such as the sliding window of Mistra
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -34,6 +36,8 @@ from dither.types import Model
 
 # llama.cpp takes these from its own defaults where a file does not say: they agree with transformers'.
 OPTIONAL = ("attn_logit_softcapping", "final_logit_softcapping")
+# What a walk through the blocks asks of a configuration.
+_ASKED = (*OPTIONAL, "layer_types", "sliding_window")
 # Of config.json: how weights are stored, and code that is never run.
 _NOT_THE_NETWORK = ("quantization_config", "compression_config", "auto_map")
 
@@ -60,14 +64,26 @@ def of_checkpoint(model: Model) -> Configured:
     family = family_of(model.config)
     stated = {key: value for key, value in model.config.items() if key not in _NOT_THE_NETWORK}
     kind = stated.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        stated["model_type"] = family.model_types[0]
     with refusals_told(model):
-        known = kind if isinstance(kind, str) and kind in CONFIG_MAPPING else family.model_types[0]
-        config = CONFIG_MAPPING[known].from_dict(deepcopy(stated)).get_text_config()
+        config = auto_config(stated).get_text_config()
         for name, value in stored_settings(model).items():
             if name == "vocab_size" or hasattr(config, name):
                 setattr(config, name, value)
+        known_here = {each.name for each in fields(config)}
+        for name in set(_ASKED) - known_here:  # another family's key: transformers keeps it, its network ignores it
+            config.__dict__.pop(name, None)
     check_layers(model, config.num_hidden_layers)
     return Configured(family, config, ())
+
+
+def auto_config(stated: Mapping[str, Any]) -> PretrainedConfig:
+    """What transformers makes of a config.json: it may choose another class than `model_type` names."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(stated), encoding="utf-8")
+        found: PretrainedConfig = AutoConfig.from_pretrained(scratch, local_files_only=True)
+    return found
 
 
 def stored_settings(model: Model) -> dict[str, Any]:
