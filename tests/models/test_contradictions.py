@@ -403,7 +403,7 @@ def test_a_wrong_conversion_does_not_score_zero(bases: Callable[[str], Path], tm
     "change",
     [
         {},
-        {"layer_types": ["full_attention"] * 2},
+        {"layer_types": ["full_attention", "sliding_attention"]},
         {"rope_parameters": rope("dynamic", factor=4.0), "max_position_embeddings": 64, "sliding_window": None},
     ],
 )
