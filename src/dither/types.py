@@ -187,6 +187,7 @@ class Model:
     files: tuple[str, ...]  # every file that is read, so that none is overwritten
     fingerprint: str  # sha256 over the headers and the files' sizes and times
     notes: tuple[str, ...] = field(default=())  # what a person should know about how it was read
+    config: Mapping[str, Any] = field(default_factory=dict)  # a checkpoint's config.json: its network is made of it
 
     @property
     def parameters(self) -> int:

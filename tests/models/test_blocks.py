@@ -398,13 +398,15 @@ def test_the_embedding_reads_only_the_rows_of_its_tokens(checkpoint: Path) -> No
 
 
 def changed(model: Model, *, without: str = "", added: Tensor | None = None, **metadata: Field | None) -> Model:
-    """A model with a tensor left out or added, and metadata (dots written __) changed or left out."""
+    """A model with a tensor left out or added, and metadata (dots written __) changed or left out: as in a GGUF, where
+    nothing but metadata says what the network is."""
     tensors = [tensor for tensor in model.tensors if tensor.name != without]
     fields = {**model.metadata, **{f"llama.{key.replace('__', '.')}": field for key, field in metadata.items()}}
     return dataclasses.replace(
         model,
         tensors=(*tensors, *([added] if added else [])),
         metadata={key: field for key, field in fields.items() if field is not None},
+        config={},
     )
 
 
@@ -466,7 +468,7 @@ def test_junk_in_the_metadata_is_an_error_of_ours(data: st.DataObject, checkpoin
     keys = [key for key in model.metadata if key.startswith("llama.")] + [f"llama.{key}" for key in more]
     junk = {key: Field(ValueType.UINT32, data.draw(JUNK)) for key in data.draw(st.sets(st.sampled_from(keys)))}
     try:
-        open_blocks(dataclasses.replace(model, metadata={**model.metadata, **junk}))
+        open_blocks(dataclasses.replace(model, metadata={**model.metadata, **junk}, config={}))
     except DitherError as error:
         assert len(str(error)) < 1000
 

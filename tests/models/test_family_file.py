@@ -95,7 +95,8 @@ def test_a_family_with_everything_of_its_own_is_one_file(toy: None, tmp_path: Pa
     for layer in range(6):
         tensors |= {f"model.layers.{layer}.mix.weight": mix_RC, f"model.layers.{layer}.decay": decay_C}
     save_file(tensors, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["ToyForCausalLM"]}
+    named = {"architectures": ["ToyForCausalLM"], "model_type": "toy"}
+    config = json.loads((folder / "config.json").read_text()) | named
     (folder / "config.json").write_text(json.dumps(config))
 
     model = arch.convert(open_checkpoint(folder))

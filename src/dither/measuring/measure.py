@@ -64,6 +64,9 @@ def measure(
     paths = {name: _place_for(model, notes[name]) if save else None for name, model in named.items()}
     networks = {name: open_blocks(model, device=device) for name, model in named.items()}
     blocks = open_blocks(reference, device=device)
+    of_reference = [f"the reference, {reference.name}: {line}" for line in reference.notes]
+    for line in of_reference:
+        report.note(line)
     for name, network in networks.items():
         notes[name] = list(dict.fromkeys([*notes[name], *blocks.notes, *network.notes]))
         for line in notes[name]:
@@ -80,7 +83,7 @@ def measure(
     about = About(reference, content_sha256(reference), text, skip, time.monotonic() - started)
     results = []
     for name, model in named.items():
-        said = [*notes[name], *text_notes]
+        said = [*of_reference, *notes[name], *text_notes]
         results.append(about.measurement(model, file_name(model), sums[name], found[name], said))
         if (path := paths[name]) is not None:
             schema.save(results[-1], path)

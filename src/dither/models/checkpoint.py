@@ -20,6 +20,7 @@ from dither.errors import FormatError, SourceError
 from dither.formats import safetensors
 from dither.formats.mapped import MappedFile, fingerprint
 from dither.models import packed
+from dither.models.contradictions import note
 from dither.models.json_object import JsonObject
 from dither.models.packed.settings import read_quantization
 from dither.models.stored import PlainTensor, StoredTensor
@@ -36,6 +37,10 @@ ABOUT = "dither.json"  # version, recipe and measurement of a folder that Dither
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+# Files that hold weights of a model: not those of an optimizer, or of a trainer's settings.
+_WEIGHTS = re.compile(
+    r"[^.].*\.(safetensors|gguf)|(pytorch_model|model|consolidated|adapter_model).*\.(bin|pth?|ckpt)|adapter_config\.json"
+)
 _FETCH_AGAIN = "The download is incomplete: fetch the model again."
 
 
@@ -83,8 +88,7 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     if config.get("auto_map"):
         notes.append("config.json names Python code of its own (auto_map): it is not run")
     notes += _index_notes(index, stored)
-    if names == [WHOLE] and (folder / INDEX).exists():
-        notes.append(f"{WHOLE} is read, the shards of {INDEX} are not")
+    notes += _beside_notes(folder, names) if weights is None else []
     found_files = (path for pattern in _SIDE_FILES for path in folder.glob(pattern))
     side_files = sorted({path for path in found_files if path.is_file() and not path.name.startswith(".")})
     return Checkpoint(
@@ -192,5 +196,19 @@ def _read_shards(shards: list[MappedFile], index: Mapping[str, str]) -> tuple[di
 def _index_notes(index: Mapping[str, str], stored: Mapping[str, PlainTensor]) -> list[str]:
     elsewhere = sum(stored[name].file_name != shard for name, shard in index.items())
     unnamed = len(stored) - len(index) if index else 0
-    notes = [f"{elsewhere} tensors are in another shard than {INDEX} says"] if elsewhere else []
+    notes = [note("index and shards", count=elsewhere, index=INDEX)] if elsewhere else []
     return notes + ([f"{unnamed} tensors are in shards, but not in {INDEX}"] if unnamed else [])
+
+
+def _beside_notes(folder: Path, names: list[str]) -> list[str]:
+    """Notes on weights of the folder that are not read: another set of them, or an adapter."""
+    found = sorted(path.name for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.name not in names)
+    adapters = [name for name in found if name.startswith("adapter_")]
+    others = [name for name in found if name not in adapters]
+    notes = [note("an adapter", files=_listed(adapters))] if adapters else []
+    read = names[0] if len(names) == 1 else f"{names[0]} and its fellow shards"
+    return notes + ([note("other weights", files=_listed(others), read=shown(read))] if others else [])
+
+
+def _listed(names: list[str]) -> str:
+    return shown(", ".join(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -23,7 +23,9 @@ from dither.formats.ggml import Field, ValueType, array, u32
 from dither.formats.tensor_names import OUTPUT, is_expert_stack
 from dither.models.arch import convert, family_of
 from dither.models.arch.conversion import build_tensors, matched, model_of
+from dither.models.arch.settled import settle_output
 from dither.models.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from dither.models.contradictions import note
 from dither.models.json_object import JsonObject
 from dither.types import Floats, Model, Tensor
 
@@ -98,7 +100,7 @@ def outline(source: Path, origin: str = "", weights: Path | None = None) -> Mode
 def _converted(checkpoint: Checkpoint) -> Model:
     """By the family's tables where one has it: with the tokenizer, else without; else by the usual names."""
     try:
-        return convert(checkpoint)
+        return convert(checkpoint, readable=False)
     except DitherError:
         pass  # a tokenizer that is missing or unknown changes no size; what else is wrong shows below
     try:
@@ -112,6 +114,7 @@ def _of_family(checkpoint: Checkpoint) -> Model:
     notes = [*match.notes]
     if match.family.crop_embedding:
         notes.append("without the tokenizer, rows of the embedding that have no token are counted too")
+    notes += settle_output(match.family, match.config, match.targets, readable=False)
     tensors = build_tensors(match, match.embedding_rows)
     name = checkpoint.folder.resolve().name
     return model_of(checkpoint, name, match.family.arch, match.hyperparameters(), tensors, notes)
@@ -130,6 +133,8 @@ def _recognized(checkpoint: Checkpoint, why: UnsupportedError) -> Model:
         notes.append(f"{len(strange)} tensors are not recognized and counted as they are: {strange[0]}, …")
     if extra:
         notes.append(f"{extra} tensors of layers that only predict further tokens are left out")
+    if config.get("tie_word_embeddings") and any(_target(name) == OUTPUT for name in checkpoint.tensors):
+        notes.append(note("tied, unread head"))
     if dropped:
         notes.append(f"{dropped} tensors that see or hear are left out: only the text model is judged")
     return model_of(checkpoint, checkpoint.folder.resolve().name, arch, metadata, tensors, notes)

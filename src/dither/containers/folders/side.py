@@ -10,6 +10,7 @@ from typing import Any
 from dither.containers.folders.scheme import TORCH
 from dither.formats.tensor_names import EMBEDDING, OUTPUT
 from dither.models.arch.family import Family
+from dither.models.arch.rope_config import rewritten
 from dither.models.arch.written import Written
 from dither.models.checkpoint import ABOUT
 from dither.types import Model
@@ -35,6 +36,7 @@ def checkpoint_config(model: Model, family: Family, dtype: str) -> dict[str, Any
         found = json.loads(own.read_text(encoding="utf-8"))
         text = found.get("text_config")
         found = {**text, "architectures": [family.architectures[0]]} if isinstance(text, dict) else found
+        found = rewritten(found, family)
     config = {key: value for key, value in found.items() if key not in _OLD_KEYS}
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     config["dtype"] = TORCH[dtype]

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from dither.errors import UnsupportedError
+from dither.errors import SourceError, UnsupportedError
 from dither.models.arch.conversion import convert_with
 from dither.models.arch.family import Config, Family, Feed
 from dither.models.checkpoint import Checkpoint
-from dither.models.json_object import JsonObject
+from dither.models.json_object import JsonObject, described
 from dither.system.discovery import modules, room_path
 from dither.system.text import shown
 from dither.types import Model
@@ -38,13 +38,14 @@ def families() -> tuple[Family, ...]:
 def family_of(config: Config) -> Family:
     """The family of a config.json, by its `architectures`, else by its `model_type`.
 
-    Raises UnsupportedError naming what is known.
+    Raises UnsupportedError naming what is known, SourceError where the two name different families.
     """
     listed = config.get("architectures")
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     model_type = None if names else JsonObject(config, "config.json").text("model_type")
     for family in families():
         if set(names) & set(family.architectures) or (not names and model_type in family.model_types):
+            _refuse_another(config, family)
             return family
     known = ", ".join(f"{family.name} ({', '.join(family.architectures)})" for family in families())
     raise UnsupportedError(
@@ -52,6 +53,16 @@ def family_of(config: Config) -> Family:
         f"no family here has it; known are {known}",
         "A GGUF of any architecture can be quantized: convert it with llama.cpp's own tools first.",
     )
+
+
+def _refuse_another(config: Config, family: Family) -> None:
+    """Raises SourceError where `model_type`, by which transformers goes, names another family."""
+    kind = config.get("model_type")
+    other = next((each for each in families() if kind in each.model_types), family)
+    if other is not family:
+        reason = f"is {described(kind)} ({other.name}), but architectures names {family.name}"
+        way_out = "transformers goes by the former, llama.cpp by the latter: write the right one into both."
+        raise SourceError("config.json, model_type", reason, way_out)
 
 
 def feeds(arch: str) -> tuple[Feed, ...]:
@@ -71,16 +82,17 @@ def feeds(arch: str) -> tuple[Feed, ...]:
     return tuple(Feed(source, tuple(names)) for source, names in readers.items())
 
 
-def convert(checkpoint: Checkpoint, *, pre: str | None = None) -> Model:
+def convert(checkpoint: Checkpoint, *, pre: str | None = None, readable: bool = True) -> Model:
     """A checkpoint as llama.cpp wants it: GGUF's names, order of rows and metadata, nothing read yet.
 
-    `pre` names llama.cpp's pre-tokenizer where the tokenizer's own is not known.  The metadata lacks
+    `pre` names llama.cpp's pre-tokenizer where the tokenizer's own is not known.  Without `readable` no weight is
+    looked at, and a tied model's second output matrix is taken for a copy.  The metadata lacks
     general.file_type and general.quantization_version, which the container adds.
 
     Raises UnsupportedError for a family, a tokenizer or a setting that is not known, SourceError for
     a checkpoint that contradicts itself, UsageError for a `pre` that llama.cpp does not have.
     """
-    return convert_with(family_of(checkpoint.config), checkpoint, pre)
+    return convert_with(family_of(checkpoint.config), checkpoint, pre, readable=readable)
 
 
 def window_period(arch: str) -> int | None:

@@ -23,9 +23,12 @@ from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_of, in_every_bl
 from dither.models.arch.changes import Change
 from dither.models.arch.family import LAYER, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
-from dither.models.arch.rope import Rope, built_in_otherwise, parameters, rope_of
+from dither.models.arch.rope import Rope, built_in_otherwise, rope_of
+from dither.models.arch.rope_config import Rotary, settle
+from dither.models.arch.settled import Targets, lifted, settle_biases, settle_embedding, settle_output, told_of_config
 from dither.models.arch.shapes import check_shapes, head_dimension
 from dither.models.checkpoint import Checkpoint, StoredTensor
+from dither.models.contradictions import note
 from dither.models.json_object import JsonObject, described
 from dither.models.tokenizers.checkpoint_tokenizer import read_tokenizer
 from dither.types import Bytes, Floats, Model, Recode, Tensor
@@ -41,9 +44,6 @@ LIMITS = {
 }
 CONFIG = "config.json"
 FETCH_AGAIN = "Fetch the checkpoint again, or take it from its authors."
-
-
-Targets = Mapping[str, tuple[Rule, Mapping[int, StoredTensor]]]  # by name: the rule, and a source for each expert
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,29 @@ class Matched:
 
 def matched(checkpoint: Checkpoint, family: Family) -> Matched:
     """Raises as `arch.convert`, where tensors or the numbers that sizes follow from are wrong."""
-    config = full_config(family, checkpoint.config)
+    flat, notes = lifted(checkpoint.config)
+    rotary = settle(flat, family)
+    config = full_config(family, flat, rotary)
     check_numbers(config, len(checkpoint.tensors))
     targets, dropped = match_tensors(family, checkpoint.tensors)
-    rope = rope_of(config, head_dimension(config), family.scalings, family.name)
-    return Matched(family, config, targets, rope, (*checkpoint.notes, *dropped))
+    rope = rope_of(rotary, config, head_dimension(config), family.scalings, family.name)
+    notes += [*told_of_config(family, config, checkpoint.tensors), *dropped, *rotary.notes]
+    notes += settle_embedding(config, targets, family.rules)
+    return Matched(family, config, targets, rope, (*checkpoint.notes, *notes))
 
 
-def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None) -> Model:
+def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None, *, readable: bool = True) -> Model:
     """See `arch.convert`."""
     match = matched(checkpoint, family)
     config, rows = match.config, match.embedding_rows
     check_assumptions(family, config)
+    settled = [*settle_output(family, config, match.targets, readable=readable)]
+    settled += settle_biases(family.name, config, match.targets) if readable else []
     tokenizer = read_tokenizer(checkpoint, rows=rows, pre=pre, chains=family.chains, config=config)
     vocabulary = tokenizer.used if family.crop_embedding else rows
-    notes = [*match.notes]
+    notes = [*match.notes, *settled]
+    if config.get("vocab_size") not in (None, rows):
+        notes.append(note("vocab_size and rows", stated=described(config["vocab_size"]), rows=rows))
     if vocabulary < rows:
         notes.append(f"{rows - vocabulary} rows of the embedding have no token: left out")
     tensors = build_tensors(match, vocabulary)
@@ -129,20 +137,19 @@ def model_of(
         files=tuple(map(str, checkpoint.files)),
         fingerprint=checkpoint.fingerprint,
         notes=tuple(notes),
+        config=checkpoint.config,
     )
 
 
-def full_config(family: Family, config: Mapping[str, Any]) -> JsonObject:
-    """config.json with a nested text model lifted out and the values that may be left out filled in.
+def full_config(family: Family, flat: JsonObject, rotary: Rotary) -> JsonObject:
+    """config.json with the values that may be left out filled in.
 
     Rotary parameters appear at the top whichever version of transformers wrote the file.
     """
-    flat = {**config, **JsonObject(config, CONFIG).section("text_config")}
-    shared, _ = parameters(JsonObject(flat, CONFIG))
-    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        if shared.get(name) is not None:
-            flat[name] = shared[name]
     filled = {**family.defaults, **flat}
+    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        if rotary.shared.get(name) is not None:
+            filled[name] = rotary.shared[name]
     for name in ("num_key_value_heads", "rope_theta"):
         if filled.get(name) is None and name in family.defaults:
             filled[name] = family.defaults[name]
@@ -224,8 +231,7 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
             f"are not part of a {family.name} model: {listed}",
             "Nothing is dropped in silence: merge adapters first, or take the plain checkpoint.",
         )
-    notes = [f"{len(dropped)} tensors of the vision part are left out: only the text model is converted"]
-    return targets, notes if dropped else []
+    return targets, [note("a projector", count=len(dropped))] if dropped else []
 
 
 def build_tensors(match: Matched, vocabulary: int) -> tuple[Tensor, ...]:
@@ -243,7 +249,6 @@ def build_tensors(match: Matched, vocabulary: int) -> tuple[Tensor, ...]:
     targets = sorted(match.targets, key=place)
     check_layers(match.config, targets)
     check_complete(family, targets)
-    drop_tied_output(match, targets)
     tensors = []
     for target in targets:
         rule, sources = match.targets[target]
@@ -263,7 +268,8 @@ def check_layers(config: JsonObject, targets: Iterable[str]) -> None:
     wrong = set(range(count)) ^ set(names)
     if wrong:
         reason = f"config.json promises {count} layers, the tensors have {len(names)}"
-        raise SourceError(f"layer {min(wrong)}", reason, FETCH_AGAIN)
+        way_out = f"Fetch it again; if it was made with {len(names)}, set num_hidden_layers to that."
+        raise SourceError(f"layer {min(wrong)}", reason, way_out)
     everywhere = set().union(*names.values())
     for layer in sorted(names):
         if names[layer] != everywhere:
@@ -281,21 +287,6 @@ def check_complete(family: Family, targets: Iterable[str]) -> None:
         if rule.target.endswith(".weight") and rule.target not in present:
             reason = f"is missing: a {family.name} model has it as {rule.target}"
             raise SourceError(f"tensor {rule.source}", reason, FETCH_AGAIN)
-
-
-def drop_tied_output(match: Matched, targets: list[str]) -> None:
-    """A tied model's output matrix is its embedding: llama.cpp takes it from there."""
-    tied = match.config.get("tie_word_embeddings", False)
-    if tied and OUTPUT in targets:
-        targets.remove(OUTPUT)
-    elif not tied and OUTPUT not in targets:
-        reason = "is missing, and config.json does not say that it is tied to the embedding"
-        raise SourceError("tensor lm_head.weight", reason, FETCH_AGAIN)
-    elif OUTPUT in targets:
-        head, rows = match.targets[OUTPUT][1][0].shape, match.embedding_rows
-        if head[:1] != (rows,):
-            reason = f"has shape {list(head)}, which are not the embedding's {rows} rows"
-            raise SourceError("tensor lm_head.weight", reason, FETCH_AGAIN)
 
 
 def constant(name: str, values_C: Floats) -> Tensor:

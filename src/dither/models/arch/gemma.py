@@ -2,7 +2,7 @@
 
 Gemma 2 caps attention scores and logits by tanh (Gemma Team 2024, arXiv:2408.00118, section 2); Gemma 3
 drops the caps for norms on queries and keys, and rotates its local layers with a base of their own
-(arXiv:2503.19786, section 2).  The embedding is the output matrix in both, scaled on its way in.
+(arXiv:2503.19786, section 2).  The embedding, scaled on its way in, is the output matrix in both.
 llama.cpp derives which layers are local, and the scale of attention scores, from the shape alone: both
 are held against config.json.  A multimodal Gemma 3 checkpoint gives up its text model; its eyes stay
 behind.
@@ -65,7 +65,6 @@ def built_in_3(config: Config) -> Config:
 BUILT_IN = {
     "hidden_activation": "gelu_pytorch_tanh",
     "partial_rotary_factor": 1.0,
-    "tie_word_embeddings": True,
     "use_bidirectional_attention": False,
     "attention_bias": False,
 }
@@ -80,7 +79,7 @@ FAMILIES = (
         feeds=feeds(usual.DENSE_FEEDS, NORM_FEEDS),
         keys=keys(usual.COMMON_KEYS, WINDOW, SOFTCAPS),
         defaults=DEFAULTS_2,
-        assumes=BUILT_IN,
+        assumes={**BUILT_IN, "tie_word_embeddings": True},  # llama.cpp has room for no other output matrix
         assumes_of=partial(built_in, every=2, widest=46),
         window_period=2,
         scaled_embedding=True,

@@ -21,4 +21,10 @@ LLAMA = usual.DECODER.variant(
     scalings=("linear", "yarn", "dynamic", "llama3", "longrope"),
 )
 
-FAMILIES = (replace(LLAMA, architectures=("LlamaForCausalLM", "LLaMAForCausalLM")),)
+FAMILIES = (
+    replace(
+        LLAMA,
+        architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
+        defaults={**LLAMA.defaults, "attention_bias": False, "mlp_bias": False},
+    ),
+)

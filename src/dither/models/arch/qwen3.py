@@ -20,7 +20,7 @@ FAMILIES = (
         arch="qwen3",
         rules=rules(usual.EMBEDDING, usual.NORMS, usual.ATTENTION, usual.HEAD_NORMS, usual.FEED_FORWARD, usual.HEAD),
         feeds=feeds(usual.DENSE_FEEDS, usual.HEAD_NORM_FEEDS),
-        defaults={"head_dim": 128},
+        defaults={"head_dim": 128, "attention_bias": False},
     ),
     QWEN2.variant(
         "Qwen3-MoE",
@@ -32,7 +32,7 @@ FAMILIES = (
         ),
         feeds=feeds(usual.EXPERT_FEEDS, usual.HEAD_NORM_FEEDS),
         keys=keys(usual.COMMON_KEYS, usual.EXPERT_KEYS, "expert_feed_forward_length <- moe_intermediate_size [u32]"),
-        defaults={"num_experts_per_tok": 8, "norm_topk_prob": False, "decoder_sparse_step": 1},
+        defaults={"attention_bias": False, "num_experts_per_tok": 8, "norm_topk_prob": False, "decoder_sparse_step": 1},
         # Every layer has experts there, and the chosen experts' weights are scaled to add up to one.
         assumes={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     ),

@@ -1,8 +1,7 @@
 """Rotary position embedding: how a config.json scales it, and how a GGUF says the same.
 
-transformers 4 kept `rope_theta` and `rope_scaling` apart, transformers 5 has one `rope_parameters`, by
-kind of layer where local and global layers differ.  GGUF knows three schemes by name (linear, yarn,
-longrope) and takes any other that is a factor per frequency as a tensor:
+Which of config.json's spellings counts is settled in `rope_config`.  GGUF knows three schemes by name (linear,
+yarn, longrope) and takes any other that is a factor per frequency as a tensor:
 
     linear    positions divided by a factor (Chen et al. 2023, arXiv:2306.15595)
     yarn      frequencies interpolated by their wavelength, scores scaled (Peng et al. 2023, arXiv:2309.00071)
@@ -21,6 +20,8 @@ import numpy as np
 
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
+from dither.models.arch.rope_config import Rotary
+from dither.models.contradictions import note
 from dither.models.json_object import JsonObject, described
 from dither.types import Floats
 
@@ -36,27 +37,13 @@ class Rope:
     notes: tuple[str, ...] = ()
 
 
-def parameters(config: JsonObject) -> tuple[JsonObject, JsonObject]:
-    """Both generations' spellings as one object for global layers, and one for local layers."""
-    stored = config.section("rope_parameters") or config.section("rope_scaling")
-    local = stored.section("sliding_attention")
-    shared = dict(stored.section("full_attention") or ({} if local else stored))
-    shared.setdefault("rope_type", shared.get("type") or "default")
-    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        if config.get(name) is not None:
-            shared.setdefault(name, config[name])
-    if not local and config.get("rope_local_base_freq") is not None:
-        local = JsonObject({"rope_theta": config["rope_local_base_freq"]}, config.thing)
-    return JsonObject(shared, config.thing), local
-
-
-def rope_of(config: JsonObject, head_dim: int, scalings: tuple[str, ...], family: str) -> Rope:
+def rope_of(settled: Rotary, config: JsonObject, head_dim: int, scalings: tuple[str, ...], family: str) -> Rope:
     """What a GGUF must say about rotary embedding.
 
     `scalings` are the kinds that llama.cpp can compute in this architecture.  Raises UnsupportedError
     for any other, SourceError where a scheme's numbers are missing.
     """
-    shared, local = parameters(config)
+    shared, local = JsonObject(settled.shared, config.thing), JsonObject(settled.local, config.thing)
     kind = shared.text("rope_type") or "default"
     kind = "longrope" if kind == "su" else kind
     if kind != "default" and kind not in scalings:
@@ -132,12 +119,14 @@ def llama3_factors(shared: JsonObject, dimensions: int) -> Floats:
 
 def _longrope(metadata: dict[str, Field], shared: JsonObject, config: JsonObject, dimensions: int) -> Rope:
     original = int(shared.positive("original_max_position_embeddings"))
-    attention = 1.0
+    ratio = config.given("max_position_embeddings") / original
+    notes: tuple[str, ...] = ()
+    scale = ratio if shared.get("factor") is None else shared.positive("factor")
+    attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 and original > 1 else 1.0
     if shared.get("attention_factor") is not None:
         attention = shared.positive("attention_factor")
-    elif config.given("max_position_embeddings") > original > 1:
-        scale = config["max_position_embeddings"] / original
-        attention = math.sqrt(1 + math.log(scale) / math.log(original))
+    elif not math.isclose(scale, ratio):
+        notes = (note("longrope factor", factor=f"{scale:g}", ratio=f"{ratio:g}"),)
     metadata |= {
         "rope.scaling.type": string("longrope"),
         "rope.scaling.original_context_length": u32(original),
@@ -150,4 +139,4 @@ def _longrope(metadata: dict[str, Field], shared: JsonObject, config: JsonObject
             reason = f"{length}_factor has {factors.size} numbers, not {dimensions // 2}"
             raise SourceError("config.json", reason, _WAY_OUT)
         tensors[f"rope_factors_{length}.weight"] = factors
-    return Rope(metadata, tensors)
+    return Rope(metadata, tensors, notes)

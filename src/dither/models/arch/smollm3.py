@@ -11,8 +11,9 @@ from dither.models.arch.llama import LLAMA
 
 
 def built_in(config: Config) -> Config:
-    """transformers marks a rotated layer with 1."""
-    return {"no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(config["num_hidden_layers"])]}
+    """transformers marks a rotated layer with 1; without marks it counts by the interval."""
+    marked = {"no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(config["num_hidden_layers"])]}
+    return marked if config.get("no_rope_layers") else {**marked, "no_rope_layer_interval": 4}
 
 
 FAMILIES = (
@@ -26,6 +27,8 @@ FAMILIES = (
             "tie_word_embeddings": True,
             "num_key_value_heads": 4,
             "no_rope_layer_interval": 4,
+            "attention_bias": False,
+            "mlp_bias": False,
         },
         assumes={"use_sliding_window": False},
         assumes_of=built_in,

@@ -5,7 +5,7 @@ training rounding all walk the same path: embed the tokens, run every sequence t
 run block 1, …, and end at the head.
 
     metadata.py  an architecture's keys, checked as they are read
-    config.py    GGUF's metadata → the configuration that transformers builds the network from
+    config.py    a checkpoint's config.json, or GGUF's metadata → the configuration that transformers builds from
     rotary.py    GGUF's rotary embedding → transformers' parameters of it
     llama3.py    Llama 3.1's scaling found again in its factors
     restore.py   GGUF's tensors → the parameters of transformers' modules, and back

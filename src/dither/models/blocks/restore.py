@@ -14,12 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from dither.errors import SourceError, UnsupportedError
-from dither.formats.tensor_names import EMBEDDING, OUTPUT
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, in_every_block
 from dither.models.arch.changes import UNCHANGED, Change
 from dither.models.arch.family import EXPERT, LAYER, Family
 from dither.models.arch.recognize import PLAIN
@@ -129,7 +130,10 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
         shapes |= dict(zip(restored.tensors, restored.shapes(), strict=True))
     if OUTPUT in found:
         shapes[OUTPUT] = shapes[EMBEDDING]
+    kinds = {in_every_block(name) for name in found}
     for name, shape in shapes.items():
+        if name.endswith(".bias") and in_every_block(name) not in kinds:  # of some matrices and not of others
+            found[name] = zeros(name, shape)
         if name not in found:
             raise SourceError(f"tensor {name}", "is missing", _WAY_OUT)
         if found[name].shape != shape:
@@ -139,6 +143,11 @@ def tensors_by_name(model: Model, plans: Iterable[Restored]) -> dict[str, Tensor
     if unknown:
         raise UnsupportedError(f"tensor {shown(unknown[0])}", "is taken by no parameter of the network", PLAIN)
     return found
+
+
+def zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A vector that is stored nowhere."""
+    return Tensor(name, shape, "F32", 4 * prod(shape), lambda start, stop: np.zeros((stop - start, *shape), np.float32))
 
 
 def fill(view: torch.Tensor, tensor: Tensor, change: Change = UNCHANGED) -> None:

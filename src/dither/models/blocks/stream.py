@@ -36,7 +36,7 @@ def open_blocks(model: Model, *, device: str, dtype: str) -> Blocks:
     configured = configure(model)
     config = configured.config
     softcap = getattr(config, "attn_logit_softcapping", None)
-    with refusals_told(), torch.device("meta"):
+    with refusals_told(model), torch.device("meta"):
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config,
             # torch's fused attention knows no softcap; without one it is as exact and needs no T × T scores

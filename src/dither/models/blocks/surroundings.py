@@ -22,8 +22,9 @@ class Surroundings:
         config = skeleton.config
         self._rotary = rotary_embedding(skeleton).to(device)
         self._by_kind = "full_attention" in config.rope_parameters
-        self._kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         self._window = getattr(config, "sliding_window", None)
+        every = "sliding_attention" if self._window else "full_attention"
+        self._kinds = getattr(config, "layer_types", None) or [every] * config.num_hidden_layers
         self._is_implied = config._attn_implementation == "sdpa"  # fused attention is causal without a mask
         self._like = torch.empty(0, device=device, dtype=dtype)
         self._length = 0

@@ -14,12 +14,15 @@ codes would pass for weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from math import prod
 from typing import TypeAlias
 
 from dither.errors import FormatError, UnsupportedError
 from dither.models import fp8
+from dither.models.contradictions import note
 from dither.models.packed import float8
 from dither.models.packed.matrix import Joined
 from dither.models.packed.settings import WAY_OUT, Quantization
@@ -31,6 +34,11 @@ Join: TypeAlias = Callable[[Mapping[str, PlainTensor], Quantization], list[Joine
 
 __path__ = room_path(__path__, __name__)
 _AT_RUN_TIME = (*fp8.ACTIVATION_SCALES, "input_zero_point", "output_zero_point", "input_global_scale")
+# Of attention's cache, wherever layers are dense too: at the layer itself, or at the matrix that fills the cache.
+_OF_CACHES = re.compile(
+    r".*\.(self_attn|attn|attention|[qkv]_proj|qkv_proj)\.([qkv]|kv|prob|[qkv]_cache|kv_cache)_(scale|zero_point)"
+)
+_MOST_SCALES = 2**16  # numbers in one; per head, or for the whole layer
 
 
 @cache
@@ -49,6 +57,18 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple
     Raises UnsupportedError for a method that nothing here reads, FormatError where parts do not fit.
     """
     _refuse_unmarked(stored)
+    of_caches = {name for name, tensor in stored.items() if _is_of_cache(name, tensor)}
+    tensors, notes = _joined({name: tensor for name, tensor in stored.items() if name not in of_caches}, found)
+    if of_caches:
+        notes.append(note("scales of a cache", count=len(of_caches)))
+    return tensors, notes
+
+
+def _is_of_cache(name: str, tensor: PlainTensor) -> bool:
+    return _OF_CACHES.fullmatch(name) is not None and prod(tensor.shape) <= _MOST_SCALES
+
+
+def _joined(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple[dict[str, StoredTensor], list[str]]:
     if found is None:
         return float8.join(stored, None)
     if found.method not in readers():
@@ -66,6 +86,7 @@ def join(stored: Mapping[str, PlainTensor], found: Quantization | None) -> tuple
             reason = "is there as it is and again in quantized parts"
             raise FormatError(f"tensor {shown(weight.tensor.name)}", reason, WAY_OUT)
         tensors[weight.tensor.name] = weight.tensor
+    notes += found.notes
     if joined:
         kinds = ", ".join(sorted({weight.tensor.dtype for weight in joined}))
         notes.insert(0, f"{len(joined)} tensors are quantized ({kinds}): de-quantized as they are read")

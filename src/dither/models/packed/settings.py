@@ -10,12 +10,14 @@ nested repeats are refused, and the number of choices and the length of names ar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from dither.errors import FormatError, UnsupportedError
+from dither.models.contradictions import note
+from dither.models.json_object import described
 from dither.system.text import shown
 
 WAY_OUT = "Take the model it was made from, in bf16."
@@ -25,6 +27,10 @@ MAX_REPEATS = 5  # unbounded ones in a pattern
 MAX_CHOICES = 8  # optional things and groups of alternatives
 _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _MODELOPT = "hf_quant_config.json"
+_ALSO_CALLED = {
+    "bits": ("bits", "w_bit"), "group_size": ("group_size", "q_group_size"), "sym": ("sym",), "desc_act": ("desc_act",),
+    "zero_point": ("zero_point",), "version": ("version",), "quant_algo": ("quant_algo",),
+}  # fmt: skip
 _ESCAPED_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
@@ -35,6 +41,7 @@ class Quantization:
     method: str
     config: Mapping[str, Any]
     thing: str
+    notes: tuple[str, ...] = ()
 
     def text(self, *keys: str) -> str:
         """The first of these that is there, in lower case; "" where none is."""
@@ -58,7 +65,8 @@ def read_quantization(
     if found:
         if not isinstance(found, dict):
             raise FormatError(thing, "quantization_config is not an object", "Fetch config.json again.")
-        return Quantization(str(found.get("quant_method") or "of an unnamed kind").lower(), found, thing)
+        method = str(found.get("quant_method") or "of an unnamed kind").lower()
+        return Quantization(method, found, thing, tuple(_contradicted(method, found, read_json)))
     for name, method in _BESIDE.items():
         beside = read_json(name)
         if beside is not None:
@@ -70,6 +78,33 @@ def read_quantization(
     if isinstance(inner, dict) and inner.get("quant_algo"):
         return Quantization("modelopt", inner, thing.removesuffix("config.json") + _MODELOPT)
     return None
+
+
+def _contradicted(
+    method: str, found: Mapping[str, Any], read_json: Callable[[str], Mapping[str, Any] | None]
+) -> Iterator[str]:
+    """Notes on files beside config.json that tell of another quantization than it does."""
+    for name in (*_BESIDE, _MODELOPT):
+        beside = read_json(name)
+        inner = (beside or {}).get("quantization") if name == _MODELOPT else beside
+        if not isinstance(inner, Mapping):
+            continue
+        theirs = _told(inner, {_MODELOPT: "modelopt"}.get(name) or _BESIDE[name])
+        ours = _told(found, method)
+        differing = [key for key in theirs if key in ours and theirs[key] != ours[key]]
+        if differing:
+            said = [", ".join(f"{key} {described(told[key])}" for key in differing) for told in (theirs, ours)]
+            yield note("quantization twice", file=name, theirs=said[0], ours=said[1])
+
+
+def _told(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The settings that two descriptions may share, under one name each."""
+    found = {"method": str(config.get("quant_method") or config.get("method") or method).lower()}
+    for key, names in _ALSO_CALLED.items():
+        value = next((config[name] for name in names if config.get(name) is not None), None)
+        if value is not None:
+            found[key] = value
+    return found
 
 
 def whole(config: Mapping[str, Any], key: str, thing: str, default: int | None = None) -> int | None:

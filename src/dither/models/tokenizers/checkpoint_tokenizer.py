@@ -17,8 +17,10 @@ from dither.errors import SourceError, UnsupportedError, UsageError
 from dither.formats.ggml import Field, ValueType, array, boolean, string, u32
 from dither.formats.mapped import MappedFile
 from dither.models.checkpoint import Checkpoint
+from dither.models.contradictions import note
 from dither.models.json_object import JsonObject, described
 from dither.models.tokenizers import byte_level, sentencepiece
+from dither.models.tokenizers.ends import more_ends
 from dither.models.tokenizers.pre import Chain
 from dither.models.tokenizers.templates import read_templates, template_fields
 from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenList, added_tokens, padded
@@ -27,11 +29,6 @@ from dither.models.tokenizers.vocabulary import AddedToken, Token, TokenList, ad
 SPECIAL = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls",
     "mask": "mask",
-}  # fmt: skip
-# Texts that llama.cpp takes for an end of generation by themselves.
-KNOWN_ENDS = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
-    "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>",
 }  # fmt: skip
 
 
@@ -91,13 +88,15 @@ def read_tokenizer(
     beyond = [number for number in vocabulary.tokens if number >= rows]
     notes = list(vocabulary.notes)
     if beyond:
-        notes.append(f"{len(beyond)} tokens lie beyond the embedding's {rows} rows: left out")
+        notes.append(note("rows and tokens", count=len(beyond), rows=rows))
     listed = padded(vocabulary.tokens, rows)
     ids = {token.text: number for number, token in enumerate(listed)}
     by_text, generation = map(checkpoint.document, ("special_tokens_map.json", "generation_config.json"))
     sources = [settings, by_text, config, generation]  # transformers' order
     special = {**vocabulary.special, **dict(_special_ids(sources, ids, rows))}
-    special |= _more_ends(sources, special, listed)
+    ends, told = more_ends(generation, [config, by_text, settings], special, listed)
+    special |= ends
+    templates, differing = read_templates(checkpoint.folder, settings)
     if vocabulary.model == "gpt2":  # where llama.cpp takes token 11 for both ends of a text unless told otherwise
         if "eos" not in special:
             way_out = "Put eos_token into tokenizer_config.json."
@@ -112,9 +111,9 @@ def read_tokenizer(
         special=special,
         add_bos=around["bos"],
         add_eos=around["eos"],
-        templates=read_templates(checkpoint.folder, settings),
+        templates=templates,
         swallows_space=any(token.rstrip for token in added.values()),
-        notes=(*notes, *contradictions),
+        notes=(*notes, *contradictions, *told, *differing),
     )
 
 
@@ -172,16 +171,6 @@ def _special_ids(sources: list[JsonObject], ids: Mapping[str, int], rows: int) -
 def _first(value: Any) -> int | None:
     items = value if isinstance(value, list) else [value]
     return next((item for item in items if isinstance(item, int) and not isinstance(item, bool)), None)
-
-
-def _more_ends(sources: list[JsonObject], special: Mapping[str, int], listed: list[Token]) -> dict[str, int]:
-    """Further ends of generation that llama.cpp would not know by their text: it has room for two."""
-    # generation_config.json first: generation is its business
-    values = [source.get("eos_token_id") for source in reversed(sources)]
-    ends = [end for value in values if isinstance(value, list) for end in value if isinstance(end, int)]
-    fitting = [end for end in dict.fromkeys(ends) if 0 <= end < len(listed) and end != special.get("eos")]
-    unknown = [end for end in fitting if listed[end].text not in KNOWN_ENDS]
-    return dict(zip(("eot", "eom"), unknown, strict=False))
 
 
 def _added_around(

@@ -23,7 +23,8 @@ from typing import Any
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, ValueType
 from dither.models.arch.naming import PHI_3, PHI_3_TOKENS
-from dither.models.tokenizers.checkpoint_tokenizer import KNOWN_ENDS, SPECIAL
+from dither.models.tokenizers.checkpoint_tokenizer import SPECIAL
+from dither.models.tokenizers.ends import KNOWN_ENDS
 from dither.models.tokenizers.pre import ADDS_BOS, ALIASES, Chain, chain_of, components
 from dither.models.tokenizers.templates import KEY as TEMPLATE
 from dither.models.tokenizers.vocabulary import TokenType
