@@ -72,7 +72,8 @@ def read_bytes(path: Path, limit: int, way_out: str) -> bytes:
         if path.exists() and not path.is_file():
             raise SourceError(str(path), "is no regular file", way_out)
         with path.open("rb") as file:
-            raw = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(min(size, limit) + 1)  # read() allocates what it is asked for before it reads
     except OSError as error:
         raise SourceError(str(path), f"cannot be read ({error.strerror})", way_out) from None
     if len(raw) > limit:
