@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
-.PHONY: demo test check bench bench-quality bench-gpu bench-serve format clean
+.PHONY: demo test check bench bench-quality bench-gpu bench-serve campaign format clean
 
 demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of types and let each file write
 	$(BIN)/dither demo
@@ -71,6 +71,9 @@ bench-gpu: $(VENV)/.tested      ## what files for GPUs lose beside their own too
 bench-serve: $(VENV)/.tested    ## what serving costs beside the engine alone, and what it stands for two minutes
 	$(BIN)/python benchmarks/serve_overhead.py --rounds 41 --save serve_overhead
 	$(BIN)/python benchmarks/serve_load.py --clients 64 --seconds 120 --save serve_load
+
+campaign: $(VENV)/.tested       ## try to break it for an hour: kills, faults, hostile bytes, the server; into docs/trust.md
+	$(BIN)/python tools/campaign/all.py --minutes 55
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .
