@@ -340,7 +340,7 @@ def _evidence_arrays(folder: Path) -> tuple[list[bytes], Run]:
 TEMPLATES = [
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "{%- set ns = namespace(x=0) -%}{% for m in messages %}{% set ns.x = ns.x + 1 %}{{ m['content'] | trim }}{% endfor %}",
+    "{%- set ns = namespace(x=0) -%}{% for m in messages %}{% set ns.x = ns.x + 1 %}{{ m.content | trim }}{% endfor %}",
     "{% macro f(x) %}{{ x | tojson }}{% endmacro %}{{ f(messages[0]) }}{{ raise_exception('no') if not messages }}",
     "{{ ''.__class__.__mro__ }}{{ 'a' * 3 }}{{ strftime_now('%Y') }}{{ messages | length }}",
 ]
