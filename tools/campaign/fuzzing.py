@@ -79,7 +79,7 @@ class Watch:
         self.executions += 1
         if found:
             self._keep(found if taken <= MOST_SECONDS else "takes too long", data, found)
-        if found or time.monotonic() > self._saved + 1:
+        if found or not self.executions % 10_000 or time.monotonic() > self._saved + 1:
             self.save()
 
     def _keep(self, kind: str, data: bytes, said: str) -> None:
