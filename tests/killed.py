@@ -24,3 +24,21 @@ def killed(script: str, moment: int, *given: object) -> None:
     dies when it advances for the `moment`th time."""
     words = [sys.executable, "-c", KILLER + script, str(moment), *map(str, given)]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+
+
+STEPS = """
+import os, signal, sys
+left = int(sys.argv[1])
+def hook(event, _):
+    global left
+    left -= event in {names}
+    if event in {names} and left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+
+
+def killed_at_step(names: tuple[str, ...], step: int, script: str, *given: object) -> None:
+    """Runs a script that dies just before its `step`th audited event (`sys.addaudithook`) of these names."""
+    words = [sys.executable, "-c", STEPS.format(names=names) + script, str(step), *map(str, given)]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import dither
 from dither.containers.journal import PartFile
 from dither.errors import OutputError
-from killed import killed
+from killed import killed, killed_at_step
 
 pytestmark = pytest.mark.slow  # real processes or engines: `make test` runs it, `make check` does not
 
@@ -182,3 +183,56 @@ def test_a_lock_on_a_journal_that_was_taken_away_guards_nothing(tmp_path: Path) 
         with pytest.raises(OutputError, match="another run"):
             PartFile(target, 8, "work")
     assert not list(tmp_path.iterdir())
+
+
+def steps_of(model: Path, to: str, target: Path, force: bool) -> list[str]:
+    """What a run does to names on the disk, in order."""
+    seen: list[str] = []
+
+    def hook(event: str, _arguments: object) -> None:
+        if event in NAMES and watching:
+            seen.append(event)
+
+    watching = True
+    sys.addaudithook(hook)  # it cannot be taken away, but it may stop to look
+    dither.quantize(model, to, target, force=force)
+    watching = False
+    return seen
+
+
+@pytest.mark.parametrize(("to", "name", "old"), [("Q8_0", "m.gguf", None), ("fp8", "m", None), ("fp8", "m", "nf4")])
+def test_killed_at_any_change_of_a_name_the_old_or_the_new_stands_whole(
+    checkpoint: Path, tmp_path: Path, to: str, name: str, old: str | None
+) -> None:
+    """Before a rename, and before one of the last steps: the same command must end with nothing but its result."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    if old:
+        dither.quantize(checkpoint, old, whole / name)
+    steps = steps_of(checkpoint, to, whole / name, force=bool(old))
+    renames = [number for number, event in enumerate(steps, 1) if event == "os.rename"]
+    wanted = contents(whole)
+    for step in sorted({*renames[-2:], len(steps) - 1, len(steps)}):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        if old:
+            dither.quantize(checkpoint, old, folder / name)
+        before = contents(folder)
+        killed_at_step(NAMES, step, STEPWISE, checkpoint, to, folder / name, bool(old))
+        now = {path: data for path, data in contents(folder).items() if path.split("/")[0] == name}
+        aside = {path for path in contents(folder) if path.startswith(f"{name}.replaced/")}
+        assert now in (wanted, before) or (len(aside) == len(before) and not now)
+        with contextlib.suppress(OutputError):  # "exists already", where all was done
+            dither.quantize(checkpoint, to, folder / name, force=bool(old))
+        assert contents(folder) == wanted
+
+
+NAMES = ("os.rename", "os.remove", "os.rmdir")
+STEPWISE = """
+import dither
+dither.quantize(sys.argv[2], sys.argv[3], sys.argv[4], force=sys.argv[5] == "True")
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -3,7 +3,8 @@
     DitherError            anything that stops the work (the command line exits with 1)
     ├── UsageError         the request itself makes no sense (exits with 2)
     ├── SourceError        a model that cannot be read: missing, unsafe, inconsistent
-    │   └── FormatError    a file whose bytes contradict themselves or its own size
+    │   ├── FormatError    a file whose bytes contradict themselves or its own size
+    │   └── UnreadableError  a file that the system cannot read now, and may be able to later
     ├── UnsupportedError   well-formed, but nothing here knows how to handle it
     └── OutputError        the result cannot be written: disk, permissions, a clash of names
 
@@ -36,6 +37,10 @@ class SourceError(DitherError):
 
 
 class FormatError(SourceError):
+    pass
+
+
+class UnreadableError(SourceError):
     pass
 
 

@@ -94,3 +94,14 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPa
         assert cache_folder() == tmp_path / ".cache" / "dither"
         monkeypatch.setattr("platform.system", lambda: "Darwin")
         assert cache_folder() == tmp_path / "Library" / "Caches" / "dither"
+
+
+def test_what_a_killed_process_left_beside_a_file_goes(tmp_path: Path) -> None:
+    """That of a living one, which is still writing it, stays; so does what only looks alike."""
+    dead = 2**22 + 1  # more than any process's number
+    place = tmp_path / "a.json"
+    kept = [f"a.json.{os.getppid()}.part", "b.json.part", f"a.json.{dead}.part.txt", "a.json.x.part"]
+    for name in (*kept, f"a.json.{dead}.part"):
+        (tmp_path / name).write_bytes(b"half")
+    replace(place, b"whole", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.json", *kept])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from dither.errors import OutputError
 from dither.measuring.calibration_folder import RUN, Folder
 
 HALF_WRITTEN = ("blk.0.npz.4711.part", "tokens.npz.part", "imatrix.gguf.12.part", "evidence.json.12.part")
@@ -30,3 +33,13 @@ def test_ending_takes_it_away(tmp_path: Path) -> None:
         assert (folder.path / RUN).is_file()
         folder.tidy()
         assert [path.name for path in folder.path.iterdir()] == ["blk.0.npz"]
+
+
+def test_what_a_run_left_that_was_killed_after_its_last_line_goes(tmp_path: Path) -> None:
+    """The manifest says that the evidence is whole: states to go on from are gigabytes for nothing."""
+    folder = left_by_killed_runs(tmp_path / "e")
+    for name in ("evidence.json", RUN, "hidden.2.npy", "back.0.npy"):
+        (folder / name).write_bytes(b"{}")
+    with pytest.raises(OutputError, match="holds evidence already"):
+        Folder(folder, force=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["blk.0.npz", "evidence.json"]

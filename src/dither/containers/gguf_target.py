@@ -10,6 +10,7 @@ from typing import Any
 
 from dither.codecs import all_codecs, codec
 from dither.containers.gguf import GGUFOutput, can_hold, reserved, reserved_numbers
+from dither.containers.journal import remove_left_over
 from dither.containers.mix import Mix, MixTensor, Options, make_mix
 from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, output_metadata, recipe_json
@@ -39,6 +40,7 @@ class GGUFTarget:
         if path.is_dir() or inside:
             path = path / named
         if path.exists() and not force:
+            remove_left_over(path)
             raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
         return path
 

@@ -29,6 +29,7 @@ from dither.units import format_bytes
 
 _SYNC_BYTES = 64 * 2**20  # unfinished work that a crash may cost
 _SYNC_SECONDS = 5.0
+_LONGEST_LINE = 4096  # of a journal's first
 CONTINUES = "Mend that and run the same command again: it continues where it can."
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
@@ -185,7 +186,7 @@ class PartFile:
             folder = os.open(self.target.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
-        self.journal.unlink()
+        self.journal.unlink(missing_ok=True)
 
     def _publish(self) -> None:
         """The part takes the target's place."""
@@ -216,6 +217,16 @@ class PartFile:
 def unfinished(target: Path) -> tuple[Path, Path]:
     """Where the bytes of an unfinished `target` and their journal are."""
     return target.with_name(target.name + ".part"), target.with_name(target.name + ".part.journal")
+
+
+def remove_left_over(target: Path) -> None:
+    """Takes away the journal of a run that was killed when its result had its name already."""
+    part, journal = unfinished(target)
+    if target.exists() and not part.exists() and journal.is_file() and not journal.is_symlink():
+        with journal.open(encoding="utf-8", errors="replace") as lines:
+            ours = "identity" in _parsed(lines.readline(_LONGEST_LINE).rstrip("\n"))
+        if ours:
+            journal.unlink(missing_ok=True)
 
 
 def _line(record: Mapping[str, Any]) -> str:

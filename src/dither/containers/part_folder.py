@@ -60,16 +60,18 @@ class PartFolder(PartFile):
             shutil.rmtree(self.part)
 
     def _publish(self) -> None:
-        if not self.target.exists():
-            self.part.rename(self.target)
-            return
-        refuse_others(self.target)  # it may have changed since
         aside = self.target.with_name(self.target.name + ".replaced")
-        if aside.exists():  # of a run that was killed here
-            refuse_others(aside)
-            shutil.rmtree(aside)
-        self.target.rename(aside)
+        if self.target.exists():
+            refuse_others(self.target)  # it may have changed since
+            _remove_replaced(aside)
+            self.target.rename(aside)
         self.part.rename(self.target)
+        _remove_replaced(aside)  # now, or left by a run that was killed in between
+
+
+def _remove_replaced(aside: Path) -> None:
+    if aside.is_dir() and not aside.is_symlink():
+        refuse_others(aside)
         shutil.rmtree(aside)
 
 

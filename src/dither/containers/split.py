@@ -135,6 +135,6 @@ def _write(part: SplitPart, source: MappedFile, report: Progress) -> None:
             file.seek(offset)
             for at in range(0, entry.nbytes, _COPIED):
                 size = min(_COPIED, entry.nbytes - at)
-                file.write(source.view(entry.offset + at, size).data)
+                file.write(source.read(entry.offset + at, size).data)
                 report.advance(size, part.path.name)
         file.truncate(part.layout.total)

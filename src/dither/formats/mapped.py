@@ -1,9 +1,13 @@
-"""Files as mapped memory: the operating system pages in what is touched and nothing else.
+"""Model files: headers and packed arrays as mapped memory, rows of weights by reading.
 
-A model file is larger than memory as often as not.  Mapped read-only, its pages belong to the page
-cache: they can be dropped at any moment and never count as memory of our own.  The price is that a
-file truncated by somebody else while it is mapped would kill the process on the next touch, so every
-access first asks the file for its present size.
+A model file is larger than memory as often as not, so nothing here reads one whole.  What is looked into in places
+is mapped read-only: its pages belong to the page cache, can be dropped at any moment and never count as memory of
+our own.  Rows of weights are read into buffers instead.  A file that somebody truncates, or a disk that goes away,
+then is an error with the file's name; touching a mapped page of it would kill the process (SIGBUS).
+
+A file that is replaced by renaming another over it stays readable as it was.  One that is written into is not
+the model that was opened, and half of the old with half of the new is no model at all: every access
+compares size and time of modification with those at opening, reading even afterwards.
 
 Legend: N bytes.
 """
@@ -14,13 +18,14 @@ import hashlib
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from dither.errors import SourceError
+from dither.errors import SourceError, UnreadableError
 from dither.types import Bytes
 
 Buffer: TypeAlias = mmap.mmap | bytes
@@ -39,11 +44,12 @@ class MappedFile:
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise SourceError(str(path), "is not a regular file", "Name a model file.")
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                self.size = status.st_size
-                self.modified_ns = status.st_mtime_ns
-                self.data: Buffer = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
+            self._file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            status = os.fstat(self._file)
+            self.size = status.st_size
+            self.modified_ns = status.st_mtime_ns
+            self.data: Buffer = mmap.mmap(self._file, self.size, access=mmap.ACCESS_READ) if self.size else b""
         except FileNotFoundError:
             raise SourceError(str(path), "no such file", "Check the path.") from None
         except (OSError, ValueError) as error:
@@ -53,13 +59,41 @@ class MappedFile:
     def view(self, offset: int, nbytes: int) -> Bytes:
         """Bytes of the file as a read-only uint8 (N,) array that copies nothing.
 
-        Raises SourceError where the file has been truncated since it was opened.
+        For arrays of which a few places are used; whoever touches them calls `check` afterwards.
+        Raises SourceError where the file has changed since it was opened.
         """
-        present = self.data.size() if isinstance(self.data, mmap.mmap) else self.size
-        if present < self.size:
-            reason = f"shrank from {self.size} to {present} bytes while it was being read"
-            raise SourceError(str(self.path), reason, "Leave the file alone, and start again.")
+        self.check()
         return np.frombuffer(self.data, dtype=np.uint8, count=nbytes, offset=offset)
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """Bytes of the file as a new uint8 (N,) array.
+
+        Raises SourceError where the file has changed since it was opened, UnreadableError where the system
+        cannot read it now.
+        """
+        raw_N, done = np.empty(nbytes, np.uint8), 0
+        try:
+            while done < nbytes and (count := os.preadv(self._file, [raw_N.data[done:]], offset + done)):
+                done += count
+        except OSError as error:
+            reason, way_out = f"cannot be read any more ({error.strerror})", "Check the disk it is on."
+            raise UnreadableError(str(self.path), reason, way_out) from None
+        self.check()
+        return raw_N
+
+    def check(self) -> None:
+        """Raises SourceError where the file is not the one that was opened any more."""
+        try:
+            now = os.fstat(self._file)
+        except OSError as error:  # a network's file that its server does not know any more
+            reason, way_out = f"cannot be read any more ({error.strerror})", "Check the disk it is on."
+            raise UnreadableError(str(self.path), reason, way_out) from None
+        way_out = "Leave the file alone, and start again."
+        if now.st_size < self.size:
+            reason = f"shrank from {self.size} to {now.st_size} bytes while it was being read"
+            raise SourceError(str(self.path), reason, way_out)
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.modified_ns):
+            raise SourceError(str(self.path), "was written to while it was being read", way_out)
 
 
 def fingerprint(parts: Iterable[tuple[MappedFile, int]], others: Iterable[Path] = ()) -> str:

@@ -66,6 +66,8 @@ class Folder(AbstractContextManager["Folder"]):
             raise OutputError(str(self.path), reason, "Choose another folder with -o.")
         if MANIFEST in names:
             if not force:
+                if RUN in names:  # of a run that was killed when all was done but this
+                    self.tidy()
                 raise OutputError(str(self.path), "holds evidence already", "Choose another folder, or give --force.")
             self.clear()
         with suppress(OSError, ValueError):
@@ -106,8 +108,9 @@ class Folder(AbstractContextManager["Folder"]):
     def tidy(self) -> None:
         """Removes what only a continued run would need: this one is finished."""
         (self.path / RUN).unlink(missing_ok=True)
-        for part in self.path.glob("*.part"):  # of runs that were killed while they wrote
-            part.unlink(missing_ok=True)
+        # Of runs that were killed while they wrote, and the states that an interrupted walk would go on from.
+        for left in [*self.path.glob("*.part"), *self.path.glob("hidden.*"), *self.path.glob("back.*")]:
+            left.unlink(missing_ok=True)
         os.fsync(self._lock)
 
     def _ours(self) -> list[Path]:

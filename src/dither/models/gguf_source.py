@@ -15,8 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dither.codecs import all_codecs
 from dither.errors import FormatError, SourceError, UnsupportedError, UsageError
 from dither.formats.ggml import Field, ValueType
@@ -34,18 +32,18 @@ _FETCH_AGAIN = "Fetch every part of the model again."
 
 @dataclass(frozen=True)
 class _StoredRows:
-    """The rows of one tensor in a mapped file."""
+    """The rows of one tensor in a file."""
 
     file: MappedFile
     entry: TensorEntry
 
     def read_raw(self, start: int, stop: int) -> Bytes:
-        """Rows `start` to `stop` as they are stored: a read-only uint8 (stop − start, N) view."""
+        """Rows `start` to `stop` as they are stored, as uint8 (stop − start, N)."""
         rows = prod(self.entry.shape[:-1])
         if not 0 <= start <= stop <= rows:
             raise UsageError(shown(self.entry.name), f"has {rows} rows, not {start} to {stop}")
         row_bytes = self.entry.nbytes // rows
-        raw_N = self.file.view(self.entry.offset + start * row_bytes, (stop - start) * row_bytes)
+        raw_N = self.file.read(self.entry.offset + start * row_bytes, (stop - start) * row_bytes)
         return raw_N.reshape(stop - start, row_bytes)
 
     def read(self, start: int, stop: int) -> Floats:
@@ -57,8 +55,7 @@ class _StoredRows:
         if codec is None:
             thing, reason = f"tensor {shown(self.entry.name)}", f"is stored as {kind}, which cannot be decoded"
             raise UnsupportedError(thing, reason, "Take a GGUF of another type, F16 or BF16 if there is one.")
-        # A copy, because a kernel would be compiled a second time for read-only memory.
-        return codec.decode(np.array(raw_RN))
+        return codec.decode(raw_RN)
 
 
 def open_gguf(path: Path) -> Model:

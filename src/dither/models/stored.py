@@ -108,11 +108,15 @@ class PlainTensor:
     def read_flat(self, start: int, stop: int) -> Floats:
         """Stored numbers `start` to `stop`, in order and unscaled, as a new float32 array."""
         size = safetensors.DTYPE_BITS[self.dtype] // 8
-        raw_N = self._file.view(self._offset + start * size, (stop - start) * size)
+        raw_N = self._file.read(self._offset + start * size, (stop - start) * size)
         return dtypes.to_float32(raw_N, self.dtype)
 
+    def check_file(self) -> None:
+        """Raises SourceError where the file is not the one that was opened any more."""
+        self._file.check()
+
     def raw(self) -> Bytes:
-        """All stored bytes as an array that copies nothing."""
+        """All stored bytes as an array that copies nothing; `check_file` tells afterwards whether they were good."""
         return self._file.view(self._offset, self.nbytes) if self.nbytes else np.empty(0, np.uint8)
 
     def array(self) -> npt.NDArray[Any]:

@@ -25,7 +25,7 @@ from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
 from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
-from dither.errors import DitherError, OutputError, UsageError
+from dither.errors import DitherError, OutputError, UnreadableError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
 from dither.models.arch import feeds
@@ -173,7 +173,7 @@ class _Job:
             self._enliven(work, rewritten, output)
         try:
             work.all()
-        except OutputError:
+        except (OutputError, UnreadableError):  # what was made is good, and the same command goes on with it
             raise
         except DitherError:  # the weights themselves: no later run could continue this one
             output.discard()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ def replacing(
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with writing(path, way_out):
+            _remove_abandoned(path)
             part.unlink(missing_ok=True)
             with part.open("xb") as file:  # never through a link that somebody left under this name
                 yield file
@@ -49,6 +51,25 @@ def replacing(
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Takes away what processes left beside `path` that were killed while they wrote it."""
+    left = re.compile(re.escape(path.name) + r"\.(\d+)\.part")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        match = left.fullmatch(other.name)
+        if match and not _is_alive(int(match[1])) and other.is_file():
+            other.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def make_folder(path: Path, way_out: str) -> None:

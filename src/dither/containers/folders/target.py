@@ -15,6 +15,7 @@ from dither.containers.folders.mix import is_linear, make_folder_mix
 from dither.containers.folders.output import Contents, FolderOutput, stored_as
 from dither.containers.folders.scheme import Scheme, Wish
 from dither.containers.folders.side import checkpoint_config, copies, linear_modules, made_files
+from dither.containers.journal import remove_left_over
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
 from dither.containers.part_output import PartOutput
@@ -54,6 +55,7 @@ class FolderTarget:
             raise OutputError(str(path), "is a file; this container is a folder", "Choose another name.")
         if path.is_dir() and any(path.iterdir()):
             if not force:
+                remove_left_over(path)
                 raise OutputError(str(path), "exists already", "Choose another name with -o, or pass --force.")
             refuse_others(path)
         return path

@@ -33,6 +33,7 @@ class PackedTensor:
     dtype: str  # "int4-g128", "uint4-g128" (with zero points), "int8-channel", "nf4-g64-dq", "MXFP4"
     nbytes: int  # of all parts together
     _unpack: Callable[[int, int], Unpacked] = field(repr=False, compare=False)
+    _check_files: Callable[[], None] = field(repr=False, compare=False)  # that what was unpacked is what was opened
 
     @property
     def columns(self) -> int:
@@ -44,7 +45,9 @@ class PackedTensor:
 
     def read(self, start: int, stop: int) -> Floats:
         with np.errstate(all="ignore"):  # what overflows is infinite, and whoever needs finite weights checks
-            return self._checked(start, stop).values()
+            values_RC = self._checked(start, stop).values()
+        self._check_files()
+        return values_RC
 
     def check_readable(self) -> None:
         """Whatever is packed here can be read."""
@@ -56,7 +59,9 @@ class PackedTensor:
         """
         with np.errstate(all="ignore"):
             weight = self._checked(start, stop)
-            return recode(weight, kind) if isinstance(weight, (Affine, Micro)) else None
+            found_RN = recode(weight, kind) if isinstance(weight, (Affine, Micro)) else None
+        self._check_files()
+        return found_RN
 
     def _checked(self, start: int, stop: int) -> Unpacked:
         check_rows(self, start, stop)
@@ -123,6 +128,10 @@ class Module:
     def wrong(self, reason: str) -> FormatError:
         return FormatError(self.thing, reason, WAY_OUT)
 
+    def _check_files(self) -> None:
+        for tensor in self.tensors.values():
+            tensor.check_file()
+
     def joined(
         self, shape: tuple[int, ...], kind: str, read: Callable[..., Unpacked], suffixes: Sequence[str], **settings: Any
     ) -> Joined:
@@ -137,7 +146,7 @@ class Module:
             return read(arrays, start, stop, **settings)
 
         size = sum(tensor.nbytes for tensor in self.tensors.values())
-        tensor = PackedTensor(f"{self.name}.weight", shape, kind, size, unpack)
+        tensor = PackedTensor(f"{self.name}.weight", shape, kind, size, unpack, self._check_files)
         return Joined(tensor, tuple(part.name for part in self.tensors.values()))
 
 

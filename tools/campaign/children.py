@@ -1,0 +1,168 @@
+"""A command of `dither` as a child that can be killed at a chosen moment.
+
+Most children are forked from a parent that has everything imported and its kernels loaded, so that a run takes what
+the work takes and not the seconds of a start; the child then runs the command line's own `main` in a session of
+its own.  Nothing that computes has run in the parent, so that a child finds no thread pool of another process.
+`Words.fresh` starts a process as a shell does.
+
+Moments are of two kinds.  By the clock: so many seconds after the start.  By the step: just before the n-th change
+of names on the disk (opening for writing, renaming, removing, making a folder, claiming space), as Python's audit
+hooks tell them, which is where a file gets, changes or loses its name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+_STEP_FILE = ".steps"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When, and by which signal; neither seconds nor a step: never."""
+
+    seconds: float | None = None
+    step: int | None = None
+    signal: int = signal.SIGKILL
+    fresh: bool = False  # a process of its own instead of a fork
+
+    def __str__(self) -> str:
+        at = f"step {self.step}" if self.step is not None else f"{self.seconds or 0:.3f} s"
+        return f"{signal.Signals(self.signal).name} at {at}{' of a fresh process' if self.fresh else ''}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`code` is negative where a signal ended it; `steps` are counted where a fork came to its end."""
+
+    code: int
+    seconds: float
+    said: str
+    steps: int = 0
+
+    @property
+    def has_traceback(self) -> bool:
+        return "Traceback (most recent call last)" in self.said
+
+
+def warm() -> None:
+    """Imports what commands import, and loads the kernels; to be called once, before the first fork."""
+    import sentencepiece  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    import dither.cli
+    import dither.measuring.calibrate
+    import dither.measuring.live
+    import dither.planning.sensitivity  # noqa: F401
+    from dither.codecs import all_codecs
+    from dither.quantizing.tensor_pass import prepare
+
+    prepare([name for name in all_codecs() if not name.startswith(("IQ1", "IQ2", "IQ3"))], with_importance=True)
+
+
+def run(words: Sequence[str], folder: Path, moment: Moment = Moment(), limit: float = 300) -> Ended:
+    """`dither WORDS` in `folder`, ended at `moment` with its whole process group, or by itself."""
+    log = folder.parent / f"{folder.name}.log"
+    log.write_bytes(b"")  # whoever is killed at once has said nothing
+    started = time.monotonic()
+    number = _fresh(words, folder, log) if moment.fresh else _fork(words, folder, log, moment)
+    code = _waited(number, started, moment, limit)
+    said = log.read_text(errors="replace")
+    steps = folder.parent / f"{folder.name}{_STEP_FILE}"
+    count = int(steps.read_text() or 0) if steps.exists() else 0
+    return Ended(code, time.monotonic() - started, said, count)
+
+
+def _fresh(words: Sequence[str], folder: Path, log: Path) -> int:
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "dither", *words]
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
+    process.returncode = 0  # it is waited for by its number
+    return process.pid
+
+
+def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    number = os.fork()
+    if number:
+        return number
+    code = 70
+    try:
+        os.setsid()
+        os.chdir(folder)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        steps = _watch_steps(moment)
+        code = _main(words)
+        (folder.parent / f"{folder.name}{_STEP_FILE}").write_text(str(steps[0]))
+    finally:
+        os._exit(code)
+
+
+def _main(words: Sequence[str]) -> int:
+    import traceback
+
+    from dither.cli import app
+
+    try:
+        app(list(words))
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def _watch_steps(moment: Moment) -> list[int]:
+    """Counts steps; where the moment is one of them, that is this process's last."""
+    count, own = [0], os.getpid()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (opened or event in STEPS) and os.getpid() == own:
+            count[0] += 1
+            if count[0] == moment.step:
+                os.killpg(0, moment.signal)
+
+    sys.addaudithook(hook)
+    return count
+
+
+def _waited(number: int, started: float, moment: Moment, limit: float) -> int:
+    """The exit code, as `subprocess` gives it."""
+    sent = moment.seconds is None
+    while True:
+        ended, status = os.waitpid(number, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        now = time.monotonic() - started
+        if not sent and moment.seconds is not None and now >= moment.seconds:
+            sent = True
+            _send(number, moment.signal)
+        if now > limit:
+            _send(number, signal.SIGKILL)
+            raise TimeoutError(f"runs for {limit:.0f} s and longer")
+        time.sleep(0.001)
+
+
+def _send(number: int, which: int) -> None:
+    try:
+        os.killpg(number, which)
+    except ProcessLookupError:  # it ended, or has no session of its own yet
+        os.kill(number, which)
