@@ -70,21 +70,26 @@ def resolved() -> dict[str, dict[str, Any]]:
     return {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in found}
 
 
-def files_for(pins: dict[str, str], tags: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Name → file and hash of its wheel for a platform; a name without one is left out."""
-    asked, files = dict(pins), {}
+def files_for(pins: dict[str, str], tags: Sequence[str], doubtful: set[str]) -> dict[str, tuple[str, str]]:
+    """Name → file and hash of its wheel for a platform; a name without one is left out, and is `doubtful` from then on.
+
+    pip stops at the first package without a wheel, so that those are asked for one by one.
+    """
     words = ["--no-deps", "--only-binary", ":all:", "--python-version", PYTHON, "--implementation", "cp"]
     words += [word for tag in tags for word in ("--platform", tag)]
-    while asked:
-        found, said = pip_report([*words, *(f"{name}=={version}" for name, version in asked.items())])
+    waiting = [[name for name in pins if name not in doubtful], *([name] for name in sorted(doubtful))]
+    files = {}
+    while waiting:
+        names = waiting.pop(0)
+        found, said = pip_report([*words, *(f"{name}=={pins[name]}" for name in names)])
+        files |= {canonicalize_name(item["metadata"]["name"]): _file(item) for item in found}
         missing = _NOT_FOUND.search(said)
         if not found and missing is None:
             raise SystemExit(said[-2000:])
-        if missing is not None:
-            del asked[canonicalize_name(missing[1])]
-            continue
-        files = {canonicalize_name(item["metadata"]["name"]): _file(item) for item in found}
-        break
+        if not found and missing is not None:
+            doubtful.add(canonicalize_name(missing[1]))
+            rest = [name for name in names if name not in doubtful]
+            waiting += [rest] if rest else []
     return files
 
 
@@ -133,7 +138,8 @@ def facts() -> dict[str, Any]:
     pins = {name: metadata["version"].split("+")[0] for name, metadata in sorted(found.items())}
     needs = {name: requires(found[name], list(pins)) for name in pins}
     running = reached(wanted()["runtime"], needs)
-    wheels = {platform: files_for(pins, tags) for platform, tags in PLATFORMS.items()}
+    doubtful: set[str] = set()
+    wheels = {platform: files_for(pins, tags, doubtful) for platform, tags in PLATFORMS.items()}
     packages = []
     for name, version in pins.items():
         files = {platform: wheels[platform][name] for platform in PLATFORMS if name in wheels[platform]}

@@ -8,7 +8,8 @@ It listens on this machine, and every page in every tab of a browser can send re
   says the same of requests that send none.
 - A **token** is asked for when the server is bound to more than this machine: in the address once, then as a
   cookie that scripts cannot read, or as a bearer.
-- Bodies end at a limit and in time, heads too (`web/connection.py`), and every answer carries a content policy that lets the page load and talk to itself alone.
+- Bodies end at a limit and in time, and so do heads (`web/connection.py`).
+- Every answer carries a content policy that lets the page load and talk to itself alone.
 """
 
 from __future__ import annotations
