@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata as metadata_here
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS, LOCK, FACTS = ROOT / "constraints.txt", ROOT / "requirements.lock", ROOT / "tools" / "dependencies.json"
 EXTRAS = ("calibrate", "bnb", "compressed", "tasks", "test", "dev")  # gptq is compiled on the machine that wants it
 PLATFORMS = {
-    "Linux x86-64": ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64"),
+    "Linux x86-64": ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(5, 36))),
     "macOS arm64": ("macosx_15_0_arm64",),
     "Windows x86-64": ("win_amd64",),
 }
 PYTHON = "3.11"
+UNSAID = {"axe-playwright-python": "MIT"}  # no word in its metadata; its LICENSE is this text
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\s=<>!~;]+)")
 
 
@@ -109,6 +112,10 @@ def license_of(metadata: dict[str, Any]) -> str:
     """As the package says it: an SPDX expression, a short text, or its classifiers."""
     text = metadata.get("license_expression") or metadata.get("license") or ""
     told = [c.rsplit(" :: ", 1)[1] for c in metadata.get("classifier", []) if c.startswith("License :: ")]
+    if not text and not told:  # an older pip leaves the expression out: it stands in what is installed
+        with suppress(PackageNotFoundError):
+            here = metadata_here(metadata["name"])
+            text = here.get("License-Expression") or UNSAID.get(metadata["name"], "")
     short = text if text and "\n" not in text and len(text) < 60 else ""
     return short or "; ".join(told) or (text.strip().splitlines()[0][:60] if text.strip() else "")
 

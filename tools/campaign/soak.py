@@ -4,36 +4,35 @@ What a leak of a descriptor or of a hundred bytes a request does shows only over
 users run it, on the bundled model; one client asks every few seconds, in turn: a greedy answer that must be the one
 it gave first, a list that a JSON schema forces to be this request's marker, a stream read to its end, a stream left
 in the middle, a completion, a malformed request.  Memory and open files of server and engine are sampled every 30 s,
-and the slope of a line through the second half says what grows.  The figures are written at every sample, so that a
-run that ends early has said all it saw.
+and the slope of a line through the second half says what grows.  The figures so far are written beside the others at
+every sample, so that a run that ends early has said all it saw: `--from FILE` makes them the row's.
 
-    python tools/campaign/soak.py --hours 2 [--every 4] [--seed 0] [--out FILE]
+    python tools/campaign/soak.py --seconds 7200 --save      (`make soak`; no part of `make campaign`)
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import random
-import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from frame import Ask, Line, Row, main
+
 import dither
 from dither.running.memory import resident_bytes
 
-SAMPLE_SECONDS = 30.0
+SAMPLE_SECONDS, EVERY = 30.0, 4.0  # seconds between samples, and between requests on average
 PROMPTS = ["The cat", "Once upon a time", "A model is", "Write a list", "In the morning", "What is light?"]
 
 
@@ -185,7 +184,7 @@ def bundled(folder: Path) -> Path:
     return path
 
 
-def soak(model: Path, seconds: float, every: float, seed: int, out: Path | None) -> dict[str, Any]:
+def soak(model: Path, seconds: float, seed: int, so_far: Path) -> dict[str, Any]:
     samples: list[Sample] = []
     with served(model, "-c", "512", "--slots", "2", "--threads", "1") as (process, url):
         client, engine, began = Client(url, seed), child_of(process.pid), time.monotonic()
@@ -197,31 +196,44 @@ def soak(model: Path, seconds: float, every: float, seed: int, out: Path | None)
                 pids = (process.pid, engine)
                 samples.append(Sample(round(now, 1), *(f(pid) for pid in pids for f in (resident_bytes, open_files))))
                 sampled = now
-                if out:
-                    out.write_text(json.dumps(figures(client, samples, None), indent=1) + "\n")
-            time.sleep(every * (0.5 + client.draw.random()))
+                so_far.write_text(json.dumps(figures(client, samples, None), indent=1) + "\n")
+            time.sleep(EVERY * (0.5 + client.draw.random()))
         process.send_signal(signal.SIGTERM)
         return figures(client, samples, process.wait(60))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between requests, on average")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", type=Path, help="a GGUF; default: the bundled model as Q4_K_M")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="figures as JSON, written at every sample")
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        model = chosen.model or bundled(Path(scratch))
-        found = soak(model, 3600 * chosen.hours, chosen.every, chosen.seed, chosen.out)
-    text = json.dumps(found, indent=1)
-    if chosen.out:
-        chosen.out.write_text(text + "\n")
-    print(re.sub(r'"every_tenth": \[.*\],?\n', "", text, flags=re.DOTALL))
-    if found["wrong_count"] or found["exit_code"]:
-        raise SystemExit(1)
+def lines(found: dict[str, Any]) -> list[Line]:
+    asked = Line("one client, a request every few seconds: answered whole and as before")
+    asked.tried, asked.broke = sum(found["requests"].values()) + found["wrong_count"], found["wrong_count"]
+    asked.failures = found["wrong"]
+    asked.figures = {"hours": found["hours"], **found["requests"]}
+    flat = Line("memory and open files of server and engine over the second half", tried=found["samples"])
+    half = found["hours"] / 2
+    for name, slope in found["slope_per_hour"].items():
+        shown = f"{slope / 2**20:+.2f} MiB" if name.endswith("bytes") else f"{slope:+.1f}"
+        flat.figures[f"{name.replace('_', ' ')}, an hour"] = shown
+        most = max(2 * 2**20, 0.05 * found["middle"][name]) if name.endswith("bytes") else 2
+        if slope * half > most:
+            flat.broke += 1
+            flat.failures.append(f"{name} grows by {shown} an hour")
+    for name in ("server_bytes", "engine_bytes"):
+        mib = [round(found[when][name] / 2**20, 1) for when in ("middle", "end")]
+        flat.figures[name.replace("_bytes", " MiB")] = f"{mib[0]} → {mib[1]}"
+    flat.figures["most files"] = found["most_files"]
+    return [asked, flat]
 
 
-if __name__ == "__main__":
-    main()
+def run(ask: Ask) -> Sequence[Line]:
+    if EARLIER:
+        return lines(json.loads(Path(EARLIER).read_text()))
+    return lines(soak(bundled(ask.work), ask.seconds, ask.seed, Path("soak-so-far.json")))
+
+
+EARLIER = ""
+
+if __name__ == "__main__":  # no ROW: `all.py` leaves it out
+    if "--from" in sys.argv:
+        at = sys.argv.index("--from")
+        EARLIER = sys.argv[at + 1]
+        del sys.argv[at : at + 2]
+    main(Row("soak", "Two hours at low load", run))
