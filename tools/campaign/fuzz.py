@@ -2,7 +2,7 @@
 
 Each target of `fuzz_targets.py` gets as many seconds as the row's allow, two at a time.  Broken is whatever is no
 DitherError, takes more than two seconds of processor time or more than 64 MiB beyond the file, and every process lost.
-A longer run of `fuzzing.py --out FILE` becomes the row's figures with `--from FILE`.
+Longer runs, `fuzzing.py --out FILE`, become the row's figures with `fuzz.py --from FILE…`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from frame import Ask, Line, Row, main
+from frame import Ask, Line, Row, main, save
 from fuzz_targets import TARGETS
 from fuzzing import Effort, best_engine, fuzz
 
@@ -37,9 +37,6 @@ def lines(rows: Iterable[dict[str, Any]], engine: str) -> list[Line]:
 
 
 def run(ask: Ask) -> Sequence[Line]:
-    if EARLIER:
-        document = json.loads(Path(EARLIER).read_text())
-        return lines(document["rows"], document["engine"])
     jobs, engine = 2, best_engine()
     effort = Effort(ask.seconds * jobs / len(TARGETS), ask.runs or 10**18, ask.seed, engine, jobs)
     made = lines(fuzz(list(TARGETS), ask.work, effort), engine)
@@ -49,12 +46,20 @@ def run(ask: Ask) -> Sequence[Line]:
     return made
 
 
-EARLIER = ""
+def keep(earlier: Sequence[str]) -> None:
+    """Figures of longer runs, one file or several, as the row's."""
+    documents = [json.loads(Path(name).read_text()) for name in earlier]
+    found = {row["target"]: (row, document["engine"]) for document in documents for row in document["rows"]}
+    made = [line for name in TARGETS if name in found for line in lines([found[name][0]], found[name][1])]
+    seconds = sum(row["seconds"] for row, _ in found.values())
+    command = "; ".join(dict.fromkeys(document["command"] for document in documents))
+    print(save(ROW, 1, seconds, made, command))
+
+
 ROW = Row("fuzz", "Hostile bytes", run, share=14)
 
 if __name__ == "__main__":
-    if "--from" in sys.argv:
-        at = sys.argv.index("--from")
-        EARLIER = sys.argv[at + 1]
-        del sys.argv[at : at + 2]
-    main(ROW)
+    if sys.argv[1:2] == ["--from"]:
+        keep(sys.argv[2:])
+    else:
+        main(ROW)

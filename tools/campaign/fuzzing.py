@@ -342,7 +342,9 @@ def main() -> None:
         for kind, finding in row["findings"].items():
             print(f"    {kind}: {finding['times']} times, {kept / row['target'] / finding['input']}", flush=True)
         if chosen.out:
-            chosen.out.write_text(json.dumps({"engine": chosen.engine, "rows": rows}, indent=1) + "\n")
+            words = f"--runs {chosen.runs} --seconds {chosen.seconds:.0f} --seed {chosen.seed}"
+            told = {"engine": chosen.engine, "command": f"python tools/campaign/fuzzing.py {words}", "rows": rows}
+            chosen.out.write_text(json.dumps(told, indent=1) + "\n")
     if any(row["findings"] or row["processes_lost"] for row in rows):
         raise SystemExit(1)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from frame import Ask, Line, Row, main
+from frame import Ask, Line, Row, main, save
 
 import dither
 from dither.running.memory import resident_bytes
@@ -224,16 +224,17 @@ def lines(found: dict[str, Any]) -> list[Line]:
 
 
 def run(ask: Ask) -> Sequence[Line]:
-    if EARLIER:
-        return lines(json.loads(Path(EARLIER).read_text()))
     return lines(soak(bundled(ask.work), ask.seconds, ask.seed, Path("soak-so-far.json")))
 
 
-EARLIER = ""
+def main_or_keep() -> None:
+    row = Row("soak", "Two hours at low load", run)  # no ROW: `all.py` leaves it out
+    if sys.argv[1:2] == ["--from"]:
+        found = json.loads(Path(sys.argv[2]).read_text())
+        print(save(row, 0, 3600 * found["hours"], lines(found), "python tools/campaign/soak.py --seconds 7200 --save"))
+    else:
+        main(row)
 
-if __name__ == "__main__":  # no ROW: `all.py` leaves it out
-    if "--from" in sys.argv:
-        at = sys.argv.index("--from")
-        EARLIER = sys.argv[at + 1]
-        del sys.argv[at : at + 2]
-    main(Row("soak", "Two hours at low load", run))
+
+if __name__ == "__main__":
+    main_or_keep()
