@@ -109,6 +109,7 @@ def test_the_flags_of_quantize_are_these() -> None:
         "--pure",
         "--pre",
         "--threads",
+        "--max-memory",
         "--device",
         "--dry-run",
         "--force",

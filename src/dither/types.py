@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,22 @@ class Solver(Protocol):
     needs: frozenset[str]  # of "mean_square", "hessian" and, for a `BlockSolver`, "block"
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved: ...
+
+
+class Working(NamedTuple):
+    """What a solver holds beside its weights and its evidence, in float32 numbers: for each weight, each pair of
+    columns, and, with an output Hessian, each pair of rows.  One that solves whole layers says so as `working`."""
+
+    weight: float
+    square: float
+    outputs: float
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A solver that keeps things for the next layer that shares them."""
+
+    kept_bytes: int
 
 
 class BlockSolver(Solver, Protocol):

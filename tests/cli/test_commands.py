@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import dither.cli as dither_cli
 
@@ -256,3 +257,21 @@ def test_a_command_gives_the_handler_of_sigterm_back() -> None:
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 5.00 GiB"), RuntimeError("can't start new thread")])
+def test_running_out_of_memory_is_said_with_a_way_out(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dither.quantizing.quantize.quantize", refused)
+    words = ["quantize", str(checkpoint), "--to", "Q4_K_M", "-o", str(tmp_path / "m.gguf")]
+    runner, app = CliRunner(), dither_cli.app
+    result = runner.invoke(app, words)
+    assert result.exit_code == 1
+    assert f"error: memory: ran out ({error})." in result.stderr
+    assert "--max-memory SIZE" in result.stderr and "The same command continues" in result.stderr
+    document = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
+    assert document["error"]["thing"] == "memory"

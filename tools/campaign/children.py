@@ -12,18 +12,23 @@ hooks tell them, which is where a file gets, changes or loses its name.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 _STEP_FILE = ".steps"
+LOGS = Path(tempfile.mkdtemp(prefix="campaign-logs-"))  # on no disk that is filled
+atexit.register(shutil.rmtree, LOGS, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Ended:
 def warm() -> None:
     """Imports what commands import, and loads the kernels; to be called once, before the first fork."""
     import sentencepiece  # noqa: F401
+    import tomllib  # noqa: F401  # a child that is somebody else may not read it any more
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
@@ -70,15 +76,26 @@ def warm() -> None:
     prepare([name for name in all_codecs() if not name.startswith(("IQ1", "IQ2", "IQ3"))], with_importance=True)
 
 
-def run(words: Sequence[str], folder: Path, moment: Moment = Moment(), limit: float = 300) -> Ended:
+@dataclass(frozen=True)
+class Around:
+    """What happens to a forked child from outside: `first` in it before it begins, `meanwhile` in the parent at
+    the moment's second, instead of a signal."""
+
+    first: Callable[[], None] | None = None
+    meanwhile: Callable[[], object] | None = None
+
+
+def run(
+    words: Sequence[str], folder: Path, moment: Moment = Moment(), around: Around = Around(), limit: float = 300
+) -> Ended:
     """`dither WORDS` in `folder`, ended at `moment` with its whole process group, or by itself."""
-    log = folder.parent / f"{folder.name}.log"
+    log = LOGS / f"{folder.name}.log"
     log.write_bytes(b"")  # whoever is killed at once has said nothing
     started = time.monotonic()
-    number = _fresh(words, folder, log) if moment.fresh else _fork(words, folder, log, moment)
-    code = _waited(number, started, moment, limit)
+    number = _fresh(words, folder, log) if moment.fresh else _fork(words, folder, log, moment, around)
+    code = _waited(number, started, moment, around, limit)
     said = log.read_text(errors="replace")
-    steps = folder.parent / f"{folder.name}{_STEP_FILE}"
+    steps = LOGS / f"{folder.name}{_STEP_FILE}"
     count = int(steps.read_text() or 0) if steps.exists() else 0
     return Ended(code, time.monotonic() - started, said, count)
 
@@ -91,7 +108,7 @@ def _fresh(words: Sequence[str], folder: Path, log: Path) -> int:
     return process.pid
 
 
-def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment) -> int:
+def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment, around: Around) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     number = os.fork()
@@ -104,9 +121,12 @@ def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if around.first is not None:
+            around.first()
         steps = _watch_steps(moment)
         code = _main(words)
-        (folder.parent / f"{folder.name}{_STEP_FILE}").write_text(str(steps[0]))
+        if around == Around():
+            (LOGS / f"{folder.name}{_STEP_FILE}").write_text(str(steps[0]))
     finally:
         os._exit(code)
 
@@ -144,7 +164,7 @@ def _watch_steps(moment: Moment) -> list[int]:
     return count
 
 
-def _waited(number: int, started: float, moment: Moment, limit: float) -> int:
+def _waited(number: int, started: float, moment: Moment, around: Around, limit: float) -> int:
     """The exit code, as `subprocess` gives it."""
     sent = moment.seconds is None
     while True:
@@ -154,7 +174,7 @@ def _waited(number: int, started: float, moment: Moment, limit: float) -> int:
         now = time.monotonic() - started
         if not sent and moment.seconds is not None and now >= moment.seconds:
             sent = True
-            _send(number, moment.signal)
+            around.meanwhile() if around.meanwhile else _send(number, moment.signal)
         if now > limit:
             _send(number, signal.SIGKILL)
             raise TimeoutError(f"runs for {limit:.0f} s and longer")

@@ -114,19 +114,19 @@ def files_of(folder: Path) -> Files:
     return {str(path.relative_to(folder)): _SECONDS.sub(b"", path.read_bytes()) for path in found}
 
 
-def _of(files: Files, final: str) -> Files:
+def of_final(files: Files, final: str) -> Files:
     return {name: data for name, data in files.items() if name == final or name.startswith(f"{final}/")}
 
 
-def _laid_out(scenario: Scenario, folder: Path) -> Path:
+def laid_out(scenario: Scenario, folder: Path) -> Path:
     folder.mkdir()
     for name, path in scenario.given.items():
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / name)
     return folder
 
 
-def _undisturbed(scenario: Scenario, folder: Path) -> Whole:
-    before = files_of(_laid_out(scenario, folder))
+def undisturbed(scenario: Scenario, folder: Path) -> Whole:
+    before = files_of(laid_out(scenario, folder))
     ended = run(scenario.words, folder)
     if ended.code:
         raise SystemExit(f"{scenario.what}: {ended.said}")
@@ -137,16 +137,16 @@ def _undisturbed(scenario: Scenario, folder: Path) -> Whole:
 
 def spoilt(scenario: Scenario, whole: Whole, folder: Path) -> str | None:
     """What is wrong with what a killed run left under the final name."""
-    now, good = _of(files_of(folder), scenario.final), _of(whole.after, scenario.final)
+    now, good = of_final(files_of(folder), scenario.final), of_final(whole.after, scenario.final)
     evidence = f"{scenario.final}/{MANIFEST}"
     if evidence in good and evidence not in now:
         return None  # not finished, and it says so
     if evidence in good:  # finished, perhaps with leftovers
         now = {name: data for name, data in now.items() if name in good}
-    if now in (good, _of(whole.before, scenario.final)):
+    if now in (good, of_final(whole.before, scenario.final)):
         return None
-    aside = _of(files_of(folder), f"{scenario.final}.replaced")
-    if not now and len(aside) == len(_of(whole.before, scenario.final)):
+    aside = of_final(files_of(folder), f"{scenario.final}.replaced")
+    if not now and len(aside) == len(of_final(whole.before, scenario.final)):
         return None  # between two renames: the old one stands aside, and the new one is whole in its part
     return f"{scenario.final} is neither the old nor the new one ({_difference(now, good)})"
 
@@ -160,7 +160,7 @@ def _difference(now: Files, wanted: Files) -> str:
 
 def tried(scenario: Scenario, whole: Whole, folder: Path, moments: Sequence[Moment]) -> tuple[str | None, bool]:
     """One kill, or several in a row, and the run that finishes: what broke, and whether a kill met a living run."""
-    _laid_out(scenario, folder)
+    laid_out(scenario, folder)
     met = False
     for moment in moments:
         ended = run(scenario.words, folder, moment)
@@ -212,7 +212,7 @@ def kills(ask: Ask) -> Sequence[Line]:
     models = ask.work / "models"
     models.mkdir()
     known = scenarios(models)
-    wholes = [_undisturbed(scenario, ask.work / f"whole{i}") for i, scenario in enumerate(known)]
+    wholes = [undisturbed(scenario, ask.work / f"whole{i}") for i, scenario in enumerate(known)]
     lines = [Line(scenario.what, figures={"killed at work": 0}) for scenario in known]
     signals = Line("SIGINT or SIGTERM, any of these", figures={"stopped at work": 0})
     number = 0

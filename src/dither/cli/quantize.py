@@ -89,6 +89,9 @@ class Request:
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False
     pre: Annotated[str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, where unknown.")] = None
     running: RunningOptions
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What this run may hold in memory, its files not counted.")
+    ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False
     force: Force = False
     as_json: Json = False
@@ -136,6 +139,9 @@ def _by_budget(model: str, asked: Request) -> None:
     from dither.planning import budget as job
 
     others = (asked.dry_run, asked.tensor, asked.output_type, asked.embedding_type, asked.pure, asked.statistics)
+    if asked.max_memory is not None:
+        reason = "bounds one quantizing, and a budget calibrates, plans and makes several files"
+        raise UsageError("--max-memory", reason, "Use `dither plan`, and pass --max-memory beside --plan.")
     if any(others) or asked.measure_data or asked.bits is not None or asked.act_order:
         reason = "leaves every choice of types to the plan, which is always measured"
         raise UsageError("a budget", reason, "Use `dither plan`, edit what it writes, and pass --plan.")
@@ -188,6 +194,7 @@ def _by_type_or_plan(model: str, asked: Request) -> None:
             statistics=asked.statistics,
             measure=asked.measure_data or asked.measure,
             act_order=asked.act_order,
+            max_memory=asked.max_memory,
             force=asked.force,
             progress=meter,
             **asked.types_of_tensors(),

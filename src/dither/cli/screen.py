@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from dither.cli.reported import Reported
 from dither.errors import DitherError
+from dither.system.memory import is_refusal
 from dither.system.text import printable
 
 if TYPE_CHECKING:
@@ -89,6 +90,14 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
             print_json({"error": error.to_json()})
         err.print(f"[bold red]error:[/] {plain(error)}")
         raise typer.Exit(error.exit_code) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_refusal(error):
+            raise
+        refused = DitherError("memory", f"ran out ({error or 'no more could be had'})", out_of_memory(resumable))
+        if as_json:
+            print_json({"error": refused.to_json()})
+        err.print(f"[bold red]error:[/] {plain(refused)}")
+        raise typer.Exit(refused.exit_code) from None
     except OSError as error:  # refused outside the work itself: a full disk behind stdout, most often
         _let_go_of_stdout()
         name = error.filename if error.filename is not None else "standard output"
@@ -106,6 +115,13 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
     finally:
         if before is not None:  # a program that calls the command gets its own handler back
             signal.signal(signal.SIGTERM, before)
+
+
+def out_of_memory(resumable: bool) -> str:
+    way_out = "Close other programs, or take less at a time: --threads 1"
+    if not resumable:
+        return f"{way_out}."
+    return f"{way_out}, or --max-memory SIZE where the command has it. The same command continues where this stopped."
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

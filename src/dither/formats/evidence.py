@@ -34,6 +34,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,12 @@ def weights_sample(model: Model) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class EvidenceSize:
+    bytes: int
+    has_outputs: bool  # whether what acts on a layer's outputs is known as well
+
+
 class EvidenceStore:
     """Evidence by tensor (`types.EvidenceSource`), read when it is asked for.
 
@@ -168,6 +175,7 @@ class EvidenceStore:
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.matrix = matrix  # set where the evidence is an importance matrix and nothing more
         self._groups = {tensor: group for group in groups for tensor in group.tensors}
+        self.kept_bytes = _CACHE_BYTES  # of arrays kept for the next layer that shares them
         self._members: dict[str, Mapping[str, Member]] = {}
         self._kept: OrderedDict[tuple[str, int, int], Evidence] = OrderedDict()
         self._lock = threading.Lock()
@@ -199,9 +207,13 @@ class EvidenceStore:
         expert = min(expert, group.experts - 1)
         key = (group.file, group.index, expert)
         with self._lock:
-            found = self._kept.pop(key, None) or self._read(group, expert, tensor)
+            found = self._kept.pop(key, None)
+            if found is None:
+                if not self.kept_bytes:
+                    self._kept.clear()  # before the next is read, not after
+                found = self._read(group, expert, tensor)
             self._kept[key] = found
-            while len(self._kept) > 1 and sum(map(_nbytes, self._kept.values())) > _CACHE_BYTES:
+            while len(self._kept) > 1 and sum(map(_nbytes, self._kept.values())) > self.kept_bytes:
                 self._kept.popitem(last=False)
         output_KOO = self._output(group, expert, tensor)
         return found if output_KOO is None else replace(found, output_KOO=output_KOO)
@@ -222,6 +234,19 @@ class EvidenceStore:
         output_KOO: Floats = member.row(expert)
         _check_hessian(output_KOO, f"{file}: {tensor}: outputs")
         return output_KOO
+
+    def bytes_of(self, tensor: str) -> EvidenceSize | None:
+        """What one tensor's evidence, or one expert's, takes in memory; None where there is no Hessian."""
+        group = self._groups.get(tensor)
+        if group is None or self.matrix is not None:
+            return None
+        members = self._members_of(group.file)
+        if f"{group.index}.hessian" not in members:
+            return None
+        outputs = f"{group.index}.output.{group.tensors.index(tensor)}"
+        known = (members.get(name) for name in (f"{group.index}.hessian", f"{group.index}.held", outputs))
+        size = sum(prod(member.shape) * member.dtype.itemsize for member in known if member is not None)
+        return EvidenceSize(size // group.experts, outputs in members)
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Model files: headers and packed arrays as mapped memory, rows of weights by reading.
+"""Model files: headers as mapped memory, weights by reading.
 
-A model file is larger than memory as often as not, so nothing here reads one whole.  What is looked into in places
-is mapped read-only: its pages belong to the page cache, can be dropped at any moment and never count as memory of
-our own.  Rows of weights are read into buffers instead.  A file that somebody truncates, or a disk that goes away,
+A model file is larger than memory as often as not, so nothing here reads one whole.  Headers, and arrays too large to
+keep, are mapped read-only: their pages belong to the page cache, can be dropped at any moment and never count as
+memory of our own.  Everything else is read into buffers.  A file that somebody truncates, or a disk that goes away,
 then is an error with the file's name; touching a mapped page of it would kill the process (SIGBUS).
 
 A file that is replaced by renaming another over it stays readable as it was.  One that is written into is not
@@ -18,7 +18,9 @@ import hashlib
 import mmap
 import os
 import stat
+import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +31,11 @@ from dither.errors import SourceError, UnreadableError
 from dither.types import Bytes
 
 Buffer: TypeAlias = mmap.mmap | bytes
+
+
+KEPT_BYTES = 2**27  # of packed arrays that are in use
+_kept: OrderedDict[tuple[int, int, int], Bytes] = OrderedDict()
+_lock = threading.RLock()
 
 
 class MappedFile:
@@ -45,7 +52,7 @@ class MappedFile:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise SourceError(str(path), "is not a regular file", "Name a model file.")
             self._file = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._file)
+            weakref.finalize(self, _close, self._file, id(self))
             status = os.fstat(self._file)
             self.size = status.st_size
             self.modified_ns = status.st_mtime_ns
@@ -57,13 +64,26 @@ class MappedFile:
             raise SourceError(str(path), reason, "Check the file and its permissions.") from None
 
     def view(self, offset: int, nbytes: int) -> Bytes:
-        """Bytes of the file as a read-only uint8 (N,) array that copies nothing.
+        """Bytes of the file as a read-only uint8 (N,) array, for one that is used in places, again and again.
 
-        For arrays of which a few places are used; whoever touches them calls `check` afterwards.
-        Raises SourceError where the file has changed since it was opened.
+        The last few are kept, `KEPT_BYTES` of all files together.  A larger one is a piece of mapped memory; whoever
+        touches it calls `check` afterwards.  Raises as `read` does.
         """
+        if nbytes > KEPT_BYTES:
+            self.check()
+            return np.frombuffer(self.data, dtype=np.uint8, count=nbytes, offset=offset)
+        with _lock:
+            key = (id(self), offset, nbytes)
+            found = _kept.pop(key, None)
+            if found is None:
+                while _kept and sum(raw_N.nbytes for raw_N in list(_kept.values())) + nbytes > KEPT_BYTES:
+                    _kept.popitem(last=False)
+                raw_N = self.read(offset, nbytes)
+                raw_N.flags.writeable = False
+                found = raw_N
+            _kept[key] = found
         self.check()
-        return np.frombuffer(self.data, dtype=np.uint8, count=nbytes, offset=offset)
+        return found
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """Bytes of the file as a new uint8 (N,) array.
@@ -94,6 +114,13 @@ class MappedFile:
             raise SourceError(str(self.path), reason, way_out)
         if (now.st_size, now.st_mtime_ns) != (self.size, self.modified_ns):
             raise SourceError(str(self.path), "was written to while it was being read", way_out)
+
+
+def _close(file: int, number: int) -> None:
+    os.close(file)
+    with _lock:
+        for key in [key for key in _kept if key[0] == number]:
+            del _kept[key]
 
 
 def fingerprint(parts: Iterable[tuple[MappedFile, int]], others: Iterable[Path] = ()) -> str:

@@ -116,7 +116,7 @@ class PlainTensor:
         self._file.check()
 
     def raw(self) -> Bytes:
-        """All stored bytes as an array that copies nothing; `check_file` tells afterwards whether they were good."""
+        """All stored bytes, as `MappedFile.view` has them; `check_file` tells afterwards whether they were good."""
         return self._file.view(self._offset, self.nbytes) if self.nbytes else np.empty(0, np.uint8)
 
     def array(self) -> npt.NDArray[Any]:

@@ -30,6 +30,7 @@ from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
 from dither.models.arch import feeds
 from dither.models.source import open_model
+from dither.quantizing import working_memory
 from dither.quantizing.act_order import ActOrder
 from dither.quantizing.paths import output_path
 from dither.quantizing.request import Making, Running, choose_solver, open_evidence
@@ -123,6 +124,8 @@ class _Job:
 
     def write(self, path: Path) -> Result:
         rewritten = self._rewritten()
+        if self.running.max_memory is not None:
+            self.running = self._within(self.running.max_memory, rewritten)
         mix, options = rewritten.mix, self.target.options
         recipe = recipe_json(self.source, options, self.store, self.solver.name, rewritten.record, self.sequential)
         identity = json.dumps([self.source.fingerprint, recipe, [asdict(tensor) for tensor in mix.tensors]])
@@ -149,6 +152,21 @@ class _Job:
             check_patterns(found.model, self.target.options)  # all that a plan names is there by now
         check_evidence(found.mix, self.store)
         self.say(*found.notes, *found.mix.notes(), *evidence_notes(found.mix, self.store))
+        return found
+
+    def _within(self, limit: int, rewritten: Rewritten) -> Running:
+        """How to run so that no more memory is held.  Raises UsageError where there is no such way."""
+        with self._not_counting():
+            working_memory.warm(self.solver, {tensor.type for tensor in rewritten.mix.tensors})
+        text = self.store.tokens()[0].size if self.store and (self.sequential or self.by_blocks) else 0
+        if self.making.measure:
+            from dither.measuring.embedded import TOKENS
+
+            text = max(text, TOKENS)
+        model, mix = rewritten.model, rewritten.mix
+        found = working_memory.fitted(limit, self.running, mix, model, self.solver, self.store, text)
+        if found.threads < self.running.threads:
+            self.say(f"--max-memory leaves room for {found.threads} of {self.running.threads} threads.")
         return found
 
     def _mix_so_far(self, model: Model, known: Collection[str]) -> Mix:

@@ -22,6 +22,7 @@ from dither.quantizing.request import AnyEvidence, Making, Running, open_evidenc
 from dither.quantizing.result import Result
 from dither.quantizing.tensor_pass import prepare
 from dither.types import Model, Solver
+from dither.units import parse_bytes
 
 __all__ = ["Result", "make_by_plan", "prepare", "preview", "quantize"]
 
@@ -86,6 +87,7 @@ def quantize(
     threads: int | None = None,
     device: str = "cpu",
     force: bool = False,
+    max_memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Writes `model` (a folder, a hub id, a GGUF) as a GGUF of type `to` (`Q4_K_M`, `IQ4_XS`, …), or as a
@@ -106,6 +108,8 @@ def quantize(
     `solver` is "nearest", "half-quadratic", "scales", "gptq" or "learned"; None takes gptq where the evidence
     holds Hessians.  `transforms` ("awq", "rotate") are applied in order.  `statistics` says where Hessians
     come from: "parallel" takes the folder's, "sequential" learns them anew behind layers already quantized.
+    `max_memory` ("4GiB", or bytes) is what this process may hold while it rounds and measures, the model's files
+    not counted: fewer chunks are in flight and less is kept, and what cannot fit is refused by name.
     `measure` adds the KL divergence against `model`, on the evidence's held-back text or on a text file.
 
     Raises UsageError (the request), SourceError (the model or the evidence), OutputError (the disk):
@@ -113,6 +117,8 @@ def quantize(
     """
     source = opened(model, pre)
     running = Running.of(threads, device, force, progress)
+    if max_memory is not None:
+        running = replace(running, max_memory=parse_bytes(max_memory, "--max-memory", 1))
     making = Making(_one_of(evidence, imatrix), solver, tuple(transforms), statistics=statistics, measure=measure)
     types: dict[str, Any] = {
         "tensors": tuple(tensors),

@@ -47,6 +47,7 @@ class Running:
     device: str = "cpu"
     force: bool = False  # replace what stands there
     progress: Progress = field(default_factory=Silent)
+    max_memory: int | None = None  # bytes that this process may hold while it rounds and measures
 
     @classmethod
     def of(

@@ -28,10 +28,10 @@ from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.tensor_names import EMBEDDING, block_of, kind_of
 from dither.progress import Progress, Silent
 from dither.quantizing.request import Running
+from dither.quantizing.working_memory import CHUNK_WEIGHTS, check
 from dither.solvers.nearest import Nearest
 from dither.types import Evidence, EvidenceSource, Floats, Model, Output, Solved, Solver
 
-CHUNK_WEIGHTS = 2**18  # 1 MiB of float32 for each thread, so that a chunk stays in its core's cache
 _LARGEST_F16 = 65504.0
 _TRIAL_COLUMNS = 128  # of a row that kernels are compiled on, where a block is a whole row
 
@@ -181,6 +181,7 @@ class TensorPass:
 
     def _advance(self, piece: _Piece) -> None:
         name = piece.tensor.name
+        check(self.running.max_memory)
         self.running.progress.advance((piece.stop - piece.start) * self.sources[name].columns, name)
 
     def _is_whole(self, tensor: MixTensor) -> bool:

@@ -31,7 +31,7 @@ from dither.solvers.feedback.refit import refit_rows
 from dither.solvers.feedback.row_feedback import check_output, solve_in_turn
 from dither.solvers.feedback.validation import EXACT, SHARED, exact, validated
 from dither.system.cores import available_cores
-from dither.types import Bytes, Codec, Evidence, Floats, Solved
+from dither.types import Bytes, Codec, Evidence, Floats, Solved, Working
 
 ROWS = 128  # rows of one task: enough for a matrix product, few enough that all cores have some
 MOST_ROWS, FEWEST_ROWS = 64, 16  # of one task where rows come in portions: threads for wide matrices,
@@ -43,6 +43,7 @@ class Gptq:
 
     name = "gptq"
     needs: frozenset[str] = frozenset({"hessian"})
+    working = Working(3.5, 6, 4.5)
 
     def __init__(
         self,
@@ -69,6 +70,15 @@ class Gptq:
         self.passes = passes
         self.threads = threads or available_cores()
         self._factors = FactorCache(damping, act_order)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of factored Hessians that are kept for the next layer that shares them, at most."""
+        return self._factors.kept_bytes
+
+    @kept_bytes.setter
+    def kept_bytes(self, size: int) -> None:
+        self._factors.kept_bytes = size
 
     def __call__(self, w_RC: Floats, codec: Codec, evidence: Evidence | None) -> Solved:
         """Bytes of R rows.  The record's objectives are tr(E H Eᵀ), or tr(G E H Eᵀ) with an output Hessian.

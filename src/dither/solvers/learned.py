@@ -40,6 +40,7 @@ class Learned:
 
     name = "learned"
     needs: frozenset[str] = frozenset({"hessian", "block"})
+    working = Gptq.working  # of a matrix; what a block takes is the block's to say
 
     def __init__(
         self, *, steps: int = 200, batch: int = 8, rate: float = 0.002, threads: int | None = None, seed: int = 0

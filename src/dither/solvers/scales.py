@@ -42,7 +42,7 @@ from dither.solvers.feedback.refit import ENOUGH
 from dither.solvers.feedback.validation import SHARED, validated
 from dither.solvers.gptq import ROWS
 from dither.system.cores import available_cores
-from dither.types import Bytes, Codec, Evidence, Floats, Solved
+from dither.types import Bytes, Codec, Evidence, Floats, Solved, Working
 
 WIDER = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)  # of a fitted scale: the first look
 CLOSER = (0.94, 0.97, 1.0, 1.03, 1.06)  # of a chosen one
@@ -56,6 +56,7 @@ class ScaleSearch:
 
     name = "scales"
     needs: frozenset[str] = frozenset({"hessian"})
+    working = Working(3.5, 2, 4.5)
 
     def __init__(self, *, sweeps: int = SWEEPS, threads: int | None = None) -> None:
         """`sweeps` over all blocks after the first, at most.  `threads`: this process's cores by default."""

@@ -49,12 +49,13 @@ class _Known:
 class FactorCache:
     """By Hessian (the very array) and codec.  Safe to call from several threads.
 
-    The newest stays; older ones as far as `KEPT_BYTES` go, and none while another is made that needs the
+    The newest stays; older ones as far as `kept_bytes` go, and none while another is made that needs the
     room, so that nothing is held that was not held at some time anyway.
     """
 
     def __init__(self, damping: float, act_order: bool) -> None:
         self.damping, self.act_order = damping, act_order
+        self.kept_bytes = KEPT_BYTES
         self._known: OrderedDict[tuple[int, int, bool], _Known] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -95,6 +96,6 @@ class FactorCache:
         while self._known:
             held = sum(_BYTES * len(known.diagonal_C) ** 2 for known in self._known.values())
             # The oldest goes first: layers that share an input follow each other.
-            if held + _BYTES * columns**2 <= KEPT_BYTES:
+            if held + _BYTES * columns**2 <= self.kept_bytes:
                 return
             self._known.popitem(last=False)
