@@ -33,7 +33,7 @@ CALLS = {
 OF_OTHERS = {"process.kill", "self._process.kill", "worker.kill"}  # subprocess has these everywhere
 TELLS = {  # who reads /proc or /sys, each with an answer for systems without
     "capacity/machine.py", "capacity/speed.py", "dashboard/processes.py", "running/memory.py", "running/energy.py",
-    "system/cores.py", "engines/worker.py",
+    "system/cores.py", "system/memory.py", "engines/worker.py",
 }  # fmt: skip
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 _BYTE_OF_LOCKS = 2**31 - 2  # Windows locks ranges of bytes, against reading too: one that no file of ours has
@@ -119,3 +121,10 @@ def physical_memory() -> int:
         return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def most_memory() -> int:
+    """The most that this process ever had resident, in bytes; 0 where the system does not say."""
+    if resource is None:
+        return 0
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
