@@ -196,3 +196,34 @@ def test_a_hostile_template_runs_nothing(template: str, tmp_path: Path, monkeypa
         said.append(str(error))
     assert not (tmp_path / "owned").exists()
     assert "root:" not in "".join(said) and "<class" not in "".join(said)
+
+
+DEEP = [
+    "{" * 1000,
+    "{{ " + "(" * 500,
+    "{% if x %}" * 300 + "{% endif %}" * 300,
+    "{{ 1" + "+1" * 20_000 + " }}",
+    "{{ x.y.z }}",
+]
+
+
+@pytest.mark.parametrize("template", DEEP, ids=range(len(DEEP)))
+def test_a_template_that_cannot_be_compiled_is_refused(template: str) -> None:
+    """Found by fuzzing: a RecursionError of the compiler was nobody's, and the client was hung up on."""
+    import asyncio
+
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from dither.engines.protocol import CHAT
+    from dither.engines.transformers import TransformersEngine
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = template
+
+    async def asked() -> tuple[int, Any]:
+        reply = await TransformersEngine(object(), tokenizer, 64).ask(CHAT, {"messages": []})
+        return reply.status, json.loads(b"".join([piece async for piece in reply.pieces]))
+
+    status, document = asyncio.run(asked())
+    assert status == 400 and document["error"]["message"].startswith("the chat template refuses this")

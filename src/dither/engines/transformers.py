@@ -209,7 +209,8 @@ def template_faults() -> tuple[type[Exception], ...]:
     """What a chat template, a program by strangers, may end with."""
     from jinja2.exceptions import TemplateError
 
-    return (TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
+    written = (SyntaxError, RecursionError, MemoryError)  # nested beyond what Python compiles, or a text without end
+    return (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, *written)
 
 
 def _load(path: str, threads: int | None) -> tuple[Any, Any]:
