@@ -41,8 +41,8 @@ than half of its weighted error on Gaussian weights.
 
 ## Memory
 
-`{memory_command}`: a checkpoint of 1.1 B parameters. The peak is memory of the process's own; the checkpoint is a memory
-map that the system may drop at any time.
+`{memory_command}`: a checkpoint of 1.1 B parameters. The peak is memory of the process's own; the checkpoint is
+read by rows, and never counted.
 
 {memory}
 """

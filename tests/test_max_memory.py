@@ -67,7 +67,7 @@ def test_the_least_that_a_refusal_names_is_enough_and_is_kept(
     how = {"evidence": str(evidence), "solver": solver, "threads": 2}
     refused = held(model, tmp_path / "no.gguf", max_memory="64MiB", **how)
     named = r"blk\.0\.ffn_down\.weight \(256 × 1536\) with its Hessian" if solver == "gptq" else "one chunk of rows"
-    assert re.search(rf"--max-memory 64MiB: is too little: {named} needs", refused["error"])
+    assert re.search(rf"--max-memory 64\.0 MiB: is too little: {named} needs", refused["error"])
     assert not list(tmp_path.iterdir())
     least = re.search(r"at least --max-memory (\d+)MiB", refused["error"])
     assert least
@@ -87,7 +87,7 @@ def test_a_run_that_holds_more_than_was_foreseen_stops_and_keeps_its_work(
     target = tmp_path / "m.gguf"
     with monkeypatch.context() as patch:
         patch.setattr(working_memory, "own_memory", lambda: next(pieces))
-        with pytest.raises(OutputError, match=r"exceeded: 1048576MiB .* the same command continues"):
+        with pytest.raises(OutputError, match=r"exceeded: 1\.00 TiB .* the same command continues"):
             dither.quantize(checkpoint, "Q4_K_M", target, max_memory="4GiB")
     assert dither.quantize(checkpoint, "Q4_K_M", target).resumed > 0
     assert target.read_bytes() == Path(dither.quantize(checkpoint, "Q4_K_M", tmp_path / "w.gguf").path).read_bytes()

@@ -20,8 +20,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from children import Around, Ended, Moment, run, warm
@@ -42,6 +43,7 @@ class Bench:
     known: Sequence[tuple[Scenario, Whole]]
     work: Path
     rng: random.Random
+    ends: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # exit codes, by the trial
 
     def drawn(self) -> tuple[Scenario, Whole]:
         return self.rng.choice(self.known)
@@ -106,6 +108,7 @@ def full_disk(bench: Bench, number: int) -> str | None:
         else:
             moment = Moment(bench.rng.uniform(0, whole.seconds))
             ended = run(scenario.words, folder, moment, Around(meanwhile=fill))
+        bench.ends["full_disk"].append(ended.code)
         broken = _judged(scenario, whole, folder, ended)
         ballast.unlink(missing_ok=True)
         broken = broken or _resumed(scenario, whole, folder)
@@ -128,6 +131,7 @@ def unwritable(bench: Bench, number: int) -> str | None:
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         else:
             ended = run(scenario.words, folder, around=Around(first=lambda: os.setuid(NOBODY)))
+        bench.ends["unwritable"].append(ended.code)
         if ended.code != 1:
             return f"{scenario.what}: exit code {ended.code} where nothing can be written: {ended.said[-300:]}"
         broken = _judged(scenario, whole, folder, ended) or _resumed(scenario, whole, folder)
@@ -175,6 +179,7 @@ def changing_source(bench: Bench, number: int) -> str | None:
     how = bench.rng.choice(list(CHANGES))
     moment = Moment(bench.rng.uniform(0, whole.seconds))
     ended = run(scenario.words, folder, moment, Around(meanwhile=lambda: CHANGES[how](weights)))
+    bench.ends["changing_source"].append(ended.code)
     broken = _judged(scenario, whole, folder, ended)
     if broken is None and ended.code == 1 and "model" not in ended.said:
         broken = f"the error does not name the file: {ended.said[-300:]}"
@@ -197,6 +202,7 @@ def address_space(bench: Bench, number: int) -> str | None:
         resource.setrlimit(resource.RLIMIT_AS, (has + rest, has + rest))
 
     ended = run(scenario.words, folder, around=Around(first=limited))
+    bench.ends["address_space"].append(ended.code)
     # Compilers and libraries of linear algebra end the process themselves where they are refused memory.
     library = ended.code < 0 or any(word in ended.said for word in ("LLVM ERROR", "OpenBLAS", "terminate called"))
     broken = spoilt(scenario, whole, folder) if library else _judged(scenario, whole, folder, ended)
@@ -215,6 +221,7 @@ def cgroup(bench: Bench, number: int) -> str | None:
         (group / "memory.limit_in_bytes").write_text(str(size))
         join = Around(first=lambda: _write(group / "cgroup.procs", str(os.getpid())))
         ended = run(scenario.words, folder, around=join)
+        bench.ends["cgroup"].append(ended.code)
         broken = _judged(scenario, whole, folder, ended, (0, 1, -signal.SIGKILL))
         broken = broken or _resumed(scenario, whole, folder)
         shutil.rmtree(folder)
@@ -254,6 +261,7 @@ def stalled_hub(bench: Bench, number: int) -> str | None:
         finally:
             connection.close()
         took = time.monotonic() - started
+    bench.ends["stalled_hub"].append(process.returncode)
     if process.returncode != 130 or "Traceback" in said:
         return f"{words[0]}: exit code {process.returncode}: {said[-400:]}"
     return f"{words[0]}: {took:.1f} s from Ctrl-C to the end" if took > 5 else None
@@ -292,6 +300,7 @@ def faults(ask: Ask) -> Sequence[Line]:
         # A server that stalls costs a fresh process: one in four rounds.
         if able and (trial is not stalled_hub or number // len(trials) % 4 == 0):
             line.count(trial(on, number))
+            line.figures["ended in an error"] = sum(code != 0 for code in on.ends[trial.__name__])
         number += 1
     return lines
 

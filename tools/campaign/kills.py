@@ -164,7 +164,9 @@ def tried(scenario: Scenario, whole: Whole, folder: Path, moments: Sequence[Mome
     met = False
     for moment in moments:
         ended = run(scenario.words, folder, moment)
-        broken = _ended_badly(scenario, moment, ended) or spoilt(scenario, whole, folder)
+        # An interruption before the work begins or after it has ended leaves nothing to go on with.
+        at_work = files_of(folder) not in (whole.before, whole.after)
+        broken = _ended_badly(scenario, moment, ended, at_work) or spoilt(scenario, whole, folder)
         if broken:
             return broken, True
         met |= ended.code not in (0, 1)
@@ -178,7 +180,7 @@ def tried(scenario: Scenario, whole: Whole, folder: Path, moments: Sequence[Mome
     return None, met
 
 
-def _ended_badly(scenario: Scenario, moment: Moment, ended: Ended) -> str | None:
+def _ended_badly(scenario: Scenario, moment: Moment, ended: Ended, at_work: bool) -> str | None:
     """Whether the end that a signal put to a run is one that it should have."""
     if ended.has_traceback:
         return f"a traceback: {ended.said[-600:]}"
@@ -188,7 +190,7 @@ def _ended_badly(scenario: Scenario, moment: Moment, ended: Ended) -> str | None
     early = -moment.signal  # before the command has taken the signal in hand
     if ended.code not in (0, 1, wanted, early):
         return f"exit code {ended.code} on {moment}: {ended.said[-300:]}"
-    if ended.code == wanted and scenario.resumable and GOES_ON not in ended.said:
+    if ended.code == wanted and scenario.resumable and at_work and GOES_ON not in ended.said:
         return f"no word on how to go on: {ended.said[-300:]}"
     return None
 

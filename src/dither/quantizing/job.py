@@ -183,7 +183,7 @@ class _Job:
         if resumed:
             tell(f"Resuming: {resumed} of {len(mix.tensors)} tensors were already written.")
         elif output.discarded:
-            tell("An unfinished file of another recipe, or with a damaged journal, was discarded.")
+            tell("An unfinished file was discarded: its recipe or its model was another, or its journal is damaged.")
         work = TensorPass(
             rewritten.model, mix, rewritten.evidence, output, self.solver, self.running, self._hessians(rewritten)
         )

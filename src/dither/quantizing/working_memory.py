@@ -29,6 +29,7 @@ from dither.formats.tensor_names import block_of
 from dither.quantizing.request import Running
 from dither.system.memory import own_memory
 from dither.types import Evidence, Keeps, Model, Solver, Working
+from dither.units import format_bytes
 
 CHUNK_WEIGHTS = 2**18  # of one piece of work: 1 MiB of float32 for each thread, so that it stays in its core's cache
 _CHUNK_FLOATS = 20  # float32 numbers per weight of a chunk: source, weights, codes, what is decoded again, scratch
@@ -64,10 +65,10 @@ def fitted(
     largest = max(needs, key=lambda need: need.bytes)
     least = base + _LEAST + largest.bytes
     if least > limit:
-        reason = f"is too little: {largest.what} needs {_mebibytes(largest.bytes + _LEAST)}"
-        reason += f" beside the {_mebibytes(base)} that the program itself holds by then"
+        reason = f"is too little: {largest.what} needs {format_bytes(largest.bytes + _LEAST)}"
+        reason += f", and the program itself holds {format_bytes(base)}"
         way_out = f"Give at least --max-memory {_mebibytes(least)}{largest.way_out}."
-        raise UsageError(f"--max-memory {_mebibytes(limit)}", reason, way_out)
+        raise UsageError(f"--max-memory {format_bytes(limit)}", reason, way_out)
     spare = limit - least
     if store is not None:
         store.kept_bytes = min(store.kept_bytes, spare // 2)
@@ -81,9 +82,9 @@ def fitted(
 def check(limit: int | None) -> None:
     """Raises OutputError, after which work is kept, where more than `limit` is held by now."""
     if limit is not None and (held := own_memory()) > limit:
-        reason = f"is exceeded: {_mebibytes(held)} are held, more than was foreseen"
+        reason = f"is exceeded: {format_bytes(held)} are held, more than was foreseen"
         way_out = "Give more, or --threads 1; the same command continues where this stopped."
-        raise OutputError(f"--max-memory {_mebibytes(limit)}", reason, way_out)
+        raise OutputError(f"--max-memory {format_bytes(limit)}", reason, way_out)
 
 
 def warm(solver: Solver, types: Iterable[str]) -> None:
