@@ -34,7 +34,8 @@ def wheels() -> list[Line]:
                 line.count()
         needed = [package["name"] for package in source if package["for"] == "running"]
         line.figures["as source everywhere"] = len(source)
-        line.count(f"only source, for running: {needed}" if needed else None)
+        for name in needed:
+            line.count(f"{name}: source only")
         lines.append(line)
     return lines
 

@@ -90,13 +90,24 @@ def dashboard(folder: Path) -> Iterator[str]:
             process.wait(30)
 
 
-def answered(address: tuple[str, int], raw: bytes) -> bytes:
-    found = b""
-    with contextlib.suppress(ConnectionError), socket.create_connection(address, timeout=10) as connection:
+def answered(address: tuple[str, int], raw: bytes, patience: float = 0.3) -> bytes:
+    """All that comes back until the server hangs up; after so long a silence it is told that nothing more comes."""
+    found, ended = b"", False
+    with contextlib.suppress(ConnectionError), socket.create_connection(address, timeout=patience) as connection:
         connection.sendall(raw)
-        connection.shutdown(socket.SHUT_WR)
-        while piece := connection.recv(65536):
+        while True:
+            try:
+                piece = connection.recv(65536)
+            except TimeoutError:
+                if ended:
+                    raise
+                ended = True
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(10)
+                continue
             found += piece
+            if not piece:
+                break
     return found
 
 
@@ -121,7 +132,7 @@ def bombarded(what: str, url: str, seeds: list[bytes], good: bytes, ask: Ask, sh
         odd = (said and not heads) or more not in ([], [b"400"]) or b"500" in heads
         line.count(f"{raw!r} → {said[:200]!r}" if odd else None)
     line.figures["statuses"] = " ".join(sorted(status.decode() for status in statuses))
-    line.count(None if b" 200 " in answered(address, good)[:20] else "the server does not answer any more")
+    line.count(None if b" 200 " in answered(address, good, 10)[:20] else "the server does not answer any more")
     return line
 
 
