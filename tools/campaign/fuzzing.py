@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,7 +149,7 @@ def mutated_tree(data: bytes, draw: random.Random) -> bytes | None:
             renamed = draw.choice(list(node)) + draw.choice(["", "s", "_"])
             node[renamed] = node.pop(key)
         else:
-            node[key] = draw.choice(ODD)
+            node[key] = deepcopy(draw.choice(ODD))  # lists of ours would grow into themselves
     try:
         return json.dumps(tree).encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError):
