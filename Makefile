@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
-.PHONY: demo test check bench bench-quality bench-gpu bench-serve campaign format clean
+.PHONY: demo test check bench bench-quality bench-gpu bench-serve campaign soak lock sbom format clean
 
 demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of types and let each file write
 	$(BIN)/dither demo
@@ -74,6 +74,15 @@ bench-serve: $(VENV)/.tested    ## what serving costs beside the engine alone, a
 
 campaign: $(VENV)/.tested       ## try to break it for an hour: kills, faults, hostile bytes, the server; into docs/trust.md
 	$(BIN)/python tools/campaign/all.py --minutes 55
+
+soak: $(VENV)/.tested           ## a served model at low load for two hours: does anything grow, or get lost?
+	$(BIN)/python tools/campaign/soak.py --seconds 7200 --save
+
+lock: $(VENV)/.tested           ## ask the package index what we install, with hashes, licenses and platforms
+	$(BIN)/python tools/lock.py
+
+sbom: $(VENV)/.tested           ## the bill of materials as CycloneDX, docs/licenses.md; needs no network
+	$(BIN)/python tools/sbom.py
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .

@@ -127,6 +127,28 @@ def test_an_engine_that_dies_says_so_and_comes_back(endless: dither.Server) -> N
     assert again[-1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_while_a_model_loads_health_says_so(models: Path) -> None:
+    """Who balances load looks there; who asks meanwhile waits and is answered."""
+    with dither.serve(models / "thinker.gguf", context=256, slots=1, threads=1) as server:
+        pool, load = server.app.pool, server.app.pool._load
+
+        async def slow(model: Any, embeddings: bool) -> Any:
+            await asyncio.sleep(1)
+            return await load(model, embeddings)
+
+        pool._load = slow
+        os.kill(engine_of(server)._process.pid, signal.SIGKILL)
+        eventually(lambda: not pool.models[0].ready)
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+        with connected(server.url, http(server.url, CHAT, body)) as asked:
+            eventually(lambda: pool.models[0].loading is not None)
+            told = ask(server.url, "/health")
+            assert (told.status, told.json()["error"]["code"]) == (503, "loading") and "retry-after" in told.headers
+            assert "thinker" in told.json()["error"]["message"]
+            assert read_answer(asked).status == 200
+        assert ask(server.url, "/health").json() == {"status": "ok", "loaded": ["thinker"]}
+
+
 def test_models_take_turns_where_memory_is_for_one(models: Path) -> None:
     files = [models / "caller.gguf", models / "thinker.gguf"]
     probe = dither.serve(files, context=512, slots=1, threads=1, grammars=True)

@@ -10,7 +10,8 @@ import pytest
 from serving_util import Answer, ask, connected, http, read_answer, speak
 
 import dither
-from dither.serving import app, connection
+from dither.serving import app
+from dither.web import connection
 
 pytestmark = pytest.mark.slow  # real servers and engines: `make test` runs it, `make check` does not
 

@@ -157,3 +157,73 @@ def test_a_quantized_folder_is_served(folder: Path, tmp_path: Path) -> None:
         made = ask(server.url, "/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}).json()
         assert made["usage"]["completion_tokens"] == 12
         assert json.dumps(made["choices"][0]["text"])
+
+
+HOSTILE = [
+    "{{ cycler.__init__.__globals__.os.popen('touch OWNED').read() }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.__class__.__base__.__subclasses__() }}",
+    "{{ lipsum.__globals__['os'].system('touch OWNED') }}",
+    "{{ self.__init__.__globals__.__builtins__.open('OWNED', 'w') }}",
+    "{% for c in [].__class__.__base__.__subclasses__() %}{{ c.__init__.__globals__ }}{% endfor %}",
+    "{{ raise_exception.__globals__.os.system('touch OWNED') }}",
+    "{{ (strftime_now|attr('__globals__'))['os'].system('touch OWNED') }}",
+    "{{ ''['format'].__globals__ }}{{ '{0.__class__.__mro__}'.format(messages) }}",
+    "{% include 'config.json' %}",
+    "{% import '/etc/passwd' as x %}{{ x }}",
+]
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+def test_a_hostile_template_runs_nothing(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat template is a program by strangers: in the sandbox it reaches no function of Python's, and no file."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from dither.engines.protocol import CHAT
+    from dither.engines.transformers import TransformersEngine, template_faults
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = template.replace("OWNED", str(tmp_path / "owned"))
+    said: list[str] = []
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast, "__call__", lambda *texts, **_: said.append(texts[1]) or {"input_ids": []}
+    )
+    try:
+        TransformersEngine(None, tokenizer, 64).tokens(CHAT, {"messages": [{"role": "user", "content": "x"}]})
+    except template_faults() as error:
+        said.append(str(error))
+    assert not (tmp_path / "owned").exists()
+    assert "root:" not in "".join(said) and "<class" not in "".join(said)
+
+
+DEEP = [
+    "{" * 1000,
+    "{{ " + "(" * 500,
+    "{% if x %}" * 300 + "{% endif %}" * 300,
+    "{{ 1" + "+1" * 20_000 + " }}",
+    "{{ x.y.z }}",
+]
+
+
+@pytest.mark.parametrize("template", DEEP, ids=range(len(DEEP)))
+def test_a_template_that_cannot_be_compiled_is_refused(template: str) -> None:
+    """Found by fuzzing: a RecursionError of the compiler was nobody's, and the client was hung up on."""
+    import asyncio
+
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from dither.engines.protocol import CHAT
+    from dither.engines.transformers import TransformersEngine
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = template
+
+    async def asked() -> tuple[int, Any]:
+        reply = await TransformersEngine(object(), tokenizer, 64).ask(CHAT, {"messages": []})
+        return reply.status, json.loads(b"".join([piece async for piece in reply.pieces]))
+
+    status, document = asyncio.run(asked())
+    assert status == 400 and document["error"]["message"].startswith("the chat template refuses this")

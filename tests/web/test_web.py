@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from dither.errors import UsageError
 from dither.serving.access import Access
 from dither.web.access import bearer, host_of, is_address, is_loopback, is_of_another_page, is_one_of
-from dither.web.body import TooLargeError, limited
+from dither.web.body import TooLargeError, TooSlowError, limited
 from dither.web.listening import in_url, listen
 
 
@@ -74,6 +74,26 @@ def test_a_body_that_announces_nothing_ends_at_the_limit() -> None:
             await receive()
 
     asyncio.run(read())
+
+
+def test_a_body_that_is_late_is_not_waited_for_and_silence_after_it_is() -> None:
+    """The time is the body's alone: after it, one waits for the client to leave."""
+    pieces: list[tuple[float, bytes, bool]] = [(0.0, b"a", True), (0.0, b"b", False), (0.3, b"", False)]
+
+    async def receive() -> Any:
+        seconds, body, more = pieces.pop(0)
+        await asyncio.sleep(seconds)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def read(count: int, seconds: float) -> list[bytes]:
+        counted = limited({"type": "http", "headers": []}, receive, 10, seconds)
+        return [(await counted())["body"] for _ in range(count)]
+
+    assert asyncio.run(read(3, 0.1)) == [b"a", b"b", b""]
+    pieces[:] = [(0.0, b"a", True), (5.0, b"b", False)]
+    with pytest.raises(TooSlowError) as caught:
+        asyncio.run(read(2, 0.1))
+    assert caught.value.status_code == 408
 
 
 def test_a_process_that_is_started_later_does_not_get_the_socket() -> None:

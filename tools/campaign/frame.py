@@ -91,7 +91,8 @@ def main(row: Row) -> None:
     for line in lines:
         print(f"{line.what}: tried {line.tried}, broke {line.broke}{words(line.figures)}")
     if given.save:
-        print(f"kept in {_save(row, given.seed, seconds, lines).relative_to(ROOT)}")
+        command = shlex.join(["python", f"tools/campaign/{row.name}.py", *sys.argv[1:]])
+        print(f"kept in {save(row, given.seed, seconds, lines, command).relative_to(ROOT)}")
     if any(line.broke for line in lines):
         raise SystemExit(1)
 
@@ -100,8 +101,7 @@ def words(figures: dict[str, Any]) -> str:
     return "".join(f", {name} {value}" for name, value in figures.items())
 
 
-def _save(row: Row, seed: int, seconds: float, lines: Sequence[Line]) -> Path:
-    command = shlex.join(["python", f"tools/campaign/{row.name}.py", *sys.argv[1:]])
+def save(row: Row, seed: int, seconds: float, lines: Sequence[Line], command: str) -> Path:
     document = {
         "title": row.title,
         "command": command,

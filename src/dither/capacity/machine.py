@@ -11,7 +11,6 @@ Units: bytes, bytes per second.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -23,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dither.errors import OutputError
+from dither.system import native
 from dither.system.cores import usable_cores
 from dither.system.files import cache_folder, replacing
 
@@ -111,9 +111,7 @@ def system_memory() -> tuple[int, int | None]:
     total, free = fields.get("MemTotal", 0), fields.get("MemAvailable")
     if not total and platform.system() == "Darwin":
         total = int(_run("sysctl", "-n", "hw.memsize").strip() or 0)
-    if not total:
-        with suppress(ValueError, OSError):
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = total or native.physical_memory()
     limit = _text("/sys/fs/cgroup/memory.max").strip()
     if limit.isdigit() and int(limit) < total:
         total, free = int(limit), None if free is None else min(free, int(limit))

@@ -13,7 +13,6 @@ has no journal is somebody else's (browsers name their downloads so) and is left
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.errors import OutputError
+from dither.system import native
 from dither.system.files import writing
 from dither.units import format_bytes
 
@@ -31,8 +31,6 @@ _SYNC_BYTES = 64 * 2**20  # unfinished work that a crash may cost
 _SYNC_SECONDS = 5.0
 _LONGEST_LINE = 4096  # of a journal's first
 CONTINUES = "Mend that and run the same command again: it continues where it can."
-
-_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 
 class PartFile:
@@ -53,7 +51,7 @@ class PartFile:
         }
         self._files: dict[str, int] = {}
         self.finished: dict[str, dict[str, Any]] = {}
-        self.discarded = False
+        self.discarded = self._left = False
         self._waiting: list[str] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
         with writing(target, "Choose another name with -o."):
@@ -87,7 +85,7 @@ class PartFile:
         with writing(self.target, "Choose another place with -o."):
             lines = self.journal.open("a+", encoding="utf-8", errors="replace")
         try:
-            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            native.lock(lines.fileno())
             # A run that ended between opening and locking took its journal away: this lock guards nothing.
             ours = os.fstat(lines.fileno()).st_ino == self.journal.stat().st_ino
         except OSError:
@@ -100,7 +98,7 @@ class PartFile:
 
     def _open(self, size: int, identity: str) -> None:
         self._read_journal(identity, size)
-        held = sum(path.stat().st_blocks * 512 for path, _ in self._pieces.values() if path.exists())
+        held = sum(native.bytes_on_disk(path) for path, _ in self._pieces.values() if path.exists())
         free = shutil.disk_usage(self.target.parent).free + held
         if size > free:
             reason = f"needs {format_bytes(size)} and {self.target.parent} has {format_bytes(free)} free"
@@ -114,7 +112,7 @@ class PartFile:
         try:
             for name, (path, size) in self._pieces.items():
                 path.parent.mkdir(exist_ok=True)
-                self._files[name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                self._files[name] = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
                 os.truncate(self._files[name], size)
         except OSError:
             self._close_pieces()
@@ -123,8 +121,8 @@ class PartFile:
             raise
 
     def _close_pieces(self) -> None:
-        for file in self._files.values():
-            os.close(file)
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     def _read_journal(self, identity: str, size: int) -> None:
         self._lines.seek(0)
@@ -154,7 +152,7 @@ class PartFile:
         view = memoryview(data).cast("B")
         with writing(self.part, CONTINUES):
             while view:
-                written = os.pwrite(self._files[piece], view, offset)
+                written = native.write_at(self._files[piece], view, offset)
                 view, offset = view[written:], offset + written
 
     def finish(self, tensor: str, record: Mapping[str, Any], size: int) -> None:
@@ -171,7 +169,7 @@ class PartFile:
         self._waiting.clear()
         with writing(self.part, CONTINUES):
             for file in self._files.values():
-                _sync_data(file)
+                native.sync_data(file)
             # Past Python's buffer: what a full disk refuses must not be tried again on closing.
             os.write(self._lines.fileno(), lines.encode())
             os.fsync(self._lines.fileno())
@@ -182,11 +180,13 @@ class PartFile:
         with writing(self.target, CONTINUES):
             for file in self._files.values():
                 os.fsync(file)
+            self._close_pieces()  # Windows renames no file that is open
             self._publish()
-            folder = os.open(self.target.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-        self.journal.unlink(missing_ok=True)
+            native.sync_folder(self.target.parent)
+        try:
+            self.journal.unlink(missing_ok=True)
+        except PermissionError:  # Windows takes no file away that is open: when the run lets it go
+            self._left = True
 
     def _publish(self) -> None:
         """The part takes the target's place."""
@@ -212,6 +212,8 @@ class PartFile:
         finally:
             self._close_pieces()
             self._lines.close()
+            if self._left:
+                self.journal.unlink(missing_ok=True)
 
 
 def unfinished(target: Path) -> tuple[Path, Path]:

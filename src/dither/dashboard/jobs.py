@@ -34,7 +34,7 @@ from typing import Any
 from dither.dashboard import processes
 from dither.dashboard.forms import Command, Forms
 from dither.errors import DitherError, OutputError, SourceError, UsageError
-from dither.system import isolated
+from dither.system import isolated, native
 from dither.system.files import read_bytes, replacing
 from dither.system.json_text import parse_json
 
@@ -198,7 +198,7 @@ class Jobs:
             return
         waited, process = time.time() - record["cancelled"], record["process"]
         if waited > _ASKED + _TOLD:
-            processes.end(process["pid"], process["since"], signal.SIGKILL)
+            processes.end(process["pid"], process["since"], native.KILL)
         elif waited > _ASKED:
             processes.end(process["pid"], process["since"], signal.SIGTERM)
 

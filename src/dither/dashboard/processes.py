@@ -7,10 +7,11 @@ with the moment the process began it names one process of this boot.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 from pathlib import Path
+
+from dither.system import native
 
 
 def started(pid: int) -> str | None:
@@ -46,8 +47,4 @@ def alive(pid: int, since: str) -> bool:
 def end(pid: int, since: str, number: signal.Signals) -> None:
     """Signals the process and those it started, if it is still the same one."""
     if alive(pid, since):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(pid) == pid:  # its own group, as we start it
-                os.killpg(pid, number)
-            else:
-                os.kill(pid, number)
+        native.end(pid, number)  # its own group, as we start it

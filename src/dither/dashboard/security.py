@@ -8,11 +8,13 @@ It listens on this machine, and every page in every tab of a browser can send re
   says the same of requests that send none.
 - A **token** is asked for when the server is bound to more than this machine: in the address once, then as a
   cookie that scripts cannot read, or as a bearer.
-- Bodies end at a limit, and every answer carries a content policy that lets the page load and talk to itself alone.
+- Bodies end at a limit and in time, and so do heads (`web/connection.py`).
+- Every answer carries a content policy that lets the page load and talk to itself alone.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 from dataclasses import dataclass
 
@@ -22,12 +24,14 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dither.web import connection
 from dither.web.access import bearer, host_of, is_address, is_loopback, is_of_another_page, is_one_of
 from dither.web.body import limited
 from dither.web.headers import SECURITY, adding
 from dither.web.listening import in_url
 
 MOST_BODY = 2**20  # bytes; the longest text of a forced comparison is far below
+BODY_SECONDS = 30.0  # for a body to arrive
 _READING = frozenset({"GET", "HEAD"})
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -38,6 +42,12 @@ def bound_names(host: str, port: int) -> frozenset[str]:
     if not is_loopback(host):
         names.add(socket.gethostname().lower())
     return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset())
+
+
+class Connection(connection.Connection):
+    refusal = json.dumps(
+        {"error": {"thing": "the request", "reason": "is not a request in HTTP/1.1", "way_out": ""}}
+    ).encode()
 
 
 class RefusedError(HTTPException):
@@ -64,7 +74,7 @@ class Guard:
         headers, told = Headers(scope=scope), dict(SECURITY)
         try:
             self._check(scope, headers)
-            receive = limited(scope, receive, MOST_BODY)
+            receive = limited(scope, receive, MOST_BODY, BODY_SECONDS)
             name = f"dither-{self.port}"  # cookies are shared by all ports of a host
             given = (bearer(headers), cookie_parser(headers.get("cookie", "")).get(name, ""))
             if self.token is not None and not is_one_of(self.token, given):

@@ -17,7 +17,7 @@ from dither.dashboard.app import build
 from dither.dashboard.forms import Forms
 from dither.dashboard.jobs import Jobs
 from dither.dashboard.results import Results
-from dither.dashboard.security import Guard, bound_names
+from dither.dashboard.security import Connection, Guard, bound_names
 from dither.dashboard.watch import Watch
 from dither.errors import UsageError
 from dither.web.access import is_loopback
@@ -54,7 +54,12 @@ def serve(
     shown = socket.gethostname() if everywhere else in_url(host)  # a name that others can open
     url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
     config = uvicorn_config(
-        guard, log_level="warning", lifespan="on", timeout_graceful_shutdown=3, limit_concurrency=200
+        guard,
+        log_level="error",  # requests that are no HTTP are answered, not logged: their bytes are a stranger's
+        lifespan="on",
+        timeout_graceful_shutdown=3,
+        limit_concurrency=200,
+        http=Connection,
     )
     server = _Server(config, app.state.hub.close, lambda: ready(url))
     with contextlib.closing(bound), contextlib.suppress(KeyboardInterrupt):

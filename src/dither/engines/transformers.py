@@ -97,16 +97,14 @@ class TransformersEngine:
         return cls(model, tokenizer, settings.context or DEFAULT_CONTEXT)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
-        from jinja2.exceptions import TemplateError
-
         if self._model is None:  # unloaded while this request waited for its turn
             raise EngineGoneError("the model was put away")
         for name, nothing in _ONLY_LLAMA.items():
             if body.get(name, nothing) != nothing:
                 return _refusal("not_supported_error", f"{name} is llama.cpp's: this is a folder")
         try:  # in a thread: a long text takes its time, and others are answered meanwhile
-            tokens = await asyncio.to_thread(self._tokens, path, body)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            tokens = await asyncio.to_thread(self.tokens, path, body)
+        except template_faults() as error:
             return _refusal("invalid_request_error", f"the chat template refuses this: {error}")
         known = int(self._model.get_input_embeddings().weight.shape[0])
         if (wrong := next((token for token in tokens if token >= known), None)) is not None:
@@ -117,7 +115,7 @@ class TransformersEngine:
         most = min(int(body.get("max_tokens", self.context)), self.context - len(tokens))
         return Reply(200, self._events(path, body, tokens, most))
 
-    def _tokens(self, path: str, body: Mapping[str, Any]) -> list[int]:
+    def tokens(self, path: str, body: Mapping[str, Any]) -> list[int]:
         if path != CHAT:
             prompt = body["prompt"]
             return list(prompt) if isinstance(prompt, list) else list(self._tokenizer(prompt)["input_ids"])
@@ -205,6 +203,14 @@ class TransformersEngine:
         self._model = self._tokenizer = None
         self.alive = False
         gc.collect()
+
+
+def template_faults() -> tuple[type[Exception], ...]:
+    """What a chat template, a program by strangers, may end with."""
+    from jinja2.exceptions import TemplateError
+
+    written = (SyntaxError, RecursionError, MemoryError)  # nested beyond what Python compiles, or a text without end
+    return (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, *written)
 
 
 def _load(path: str, threads: int | None) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tokenize import TokenError  # numpy's, where it looks for what Python 2 wrote
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _npy_header(file: Any, thing: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
                 raise ValueError(f"version {version}")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
-    except (ValueError, Warning, EOFError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, Warning, EOFError, MemoryError, RecursionError, TokenError) as error:
         raise FormatError(thing, f"is no array ({shown(str(error))})", _WAY_OUT) from None
     if dtype.kind not in "fiu" or dtype.hasobject or dtype.byteorder == ">" or (fortran and len(shape) > 1):
         raise FormatError(thing, f"holds {dtype} in an order or of a kind that is not read", _WAY_OUT)

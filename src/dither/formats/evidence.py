@@ -411,7 +411,7 @@ def _group(file: str, index: int, entry: Mapping[str, Any]) -> Group:
     """Raises ValueError where the file is no plain name: a manifest must not make us read elsewhere."""
     if Path(file).name != file or not file.endswith(".npz"):
         raise ValueError(f"file name {file!r}")
-    experts, columns = int(entry["experts"]), int(entry["columns"])
-    if experts < 1 or columns < 1:
-        raise ValueError(f"{experts} experts of {columns} columns")
+    experts, columns = entry["experts"], entry["columns"]
+    if not all(type(count) is int and 1 <= count < 2**31 for count in (experts, columns)):
+        raise ValueError(f"{shown(str(experts))} experts of {shown(str(columns))} columns")
     return Group(file, index, tuple(map(str, entry["tensors"])), experts, columns)

@@ -8,7 +8,6 @@ is released when the process ends, however it ends.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 from dither.errors import OutputError
 from dither.formats.evidence import MANIFEST
+from dither.system import native
 from dither.system.files import replace, writing
 from dither.units import format_bytes
 
@@ -44,7 +44,7 @@ class Folder(AbstractContextManager["Folder"]):
         self._made = not path.exists()
         with writing(path, "Choose another with -o.", "cannot be made a folder"):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path, os.O_RDONLY)
+            self._lock = native.open_folder(path)
         try:
             self._claim(force)
         except BaseException:
@@ -53,7 +53,7 @@ class Folder(AbstractContextManager["Folder"]):
 
     def _claim(self, force: bool) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            native.lock(self._lock)
         except OSError:
             way_out = "Wait for it or choose another with -o."
             raise OutputError(str(self.path), "is being written by another run", way_out) from None

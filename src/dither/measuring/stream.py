@@ -16,10 +16,8 @@ Legend: S sequences, T positions, H hidden width, N scored positions, V vocabula
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +32,7 @@ from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.text import BATCH_TOKENS
 from dither.models.blocks import Blocks, open_blocks
 from dither.progress import Progress, Silent
+from dither.system import native
 from dither.system.files import writing
 from dither.types import Model
 from dither.units import format_bytes
@@ -208,7 +207,5 @@ def spilled(shape: tuple[int, ...]) -> torch.Tensor:
     failed = f"cannot hold {format_bytes(size)} of hidden states"
     with tempfile.TemporaryFile() as file:
         with writing(folder, "Take fewer tokens, or set TMPDIR to a larger disk.", failed):
-            with suppress(AttributeError):  # not on every system
-                os.posix_fallocate(file.fileno(), 0, size)
-            file.truncate(size)
+            native.claim(file.fileno(), size)
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))

@@ -188,6 +188,10 @@ class App:
         if self.draining:
             raise draining()
         loaded = [held.model.name for held in self.pool.models if held.ready and not held.embeddings]
+        loading = [held.model.name for held in self.pool.models if held.loading is not None]
+        if loading and not loaded:  # at the start, after a crash, in exchange for another: requests wait for it
+            message = f"{', '.join(loading)}: loading; requests that come now wait for it"
+            raise ApiError(503, message, SERVER, "loading", retry_after=RETRY)
         await asked.answer({"status": "ok", "loaded": loaded})
 
     async def _metrics(self, asked: _Exchange) -> None:

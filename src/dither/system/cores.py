@@ -10,24 +10,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dither.system import native
+
 
 def available_cores() -> int:
     """Logical processors that this process may use."""
-    return len(_allowed()) or os.cpu_count() or 1
+    return len(native.processors()) or os.cpu_count() or 1
 
 
 def usable_cores() -> int:
     """Physical cores that this process may use; where the system does not say which, all logical processors."""
     cores = set()
-    for cpu in _allowed():
+    for cpu in native.processors():
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             cores.add(siblings.read_text())
         except OSError:
             cores.add(str(cpu))
     return len(cores) or os.cpu_count() or 1
-
-
-def _allowed() -> set[int]:
-    """The processors of this process's affinity mask; none where the system has no such thing (macOS, Windows)."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()

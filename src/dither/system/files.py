@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dither.errors import FormatError, OutputError, SourceError
+from dither.system import native
 
 
 @contextmanager
@@ -58,18 +59,8 @@ def _remove_abandoned(path: Path) -> None:
     left = re.compile(re.escape(path.name) + r"\.(\d+)\.part")
     for other in path.parent.iterdir() if path.parent.is_dir() else ():
         match = left.fullmatch(other.name)
-        if match and not _is_alive(int(match[1])) and other.is_file():
+        if match and not native.may_live(int(match[1])) and other.is_file():
             other.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def make_folder(path: Path, way_out: str) -> None:
@@ -93,7 +84,8 @@ def read_bytes(path: Path, limit: int, way_out: str) -> bytes:
         if path.exists() and not path.is_file():
             raise SourceError(str(path), "is no regular file", way_out)
         with path.open("rb") as file:
-            raw = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(min(size, limit) + 1)  # read() allocates what it is asked for before it reads
     except OSError as error:
         raise SourceError(str(path), f"cannot be read ({error.strerror})", way_out) from None
     if len(raw) > limit:

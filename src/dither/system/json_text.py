@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,18 @@ def parse_json(
 
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8")
-        return json.loads(
-            text, object_pairs_hook=once if unique else None, parse_constant=_no_number if finite else None
-        )
+        only_numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
+        return json.loads(text, object_pairs_hook=once if unique else None, **only_numbers)
     except (ValueError, RecursionError) as error:
         text_or_not = ": it is not even text" if isinstance(error, UnicodeDecodeError) else ""
         raise FormatError(thing, f"{said} ({error}){text_or_not}", way_out) from None
 
 
+def _finite(text: str) -> float:
+    """1e999 is a number in JSON and infinite in Python."""
+    number = float(text)
+    return number if isfinite(number) else _no_number(shown(text, 20))
+
+
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is no number here")

@@ -6,9 +6,9 @@ Units: bytes.
 from __future__ import annotations
 
 import re
-import resource
-import sys
 from pathlib import Path
+
+from dither.system import native
 
 # What torch and Python say, as RuntimeErrors, where they are refused memory: for an array, and for a thread's stack.
 _REFUSED = re.compile(r"can't allocate memory|out of memory|can't start new thread")
@@ -21,7 +21,7 @@ def own_memory() -> int:
         found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text())
         if found:
             return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return native.most_memory()
 
 
 def is_refusal(error: BaseException) -> bool:

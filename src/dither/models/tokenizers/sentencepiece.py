@@ -89,7 +89,9 @@ def parse(data: bytes) -> SentencePieceModel:
             found.tokens.append(_piece(value))
         elif number == 2:
             spec = dict(fields(value))
-            found.model_type = int(spec.get(3, found.model_type))
+            if not all(isinstance(spec.get(key, 0), int) for key in (3, *SPECIAL_IDS)):
+                raise _damaged()
+            found.model_type = spec.get(3, found.model_type)
             numbers = {**found.special, **{SPECIAL_IDS[key]: spec[key] for key in SPECIAL_IDS if key in spec}}
             found.special = {name: number for name, number in numbers.items() if number < 2**31}
         elif number == 3:
