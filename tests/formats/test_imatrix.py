@@ -65,9 +65,16 @@ def test_bad_values_are_refused_by_name(tmp_path: Path, value: float, said: str)
     assert "bad.weight" in str(caught.value)
 
 
-def test_an_expert_that_is_zero_throughout_is_refused(tmp_path: Path) -> None:
+def test_an_expert_of_zeros_saw_nothing_whatever_its_count_says(tmp_path: Path) -> None:
+    """Matrices converted from the old form count the same tokens for every expert."""
     sums = np.array([[2.0, 4.0], [0.0, 0.0]])
-    path = write_gguf(tmp_path / "m.gguf", {"blk.0.x.weight": (sums, np.array([2, 2]))})
+    matrix = read_imatrix(write_gguf(tmp_path / "m.gguf", {"blk.0.x.weight": (sums, np.array([2, 2]))}))
+    assert np.array_equal(matrix.means["blk.0.x.weight"], [[1, 2], [1, 1]])
+    assert matrix.unseen == {"blk.0.x.weight": 1}
+
+
+def test_a_tensor_that_is_zero_throughout_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", {"blk.0.x.weight": (np.zeros((2, 2)), np.array([2, 2]))})
     with pytest.raises(FormatError, match=r"blk\.0\.x\.weight: is zero throughout"):
         read_imatrix(path)
 

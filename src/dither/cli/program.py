@@ -25,13 +25,13 @@ _INTERRUPTED = 130
 class Program(TyperGroup):
     """All commands; typer makes one of it."""
 
-    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **named: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *_: Any, standalone_mode: bool = True, **named: Any) -> Any:
         screen.begin()
         words = list(sys.argv[1:] if args is None else args)
         if not standalone_mode or not _wants_json(words):
-            return super().main(args, *more, standalone_mode=standalone_mode, **named)
+            return super().main(args, standalone_mode=standalone_mode, **named)
         try:
-            code = super().main(args, *more, standalone_mode=False, **named)
+            code = super().main(args, standalone_mode=False, **named)
         except _Refused as error:
             screen.print_failure(*_said(error))
             error.show()

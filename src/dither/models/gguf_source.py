@@ -107,7 +107,9 @@ def open_gguf(path: Path) -> Model:
         files=tuple(str(file.path) for file, _ in parts),
         fingerprint=fingerprint((file, header.data_offset) for file, header in parts),
         notes=((f"read from {len(parts)} parts",) if len(parts) > 1 else ())
-        + ((f"{path.name[:19]}… is named by a hash, and no general.name is in it: -o gives a name",) if unnamed else ()),
+        + (
+            (f"{path.name[:19]}… is named by a hash, and no general.name is in it: -o gives a name",) if unnamed else ()
+        ),
     )
 
 
@@ -156,7 +158,8 @@ def _part_paths(path: Path, count: int, position: int) -> list[Path]:
     paths = [path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     missing = [part.name for part in paths if not part.exists()]
     if missing:
-        reason = f"is one of {count} parts, of which {len(missing)} {'is' if len(missing) == 1 else 'are'} missing: {shown(', '.join(missing))}"
+        lost = f"{len(missing)} {'is' if len(missing) == 1 else 'are'} missing: {shown(', '.join(missing))}"
+        reason = f"is one of {count} parts, of which {lost}"
         raise SourceError(str(path), reason, "Put all parts into one folder.")
     return paths
 

@@ -141,7 +141,7 @@ def _check_gguf(path: Path) -> None:
     start = MappedFile(path).data[:512]
     if start[:4] == MAGIC:
         return
-    if path.suffix in PICKLES and (found := what_it_is(start)) in (None, what_it_is(b"PK\3\4")):
+    if path.suffix in PICKLES and what_it_is(start) in (None, what_it_is(b"PK\3\4")):
         raise refuse_pickle(path, [path.name])
     refuse_mistaken(start, str(path))
     reason = "is neither GGUF nor safetensors"
@@ -201,7 +201,10 @@ def _look_below(folder: Path) -> None:
         return
     below = sorted(path for path in folder.iterdir() if path.is_dir() and _is_models(path))
     if below:
-        names = ["/".join(filter(None, match.groups())) if (match := _CACHED.fullmatch(path.name)) else path.name for path in below]
+        names = [
+            "/".join(filter(None, match.groups())) if (match := _CACHED.fullmatch(path.name)) else path.name
+            for path in below
+        ]
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         listed = shown(", ".join(names[:_LISTED]), 1000)
         reason = f"is no model itself, but {counted(len(names), 'folder')} in it may be"

@@ -1,9 +1,9 @@
 """What a file is that is not what its name says, told by its first bytes.
 
 What goes wrong with a model is most often not its bytes but how it came here: a repository cloned without git-lfs
-leaves a note of 130 bytes under the name of every large file, a download of a gated one a web page, a full
-disk nothing at all.  A parser that was promised a model would speak of header lengths; a person is helped by the name of
-the thing and the command that gets the right one.
+leaves a note of 130 bytes under the name of every large file, a download of a gated one a web page, a full disk
+nothing at all.  A parser that was promised a model would speak of header lengths; a person is helped by the
+name of the thing and the command that gets the right one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
     (lambda head: not head, "is empty", "The download failed, or the disk was full: fetch it again."),
     (_begins(_POINTER), *_POINTED),
     (_is_page, "is a web page that was saved under this name", _FETCH),
-    (_begins(b"lmgg", b"fmgg", b"tjgg", b"algg"), "is a legacy ggml file, from before GGUF, which cannot be read", _OLD),
+    (
+        _begins(b"lmgg", b"fmgg", b"tjgg", b"algg"),
+        "is a legacy ggml file, from before GGUF, which cannot be read",
+        _OLD,
+    ),
     (
         _begins(b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"),
         "is a pickle or a zip archive, as PyTorch saves weights, and loading a pickle can run any code hidden in it",
