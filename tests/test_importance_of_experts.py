@@ -12,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 from families_util import random_model, save_model
-from formats.test_imatrix import dat_bytes, write_gguf
 from transformers import MixtralConfig
 
 import dither
@@ -20,6 +19,7 @@ from dither.errors import FormatError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.imatrix import read_imatrix
 from dither.models.source import open_model
+from formats.imatrix_util import dat_bytes, write_gguf
 
 E, C, F = 3, 256, 512
 STACKS = {"blk.0.ffn_gate_exps.weight": C, "blk.0.ffn_up_exps.weight": C, "blk.0.ffn_down_exps.weight": F}
@@ -70,7 +70,9 @@ def test_rows_are_told_apart_by_the_model(mixture: Path, means: dict[str, np.nda
 def test_an_old_matrix_makes_the_bytes_of_a_new_one(
     mixture: Path, means: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    exact = {name: np.ldexp(1.0, np.rint(4 * rows_EC).astype(int)).astype(np.float32) for name, rows_EC in means.items()}
+    exact = {
+        name: np.ldexp(1.0, np.rint(4 * rows_EC).astype(int)).astype(np.float32) for name, rows_EC in means.items()
+    }
     old = written_as_dat(tmp_path / "m.dat", exact, calls=8)  # powers of two: no rounding on either way
     new = write_gguf(tmp_path / "m.gguf", {name: (rows * 8, np.full(len(rows), 8)) for name, rows in exact.items()})
     first = stored(dither.quantize(mixture, "Q4_K_M", tmp_path / "old.gguf", imatrix=old).path)

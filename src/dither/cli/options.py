@@ -8,7 +8,7 @@ the command its records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from dither.system.discovery import defining
-from dither.units import parse_bytes
+from dither.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from dither.planning.plan import Budget
@@ -75,14 +75,17 @@ class BudgetOptions:
         """The one budget that was asked for.  Raises UsageError for none or several."""
         from dither.planning.plan import budget
 
-        weights = None
+        memory = weights = beside = None
         if self.memory is not None:
-            from dither.capacity.memory import weights_budget
+            from dither.capacity.memory import needed, weights_budget
             from dither.capacity.shape import shape_of
 
-            weights = weights_budget(parse_bytes(self.memory), shape_of(model)[0], self.context, self.kv, self.slots)
+            memory, shape = parse_bytes(self.memory, "--memory", 1), shape_of(model)[0]
+            beside = needed(shape, 0, self.context, self.kv, self.slots).total
+            weights = weights_budget(memory, shape, self.context, self.kv, self.slots)
         parameters = model.parameters
-        return budget(size=self.size, bpw=self.bpw, weights=weights, max_kld=self.max_kld, parameters=parameters)
+        found = budget(size=self.size, bpw=self.bpw, weights=weights, max_kld=self.max_kld, parameters=parameters)
+        return found if memory is None else replace(found, said=f"{format_bytes(memory)} of memory", beside=beside)
 
 
 @dataclass(frozen=True)

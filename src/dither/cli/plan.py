@@ -122,9 +122,9 @@ def ladder(
 
 
 def print_plan(found: Planned, wanted: Budget) -> None:
-    shown = table("type", numbers=("tensors", "bytes", "of the file", "predicted KL"))
+    shown = table("type", numbers=("tensors", "bytes", "of tensors", "predicted KL"))
     for kind, count, total, kl in found.by_type():
-        share = f"{100 * total / found.plan.bytes:.1f} %"
+        share = f"{100 * total / found.plan.tensor_bytes:.1f} %"
         shown.add_row(kind, str(count), format_bytes(total), share, short(kl) if kl else "")
     out.print(shown)
     out.print(

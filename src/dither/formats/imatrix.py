@@ -87,7 +87,7 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
 
 def _seen(means_EC: Floats) -> tuple[Floats, int]:
     """Experts whose importance is zero throughout saw nothing: it becomes 1.  With their number."""
-    dead_E = ~means_EC.any(axis=-1)
+    dead_E = np.asarray(means_EC.sum(axis=-1) == 0)
     count = int(dead_E.sum())
     return (np.where(dead_E[:, None], np.float32(1), means_EC) if count else means_EC), count
 

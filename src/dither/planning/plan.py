@@ -13,10 +13,11 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dither.capacity.memory import memory_for
 from dither.containers.plan_file import PlanEntry, PlanFile, write_plan
 from dither.containers.target import Target
 from dither.containers.targets import target_of
@@ -41,6 +42,7 @@ from dither.quantizing.request import (
     records,
     with_keywords,
 )
+from dither.system.files import bytes_of
 from dither.types import Model
 from dither.units import format_bytes, parse_bytes
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MOST_BITS = 32
+_TO_COME = 8 * 2**10  # bytes; what a file says of evidence and measurements is under half of it
 Allowed = Mapping[str, Sequence[str]]  # tensor → the types it may take
 Prices = Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
 
@@ -60,6 +63,7 @@ class Budget:
     file: int | None = None
     tensors: int | None = None
     max_kl: float | None = None
+    beside: int | None = None  # with `tensors`, of a budget of memory: bytes that running takes beside them
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Planned:
 
     plan: PlanFile
     path: str | None
-    file_bytes: int
+    file_bytes: int  # of the file, header and tokenizer included; of a folder's files together
     parameters: int
     bound: float
     seconds: float
@@ -81,7 +85,7 @@ class Planned:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.plan.bytes / self.parameters
+        return 8 * self.plan.tensor_bytes / self.parameters
 
     def by_type(self) -> list[tuple[str, int, int, float]]:
         """Type, its tensors, their bytes and predicted divergence; what takes most comes first."""
@@ -107,8 +111,9 @@ class Planned:
             "solver": self.plan.solver,
             "transforms": list(self.plan.transforms),
             "budget": self.plan.budget,
-            "bytes": self.plan.bytes,
-            "file_bytes": self.file_bytes,
+            "bytes": self.file_bytes,
+            "tensor_bytes": self.plan.tensor_bytes,
+            "file_bytes": self.file_bytes,  # as earlier versions call it
             "bits_per_weight": self.bits_per_weight,
             "predicted_kl": self.plan.kl,
             "lower_bound": self.bound,
@@ -137,9 +142,7 @@ def budget(
     if bpw is not None and bpw > _MOST_BITS:
         raise UsageError(f"--bpw {bpw:g}", f"is more than a weight can have ({_MOST_BITS})")
     if size is not None:
-        count = parse_bytes(size) if isinstance(size, str) else size
-        if count <= 0:
-            raise UsageError(f"--size {size}", "is nothing", "Write it like 4.2GiB.")
+        count = parse_bytes(size, "--size", 1)
         return Budget(f"a file of {format_bytes(count)}", file=count)
     if bpw is not None:
         return Budget(f"{bpw:g} bits per weight", tensors=int(bpw * parameters / 8))
@@ -192,19 +195,15 @@ def plan_for(
 ) -> Planned:
     """`plan` of an opened model, for one container."""
     started = time.monotonic()
+    if making.evidence is None:
+        check_reachable(source, wanted, target, making.types)
     store = _evidence(source, making.evidence, out, running)
     solver = choose_solver(making.solver, store, running.threads)
     ready = made_ready(source, store, solver, making.transforms, running.threads)
     allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
     # What is taken whatever is chosen: the header, and tensors that no plan decides about.
-    fixed = [tensor.bytes for tensor in target.fixed(ready.model).values()]
-    kept, header = sum(fixed), target.header_bytes(ready.model, store, solver.name, ready.record)
-    around = header + sum(target.aligned(source, size) for size in fixed)
-    room = None  # only the divergence is limited
-    if wanted.file is not None:
-        room = wanted.file - around
-    elif wanted.tensors is not None:
-        room = wanted.tensors - kept
+    kept, around = _around(ready.model, target, target.header_bytes(ready.model, store, solver.name, ready.record))
+    room = _room(wanted, kept, around)
     # Before the costs are measured: that may take hours, and this needs nothing but sizes.
     if room is not None:
         _check_room(ready.model, wanted, allowed, target, room, around, kept)
@@ -216,7 +215,8 @@ def plan_for(
     else:
         assert wanted.max_kl is not None
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(ready, wanted, target, allocation, items, prices, kept)
+    found = _plan_file(ready, target, allocation, items, prices, kept)
+    found = replace(found, bytes=around + allocation.bytes, budget=None if room is None else around + room)
     if out is not None:
         write_plan(Path(out), found, force=running.force)
     return Planned(
@@ -226,7 +226,7 @@ def plan_for(
         parameters=source.parameters,
         bound=allocation.bound,
         seconds=time.monotonic() - started,
-        notes=ready.notes,
+        notes=(*ready.notes, *_more_than_all(wanted, items, room, around + allocation.bytes)),
         items=items,
         allowed=room or allocation.bytes,
         limit=(room or allocation.bytes) + kept,
@@ -235,8 +235,41 @@ def plan_for(
     )
 
 
+def check_reachable(model: Model, wanted: Budget, target: Target, types: Sequence[str] | None) -> None:
+    """Raises UsageError, from headers alone, for a budget that not even the smallest types meet.
+
+    Called before evidence is learnt, so it supposes that every tensor will have some.  What the file will say of its
+    evidence is not known either: the size that is named leaves a little for it.
+    """
+    if wanted.max_kl is not None:
+        return
+    allowed = candidates(model, importance={tensor.name for tensor in model.tensors}, types=types, target=target)
+    # The tensors alone first: what a folder of a GGUF's tokenizer takes is known only once transformers has made it.
+    source_header = bytes_of(model.files) - sum(tensor.stored_bytes for tensor in model.tensors)
+    for header, spare in ((None, max(0, source_header)), (target.header_bytes, 0)):
+        beside = 0 if header is None else header(model, None, "nearest", {})
+        kept, around = _around(model, target, beside)
+        room = _room(wanted, kept, around)
+        assert room is not None
+        _check_room(model, wanted, allowed, target, room, around, kept, spare + _TO_COME)
+
+
+def _around(model: Model, target: Target, header: int) -> tuple[int, int]:
+    """What is taken whatever is chosen: bytes of tensors that no plan decides about, and with them of all the file
+    but the tensors that it does."""
+    fixed = [tensor.bytes for tensor in target.fixed(model).values()]
+    return sum(fixed), header + sum(target.aligned(model, size) for size in fixed)
+
+
+def _room(wanted: Budget, kept: int, around: int) -> int | None:
+    """Bytes for the tensors that a plan decides about; None where only the divergence is limited."""
+    if wanted.file is not None:
+        return wanted.file - around
+    return None if wanted.tensors is None else wanted.tensors - kept
+
+
 def _check_room(
-    model: Model, wanted: Budget, allowed: Allowed, target: Target, room: int, around: int, kept: int
+    model: Model, wanted: Budget, allowed: Allowed, target: Target, room: int, around: int, kept: int, spare: int = 0
 ) -> None:
     """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
@@ -246,15 +279,27 @@ def _check_room(
     )
     if least <= room:
         return
+    bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
+    weights = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
     if wanted.file is not None:
-        needed = f"a file of {format_bytes(least + around)}"
-        way_out = f"Ask for at least --size {least + around}"
+        needed = f"a file of {format_bytes(least + around + spare)}"
+        way_out = f"Ask for at least --size {least + around + spare}"
+    elif wanted.beside is not None:
+        needed = f"{weights}, and running takes {format_bytes(wanted.beside)} beside them"
+        memory = memory_for(least + kept + wanted.beside)
+        way_out = f"Give at least --memory {math.ceil(memory / 2**20)}MiB, ask for a shorter --context"
     else:
-        bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
-        needed = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
-        way_out = f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
+        needed, way_out = weights, f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
     reason = f"is too small: the smallest types make {needed}"
     raise UsageError(wanted.said, reason, f"{way_out}, or allow smaller types with --types.")
+
+
+def _more_than_all(wanted: Budget, items: Sequence[Item], room: int | None, size: int) -> list[str]:
+    """A note where the budget is larger than all that could be chosen."""
+    most = sum(max(choice.bytes for choice in item.choices) for item in items)
+    if room is None or room <= most:
+        return []
+    return [f"There is nothing larger to choose: {wanted.said} is allowed, and the file is of {format_bytes(size)}."]
 
 
 def _evidence(model: Model, given: AnyEvidence, out: str | Path | None, running: Running) -> EvidenceStore:
@@ -316,7 +361,7 @@ def planned_target(model: Model, to: str | None, group: int | None = None, sym: 
 
 
 def _plan_file(
-    ready: Ready, wanted: Budget, target: Target, found: Allocation, items: Sequence[Item], prices: Prices, kept: int
+    ready: Ready, target: Target, found: Allocation, items: Sequence[Item], prices: Prices, kept: int
 ) -> PlanFile:
     kinds = {name: choice.type for item, choice in zip(items, found.chosen, strict=True) for name in item.tensors}
     tensors = {name: prices[name][kinds[name]] for name in prices}
@@ -326,8 +371,9 @@ def _plan_file(
         evidence=ready.store.sha256,
         solver=ready.solver.name,
         transforms=ready.transforms,
-        budget=wanted.file or wanted.tensors,
-        bytes=sum(entry.bytes for entry in tensors.values()) + kept,
+        budget=None,
+        bytes=None,
+        tensor_bytes=sum(entry.bytes for entry in tensors.values()) + kept,
         kl=found.kl,
         tensors=tensors,
         notes=(),

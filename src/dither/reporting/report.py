@@ -242,7 +242,7 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
         type=run.type,
         run=run.id,
         file=True,
-        bytes=run.bytes,
+        bytes=run.tensor_bytes,
         bpw=run.bpw,
         active=active_bytes(sizes, experts, experts_used),
         embedding=matrices.get("token_embd.weight", 0) if "output.weight" in matrices else 0,

@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -101,6 +101,11 @@ def read_bytes(path: Path, limit: int, way_out: str) -> bytes:
         raise FormatError(str(path), f"is too large: more than the {limit} bytes that are read", way_out)
     refuse_pointer(raw, str(path))
     return raw
+
+
+def bytes_of(files: Iterable[str | Path]) -> int:
+    """Bytes of these files together; one that is gone by now has none."""
+    return sum(path.stat().st_size for path in map(Path, files) if path.is_file())
 
 
 def sha256_of(path: Path) -> str:
