@@ -15,7 +15,7 @@ _FACTORS = {"": 1, "b": 1} | {
     for ending, base in (("", 1000), ("b", 1000), ("ib", 1024))
 }
 _MOST = 2**60  # bytes, above any memory or file
-_NO_SIZE = 2**20  # bytes; fewer without a unit are a unit forgotten: no model is so small
+_NO_SIZE = 2**16  # bytes; a text of fewer without a unit has its unit forgotten: no model is so small
 
 
 def counted(count: int, what: str) -> str:
@@ -45,7 +45,7 @@ def parse_bytes(text: str | int, thing: str = "", least: int = 0) -> int:
         raise UsageError(name, "is too little" if size >= 0 else "is negative", way_out)
     if size > _MOST:
         raise UsageError(name, "is more than any machine has", way_out)
-    if 0 < size < _NO_SIZE and not match[2]:
+    if isinstance(text, str) and 0 < size < _NO_SIZE and not match[2]:
         raise UsageError(name, "has no unit, and bytes would be next to nothing", f"Did you mean {match[1]}GiB?")
     return int(size)
 

@@ -73,7 +73,7 @@ def print_failure(thing: str, reason: str, way_out: str = "") -> None:
 
 
 def begin() -> None:
-    """Another run in this process: it has printed nothing."""
+    """A run begins, perhaps not the first of this process: it has printed nothing."""
     _Printed.yet = False
 
 
@@ -96,6 +96,7 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
     A DitherError has its own code; Ctrl-C is 130 and SIGTERM 143, both after everything below has
     put its work in order, and with a word on whether it can be resumed.
     """
+    begin()
     before: Any = None
     with contextlib.suppress(ValueError):  # only the main thread may
         before = signal.signal(signal.SIGTERM, _terminate)

@@ -195,7 +195,8 @@ def _parse(text: str, thing: str) -> PlanFile:
         reason = f"has format {version}, and this Dither reads {_BEFORE} and {_FORMAT}"
         raise UsageError(thing, reason, "Plan again, or upgrade with: pip install -U dither")
     if version == _BEFORE and "bytes" in document:
-        document = {**document, "tensor_bytes": document.pop("bytes"), "budget": None}
+        tensors = document.pop("bytes")
+        document |= {"tensor_bytes": tensors, "budget": None}
     try:
         found = TypeAdapter(PlanFile).validate_python({"budget": None, "bytes": None, "kl": None, **document})
     except ValidationError as error:

@@ -71,7 +71,7 @@ class Measurement(IntervalRecord):
     @classmethod
     def _of_before(cls, document: Any) -> Any:
         """What the first version called `bytes` were the tensors': the file's are not known, and little more."""
-        if isinstance(document, dict) and document.get("schema_version") == 1 and "tensor_bytes" not in document:
+        if isinstance(document, dict) and document.get("schema_version", 1) == 1 and "tensor_bytes" not in document:
             return {**document, "schema_version": SCHEMA_VERSION, "tensor_bytes": document.get("bytes")}
         return document
 

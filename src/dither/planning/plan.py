@@ -244,14 +244,21 @@ def check_reachable(model: Model, wanted: Budget, target: Target, types: Sequenc
     if wanted.max_kl is not None:
         return
     allowed = candidates(model, importance={tensor.name for tensor in model.tensors}, types=types, target=target)
-    # The tensors alone first: what a folder of a GGUF's tokenizer takes is known only once transformers has made it.
-    source_header = bytes_of(model.files) - sum(tensor.stored_bytes for tensor in model.tensors)
-    for header, spare in ((None, max(0, source_header)), (target.header_bytes, 0)):
-        beside = 0 if header is None else header(model, None, "nearest", {})
-        kept, around = _around(model, target, beside)
-        room = _room(wanted, kept, around)
-        assert room is not None
-        _check_room(model, wanted, allowed, target, room, around, kept, spare + _TO_COME)
+    if target.options.folder and model.kind == "gguf":
+        # What a GGUF's tokenizer takes in a folder is known once transformers has made it, which takes a while:
+        # without it first, and about what it takes in the GGUF is named.
+        beside = bytes_of(model.files) - sum(tensor.stored_bytes for tensor in model.tensors)
+        _check_room(model, wanted, allowed, target, *_parts(model, wanted, target, 0), beside)
+    header = target.header_bytes(model, None, "nearest", {})
+    _check_room(model, wanted, allowed, target, *_parts(model, wanted, target, header), _TO_COME)
+
+
+def _parts(model: Model, wanted: Budget, target: Target, header: int) -> tuple[int, int, int]:
+    """The room that a budget of bytes leaves, and what `_around` says."""
+    kept, around = _around(model, target, header)
+    room = _room(wanted, kept, around)
+    assert room is not None
+    return room, around, kept
 
 
 def _around(model: Model, target: Target, header: int) -> tuple[int, int]:

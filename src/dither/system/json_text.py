@@ -14,7 +14,7 @@ from typing import Any
 
 from dither.errors import FormatError
 from dither.system.files import read_bytes
-from dither.system.mistaken import refuse_mistaken
+from dither.system.mistaken import what_it_is
 from dither.system.text import shown
 
 
@@ -69,8 +69,9 @@ def parse_json(
             text, object_pairs_hook=once if unique else None, parse_constant=_no_number if finite else None
         )
     except (ValueError, RecursionError) as error:
-        if isinstance(raw, bytes):
-            refuse_mistaken(raw, thing)
+        found = what_it_is(raw) if isinstance(raw, bytes) else None
+        if found is not None:
+            raise FormatError(thing, f"{said}: it {found[0]}", way_out or found[1]) from None
         text_or_not = ": it is not even text" if isinstance(error, UnicodeDecodeError) else ""
         raise FormatError(thing, f"{said} ({error}){text_or_not}", way_out) from None
 
