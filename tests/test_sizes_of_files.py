@@ -74,7 +74,7 @@ def test_an_impossible_size_is_refused_before_anything_is_learnt(
 
 
 @pytest.mark.slow
-def test_what_is_named_as_the_smallest_can_be_had(learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_that_is_named_can_be_had(learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
         dither.plan(BUNDLED, size="100KiB", types=FEW_TYPES)
