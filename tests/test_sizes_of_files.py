@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from range_hub import range_hub
+from sources_util import folder_bytes, run_python
 from typer.testing import CliRunner
 
 import dither
@@ -123,6 +125,19 @@ def test_the_memory_that_is_named_is_enough(tmp_path: Path, monkeypatch: pytest.
 def test_numbers_that_are_no_slip() -> None:
     assert parse_bytes("0") == 0 and parse_bytes("16B") == 16 and parse_bytes("70000") == 70_000
     assert parse_bytes(16) == 16  # of a program, which counts in bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan {m} --size 100KiB", "quantize {m} --bpw 0.1", "ladder {m} --sizes 100KiB"])
+def test_a_model_on_the_hub_is_not_fetched_for_it(command: str, tmp_path: Path) -> None:
+    words = [*command.format(m="someone/a-model").split(), "--json"]
+    run = f"print(CliRunner().invoke(app, {words}).stdout)"
+    code = f"from typer.testing import CliRunner\nfrom dither.cli import app\n{run}"
+    given = folder_bytes(BUNDLED)
+    with range_hub("someone/a-model", given) as hub:
+        said = run_python(code, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
+    assert "is too small" in json.loads(said)["error"]["reason"]
+    assert hub.sent < sum(map(len, given.values())) / 20
 
 
 # ------------------------------------------------------------------------------------ budgets are met by files

@@ -20,6 +20,7 @@ from dither.system.discovery import defining
 from dither.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from dither.containers.target import Target
     from dither.planning.plan import Budget
     from dither.types import Model
 
@@ -86,6 +87,18 @@ class BudgetOptions:
         parameters = model.parameters
         found = budget(size=self.size, bpw=self.bpw, weights=weights, max_kld=self.max_kld, parameters=parameters)
         return found if memory is None else replace(found, said=f"{format_bytes(memory)} of memory", beside=beside)
+
+    def check_on_hub(self, model: str, to: str | None, grid: GridOptions, types: str | None) -> None:
+        """Refuses an impossible budget before a model is fetched for it.  Raises UsageError."""
+        if self.max_kld is not None:
+            return
+        from dither.planning.plan import planned_target
+        from dither.planning.reach import check_on_hub
+
+        def target(outline: Model) -> Target:
+            return planned_target(outline, to, grid.group, grid.sym)
+
+        check_on_hub(model, [self.wanted], target, split_types(types))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def plan(
         from dither.models.source import open_model
         from dither.planning import plan as job
 
+        budget.check_on_hub(model, to, grid, types)
         opened = open_model(model)
         wanted = budget.wanted(opened)
         with Meter() as meter:
@@ -101,6 +102,8 @@ def ladder(
         from dither.planning import ladder as job
         from dither.planning.plan import budget
 
+        for size in split_types(sizes) or ():
+            BudgetOptions(size=size).check_on_hub(model, None, GridOptions(), types)
         opened = open_model(model)
         wanted: list[Any] = [budget(size=size, parameters=opened.parameters) for size in split_types(sizes) or ()]
         wanted += split_types(to) or ()

@@ -145,6 +145,7 @@ def _by_budget(model: str, asked: Request) -> None:
     if any(others) or asked.measure_data or asked.bits is not None or asked.act_order:
         reason = "leaves every choice of types to the plan, which is always measured"
         raise UsageError("a budget", reason, "Use `dither plan`, edit what it writes, and pass --plan.")
+    asked.budget.check_on_hub(model, asked.to, asked.grid, asked.types)
     source = open_model(model, pre=asked.pre)
     wanted = asked.budget.wanted(source)
     with Meter() as meter:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dither.capacity.memory import memory_for
 from dither.containers.plan_file import PlanEntry, PlanFile, write_plan
 from dither.containers.target import Target
 from dither.containers.targets import target_of
@@ -29,6 +28,7 @@ from dither.models.source import opened
 from dither.planning.candidates import candidates
 from dither.planning.costs import Costs
 from dither.planning.knapsack import Allocation, Item, TypeChoice, allocate, smallest
+from dither.planning.reach import Allowed, around, check_reachable, check_room, room_of
 from dither.planning.sensitivity import Ready, known_costs, made_ready
 from dither.quantizing.paths import file_stem
 from dither.quantizing.request import (
@@ -42,7 +42,6 @@ from dither.quantizing.request import (
     records,
     with_keywords,
 )
-from dither.system.files import bytes_of
 from dither.types import Model
 from dither.units import format_bytes, parse_bytes
 
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MOST_BITS = 32
-_TO_COME = 8 * 2**10  # bytes; what a file says of evidence and measurements is under half of it
-Allowed = Mapping[str, Sequence[str]]  # tensor → the types it may take
 Prices = Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
 
 
@@ -202,11 +199,10 @@ def plan_for(
     ready = made_ready(source, store, solver, making.transforms, running.threads)
     allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
     # What is taken whatever is chosen: the header, and tensors that no plan decides about.
-    kept, around = _around(ready.model, target, target.header_bytes(ready.model, store, solver.name, ready.record))
-    room = _room(wanted, kept, around)
+    kept, taken = around(ready.model, target, target.header_bytes(ready.model, store, solver.name, ready.record))
+    room = room_of(wanted, kept, taken)
     # Before the costs are measured: that may take hours, and this needs nothing but sizes.
-    if room is not None:
-        _check_room(ready.model, wanted, allowed, target, room, around, kept)
+    check_room(ready.model, wanted, allowed, target, kept, taken)
     # A cost is a tensor's own; what several tensors must take together costs the sum.
     prices = _prices(ready.model, allowed, known_costs(ready, allowed, target, running), target)
     items = _items(source, prices, target)
@@ -216,89 +212,23 @@ def plan_for(
         assert wanted.max_kl is not None
         allocation = smallest(items, wanted.max_kl)
     found = _plan_file(ready, target, allocation, items, prices, kept)
-    found = replace(found, bytes=around + allocation.bytes, budget=None if room is None else around + room)
+    found = replace(found, bytes=taken + allocation.bytes, budget=None if room is None else taken + room)
     if out is not None:
         write_plan(Path(out), found, force=running.force)
     return Planned(
         plan=found,
         path=None if out is None else str(out),
-        file_bytes=around + allocation.bytes,
+        file_bytes=taken + allocation.bytes,
         parameters=source.parameters,
         bound=allocation.bound,
         seconds=time.monotonic() - started,
-        notes=(*ready.notes, *_more_than_all(wanted, items, room, around + allocation.bytes)),
+        notes=(*ready.notes, *_more_than_all(wanted, items, room, taken + allocation.bytes)),
         items=items,
         allowed=room or allocation.bytes,
         limit=(room or allocation.bytes) + kept,
         evidence=str(store.path),
         prices=prices,
     )
-
-
-def check_reachable(model: Model, wanted: Budget, target: Target, types: Sequence[str] | None) -> None:
-    """Raises UsageError, from headers alone, for a budget that not even the smallest types meet.
-
-    Called before evidence is learnt, so it supposes that every tensor will have some.  What the file will say of its
-    evidence is not known either: the size that is named leaves a little for it.
-    """
-    if wanted.max_kl is not None:
-        return
-    allowed = candidates(model, importance={tensor.name for tensor in model.tensors}, types=types, target=target)
-    if target.options.folder and model.kind == "gguf":
-        # What a GGUF's tokenizer takes in a folder is known once transformers has made it, which takes a while:
-        # without it first, and about what it takes in the GGUF is named.
-        beside = bytes_of(model.files) - sum(tensor.stored_bytes for tensor in model.tensors)
-        _check_room(model, wanted, allowed, target, *_parts(model, wanted, target, 0), beside)
-    header = target.header_bytes(model, None, "nearest", {})
-    _check_room(model, wanted, allowed, target, *_parts(model, wanted, target, header), _TO_COME)
-
-
-def _parts(model: Model, wanted: Budget, target: Target, header: int) -> tuple[int, int, int]:
-    """The room that a budget of bytes leaves, and what `_around` says."""
-    kept, around = _around(model, target, header)
-    room = _room(wanted, kept, around)
-    assert room is not None
-    return room, around, kept
-
-
-def _around(model: Model, target: Target, header: int) -> tuple[int, int]:
-    """What is taken whatever is chosen: bytes of tensors that no plan decides about, and with them of all the file
-    but the tensors that it does."""
-    fixed = [tensor.bytes for tensor in target.fixed(model).values()]
-    return sum(fixed), header + sum(target.aligned(model, size) for size in fixed)
-
-
-def _room(wanted: Budget, kept: int, around: int) -> int | None:
-    """Bytes for the tensors that a plan decides about; None where only the divergence is limited."""
-    if wanted.file is not None:
-        return wanted.file - around
-    return None if wanted.tensors is None else wanted.tensors - kept
-
-
-def _check_room(
-    model: Model, wanted: Budget, allowed: Allowed, target: Target, room: int, around: int, kept: int, spare: int = 0
-) -> None:
-    """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
-    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
-    least = sum(
-        min(target.aligned(model, target.bytes_of(kind, shapes[name])) for kind in kinds)
-        for name, kinds in allowed.items()
-    )
-    if least <= room:
-        return
-    bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
-    weights = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
-    if wanted.file is not None:
-        needed = f"a file of {format_bytes(least + around + spare)}"
-        way_out = f"Ask for at least --size {least + around + spare}"
-    elif wanted.beside is not None:
-        needed = f"{weights}, and running takes {format_bytes(wanted.beside)} beside them"
-        memory = memory_for(least + kept + wanted.beside)
-        way_out = f"Give at least --memory {math.ceil(memory / 2**20)}MiB, ask for a shorter --context"
-    else:
-        needed, way_out = weights, f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
-    reason = f"is too small: the smallest types make {needed}"
-    raise UsageError(wanted.said, reason, f"{way_out}, or allow smaller types with --types.")
 
 
 def _more_than_all(wanted: Budget, items: Sequence[Item], room: int | None, size: int) -> list[str]:
