@@ -16,6 +16,7 @@ import pytest
 import dither
 from dither.containers.journal import unfinished
 from dither.errors import SourceError, UsageError
+from dither.models.hub.fetch import HubId, choose
 from dither.models.source import open_headers, open_model
 from dither.quantizing.paths import file_stem
 
@@ -130,6 +131,12 @@ def test_a_projector_beside_a_model_is_no_second_one(tmp_path: Path) -> None:
     write(tmp_path / "mmproj-gemma-F16.gguf", "clip", "mmproj")
     model = open_model(tmp_path)
     assert model.name == "Gemma" and any("mmproj-gemma-F16.gguf is beside" in note for note in model.notes)
+
+
+def test_a_projector_on_the_hub_is_no_second_model_either() -> None:
+    names = ["gemma-Q4_0.gguf", "mmproj-gemma-F16.gguf", "README.md"]
+    assert choose(names, HubId("org/name")) == (["gemma-Q4_0.gguf"], "gemma-Q4_0.gguf")
+    assert choose(names[1:], HubId("org/name"))[1] == "mmproj-gemma-F16.gguf"  # which is then told for what it is
 
 
 def test_a_folder_whose_weights_never_came(checkpoint: Path, tmp_path: Path) -> None:

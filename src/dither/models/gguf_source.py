@@ -75,6 +75,11 @@ class _StoredRows:
         return codec.decode(raw_RN)
 
 
+def is_projector(name: str) -> bool:
+    """Whether a GGUF is named as llama.cpp's converters name a projector, which lies beside its model."""
+    return name.endswith(".gguf") and "mmproj" in name.rpartition("/")[2].lower()
+
+
 def open_gguf(path: Path) -> Model:
     """Opens a GGUF model; of a split one, any part.
 

@@ -26,7 +26,7 @@ from dither.formats.ggml import string
 from dither.formats.gguf import MAGIC
 from dither.formats.mapped import MappedFile
 from dither.models.checkpoint import ABOUT, INDEX, PICKLES, open_checkpoint, refuse_pickle
-from dither.models.gguf_source import PART, open_gguf
+from dither.models.gguf_source import PART, is_projector, open_gguf
 from dither.system.mistaken import refuse_mistaken, what_it_is
 from dither.system.text import shown
 from dither.types import Model
@@ -182,7 +182,7 @@ def _open_folder(folder: Path, pre: str | None) -> Model:
     if any(folder.glob("*.safetensors")) or (folder / INDEX).exists():
         return _open_checkpoint(folder, pre)
     ggufs = sorted(path for path in folder.glob("*.gguf") if _is_first_part(path))
-    beside = [path for path in ggufs if "mmproj" in path.name.lower()]
+    beside = [path for path in ggufs if is_projector(path.name)]
     models = [path for path in ggufs if path not in beside] or ggufs
     if len(models) == 1:
         model = _open_path(models[0], pre)
