@@ -20,6 +20,7 @@ from dither.cli import screen
 # typer brings a click of its own, or uses the one that is installed: its errors are found through what it exports.
 _Refused: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _INTERRUPTED = 130
+_REPORT = "This is a fault of Dither: please report it with what stands on stderr."
 
 
 class Program(TyperGroup):
@@ -44,9 +45,6 @@ class Program(TyperGroup):
         if code == _INTERRUPTED:  # before the command's own handling began
             screen.print_failure("the run", "was interrupted")
         sys.exit(code or 0)
-
-
-_REPORT = "This is a fault of Dither: please report it with what stands on stderr."
 
 
 def _wants_json(words: Sequence[str]) -> bool:
