@@ -220,7 +220,7 @@ def judge(
                 "group": group,
                 "recipe": label,
                 "text": Path(text).name,
-                "bytes": measured.bytes,
+                "bytes": measured.tensor_bytes,
                 "kl": measured.kl_mean,
                 "kl_low": measured.kl_mean_low,
                 "kl_high": measured.kl_mean_high,

@@ -127,7 +127,7 @@ def judge(
                 "type": to,
                 "recipe": recipe,
                 "text": Path(text).name,
-                "bytes": measured.bytes,
+                "bytes": measured.tensor_bytes,
                 "kl": measured.kl_mean,
                 "kl_low": measured.kl_mean_low,
                 "kl_high": measured.kl_mean_high,

@@ -98,7 +98,7 @@ class TestBudget:
         # What no plan decides about is as exact as ever.
         assert {kind for name, kind in on_disk.items() if name not in found.plan.tensors} == {"F32"}
         assert all(name.endswith("norm.weight") for name in on_disk.keys() - found.plan.tensors.keys())
-        assert found.plan.bytes == sum(int(t.n_bytes) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors)
+        assert found.plan.tensor_bytes == sum(int(t.n_bytes) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors)
 
     def test_without_a_measurement_the_file_is_smaller_by_the_room_for_it(
         self, known: dict[str, Any], tmp_path: Path

@@ -227,7 +227,8 @@ class TestMeasured:
         kept = json.loads(Path(measured.path + ".measure.json").read_text())
         inside = json.loads(gguf.GGUFReader(measured.path).fields["dither.measure"].contents())
         assert inside["kl_mean"] == kept["kl_mean"] == measured.measurement.kl_mean
-        assert inside["bytes"] == kept["bytes"] == measured.plan.bytes
+        assert inside["tensor_bytes"] == kept["tensor_bytes"] == measured.plan.tensor_bytes
+        assert inside["bytes"] == kept["bytes"] == measured.bytes == Path(measured.path).stat().st_size
         sha256 = subprocess.run(["sha256sum", measured.path], capture_output=True, text=True, check=True).stdout
         assert kept["file_sha256"] == sha256.split()[0]
 

@@ -82,7 +82,8 @@ def test_the_plan_wins_and_is_measured(known: dict[str, Any], tmp_path: Path) ->
     assert found.winner == "plan"
     assert [rival.name.partition(" ")[0] for rival in found.rivals] == ["plan", "preset", "random"]
     assert found.rivals[0].kl < min(rival.kl for rival in found.rivals[1:])
-    assert max(rival.bytes for rival in found.rivals) <= found.planned.limit
+    assert max(rival.bytes for rival in found.rivals) <= SIZE
+    assert found.rivals[0].bytes == found.result.bytes
     assert found.result.bytes == (tmp_path / "m.gguf").stat().st_size == found.planned.file_bytes <= SIZE
     assert names(tmp_path) == ["m.gguf", "m.gguf.measure.json", "m.toml"]
     measurement = found.result.measurement

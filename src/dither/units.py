@@ -15,6 +15,7 @@ _FACTORS = {"": 1, "b": 1} | {
     for ending, base in (("", 1000), ("b", 1000), ("ib", 1024))
 }
 _MOST = 2**60  # bytes, above any memory or file
+_NO_SIZE = 2**16  # bytes; a text of fewer without a unit has its unit forgotten: no model is so small
 
 
 def counted(count: int, what: str) -> str:
@@ -28,14 +29,14 @@ def counted(count: int, what: str) -> str:
 def parse_bytes(text: str | int, thing: str = "", least: int = 0) -> int:
     """Bytes in a size such as `4.2GiB`, `900MB` or `12345`; at least `least`.
 
-    Raises UsageError, which calls the size `thing`, if the text is not a size, if it is below `least`, or if it is
-    larger than any memory.
+    Raises UsageError, which calls the size `thing`, if the text is not a size, if it is below `least`, if it is
+    larger than any memory, or if it is a small number without a unit.
 
     >>> parse_bytes("1.5 KiB"), parse_bytes("16GB")
     (1536, 16000000000)
     """
     name = f"{thing} {text}".strip() if thing else repr(text)
-    way_out = "Write it like 4.2GiB, 900MB or 12345."
+    way_out = "Write it like 4.2GiB, 900MB or 12345678."
     match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if not match or match[2].lower() not in _FACTORS:
         raise UsageError(name, "is not a size", way_out)
@@ -44,6 +45,8 @@ def parse_bytes(text: str | int, thing: str = "", least: int = 0) -> int:
         raise UsageError(name, "is too little" if size >= 0 else "is negative", way_out)
     if size > _MOST:
         raise UsageError(name, "is more than any machine has", way_out)
+    if isinstance(text, str) and 0 < size < _NO_SIZE and not match[2]:
+        raise UsageError(name, "has no unit, and bytes would be next to nothing", f"Did you mean {match[1]}GiB?")
     return int(size)
 
 

@@ -48,7 +48,8 @@ def test_dry_run_promises_what_is_then_written(checkpoint: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
     kept = dither("quantise", checkpoint, "--to", "Q5_K_M", "--json", cwd=tmp_path)
     promise, result = json.loads(promised.stdout), json.loads(kept.stdout)
-    assert promise["bytes"] == result["tensor_bytes"]
+    assert promise["tensor_bytes"] == result["tensor_bytes"]
+    assert promise["bytes"] == result["bytes"] == Path(tmp_path, result["path"]).stat().st_size
     assert promise["types"] == result["types"]
 
 

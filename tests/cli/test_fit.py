@@ -160,7 +160,7 @@ def test_a_measurement_beside_the_model_wins(checkpoint: Path, tmp_path: Path) -
 def test_fallbacks_are_counted_and_take_the_published_loss_away(odd_checkpoint: Path) -> None:
     plan = dither.preview(odd_checkpoint, "Q4_K_M")
     row = next(c for c in dither.fit(odd_checkpoint, machine=laptop()).candidates if c.type == "Q4_K_M")
-    assert row.memory.weights == plan.bytes
+    assert row.memory.weights == plan.tensor_bytes
     assert row.quality is None and "cannot be Q4_K" in row.notes[0]
 
 

@@ -67,7 +67,7 @@ def test_memory_is_what_the_model_may_take_running(known: list[object]) -> None:
         assert made.exit_code == 0, made.output
         shape, _ = shape_of(dither.open_model(BUNDLED))
         weights = weights_budget(40 * 2**20, shape, context)
-        room[context] = json.loads(made.stdout)["bytes"]
+        room[context] = json.loads(made.stdout)["tensor_bytes"]
         assert room[context] <= weights
     assert room[512] <= room[256]
 
@@ -110,7 +110,7 @@ def test_a_ladder_is_a_table_or_a_document(known: list[object], tmp_path: Path) 
         (["plan", "{m}", "--bpw", "1e300"], 2, "more than a weight can have"),
         (["plan", "{m}", "--max-kld", "-1"], 2, "no positive number"),
         (["plan", "{m}", "--size", "much"], 2, "is not a size"),
-        (["plan", "{m}", "--size", "0"], 2, "is nothing"),
+        (["plan", "{m}", "--size", "0"], 2, "is too little"),
         (["plan", "{m}", "--size", "1MB", "--evidence", "{e}"], 2, "too small"),
         (["plan", "{m}", "--memory", "1MB", "--evidence", "{e}"], 2, "too small"),
         (["plan", "{m}", "--bpw", "4", "--evidence", "{e}", "--types", "Q9_Z"], 2, "Q9_Z"),

@@ -192,8 +192,9 @@ def test_nesting_is_bounded(nesting: int, readable: bool) -> None:
 
 WEIGHT = (b"w", (32,), F32, 0)
 BAD_FILES = {
-    "starts with b''": b"",
-    "starts with b'PK": build(magic=b"PK\3\4"),
+    "is empty": b"",
+    "starts with b'abcd'": build(magic=b"abcd"),
+    "zip archive": build(magic=b"PK\3\4"),
     "big-endian": build(version=3, order=">"),
     "GGUF version 1": build(version=1),
     "GGUF version 4": build(version=4),
@@ -210,7 +211,7 @@ BAD_FILES = {
     ),
     "k: promises 8 bytes": build([(b"k", ARRAY, array(STRING, 2, text(b"a" * 25)))], alignment=1),
     "k: occurs twice": build([(b"k", 0, b"\1"), (b"k", 0, b"\1")]),
-    "is empty": build([(b"", 0, b"\1")]),
+    "key : is empty": build([(b"", 0, b"\1")]),
     "unknown type 13": build([(b"k", 13, b"\0" * 8)]),
     "truth value": build([(b"k", 7, b"\2")]),
     "neither 0 nor 1": build([(b"k", ARRAY, array(7, 3, b"\0\1\xff"))]),
@@ -229,7 +230,7 @@ BAD_FILES = {
     "w: has 1208925819614629174706176 elements": build(tensors=[(b"w", (2**40, 2**40), F32, 0)]),
     "w: has 5 dimensions": build(tensors=[(b"w", (1,) * 5, F32, 0)], data=bytes(32)),
     "w: has 4294967295 dimensions": build(tensors=[(b"w", (), F32, 0)]).replace(b"w" + bytes(4), b"w" + b"\xff" * 4),
-    "w: is stored as ggml type 4,": build(tensors=[(b"w", (32,), 4, 0)], data=bytes(128)),
+    "w: is stored as Q4_2 (type 4),": build(tensors=[(b"w", (32,), 4, 0)], data=bytes(128)),
     "w: has rows of 48, not a multiple of Q4_0's 32": build(tensors=[(b"w", (48,), Q4_0, 0)], data=bytes(64)),
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import safetensors
-from gguf_bytes import STRING, build, text, valid
+from gguf_bytes import F32, STRING, build, text, valid
 from hypothesis import given, settings, strategies as st
 
 import dither
@@ -214,6 +214,7 @@ def test_the_unmutated_safetensors_is_accepted() -> None:
 def test_a_recipe_that_nests_without_end_is_shown_as_text(tmp_path: Path) -> None:
     deep = b"[" * 100_000
     fields = [(b"general.architecture", STRING, text(b"llama")), (b"dither.recipe", STRING, text(deep))]
-    (tmp_path / "deep.gguf").write_bytes(build(fields))
+    weight = [(b"w", (32,), F32, 0)]
+    (tmp_path / "deep.gguf").write_bytes(build(fields, weight, bytes(128)))
     found = dither.inspect(tmp_path / "deep.gguf").to_json()["made_by"]["recipe"]
     assert found and deep.decode().startswith(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import gguf
@@ -12,30 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dither.errors import DitherError, FormatError
 from dither.formats.imatrix import read_imatrix
-
-
-def write_gguf(path: Path, tensors: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
-    """Sums (E, C) and counts (E,) per tensor, through the `gguf` package's writer."""
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_string("general.type", "imatrix")
-    writer.add_array("imatrix.datasets", ["books.txt"])
-    writer.add_uint32("imatrix.chunk_count", 5)
-    for name, (sums, counts) in tensors.items():
-        writer.add_tensor(f"{name}.in_sum2", sums.astype(np.float32))
-        writer.add_tensor(f"{name}.counts", counts.astype(np.float32).reshape(-1, 1))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def dat_bytes(entries: dict[str, tuple[int, list[float]]], chunks: int = 3, dataset: str = "books.txt") -> bytes:
-    data = struct.pack("<i", len(entries))
-    for name, (calls, values) in entries.items():
-        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(values))
-        data += np.array(values, "<f4").tobytes()
-    return data + struct.pack("<ii", chunks, len(dataset)) + dataset.encode()
+from formats.imatrix_util import dat_bytes, write_gguf
 
 
 def test_sums_become_means_and_an_expert_without_tokens_weighs_one(tmp_path: Path) -> None:
@@ -65,9 +41,16 @@ def test_bad_values_are_refused_by_name(tmp_path: Path, value: float, said: str)
     assert "bad.weight" in str(caught.value)
 
 
-def test_an_expert_that_is_zero_throughout_is_refused(tmp_path: Path) -> None:
+def test_an_expert_of_zeros_saw_nothing_whatever_its_count_says(tmp_path: Path) -> None:
+    """Matrices converted from the old form count the same tokens for every expert."""
     sums = np.array([[2.0, 4.0], [0.0, 0.0]])
-    path = write_gguf(tmp_path / "m.gguf", {"blk.0.x.weight": (sums, np.array([2, 2]))})
+    matrix = read_imatrix(write_gguf(tmp_path / "m.gguf", {"blk.0.x.weight": (sums, np.array([2, 2]))}))
+    assert np.array_equal(matrix.means["blk.0.x.weight"], [[1, 2], [1, 1]])
+    assert matrix.unseen == {"blk.0.x.weight": 1}
+
+
+def test_a_tensor_that_is_zero_throughout_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", {"blk.0.x.weight": (np.zeros((2, 2)), np.array([2, 2]))})
     with pytest.raises(FormatError, match=r"blk\.0\.x\.weight: is zero throughout"):
         read_imatrix(path)
 

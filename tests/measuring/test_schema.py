@@ -26,6 +26,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "file_sha256": "ab" * 32,
         "type": "Q4_K_M",
         "bytes": 1000,
+        "tensor_bytes": 900,
         "bpw": 4.5,
         "reference": "model",
         "reference_sha256": "cd" * 32,
@@ -52,9 +53,20 @@ def test_what_is_saved_is_loaded_and_flat(tmp_path: Path) -> None:
     assert schema.load(place) == written
     assert list(tmp_path.iterdir()) == [place]
     document = json.loads(place.read_text())
-    assert (document["schema_version"], document["metric_version"]) == (1, 1)
+    assert (document["schema_version"], document["metric_version"]) == (2, 1)
     for name in STATISTICS:
         assert [type(document[f"{name}{end}"]) for end in ("", "_low", "_high")] == [float] * 3
+
+
+def test_a_measurement_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """Its `bytes` were those of the tensors; of the file's nothing better is known."""
+    old = {key: value for key, value in fields().items() if key != "tensor_bytes"}
+    place = tmp_path / "a.gguf.measure.json"
+    place.write_text(json.dumps({"schema_version": 1, "metric_version": 1, **old}))
+    found = schema.load(place)
+    assert (found.tensor_bytes, found.bytes, found.schema_version) == (1000, 1000, 2)
+    with pytest.raises(FormatError, match="tensor_bytes"):
+        schema.parse(json.dumps({"schema_version": 2, **old}), "x")
 
 
 def test_numbers_survive_to_the_last_digit(tmp_path: Path) -> None:
@@ -103,7 +115,7 @@ def test_only_a_measurement_is_ever_replaced(tmp_path: Path) -> None:
     place.write_text('{"somebody": "else\'s"}')
     with pytest.raises(OutputError, match="no measurement"):
         schema.check_writable(place)
-    place.write_text('{"schema_version": 2}')
+    place.write_text('{"schema_version": 3}')
     with pytest.raises(OutputError, match="newer Dither"):
         schema.check_writable(place)
     with pytest.raises(OutputError, match="is no folder"):

@@ -134,7 +134,7 @@ def test_a_split_model_needs_all_its_parts(split: tuple[list[Path], Any], tmp_pa
     paths[1].unlink()
     with pytest.raises(SourceError, match=r"big-00002-of-00003.gguf") as caught:
         open_gguf(paths[0])
-    assert "1 are missing" in caught.value.reason
+    assert "1 is missing" in caught.value.reason
     paths[1].write_bytes(content)
     renamed = paths[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(SourceError, match="is part 1 of 3, but its name does not say so"):

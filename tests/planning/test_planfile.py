@@ -26,7 +26,8 @@ PLAN = PlanFile(
     solver="gptq",
     transforms=("awq", "rotate"),
     budget=100_000,
-    bytes=98_304,
+    tensor_bytes=98_304,
+    bytes=99_000,
     kl=0.0123,
     tensors={
         "token_embd.weight": PlanEntry("Q6_K", 61_440, 2.5e-5),
@@ -52,6 +53,8 @@ PLANS = st.builds(
     KLS,
     st.dictionaries(TEXT, TYPES, max_size=6),
     st.lists(TEXT, max_size=3).map(tuple),
+    st.just(""),
+    st.none() | SIZES,
 )
 
 
@@ -67,7 +70,7 @@ def test_what_is_written_is_read(folder: Path, plan: PlanFile) -> None:
     again = read_plan(path)
     assert again == plan
     assert list(again.tensors) == list(plan.tensors)
-    assert tomllib.loads(path.read_text(encoding="utf-8"))["bytes"] == plan.bytes
+    assert tomllib.loads(path.read_text(encoding="utf-8"))["tensor_bytes"] == plan.tensor_bytes
     assert plan_sha256(again) == plan_sha256(plan)
     for (pattern, kind), (name, planned) in zip(plan.overrides(), plan.tensors.items(), strict=True):
         assert re.search(pattern, name) and kind == planned.type
@@ -102,7 +105,8 @@ def test_the_hash_covers_what_decides_the_file() -> None:
         notes=(),
         kl=None,
         budget=None,
-        bytes=0,
+        tensor_bytes=0,
+        bytes=None,
         model="other",
     )
     assert plan_sha256(kept) == plan_sha256(PLAN)
@@ -127,7 +131,22 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
 def test_an_edited_type_is_taken_and_nothing_recomputed(tmp_path: Path) -> None:
     plan = read_plan(edited(tmp_path, '"Q4_K",  ', '"q8_0",'))
     assert plan.tensors["blk.0.attn_q.weight"] == PlanEntry("Q8_0", 36_864, 1.2e-4)
-    assert plan.bytes == PLAN.bytes and plan_sha256(plan) != plan_sha256(PLAN)
+    assert plan.tensor_bytes == PLAN.tensor_bytes and plan_sha256(plan) != plan_sha256(PLAN)
+
+
+def test_a_plan_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """Its `bytes` were the tensors', and its `budget` was of the file or of them, as had been asked for."""
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        'format = 1\nmodel = "tiny"\nmodel_identity = "ab"\nevidence = ""\nsolver = "gptq"\ntransforms = []\n'
+        'budget = 100\nbytes = 98\nkl = 0.5\nnotes = []\n[tensors]\n"w" = { type = "Q4_K", bytes = 36864, kl = 0.1 }\n'
+    )
+    old = read_plan(path)
+    assert (old.tensor_bytes, old.bytes, old.budget) == (98, None, None)
+    assert old.tensors["w"] == PlanEntry("Q4_K", 36_864, 0.1)
+    write_plan(tmp_path / "new.toml", old)
+    again = read_plan(tmp_path / "new.toml")
+    assert again == old and plan_sha256(again) == plan_sha256(old)
 
 
 def test_comments_and_order_change_nothing(tmp_path: Path) -> None:
@@ -163,8 +182,8 @@ def test_comments_and_order_change_nothing(tmp_path: Path) -> None:
         ('["awq", "rotate"]', '["awq", 1]', "`transforms` must be a list of strings"),
         ('["awq", "rotate"]', '"awq"', "`transforms` must be a list of strings"),
         ("budget = 100000", "budget = false", "`budget` must be a whole number"),
-        ("format = 1", "format = 2", "has format 2, and this Dither reads 1"),
-        ("format = 1", "", "has no `format`"),
+        ("format = 2", "format = 3", "has format 3, and this Dither reads 1 and 2"),
+        ("format = 2", "", "has no `format`"),
         ("[tensors]", "[tensor]", "has a key"),
     ],
 )

@@ -82,6 +82,13 @@ def test_what_was_written_is_read_again() -> None:
     assert found.runs[0].metric("kl_mean") == 0.03 and found.runs[0].metric("ppl") is None
 
 
+def test_a_document_of_the_first_version_is_read() -> None:
+    """A run's `bytes` were the tensors', its `file_bytes` the file's, where that was known."""
+    old = {**run(), "bytes": 100}
+    found = parse(json.dumps(whole(version=1, runs=[{**old, "file_bytes": 120}, {**old, "id": "b"}])), "x").runs
+    assert [(each.bytes, each.tensor_bytes) for each in found] == [(120, 100), (100, 100)]
+
+
 def test_an_exported_document_says_nothing_of_the_machine() -> None:
     found = parse(json.dumps(whole()), "x").exported()
     assert not found.live
@@ -146,7 +153,7 @@ def test_what_is_no_document_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "kind"),
-    [(2, UnsupportedError), (0, FormatError), ("1", FormatError), (True, FormatError), (None, FormatError)],
+    [(3, UnsupportedError), (0, FormatError), ("1", FormatError), (True, FormatError), (None, FormatError)],
 )
 def test_another_version_is_not_read(version: object, kind: type[DitherError]) -> None:
     with pytest.raises(kind):

@@ -150,7 +150,7 @@ class _Judge:
         if name not in preset_names():
             return None
         plan = self.plan(name, importance=False)
-        usual = abs(plan.bytes + self.strange - weights) <= _USUAL * weights
+        usual = abs(plan.tensor_bytes + self.strange - weights) <= _USUAL * weights
         return literature(name, _fallback_share(plan)) if usual else None
 
     def made(self, name: str) -> Candidate:

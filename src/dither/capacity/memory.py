@@ -98,6 +98,11 @@ def weights_budget(memory: int, shape: Shape, context: int, kv: str = "f16", slo
     return max(0, memory - margin(memory) - needed(shape, 0, context, kv, slots).total)
 
 
+def memory_for(total: int) -> int:
+    """The least memory of which, its margin left free, so many bytes are left."""
+    return min(-(-total * MARGIN_SHARE // (MARGIN_SHARE - 1)), total + MARGIN_MOST)
+
+
 def margin(memory: int) -> int:
     """Memory left free: a sixteenth, at most the 1 GiB per device that llama.cpp leaves by itself."""
     return min(MARGIN_MOST, memory // MARGIN_SHARE)

@@ -13,12 +13,14 @@ from typing import Annotated
 import typer
 
 from dither._version import __version__
+from dither.cli.program import Program
 from dither.system.discovery import modules, room_path
 
 __path__ = room_path(__path__, __name__)
 
 app = typer.Typer(
     name="dither",
+    cls=Program,
     help="Quantize large language models, prove what that cost, and run them.",
     epilog="Start with `dither demo`, then `dither quantize MODEL --to Q4_K_M`.",
     no_args_is_help=True,

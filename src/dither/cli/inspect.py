@@ -38,7 +38,8 @@ def inspect(
 
 def facts_table(found: Inspection) -> Table:
     shown = table("", "", show_header=False)
-    size = f"{format_bytes(found.bytes)} of tensors, {found.bits_per_weight:.3f} bits per weight"
+    size = f"{format_bytes(found.bytes)}, {format_bytes(found.tensor_bytes)} of it tensors, "
+    size += f"{found.bits_per_weight:.3f} bits per weight"
     facts = [
         ("model", f"{found.name} ({found.kind})"),
         ("architecture", _architecture(found)),

@@ -8,7 +8,7 @@ the command its records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from dither.system.discovery import defining
-from dither.units import parse_bytes
+from dither.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from dither.containers.target import Target
     from dither.planning.plan import Budget
     from dither.types import Model
 
@@ -75,14 +76,29 @@ class BudgetOptions:
         """The one budget that was asked for.  Raises UsageError for none or several."""
         from dither.planning.plan import budget
 
-        weights = None
+        memory = weights = beside = None
         if self.memory is not None:
-            from dither.capacity.memory import weights_budget
+            from dither.capacity.memory import needed, weights_budget
             from dither.capacity.shape import shape_of
 
-            weights = weights_budget(parse_bytes(self.memory), shape_of(model)[0], self.context, self.kv, self.slots)
+            memory, shape = parse_bytes(self.memory, "--memory", 1), shape_of(model)[0]
+            beside = needed(shape, 0, self.context, self.kv, self.slots).total
+            weights = weights_budget(memory, shape, self.context, self.kv, self.slots)
         parameters = model.parameters
-        return budget(size=self.size, bpw=self.bpw, weights=weights, max_kld=self.max_kld, parameters=parameters)
+        found = budget(size=self.size, bpw=self.bpw, weights=weights, max_kld=self.max_kld, parameters=parameters)
+        return found if memory is None else replace(found, said=f"{format_bytes(memory)} of memory", beside=beside)
+
+    def check_on_hub(self, model: str, to: str | None, grid: GridOptions, types: str | None) -> None:
+        """Refuses an impossible budget before a model is fetched for it.  Raises UsageError."""
+        if self.max_kld is not None:
+            return
+        from dither.planning.plan import planned_target
+        from dither.planning.reach import check_on_hub
+
+        def target(outline: Model) -> Target:
+            return planned_target(outline, to, grid.group, grid.sym)
+
+        check_on_hub(model, [self.wanted], target, split_types(types))
 
 
 @dataclass(frozen=True)

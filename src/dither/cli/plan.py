@@ -57,6 +57,7 @@ def plan(
         from dither.models.source import open_model
         from dither.planning import plan as job
 
+        budget.check_on_hub(model, to, grid, types)
         opened = open_model(model)
         wanted = budget.wanted(opened)
         with Meter() as meter:
@@ -101,6 +102,8 @@ def ladder(
         from dither.planning import ladder as job
         from dither.planning.plan import budget
 
+        for size in split_types(sizes) or ():
+            BudgetOptions(size=size).check_on_hub(model, None, GridOptions(), types)
         opened = open_model(model)
         wanted: list[Any] = [budget(size=size, parameters=opened.parameters) for size in split_types(sizes) or ()]
         wanted += split_types(to) or ()
@@ -122,9 +125,9 @@ def ladder(
 
 
 def print_plan(found: Planned, wanted: Budget) -> None:
-    shown = table("type", numbers=("tensors", "bytes", "of the file", "predicted KL"))
+    shown = table("type", numbers=("tensors", "bytes", "of tensors", "predicted KL"))
     for kind, count, total, kl in found.by_type():
-        share = f"{100 * total / found.plan.bytes:.1f} %"
+        share = f"{100 * total / found.plan.tensor_bytes:.1f} %"
         shown.add_row(kind, str(count), format_bytes(total), share, short(kl) if kl else "")
     out.print(shown)
     out.print(

@@ -145,6 +145,7 @@ def _by_budget(model: str, asked: Request) -> None:
     if any(others) or asked.measure_data or asked.bits is not None or asked.act_order:
         reason = "leaves every choice of types to the plan, which is always measured"
         raise UsageError("a budget", reason, "Use `dither plan`, edit what it writes, and pass --plan.")
+    asked.budget.check_on_hub(model, asked.to, asked.grid, asked.types)
     source = open_model(model, pre=asked.pre)
     wanted = asked.budget.wanted(source)
     with Meter() as meter:
@@ -177,7 +178,8 @@ def _dry_run(model: str, asked: Request) -> None:
     if asked.to is None:
         raise UsageError("--dry-run", "prints a preset's plan", "A plan file can be read as it is.")
     source = open_model(model, pre=asked.pre)
-    mix = job.preview(source, asked.to, **asked.types_of_tensors())
+    measure = bool(asked.measure or asked.measure_data)
+    mix = job.preview(source, asked.to, solver=asked.solving.solver, measure=measure, **asked.types_of_tensors())
     notes = [*source.notes, *source_notes(source, mix), *mix.notes()]
     print_json({**mix.to_json(), "notes": notes}) if asked.as_json else print_mix(mix, notes)
 
@@ -217,12 +219,13 @@ def print_mix(mix: Mix, notes: list[str]) -> None:
     print_notes(notes)
     out.print(
         f"{format_count(mix.parameters)} parameters, {mix.bits_per_weight:.2f} bits per weight: "
-        f"{format_bytes(mix.bytes)} of tensors, from {format_bytes(mix.source_bytes)}. Nothing was written."
+        f"{format_bytes(mix.file_bytes or 0)}, {format_bytes(mix.tensor_bytes)} of it tensors, from "
+        f"{format_bytes(mix.source_bytes)} of tensors. Nothing was written."
     )
 
 
 def types_table(mix: Mix) -> Table:
-    shown = table("type", numbers=("tensors", "weights", "bytes", "bits/weight", "of the file"))
+    shown = table("type", numbers=("tensors", "weights", "bytes", "bits/weight", "of tensors"))
     for kind, group in mix.by_type().items():
         shown.add_row(
             kind,
@@ -230,7 +233,7 @@ def types_table(mix: Mix) -> Table:
             format_count(group["parameters"]),
             format_bytes(group["bytes"]),
             f"{8 * group['bytes'] / group['parameters']:.2f}",
-            f"{100 * group['bytes'] / mix.bytes:.1f} %",
+            f"{100 * group['bytes'] / mix.tensor_bytes:.1f} %",
         )
     return shown
 

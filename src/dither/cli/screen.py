@@ -52,10 +52,29 @@ def table(*words: str, numbers: Iterable[str] = (), **options: Any) -> Table:
     return made
 
 
+class _Printed:
+    """Whether this run has printed its one document."""
+
+    yet = False
+
+
 def print_json(document: Any) -> None:
     """Exactly one JSON document on stdout; NaN is refused, as JSON has none."""
-    out.file.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
+    text = json.dumps(document, indent=2, allow_nan=False, default=str)
+    _Printed.yet = True
+    out.file.write(text + "\n")
     out.file.flush()
+
+
+def print_failure(thing: str, reason: str, way_out: str = "") -> None:
+    """The document of a run that failed, unless it has printed one."""
+    if not _Printed.yet:
+        print_json({"error": {"thing": thing, "reason": reason, "way_out": way_out}})
+
+
+def begin() -> None:
+    """A run begins, perhaps not the first of this process: it has printed nothing."""
+    _Printed.yet = False
 
 
 def copyable(*words: object) -> str:
@@ -77,6 +96,7 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
     A DitherError has its own code; Ctrl-C is 130 and SIGTERM 143, both after everything below has
     put its work in order, and with a word on whether it can be resumed.
     """
+    begin()
     before: Any = None
     with contextlib.suppress(ValueError):  # only the main thread may
         before = signal.signal(signal.SIGTERM, _terminate)
@@ -87,7 +107,7 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
         raise typer.Exit(1) from None
     except DitherError as error:
         if as_json:
-            print_json({"error": error.to_json()})
+            print_failure(error.thing, error.reason, error.way_out)
         err.print(f"[bold red]error:[/] {plain(error)}")
         raise typer.Exit(error.exit_code) from None
     except (MemoryError, RuntimeError) as error:
@@ -99,8 +119,11 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
         err.print(f"[bold red]error:[/] {plain(refused)}")
         raise typer.Exit(refused.exit_code) from None
     except OSError as error:  # refused outside the work itself: a full disk behind stdout, most often
-        _let_go_of_stdout()
         name = error.filename if error.filename is not None else "standard output"
+        if error.filename is None:
+            _let_go_of_stdout()
+        elif as_json:
+            print_failure(str(name), str(error.strerror or error))
         err.print(f"[bold red]error:[/] {plain(DitherError(str(name), str(error.strerror or error)))}")
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit) as error:
@@ -109,7 +132,7 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
         how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", _INTERRUPTED)
         way_out = "the same command continues where this stopped" if resumable else ""
         if as_json:
-            print_json({"error": {"thing": "the run", "reason": f"was {how}", "way_out": way_out}})
+            print_failure("the run", f"was {how}", way_out)
         err.print(f"\n{how}" + (f"; {way_out}" if way_out else ""))
         raise typer.Exit(code) from None
     finally:

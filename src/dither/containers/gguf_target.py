@@ -54,6 +54,10 @@ class GGUFTarget:
         metadata = self._metadata(model, mix, recipe, store, True)
         return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).header)
 
+    def file_bytes(self, model: Model, mix: Mix, store: EvidenceStore | None, solver: str, measured: bool) -> int:
+        metadata = self._metadata(model, mix, recipe_json(model, self.options, store, solver), store, measured)
+        return lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).total
+
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """llama.cpp multiplies by one tensor at a time, whatever its neighbors are."""
         return [(name,) for name in names]

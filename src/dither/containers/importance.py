@@ -10,6 +10,7 @@ from dither.containers.mix import Mix
 from dither.errors import UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
+from dither.units import counted
 
 
 def check_evidence(mix: Mix, store: EvidenceStore | None) -> None:
@@ -35,9 +36,13 @@ def evidence_notes(mix: Mix, store: EvidenceStore | None) -> list[str]:
     if missing:
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notes.append(f"No importance for {len(missing)} of {len(quantized)} quantized tensors: {shown}.")
-    unseen = store.matrix.unseen if store.matrix else {}
+    matrix = store.matrix
+    unseen = {name: count for name, count in matrix.unseen.items() if name in set(quantized)} if matrix else {}
     if unseen:
         shown = ", ".join(f"{name} ({count})" for name, count in list(unseen.items())[:3])
-        more = " …" if len(unseen) > 3 else ""
-        notes.append(f"Experts that saw no token, whose importance is uniform: {shown}{more}.")
+        more = f" and {counted(len(unseen) - 3, 'tensor')} more" if len(unseen) > 3 else ""
+        notes.append(
+            f"Experts that saw no token are rounded plainly, as without a matrix: {sum(unseen.values())}, "
+            f"in {shown}{more}."
+        )
     return notes

@@ -96,13 +96,14 @@ class Mix:
     file_type: int
     tensors: tuple[MixTensor, ...]
     remarks: tuple[str, ...] = ()  # what a person should know of the choice of types
+    file_bytes: int | None = None  # of the file that holds it, where that was laid out
 
     @property
     def parameters(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
 
     @property
-    def bytes(self) -> int:
+    def tensor_bytes(self) -> int:
         """Bytes of tensor data; the file's header comes on top."""
         return sum(tensor.bytes for tensor in self.tensors)
 
@@ -112,7 +113,7 @@ class Mix:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.bytes / self.parameters
+        return 8 * self.tensor_bytes / self.parameters
 
     def by_type(self) -> dict[str, dict[str, int]]:
         """Type → number of tensors, parameters and bytes, the largest first."""
@@ -149,7 +150,10 @@ class Mix:
             weights, size = group["parameters"], group["bytes"]
             bits = f"{8 * size / max(1, weights):.2f}"
             rows.append((kind, group["tensors"], format_count(weights), format_bytes(size), bits))
-        title = f"{self.to}: {format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"
+        whole = format_bytes(self.file_bytes or self.tensor_bytes)
+        title = (
+            f"{self.to}: {whole}{'' if self.file_bytes else ' of tensors'}, {self.bits_per_weight:.2f} bits per weight"
+        )
         heads = ("type", "tensors", "weights", "size", "bits per weight")
         return table(title, heads, rows, self.notes())
 
@@ -157,7 +161,8 @@ class Mix:
         return {
             "to": self.to,
             "parameters": self.parameters,
-            "bytes": self.bytes,
+            "bytes": self.file_bytes,
+            "tensor_bytes": self.tensor_bytes,
             "source_bytes": self.source_bytes,
             "bits_per_weight": self.bits_per_weight,
             "types": self.by_type(),

@@ -17,6 +17,6 @@ def nearest_preset(model: Model, size: int, importance: Collection[str] = ()) ->
     sizes = {}
     for name in preset_names():
         with suppress(UsageError):  # a type that needs importance, or columns that nothing of it fits
-            sizes[name] = make_mix(model, Options(name), importance).bytes
+            sizes[name] = make_mix(model, Options(name), importance).tensor_bytes
     fitting = [name for name, own in sizes.items() if own <= size and name not in FLOAT_TYPES]
     return max(fitting, key=sizes.__getitem__) if fitting else min(sizes, key=sizes.__getitem__)

@@ -34,7 +34,7 @@ class PartOutput(Output, AbstractContextManager["PartOutput"]):
     @property
     @abstractmethod
     def total(self) -> int:
-        """Bytes of the finished file, or of a folder's safetensors."""
+        """Bytes of the finished file, or of a folder's weights, configuration and tokenizer together."""
 
     @abstractmethod
     def fill(self, key: str, text: str) -> bool:

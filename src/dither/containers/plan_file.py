@@ -33,7 +33,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_FORMAT = 1
+_FORMAT = 2
+_BEFORE = 1  # its `bytes` were those of the tensors alone, and its `budget` was of whichever had been asked for
 _ANY_COLUMNS = 4096  # of a matrix whose type is only to be named
 _MOST_BYTES = 4 * 2**20  # of a plan file; a line per tensor of the largest models takes a tenth of it
 _MOST = 2**63 - 1
@@ -44,6 +45,7 @@ _MUST_BE = {
     ("kl", "float_type"): "a number",
     ("kl", ""): "a finite number of at least 0",
     ("bytes", ""): "a whole number from 0 to 2⁶³ − 1",
+    ("tensor_bytes", ""): "a whole number from 0 to 2⁶³ − 1",
     ("budget", ""): "a whole number from 0 to 2⁶³ − 1",
     ("tensors", ""): "a table",
     ("transforms", ""): "a list of strings",
@@ -53,7 +55,8 @@ _HEADER = """\
 # A plan of Dither: which type every tensor becomes.
 #
 # To change one, write another type between the quotes, such as Q4_K, Q6_K or Q8_0.  Nothing else needs to
-# change: `bytes` and `kl` (predicted KL divergence, nats per token) say what was planned and decide nothing.
+# change: `bytes` (of the file; of a tensor, where it stands beside one), `tensor_bytes` (of all tensors) and `kl`
+# (predicted KL divergence, nats per token) say what was planned and decide nothing.
 # Lines of tensors may stand in any order; one that is taken out gets the type of the mix it is used with.
 """
 
@@ -84,12 +87,13 @@ class PlanFile:
     evidence: _Text  # sha256 of what the prediction came from, or ""
     solver: _Text
     transforms: tuple[_Text, ...]
-    budget: _Bytes | None
-    bytes: _Bytes
+    budget: _Bytes | None  # of the file; None where only the divergence was limited
+    tensor_bytes: _Bytes
     kl: _Kl | None
     tensors: Mapping[str, PlanEntry]
     notes: tuple[_Text, ...]
     container: _Text = ""  # a GPU format's name; "" for GGUF
+    bytes: _Bytes | None = None  # of the file, or of a folder's files together, where that was planned
 
     def overrides(self) -> tuple[tuple[str, str], ...]:
         """(regular expression that only this name matches, type), for `containers.mix.Options`."""
@@ -149,7 +153,8 @@ def _dump(plan: PlanFile) -> str:
         "solver": _quoted(plan.solver),
         "transforms": f"[{', '.join(map(_quoted, plan.transforms))}]",
         "budget": "" if plan.budget is None else str(plan.budget),
-        "bytes": str(plan.bytes),
+        "bytes": "" if plan.bytes is None else str(plan.bytes),
+        "tensor_bytes": str(plan.tensor_bytes),
         "kl": "" if plan.kl is None else repr(float(plan.kl)),
         "notes": "[" + "".join(f"\n    {_quoted(note)}," for note in plan.notes) + "\n]",
     }
@@ -186,11 +191,14 @@ def _parse(text: str, thing: str) -> PlanFile:
     version = document.pop("format", None)
     if type(version) is not int:
         raise UsageError(thing, "has no `format` that is a whole number", "Mend it, or plan again.")
-    if version != _FORMAT:
-        reason = f"has format {version}, and this Dither reads {_FORMAT}"
+    if version not in (_BEFORE, _FORMAT):
+        reason = f"has format {version}, and this Dither reads {_BEFORE} and {_FORMAT}"
         raise UsageError(thing, reason, "Plan again, or upgrade with: pip install -U dither")
+    if version == _BEFORE and "bytes" in document:
+        tensors = document.pop("bytes")
+        document |= {"tensor_bytes": tensors, "budget": None}
     try:
-        found = TypeAdapter(PlanFile).validate_python({"budget": None, "kl": None, **document})
+        found = TypeAdapter(PlanFile).validate_python({"budget": None, "bytes": None, "kl": None, **document})
     except ValidationError as error:
         raise _refusal(error, text, thing) from None
     tensors = {

@@ -53,7 +53,10 @@ class Target(Protocol):
         self, model: Model, store: EvidenceStore | None, solver: str, transforms: Mapping[str, Any]
     ) -> int:
         """What a planned file takes besides its tensors, with room for its measurement; `transforms` says
-        what they chose."""
+        what they chose.  Of a folder: its headers and all the files beside the weights."""
+
+    def file_bytes(self, model: Model, mix: Mix, store: EvidenceStore | None, solver: str, measured: bool) -> int:
+        """Bytes of the file that a mix becomes; of a folder's files together no less, and little more."""
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Tensors in the order of `names`, grouped where those who run the file want them of one type."""

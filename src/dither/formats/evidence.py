@@ -191,9 +191,7 @@ class EvidenceStore:
             return _open_folder(cls, path if path.is_dir() else path.parent)
         matrix = read_imatrix(path)
         manifest = {"data": {"name": ", ".join(matrix.datasets), "sha256": matrix.sha256}, "hessians": False}
-        # A matrix knows no groups: every tensor has arrays of its own.
-        groups = [Group(name, 0, (name,), *means.shape) for name, means in matrix.means.items()]
-        return cls(path, manifest, groups, matrix.sha256, matrix)
+        return cls(path, manifest, _groups_of(matrix), matrix.sha256, matrix)
 
     def __call__(self, tensor: str, expert: int = 0) -> Evidence | None:
         """What is known of the input of `tensor`, None where nothing is.
@@ -279,9 +277,15 @@ class EvidenceStore:
     def check(self, model: Model) -> tuple[str, ...]:
         """Whether this evidence is about `model`; notes on what differs.
 
+        An old matrix does not say how many experts its values are of: from here on they are the model's.
+
         Raises UsageError where it is another model's: hashes, tensors or numbers of columns differ.
         """
         tensors = {tensor.name: tensor for tensor in model.tensors}
+        if self.matrix is not None and self.matrix.flat:
+            columns = {tensor.name: tensor.columns for tensor in model.tensors if len(tensor.shape) > 2}
+            self.matrix = self.matrix.split_rows(columns)
+            self._groups = {group.tensors[0]: group for group in _groups_of(self.matrix)}
         known = [name for name in self._groups if name in tensors]
         if not known:
             raise UsageError(str(self.path), f"names none of {model.name}'s tensors", _ANOTHER)
@@ -347,6 +351,11 @@ class EvidenceStore:
         if not np.isfinite(held_HC).all():
             raise FormatError(thing, "holds NaN or infinite inputs", _CALIBRATE_AGAIN)
         return held_HC if len(held_HC) else None
+
+
+def _groups_of(matrix: ImportanceMatrix) -> list[Group]:
+    """A matrix knows no groups: every tensor has arrays of its own."""
+    return [Group(name, 0, (name,), *means.shape) for name, means in matrix.means.items()]
 
 
 def _nbytes(evidence: Evidence) -> int:

@@ -29,8 +29,10 @@ from typing import Any
 import numpy as np
 
 from dither.errors import FormatError, OutputError
+from dither.formats.foreign_types import foreign_type
 from dither.formats.ggml import GGML_BY_ID, GGML_TYPES, Field, GgmlType, ValueType, u32
 from dither.formats.mapped import Buffer, MappedFile
+from dither.system.mistaken import refuse_mistaken
 from dither.system.text import shown
 
 MAGIC = b"GGUF"
@@ -173,14 +175,21 @@ class _Cursor:
 
 def _read_version(cursor: _Cursor) -> int:
     if cursor.data[:4] != MAGIC:
+        refuse_mistaken(cursor.data, cursor.file)
+        if cursor.data[8:9] == b"{":
+            raise FormatError(cursor.file, "is safetensors, though its name says GGUF", "Rename it to .safetensors.")
         start = bytes(cursor.data[:4])
         raise FormatError(cursor.file, f"starts with {start!r}, not with GGUF", "Name a GGUF file.")
     cursor.at = 4
     version = int(cursor.number(_U32))
     if version & 0xFFFF == 0 and version:
-        raise FormatError(cursor.file, "is big-endian GGUF", "Convert it on the machine that made it.")
+        reason = "is big-endian GGUF, for machines such as IBM's Z, and this reads little-endian ones"
+        way_out = "Convert the original model here, or swap the file with gguf_convert_endian.py of llama.cpp."
+        raise FormatError(cursor.file, reason, way_out)
     if version not in (2, 3):
-        way_out = "Convert the model anew." if version < 2 else "It needs a newer release of Dither."
+        way_out = "It needs a newer release of Dither."
+        if version < 2:
+            way_out = "It is from August 2023: take a newer GGUF of the model, or convert the original again."
         raise FormatError(cursor.file, f"is GGUF version {version}; 2 and 3 can be read", way_out)
     return version
 
@@ -261,8 +270,7 @@ def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], GgmlType, 
     type_id = cursor.number(_U32)
     kind = GGML_BY_ID.get(type_id)
     if kind is None:
-        way_out = "It needs a newer release of Dither, or the file is damaged."
-        raise FormatError(cursor.thing, f"is stored as ggml type {type_id}, which is not known here", way_out)
+        raise FormatError(cursor.thing, *foreign_type(type_id))
     problem = _shape_problem(shape, kind)
     if problem:
         raise FormatError(cursor.thing, problem, _FETCH_AGAIN)

@@ -2,7 +2,10 @@
 
 Two forms exist.  GGUF, since mid-2025: `<tensor>.in_sum2` (sums of squares, one row per expert) and
 `<tensor>.counts` (how many tokens each row saw).  The old `.dat`: a count of entries, then for each
-a name, a number of calls and the sums.  Both are read here into mean squares; written is the former,
+a name, a number of calls, how many values there are, and means times calls.  Of a mixture these are E rows of C
+values one after the other, and nothing in the file says so: only the model can (`split_rows`).  An expert that saw
+no token has importance 1 throughout, which is what llama-imatrix writes and llama-quantize reads; merged and older
+files have zeros there.  Both are read here into mean squares; written is the former,
 with the keys that llama-quantize asks for: `general.type` "imatrix", `imatrix.datasets`,
 `imatrix.chunk_count` and `imatrix.chunk_size` (`tools/imatrix/imatrix.cpp` in llama.cpp).
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from dither.errors import FormatError, OutputError, SourceError
 from dither.formats.ggml import ValueType, array, string, u32
 from dither.formats.gguf import TensorEntry, lay_out, read_header
 from dither.system.files import replacing, sha256_of
+from dither.system.mistaken import refuse_mistaken
 from dither.types import Floats
 
 _MAKE_IT_AGAIN = "Make the matrix again, or leave --imatrix out."
@@ -39,6 +43,21 @@ class ImportanceMatrix:
     sha256: str
     name: str
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # tokens per expert, where known
+    flat: frozenset[str] = frozenset()  # tensors of a .dat, whose rows the file does not tell apart
+
+    def split_rows(self, columns: Mapping[str, int]) -> ImportanceMatrix:
+        """The matrix with the rows that a model's tensors have, where it knew none: E·C values become (E, C).
+
+        `columns` are C of the model's tensors, by name; values that are no multiple of them stay as they are.
+        """
+        means, unseen = dict(self.means), dict(self.unseen)
+        for name in self.means:
+            if name in self.flat and name in columns and means[name].size % columns[name] == 0:
+                rows_EC, dead = _seen(means[name].reshape(-1, columns[name]))
+                means[name] = rows_EC
+                if dead:
+                    unseen[name] = dead
+        return replace(self, means=means, unseen=unseen)
 
 
 def read_imatrix(path: str | Path) -> ImportanceMatrix:
@@ -53,12 +72,24 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
     with path.open("rb") as file:
         magic = file.read(4)
     means, counts, datasets, chunks = _read_gguf(path) if magic == b"GGUF" else _read_dat(path)
-    unseen = {tensor: number for tensor, counts_E in counts.items() if (number := int((counts_E == 0).sum()))}
     if not means:
         raise FormatError(str(path), "holds no importance values", _MAKE_IT_AGAIN)
-    for tensor, values in means.items():
-        _check(path, tensor, values)
-    return ImportanceMatrix(means, unseen, datasets, chunks, sha256_of(path), path.name, counts)
+    unseen = {}
+    for tensor, values_EC in means.items():
+        _check(path, tensor, values_EC)
+        means[tensor], dead = _seen(values_EC)
+        dead += int((counts[tensor] == 0).sum()) if tensor in counts else 0
+        if dead:
+            unseen[tensor] = dead
+    flat = frozenset(() if counts else means)
+    return ImportanceMatrix(means, unseen, datasets, chunks, sha256_of(path), path.name, counts, flat)
+
+
+def _seen(means_EC: Floats) -> tuple[Floats, int]:
+    """Experts whose importance is zero throughout saw nothing: it becomes 1.  With their number."""
+    dead_E = np.asarray(means_EC.sum(axis=-1) == 0)
+    count = int(dead_E.sum())
+    return (np.where(dead_E[:, None], np.float32(1), means_EC) if count else means_EC), count
 
 
 def write_imatrix(
@@ -106,7 +137,7 @@ def _check(path: Path, tensor: str, values: Floats) -> None:
         raise FormatError(f"{path}: {tensor}", "holds NaN or infinite importance", _MAKE_IT_AGAIN)
     if (values < 0).any():
         raise FormatError(f"{path}: {tensor}", "holds negative importance", _MAKE_IT_AGAIN)
-    if not values.any(axis=-1).all():
+    if not values.any():
         raise FormatError(f"{path}: {tensor}", "is zero throughout", _MAKE_IT_AGAIN)
 
 
@@ -152,6 +183,7 @@ def _floats(path: Path, entry: TensorEntry) -> Floats:
 
 def _read_dat(path: Path) -> _Read:
     data = path.read_bytes()
+    refuse_mistaken(data, str(path))
     position = 0
 
     def take(size: int, what: str) -> bytes:

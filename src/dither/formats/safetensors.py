@@ -24,6 +24,7 @@ from typing import Any
 from dither.errors import FormatError
 from dither.formats.mapped import Buffer, MappedFile
 from dither.system.json_text import parse_object
+from dither.system.mistaken import refuse_mistaken
 from dither.system.text import shown
 
 MAX_HEADER = 100_000_000  # bytes, the reference reader's own limit
@@ -66,6 +67,10 @@ def read_header(path: Path) -> Header:
 def parse_header(data: Buffer, file: str) -> Header:
     """`read_header` for a whole file already in memory or mapped; `file` names it in errors."""
     size = len(data)
+    if data[8:9] != b"{":
+        refuse_mistaken(data, file)
+        if data[:4] == b"GGUF":
+            raise FormatError(file, "is GGUF, though its name says safetensors", "Rename it to .gguf.")
     if size < 8:
         raise FormatError(file, f"has {size} bytes, too few for a safetensors header", FETCH_AGAIN)
     (length,) = struct.unpack_from("<Q", data)

@@ -21,7 +21,7 @@ from dither.errors import SourceError, UsageError
 from dither.measuring.bootstrap import FEW_SEQUENCES, summarize
 from dither.measuring.per_token import PerToken, scored_positions
 from dither.measuring.schema import Measurement
-from dither.system.files import sha256_of
+from dither.system.files import bytes_of, sha256_of
 from dither.types import Model
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class About:
             file=name,
             file_sha256=sha256,
             type=type_name(model),
-            bytes=size,
+            bytes=bytes_of(model.files) or size,
+            tensor_bytes=size,
             bpw=8 * size / max(1, model.parameters),
             reference=file_name(self.reference),
             reference_sha256=self.reference_sha256,

@@ -8,16 +8,16 @@ figures of different meaning are never compared in silence.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from dither.display import pairs
 from dither.formats.intervals import Interval, IntervalRecord
 from dither.formats.sidecars import Sidecar
 from dither.units import format_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METRIC_VERSION = 1
 SUFFIX = ".measure.json"
 _LARGEST_FILE = 64 * 2**20  # bytes; a measurement of a thousand blocks and sequences is under 1 MiB
@@ -34,8 +34,9 @@ class Measurement(IntervalRecord):
     file: str  # name without its folder
     file_sha256: str = ""  # of the bytes; empty in a copy that the file itself carries
     type: str = ""  # the preset's name where the file says so: "Q4_K_M"
-    bytes: NonNegativeInt  # of all tensors, scales included
-    bpw: float  # bits per weight: 8 · bytes / parameters
+    bytes: NonNegativeInt  # of the file, or of a folder's weights, configuration and tokenizer together
+    tensor_bytes: NonNegativeInt  # of all tensors, scales included
+    bpw: float  # bits per weight: 8 · tensor_bytes / parameters
     reference: str
     reference_sha256: str = ""
 
@@ -65,6 +66,14 @@ class Measurement(IntervalRecord):
 
     seconds: float = Field(default=0.0, ge=0)
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, document: Any) -> Any:
+        """What the first version called `bytes` were the tensors': the file's are not known, and little more."""
+        if isinstance(document, dict) and document.get("schema_version", 1) == 1 and "tensor_bytes" not in document:
+            return {**document, "schema_version": SCHEMA_VERSION, "tensor_bytes": document.get("bytes")}
+        return document
 
     def _repr_html_(self) -> str:
         """In a notebook."""

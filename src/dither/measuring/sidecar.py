@@ -45,7 +45,7 @@ def by_type(model: Model) -> dict[str, tuple[Measurement, str]]:
 
 
 def _same_size(found: Measurement, model: Model) -> bool:
-    parameters = 8 * found.bytes / found.bpw if found.bpw else 0
+    parameters = 8 * found.tensor_bytes / found.bpw if found.bpw else 0
     return abs(parameters - model.parameters) <= 0.01 * model.parameters
 
 

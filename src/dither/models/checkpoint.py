@@ -159,6 +159,9 @@ def _no_weights(folder: Path, names: list[str]) -> SourceError:
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         return refuse_pickle(folder, pickles)
+    if (folder / "config.json").exists():
+        reason = "holds a config.json and no weights: neither safetensors nor GGUF"
+        return SourceError(str(folder), reason, "Its download was never finished: fetch the model's weights beside it.")
     return SourceError(str(folder), "holds no safetensors", "Name a folder with a model in it.")
 
 

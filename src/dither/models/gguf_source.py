@@ -28,6 +28,23 @@ PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 # ggml types in which no file of ours is written: run-time formats, and numbers that are no weights.
 _READ_ONLY = frozenset({"Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"})
 _FETCH_AGAIN = "Fetch every part of the model again."
+HASH = re.compile(r"(sha256[-:])?[0-9a-f]{32,64}")  # what Ollama and the hub's cache call their files
+# What a GGUF may be besides a model, by its general.type or, in older files, its general.architecture.
+_PROJECTOR = (
+    "is a projector of pictures or sound (mmproj), which belongs beside a model and is none",
+    "Name the model's own GGUF; llama.cpp takes this file with --mmproj as it is.",
+)
+_ADAPTER = (
+    "is a LoRA adapter, not a model",
+    "Merge it first: llama-export-lora -m BASE.gguf --lora ADAPTER.gguf -o MERGED.gguf.",
+)
+_NO_MODELS = {
+    "imatrix": ("is an importance matrix, not a model", "Pass it with --imatrix."),
+    "adapter": _ADAPTER,
+    "mmproj": _PROJECTOR,
+    "clip": _PROJECTOR,
+    "controlvector": ("is a control vector, not a model", "Name the model that it steers."),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,11 @@ class _StoredRows:
         return codec.decode(raw_RN)
 
 
+def is_projector(name: str) -> bool:
+    """Whether a GGUF is named as llama.cpp's converters name a projector, which lies beside its model."""
+    return name.endswith(".gguf") and "mmproj" in name.rpartition("/")[2].lower()
+
+
 def open_gguf(path: Path) -> Model:
     """Opens a GGUF model; of a split one, any part.
 
@@ -69,12 +91,16 @@ def open_gguf(path: Path) -> Model:
     metadata = parts[0][1].metadata
     if len(parts) > 1:
         metadata = {key: value for key, value in metadata.items() if not key.startswith("split.")}
-    if _text(metadata, "general.type") == "imatrix":
-        raise SourceError(str(path), "is an importance matrix, not a model", "Pass it with --imatrix.")
-    arch = _text(metadata, "general.architecture")
+    kind, arch = _text(metadata, "general.type"), _text(metadata, "general.architecture")
+    if (kind or arch) in _NO_MODELS or arch in _NO_MODELS:
+        raise SourceError(str(path), *_NO_MODELS[kind if kind in _NO_MODELS else arch])
     if not arch:
         reason = "names no general.architecture, so it is not a model"
         raise SourceError(str(path), reason, "Name a GGUF that llama.cpp can run.")
+    if not any(header.tensors for _, header in parts):
+        reason = "holds a vocabulary and no tensors: it is for testing tokenizers, and there is nothing to run"
+        raise SourceError(str(path), reason, "Name the GGUF with the model's weights.")
+    unnamed = HASH.fullmatch(path.name) and not _text(metadata, "general.name")
     tensors = tuple(_tensor(file, entry) for file, header in parts for entry in header.tensors)
     return Model(
         name=_text(metadata, "general.name") or path.stem,
@@ -85,7 +111,10 @@ def open_gguf(path: Path) -> Model:
         kind="gguf",
         files=tuple(str(file.path) for file, _ in parts),
         fingerprint=fingerprint((file, header.data_offset) for file, header in parts),
-        notes=(f"read from {len(parts)} parts",) if len(parts) > 1 else (),
+        notes=((f"read from {len(parts)} parts",) if len(parts) > 1 else ())
+        + (
+            (f"{path.name[:19]}… is named by a hash, and no general.name is in it: -o gives a name",) if unnamed else ()
+        ),
     )
 
 
@@ -134,7 +163,8 @@ def _part_paths(path: Path, count: int, position: int) -> list[Path]:
     paths = [path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     missing = [part.name for part in paths if not part.exists()]
     if missing:
-        reason = f"is one of {count} parts, of which {len(missing)} are missing: {shown(', '.join(missing))}"
+        lost = f"{len(missing)} {'is' if len(missing) == 1 else 'are'} missing: {shown(', '.join(missing))}"
+        reason = f"is one of {count} parts, of which {lost}"
         raise SourceError(str(path), reason, "Put all parts into one folder.")
     return paths
 

@@ -2,6 +2,7 @@
 
     model.gguf                 any part of a split one as well
     folder/                    safetensors and config.json, or exactly one GGUF
+    models--org--name/         a repository in the hub's cache: its latest snapshot
     model.safetensors          beside its config.json
     org/name, org/name@rev     a repository of the hub; the only form that may reach the network
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,14 +26,18 @@ from dither.formats.ggml import string
 from dither.formats.gguf import MAGIC
 from dither.formats.mapped import MappedFile
 from dither.models.checkpoint import ABOUT, INDEX, PICKLES, open_checkpoint, refuse_pickle
-from dither.models.gguf_source import PART, open_gguf
+from dither.models.gguf_source import PART, is_projector, open_gguf
+from dither.system.mistaken import refuse_mistaken, what_it_is
 from dither.system.text import shown
 from dither.types import Model
+from dither.units import counted
 
 if TYPE_CHECKING:
     from dither.models.hub.fetch import HubId
 
 _PRE_KEY = "tokenizer.ggml.pre"
+_CACHED = re.compile(r"models--(?:([^/]+?)--)?([^/]+)")  # a repository's folder in the hub's cache
+_LISTED = 10
 
 
 def open_model(source: str | Path, *, pre: str | None = None) -> Model:
@@ -77,6 +83,7 @@ def open_headers(source: str | Path) -> Iterator[tuple[Model, int | None, list[s
 def _headers_at(path: Path, origin: str) -> Model:
     from dither.models.outline import outline
 
+    path, _ = _snapshot(path)
     if path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).exists()):
         return outline(path, origin, None)
     if path.is_file() and path.suffix == ".safetensors":
@@ -110,15 +117,14 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 
 
 def _open_path(path: Path, pre: str | None) -> Model:
+    path, notes = _snapshot(path)
     if path.is_dir():
-        return _open_folder(path, pre)
+        model = _open_folder(path, pre)
+        return replace(model, notes=(*notes, *model.notes))
     if path.suffix == ".safetensors":
         return _open_checkpoint(path.parent, pre, path)
-    if path.suffix in PICKLES:
-        raise refuse_pickle(path, [path.name])
-    if path.suffix != ".gguf" and MappedFile(path).data[:4] != MAGIC:
-        reason = "is neither GGUF nor safetensors"
-        raise SourceError(str(path), reason, "Name a GGUF file, or the folder of a checkpoint.")
+    if path.suffix != ".gguf":
+        _check_gguf(path)
     model = open_gguf(path)
     if pre is None:
         return model
@@ -128,6 +134,42 @@ def _open_path(path: Path, pre: str | None) -> Model:
     pre = checked_name(pre, [chain for family in families() for chain in family.chains])
     note = f"{_PRE_KEY} set to {pre}, as asked"
     return replace(model, metadata={**model.metadata, _PRE_KEY: string(pre)}, notes=(*model.notes, note))
+
+
+def _check_gguf(path: Path) -> None:
+    """Raises SourceError unless a file whose name does not say so is GGUF."""
+    start = MappedFile(path).data[:512]
+    if start[:4] == MAGIC:
+        return
+    if path.suffix in PICKLES and what_it_is(start) in (None, what_it_is(b"PK\3\4")):
+        raise refuse_pickle(path, [path.name])
+    refuse_mistaken(start, str(path))
+    reason = "is neither GGUF nor safetensors"
+    way_out = "Name a GGUF file, or the folder of a checkpoint."
+    if (path.parent / "config.json").exists():
+        way_out = f"Name the folder: {path.parent}."
+    raise SourceError(str(path), reason, way_out)
+
+
+def _snapshot(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The snapshot that a repository's folder in the hub's cache stands for, with a note; any other path itself.
+
+    Raises SourceError where none is there, UsageError where it is left open which.
+    """
+    match = _CACHED.fullmatch(path.resolve().name)
+    if match is None or not (path / "snapshots").is_dir():
+        return path, ()
+    repo, main = "/".join(filter(None, match.groups())), path / "refs" / "main"
+    there = {found.name: found for found in sorted((path / "snapshots").iterdir()) if found.is_dir()}
+    meant = main.read_text(errors="replace").strip() if main.is_file() else ""
+    if meant not in there and len(there) == 1:
+        meant = next(iter(there))
+    if meant in there:
+        return there[meant], (f"the hub's cache of {repo} is read: snapshot {meant[:7]}",)
+    if there:
+        listed = shown(", ".join(there), 1000)
+        raise UsageError(str(path), f"holds {len(there)} snapshots of {repo}", f"Name one of them: snapshots/{listed}.")
+    raise SourceError(str(path), f"holds no snapshot of {repo}", f"Fetch it by naming the repository: {repo}.")
 
 
 def _open_folder(folder: Path, pre: str | None) -> Model:
@@ -140,12 +182,42 @@ def _open_folder(folder: Path, pre: str | None) -> Model:
     if any(folder.glob("*.safetensors")) or (folder / INDEX).exists():
         return _open_checkpoint(folder, pre)
     ggufs = sorted(path for path in folder.glob("*.gguf") if _is_first_part(path))
-    if len(ggufs) == 1:
-        return _open_path(ggufs[0], pre)
-    if ggufs:
-        listed = shown(", ".join(path.name for path in ggufs), 1000)
-        raise UsageError(str(folder), f"holds {len(ggufs)} GGUF models", f"Name one of {listed}.")
+    beside = [path for path in ggufs if is_projector(path.name)]
+    models = [path for path in ggufs if path not in beside] or ggufs
+    if len(models) == 1:
+        model = _open_path(models[0], pre)
+        notes = (f"{beside[0].name} is beside the model: it stays as it is",) if len(ggufs) > 1 else ()
+        return replace(model, notes=(*notes, *model.notes))
+    if models:
+        listed = shown(", ".join(path.name for path in models), 1000)
+        raise UsageError(str(folder), f"holds {len(models)} GGUF models", f"Name one of {listed}.")
+    _look_below(folder)
     return _open_checkpoint(folder, pre)
+
+
+def _look_below(folder: Path) -> None:
+    """Raises SourceError where a folder is none of a model, but folders in it are."""
+    if (folder / "config.json").exists() or any(path.suffix in PICKLES for path in folder.iterdir()):
+        return
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and _is_models(path))
+    if below:
+        names = [
+            "/".join(filter(None, match.groups())) if (match := _CACHED.fullmatch(path.name)) else path.name
+            for path in below
+        ]
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = shown(", ".join(names[:_LISTED]), 1000)
+        reason = f"is no model itself, but {counted(len(names), 'folder')} in it may be"
+        raise SourceError(str(folder), reason, f"Name one of them: {listed}{more}.")
+
+
+def _is_models(folder: Path) -> bool:
+    """Whether a folder looks like a model's; one that may not be read does not."""
+    try:
+        cached = _CACHED.fullmatch(folder.name) and (folder / "snapshots").is_dir()
+        return bool(cached) or (folder / "config.json").exists() or any(folder.glob("*.gguf"))
+    except OSError:
+        return False
 
 
 def _is_first_part(path: Path) -> bool:

@@ -168,9 +168,13 @@ class _Work:
 def label(wanted: Budget) -> str:
     """What stands in a file's name.
 
-    >>> label(Budget("", file=4 * 2**30)), label(Budget("", max_kl=0.01))
-    ('4.00GiB', 'kld0.01')
+    >>> label(Budget("", file=4 * 2**30)), label(Budget("4.5 bits per weight", tensors=9))
+    ('4.00GiB', '4.5bpw')
     """
     if wanted.max_kl is not None:
         return f"kld{wanted.max_kl:g}"
-    return format_bytes(wanted.file or wanted.tensors or 0).replace(" ", "")
+    if wanted.file is not None:
+        return format_bytes(wanted.file).replace(" ", "")
+    # What was asked for is no size of the file, and must not read as one.
+    said = wanted.said.replace(" bits per weight", "bpw").replace(" of memory for weights", "-weights")
+    return said.replace(" of memory", "-memory").replace(" ", "")

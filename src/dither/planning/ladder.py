@@ -13,6 +13,7 @@ from dither.errors import UsageError
 from dither.models.source import opened
 from dither.planning.budget import label, quantize_within
 from dither.planning.plan import Budget
+from dither.planning.reach import check_reachable
 from dither.quantizing.job import make
 from dither.quantizing.paths import output_path
 from dither.quantizing.quantize import preview
@@ -57,6 +58,8 @@ def ladder(
     for name in names:
         if names.count(name) > 1:
             raise UsageError("the ladder", f"has two rungs called {name}", "Leave one out.")
+    for budget in (rung for rung in wanted if isinstance(rung, Budget)):
+        check_reachable(source, budget, ANY_GGUF, making.types)
     for preset in (rung for rung in wanted if isinstance(rung, str)):
         if making.evidence is None:
             raise UsageError("--to", "is measured on held-back text: it needs --evidence FOLDER")

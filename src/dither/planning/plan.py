@@ -13,7 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from dither.models.source import opened
 from dither.planning.candidates import candidates
 from dither.planning.costs import Costs
 from dither.planning.knapsack import Allocation, Item, TypeChoice, allocate, smallest
+from dither.planning.reach import Allowed, around, check_reachable, check_room, room_of
 from dither.planning.sensitivity import Ready, known_costs, made_ready
 from dither.quantizing.paths import file_stem
 from dither.quantizing.request import (
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MOST_BITS = 32
-Allowed = Mapping[str, Sequence[str]]  # tensor → the types it may take
 Prices = Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
 
 
@@ -60,6 +60,7 @@ class Budget:
     file: int | None = None
     tensors: int | None = None
     max_kl: float | None = None
+    beside: int | None = None  # with `tensors`, of a budget of memory: bytes that running takes beside them
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Planned:
 
     plan: PlanFile
     path: str | None
-    file_bytes: int
+    file_bytes: int  # of the file, header and tokenizer included; of a folder's files together
     parameters: int
     bound: float
     seconds: float
@@ -81,7 +82,7 @@ class Planned:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.plan.bytes / self.parameters
+        return 8 * self.plan.tensor_bytes / self.parameters
 
     def by_type(self) -> list[tuple[str, int, int, float]]:
         """Type, its tensors, their bytes and predicted divergence; what takes most comes first."""
@@ -107,8 +108,9 @@ class Planned:
             "solver": self.plan.solver,
             "transforms": list(self.plan.transforms),
             "budget": self.plan.budget,
-            "bytes": self.plan.bytes,
-            "file_bytes": self.file_bytes,
+            "bytes": self.file_bytes,
+            "tensor_bytes": self.plan.tensor_bytes,
+            "file_bytes": self.file_bytes,  # as earlier versions call it
             "bits_per_weight": self.bits_per_weight,
             "predicted_kl": self.plan.kl,
             "lower_bound": self.bound,
@@ -137,9 +139,7 @@ def budget(
     if bpw is not None and bpw > _MOST_BITS:
         raise UsageError(f"--bpw {bpw:g}", f"is more than a weight can have ({_MOST_BITS})")
     if size is not None:
-        count = parse_bytes(size) if isinstance(size, str) else size
-        if count <= 0:
-            raise UsageError(f"--size {size}", "is nothing", "Write it like 4.2GiB.")
+        count = parse_bytes(size, "--size", 1)
         return Budget(f"a file of {format_bytes(count)}", file=count)
     if bpw is not None:
         return Budget(f"{bpw:g} bits per weight", tensors=int(bpw * parameters / 8))
@@ -192,22 +192,17 @@ def plan_for(
 ) -> Planned:
     """`plan` of an opened model, for one container."""
     started = time.monotonic()
+    if making.evidence is None:
+        check_reachable(source, wanted, target, making.types)
     store = _evidence(source, making.evidence, out, running)
     solver = choose_solver(making.solver, store, running.threads)
     ready = made_ready(source, store, solver, making.transforms, running.threads)
     allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
     # What is taken whatever is chosen: the header, and tensors that no plan decides about.
-    fixed = [tensor.bytes for tensor in target.fixed(ready.model).values()]
-    kept, header = sum(fixed), target.header_bytes(ready.model, store, solver.name, ready.record)
-    around = header + sum(target.aligned(source, size) for size in fixed)
-    room = None  # only the divergence is limited
-    if wanted.file is not None:
-        room = wanted.file - around
-    elif wanted.tensors is not None:
-        room = wanted.tensors - kept
+    kept, taken = around(ready.model, target, target.header_bytes(ready.model, store, solver.name, ready.record))
+    room = room_of(wanted, kept, taken)
     # Before the costs are measured: that may take hours, and this needs nothing but sizes.
-    if room is not None:
-        _check_room(ready.model, wanted, allowed, target, room, around, kept)
+    check_room(ready.model, wanted, allowed, target, kept, taken)
     # A cost is a tensor's own; what several tensors must take together costs the sum.
     prices = _prices(ready.model, allowed, known_costs(ready, allowed, target, running), target)
     items = _items(source, prices, target)
@@ -216,17 +211,18 @@ def plan_for(
     else:
         assert wanted.max_kl is not None
         allocation = smallest(items, wanted.max_kl)
-    found = _plan_file(ready, wanted, target, allocation, items, prices, kept)
+    found = _plan_file(ready, target, allocation, items, prices, kept)
+    found = replace(found, bytes=taken + allocation.bytes, budget=None if room is None else taken + room)
     if out is not None:
         write_plan(Path(out), found, force=running.force)
     return Planned(
         plan=found,
         path=None if out is None else str(out),
-        file_bytes=around + allocation.bytes,
+        file_bytes=taken + allocation.bytes,
         parameters=source.parameters,
         bound=allocation.bound,
         seconds=time.monotonic() - started,
-        notes=ready.notes,
+        notes=(*ready.notes, *_more_than_all(wanted, items, room, taken + allocation.bytes)),
         items=items,
         allowed=room or allocation.bytes,
         limit=(room or allocation.bytes) + kept,
@@ -235,26 +231,12 @@ def plan_for(
     )
 
 
-def _check_room(
-    model: Model, wanted: Budget, allowed: Allowed, target: Target, room: int, around: int, kept: int
-) -> None:
-    """Raises UsageError, with the smallest budget that would do, where not even the smallest types fit."""
-    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
-    least = sum(
-        min(target.aligned(model, target.bytes_of(kind, shapes[name])) for kind in kinds)
-        for name, kinds in allowed.items()
-    )
-    if least <= room:
-        return
-    if wanted.file is not None:
-        needed = f"a file of {format_bytes(least + around)}"
-        way_out = f"Ask for at least --size {least + around}"
-    else:
-        bits = math.ceil(1000 * 8 * (least + kept) / model.parameters) / 1000
-        needed = f"{format_bytes(least + kept)} of weights, {bits:.3f} bits for each"
-        way_out = f"Ask for at least --bpw {bits:.3f}, or for as much more memory"
-    reason = f"is too small: the smallest types make {needed}"
-    raise UsageError(wanted.said, reason, f"{way_out}, or allow smaller types with --types.")
+def _more_than_all(wanted: Budget, items: Sequence[Item], room: int | None, size: int) -> list[str]:
+    """A note where the budget is larger than all that could be chosen."""
+    most = sum(max(choice.bytes for choice in item.choices) for item in items)
+    if room is None or room <= most:
+        return []
+    return [f"There is nothing larger to choose: {wanted.said} is allowed, and the file is of {format_bytes(size)}."]
 
 
 def _evidence(model: Model, given: AnyEvidence, out: str | Path | None, running: Running) -> EvidenceStore:
@@ -316,7 +298,7 @@ def planned_target(model: Model, to: str | None, group: int | None = None, sym: 
 
 
 def _plan_file(
-    ready: Ready, wanted: Budget, target: Target, found: Allocation, items: Sequence[Item], prices: Prices, kept: int
+    ready: Ready, target: Target, found: Allocation, items: Sequence[Item], prices: Prices, kept: int
 ) -> PlanFile:
     kinds = {name: choice.type for item, choice in zip(items, found.chosen, strict=True) for name in item.tensors}
     tensors = {name: prices[name][kinds[name]] for name in prices}
@@ -326,8 +308,9 @@ def _plan_file(
         evidence=ready.store.sha256,
         solver=ready.solver.name,
         transforms=ready.transforms,
-        budget=wanted.file or wanted.tensors,
-        bytes=sum(entry.bytes for entry in tensors.values()) + kept,
+        budget=None,
+        bytes=None,
+        tensor_bytes=sum(entry.bytes for entry in tensors.values()) + kept,
         kl=found.kl,
         tensors=tensors,
         notes=(),

@@ -72,7 +72,7 @@ def hold_against(
                 solving = replace(making, solver=planned.plan.solver, transforms=planned.plan.transforms)
                 # A preset, also where a folder's format is called the same (mxfp4).
                 contestants[name] = make(model, Options(what), solving, quiet, out)
-        rivals = tuple(Rival(name, r.mix.bytes, judged(r.measurement, store)) for name, r in contestants.items())
+        rivals = tuple(Rival(name, r.bytes, judged(r.measurement, store)) for name, r in contestants.items())
         # A rival that is over the budget was not what was asked for, however good it is.
         able = [rival for rival in rivals if rival.name == PLANNED or excess(wanted, contestants[rival.name]) <= 0]
         winner = min(able, key=lambda rival: rival.kl).name
@@ -93,7 +93,7 @@ def excess(wanted: Budget, result: Result) -> int:
     """Bytes beyond the budget."""
     if wanted.file is not None:
         return result.bytes - wanted.file
-    return 0 if wanted.tensors is None else result.mix.bytes - wanted.tensors
+    return 0 if wanted.tensors is None else result.mix.tensor_bytes - wanted.tensors
 
 
 def usual(model: Model, target: Target, planned: Planned, store: EvidenceStore) -> dict[str, str | PlanFile]:
@@ -104,7 +104,7 @@ def usual(model: Model, target: Target, planned: Planned, store: EvidenceStore) 
         return {f"preset {preset}": preset}
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     names = list(planned.plan.tensors)
-    fixed = planned.plan.bytes - sum(entry.bytes for entry in planned.plan.tensors.values())
+    fixed = planned.plan.tensor_bytes - sum(entry.bytes for entry in planned.plan.tensors.values())
     # The bytes of every type that all matrices can take.
     sizes = {
         kind: fixed + sum(target.bytes_of(kind, shapes[name]) for name in names)
@@ -118,7 +118,7 @@ def usual(model: Model, target: Target, planned: Planned, store: EvidenceStore) 
         name: replace(entry, type=kind, bytes=target.bytes_of(kind, shapes[name]), kl=None)
         for name, entry in planned.plan.tensors.items()
     }
-    return {f"{kind} throughout": replace(planned.plan, tensors=tensors, kl=None, bytes=sizes[kind])}
+    return {f"{kind} throughout": replace(planned.plan, tensors=tensors, kl=None, tensor_bytes=sizes[kind], bytes=None)}
 
 
 def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
@@ -126,7 +126,9 @@ def random_plan(planned: Planned, seed: int = 0) -> PlanFile:
     drawn = random_allocation(planned.items, planned.allowed, seed)
     pairs = zip(planned.items, drawn.chosen, strict=True)
     tensors = {name: planned.prices[name][choice.type] for item, choice in pairs for name in item.tensors}
-    return replace(planned.plan, tensors={**planned.plan.tensors, **tensors}, kl=drawn.kl, bytes=planned.limit)
+    return replace(
+        planned.plan, tensors={**planned.plan.tensors, **tensors}, kl=drawn.kl, tensor_bytes=planned.limit, bytes=None
+    )
 
 
 def judged(found: Measurement | None, store: EvidenceStore) -> float:

@@ -11,13 +11,21 @@ from dither.containers.journal import unfinished
 from dither.containers.presets import preset_names
 from dither.containers.target import Target
 from dither.errors import OutputError
+from dither.models.gguf_source import HASH
 from dither.types import Model
+
+_LONGEST = 100  # characters of a name out of a file
 
 
 def file_stem(model: Model) -> str:
-    """The model's name for a file: that of its folder, file or repository, without an old type."""
+    """The model's name for a file: that of its folder, file or repository, without an old type.
+
+    Caches call their files and folders by hashes: there the model's own name serves, where it has one.
+    """
     last = Path(model.origin).name or Path(model.origin).resolve().name
-    last = re.split(r"[@:]", last)[0]
+    last = last if HASH.fullmatch(last) else re.split(r"[@:]", last)[0]
+    if HASH.fullmatch(last) and model.name != last:
+        last = f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', model.name).strip('-.')[:_LONGEST] or last}.gguf"
     if last.endswith(".gguf"):
         last = re.sub(r"-\d{5}-of-\d{5}$", "", last.removesuffix(".gguf"))
         last = re.sub(rf"[-._](?:{'|'.join(preset_names())})$", "", last, flags=re.IGNORECASE)

@@ -18,7 +18,7 @@ from dither.formats.evidence import EvidenceStore, model_identity
 from dither.models.source import opened
 from dither.progress import Progress
 from dither.quantizing.job import make
-from dither.quantizing.request import AnyEvidence, Making, Running, open_evidence, options_of
+from dither.quantizing.request import AnyEvidence, Making, Running, choose_solver, open_evidence, options_of
 from dither.quantizing.result import Result
 from dither.quantizing.tensor_pass import prepare
 from dither.types import Model, Solver
@@ -41,8 +41,10 @@ def preview(
     group: int | None = None,
     sym: bool | None = None,
     pre: str | None = None,
+    solver: str | None = None,
+    measure: bool = False,
 ) -> Mix:
-    """What `quantize` with the same arguments would write: every tensor's type and bytes."""
+    """What `quantize` with the same arguments would write: every tensor's type and bytes, and the file's."""
     source = opened(model, pre)
     options = options_of(
         to,
@@ -57,9 +59,11 @@ def preview(
     store = open_evidence(_one_of(evidence, imatrix))
     if store:
         store.check(source)
-    mix = target_of(options, source).mix(source, store.tensors if store else ())
+    target = target_of(options, source)
+    mix = target.mix(source, store.tensors if store else ())
     check_evidence(mix, store)
-    return mix
+    named = choose_solver(solver, store, 1).name
+    return replace(mix, file_bytes=target.file_bytes(source, mix, store, named, measure))
 
 
 def quantize(
@@ -153,7 +157,7 @@ def make_by_plan(
     in_folder = bool(known.container)  # not by the name of `to`: a preset and a container may share one (mxfp4)
     if in_folder and find_scheme(known.container) is None:
         raise UsageError("--plan", f"is for {known.container}, which is no container here", "Plan again.")
-    to = known.container or nearest_preset(model, known.bytes)
+    to = known.container or nearest_preset(model, known.tensor_bytes)
     options = Options(to, known.overrides(), plan=plan_sha256(known), folder=in_folder)
     solver, transforms = making.solver or known.solver or None, tuple(making.transforms) or known.transforms
     return make(model, options, replace(making, solver=solver, transforms=transforms), running, out)

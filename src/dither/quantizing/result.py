@@ -30,7 +30,7 @@ class Result:
 
     path: str
     mix: Mix
-    bytes: int  # of the file
+    bytes: int  # of the file, or of a folder's weights, configuration and tokenizer together
     seconds: float
     relative_error: float
     tensors: dict[str, dict[str, Any]]
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def compression(self) -> float:
-        return self.mix.source_bytes / self.mix.bytes
+        return self.mix.source_bytes / self.mix.tensor_bytes
 
     def _repr_html_(self) -> str:
         """In a notebook."""
@@ -76,7 +76,6 @@ class Result:
         return {
             **mix,
             "path": self.path,
-            "tensor_bytes": mix["bytes"],
             "bytes": self.bytes,
             "compression": self.compression,
             "seconds": self.seconds,

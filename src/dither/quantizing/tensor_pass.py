@@ -236,6 +236,9 @@ class TensorPass:
             floor = np.float32(evidence.mean_square_C.mean() * 1e-8)
             if evidence.mean_square_C.min() < floor:
                 evidence = replace(evidence, mean_square_C=np.maximum(evidence.mean_square_C, floor))
+            # Importance that is the same everywhere, as of an expert that saw no token, says nothing.
+            if evidence.hessian_CC is None and not codec.needs_importance and not np.ptp(evidence.mean_square_C):
+                evidence = None
         hessian = evidence is not None and evidence.hessian_CC is not None
         able = piece.tensor.type not in FLOAT_TYPES and (hessian or "hessian" not in self.solver.needs)
         return (self.solver if able else self._nearest)(w_RC, codec, evidence)

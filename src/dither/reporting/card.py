@@ -111,7 +111,7 @@ def _table(runs: Sequence[RunRecord]) -> str:
 
 
 def _row(run: RunRecord) -> list[str]:
-    size = run.file_bytes or run.bytes
+    size = run.bytes
     kl, top = (None if run.stale else run.metrics.get(key) for key in ("kl_mean", "same_top"))
     return [
         _escaped(run.file),

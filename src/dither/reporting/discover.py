@@ -192,7 +192,7 @@ def _described(facts: Facts, path: Path) -> Reference:
         architecture=facts.arch,
         parameters=facts.parameters,
         bytes=facts.bytes,
-        bits_per_weight=8 * facts.bytes / max(1, facts.parameters),
+        bits_per_weight=8 * facts.tensor_bytes / max(1, facts.parameters),
         path=str(path),
         license=facts.license,
     )

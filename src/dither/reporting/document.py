@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dither.errors import FormatError, UnsupportedError
 from dither.formats.sidecars import first_fault
@@ -27,7 +27,7 @@ from dither.system.files import read_bytes
 from dither.system.json_text import parse_object
 
 SCHEMA = "dither.results"
-VERSION = 1
+VERSION = 2  # 1 had the tensors' bytes under `bytes`, and the file's as `file_bytes`
 LARGEST = 256 * 2**20  # bytes of a document; a report of eight files with tiles has about a megabyte
 MOST_RUNS, MOST_TENSORS = 1024, 65536
 _AGAIN = "Write it again with `dither report`."
@@ -161,8 +161,8 @@ class RunRecord(DocumentPart):
     command: Text | None = None
     measure_command: Text | None = None
     reference: Name | None = None  # what it was measured against
-    bytes: Count  # of all tensors
-    file_bytes: Count | None = None  # with headers and all that is beside
+    bytes: Count  # of the file, or of a folder's weights, configuration and tokenizer together
+    tensor_bytes: Count
     parameters: Count
     bpw: Share
     mixed: Annotated[tuple[tuple[Name, Count, Count], ...], Field(max_length=256)] = ()
@@ -180,6 +180,16 @@ class RunRecord(DocumentPart):
     timed: SpeedRecord | None = Field(default=None, exclude=True)  # what the document's `speed` is made of
     answers: Annotated[tuple[Answer, ...], Field(max_length=1024)] = ()
     forced: Annotated[tuple[Forced, ...], Field(max_length=1024)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, run: Any) -> Any:
+        """A run as the first version has it."""
+        if not isinstance(run, dict) or "tensor_bytes" in run:
+            return run
+        of_file = run.get("file_bytes")
+        kept = {key: value for key, value in run.items() if key != "file_bytes"}
+        return {**kept, "tensor_bytes": run.get("bytes"), "bytes": run.get("bytes") if of_file is None else of_file}
 
     def metric(self, key: str) -> float | None:
         """The number, None where it is not known."""

@@ -13,6 +13,7 @@ from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError, FormatError
 from dither.formats.tensor_names import within_block
 from dither.models.source import opened
+from dither.system.files import bytes_of
 from dither.system.json_text import parse_json
 from dither.types import Model
 
@@ -29,7 +30,8 @@ class Inspection:
     arch: str
     file_type: str | None  # the preset's name where the file names one, "plan" where a plan made it
     parameters: int
-    bytes: int  # of tensor data
+    bytes: int  # of the file, or of a folder's weights, configuration and tokenizer together
+    tensor_bytes: int
     bits_per_weight: float
     blocks: int | None
     context: int | None
@@ -75,7 +77,8 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         arch=found.arch,
         file_type=PLANNED if is_planned(found) else preset,
         parameters=found.parameters,
-        bytes=size,
+        bytes=bytes_of(found.files) or size,
+        tensor_bytes=size,
         bits_per_weight=8 * size / max(1, found.parameters),
         blocks=of_arch("block_count"),
         context=of_arch("context_length"),

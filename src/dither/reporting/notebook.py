@@ -83,7 +83,7 @@ def _row(run: RunRecord) -> tuple[object, ...]:
     return (
         run.file,
         run.type,
-        format_bytes(run.file_bytes or run.bytes),
+        format_bytes(run.bytes),
         f"{run.bpw:.2f}",
         display.interval(kl.value, kl.low, kl.high) if kl else "not measured",
         f"{100 * top.value:.1f} %" if top else "",

@@ -34,6 +34,7 @@ from dither.reporting.glossary import glossary
 from dither.reporting.guide import guide
 from dither.reporting.notebook import Runs
 from dither.reporting.recorded import recorded
+from dither.reporting.runs import facts_of
 from dither.reporting.single_file import assemble
 from dither.reporting.tensors import with_errors
 from dither.system.files import replace
@@ -97,6 +98,8 @@ def report(
     for problem in made.problems:
         tell(f"{problem.file}: {problem.reason}")
     if not made.runs:
+        if len(paths) == 1 and Path(paths[0]).suffix == ".gguf" and Path(paths[0]).is_file():
+            facts_of(Path(paths[0]))  # what is wrong with the one file is told with its own way out
         nothing = str(paths[0]) if paths else "dither report", "holds no quantized files"
         thing, reason = next(((problem.file, problem.reason) for problem in made.problems), nothing)
         raise SourceError(thing, reason, "Name files or folders that `dither quantize` wrote.")
@@ -242,7 +245,7 @@ def _of_run(run: RunRecord, experts_used: int) -> Weights:
         type=run.type,
         run=run.id,
         file=True,
-        bytes=run.bytes,
+        bytes=run.tensor_bytes,
         bpw=run.bpw,
         active=active_bytes(sizes, experts, experts_used),
         embedding=matrices.get("token_embd.weight", 0) if "output.weight" in matrices else 0,

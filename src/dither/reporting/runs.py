@@ -30,6 +30,7 @@ from dither.models.source import open_headers
 from dither.reporting import answer_records, recipes, speeds
 from dither.reporting.document import MeasuredOn, RunRecord, TaggedValue, TensorRow
 from dither.reporting.tensors import rows_of
+from dither.system.files import bytes_of
 from dither.system.json_text import read_object
 from dither.system.text import shown
 from dither.types import Model
@@ -49,7 +50,7 @@ class Facts:
     arch: str
     container: str  # "gguf", "gptq", "safetensors", …
     parameters: int
-    bytes: int
+    tensor_bytes: int
     type: str
     quantized: bool
     recipe: dict[str, Any]
@@ -61,8 +62,9 @@ class Facts:
     license: str
 
     @property
-    def file_bytes(self) -> int:
-        return sum(Path(file).stat().st_size for file in self.files)
+    def bytes(self) -> int:
+        """Of the file, or of a folder's weights, configuration and tokenizer together."""
+        return bytes_of(self.files)
 
 
 _kept: dict[tuple[object, ...], tuple[Facts, int]] = {}  # and about how many bytes; the last used stands last
@@ -94,7 +96,7 @@ def facts_of_model(model: Model, path: Path) -> Facts:
         arch=shown(model.arch),
         container=_container(model, path, recipe),
         parameters=model.parameters,
-        bytes=sum(tensor.stored_bytes for tensor in model.tensors),
+        tensor_bytes=sum(tensor.stored_bytes for tensor in model.tensors),
         type=shown(type_name(model)),
         quantized=any(len(t.shape) > 1 and t.stored not in STORED_FLOATS for t in model.tensors),
         recipe=recipe,
@@ -162,7 +164,7 @@ def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], 
     stale = f"Stale: {beside.name} is of an earlier {facts.path.name}. Measure it again."
     other = f"{beside.name} was computed by another definition: compare it only with measurements of the same one."
     notes = [other] if found.metric_version != schema.METRIC_VERSION else []
-    if found.bytes != facts.bytes:
+    if found.tensor_bytes != facts.tensor_bytes:
         return [*notes, stale], True
     weights = [Path(file) for file in facts.files if file.endswith((".gguf", ".safetensors"))]
     newest_ns = max((path.stat().st_mtime_ns for path in weights), default=0)
@@ -191,7 +193,7 @@ def run_of(facts: Facts) -> tuple[RunRecord, list[DitherError]]:
     except DitherError as error:
         problems.append(error)
     try:
-        benchmark, timing = speeds.benchmark_of(facts.path, facts.file_bytes)
+        benchmark, timing = speeds.benchmark_of(facts.path, facts.bytes)
     except DitherError as error:
         problems.append(error)
     measured = _measured(found)
@@ -206,9 +208,9 @@ def run_of(facts: Facts) -> tuple[RunRecord, list[DitherError]]:
         recipe=recipes.in_words(facts.recipe),
         command=recipes.command(facts.recipe, facts.path.name, found.reference if found else ""),
         bytes=facts.bytes,
-        file_bytes=facts.file_bytes,
+        tensor_bytes=facts.tensor_bytes,
         parameters=facts.parameters,
-        bpw=8 * facts.bytes / max(1, facts.parameters),
+        bpw=8 * facts.tensor_bytes / max(1, facts.parameters),
         mixed=facts.mixed,
         tensors=facts.tensors,
         **measured,
@@ -230,7 +232,8 @@ def run_of_measurement(found: Measurement, place: Path) -> RunRecord:
         type=shown(found.type) or "unknown",
         container="gguf" if found.file.endswith(".gguf") else "unknown",
         bytes=found.bytes,
-        parameters=round(8 * found.bytes / found.bpw) if found.bpw > 0 else 0,
+        tensor_bytes=found.tensor_bytes,
+        parameters=round(8 * found.tensor_bytes / found.bpw) if found.bpw > 0 else 0,
         bpw=max(0.0, found.bpw),
         **_measured(found),
         notes=(missing, *_said(found)),

@@ -28,7 +28,7 @@ from dither.models.gguf_source import PART
 from dither.models.hub.fetch import first_line
 from dither.progress import Progress
 from dither.running.link_or_copy import link_or_copy, write_text
-from dither.system.files import writing
+from dither.system.files import bytes_of, writing
 from dither.system.json_text import object_in
 from dither.types import Model
 from dither.units import format_bytes, format_count
@@ -132,7 +132,7 @@ def card(model: Model, repo: str) -> str:
         ("made from", str(model.value("general.name", model.name))),
         ("architecture", model.arch),
         ("weights", format_count(model.parameters)),
-        ("size", format_bytes(size)),
+        ("size", format_bytes(bytes_of(model.files))),
         ("bits per weight", f"{8 * size / max(1, model.parameters):.2f}"),
         ("types", ", ".join(f"{count} × {kind}" for kind, count in types.most_common())),
     ]

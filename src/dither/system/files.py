@@ -11,13 +11,14 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from dither.errors import FormatError, OutputError, SourceError
 from dither.system import native
+from dither.system.mistaken import refuse_pointer
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def replace(path: Path, data: bytes, way_out: str) -> None:
 def read_bytes(path: Path, limit: int, way_out: str) -> bytes:
     """A regular file of at most `limit` bytes; nothing larger is read, no pipe or device opened.
 
-    Raises SourceError where there is none, FormatError where it is larger.
+    Raises SourceError where there is none, FormatError where it is larger or a mere pointer of git-lfs.
     """
     try:
         if path.exists() and not path.is_file():
@@ -90,7 +91,13 @@ def read_bytes(path: Path, limit: int, way_out: str) -> bytes:
         raise SourceError(str(path), f"cannot be read ({error.strerror})", way_out) from None
     if len(raw) > limit:
         raise FormatError(str(path), f"is too large: more than the {limit} bytes that are read", way_out)
+    refuse_pointer(raw, str(path))
     return raw
+
+
+def bytes_of(files: Iterable[str | Path]) -> int:
+    """Bytes of these files together; one that is gone by now has none."""
+    return sum(path.stat().st_size for path in map(Path, files) if path.is_file())
 
 
 def sha256_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dither.errors import FormatError
 from dither.system.files import read_bytes
+from dither.system.mistaken import what_it_is
 from dither.system.text import shown
 
 
@@ -68,6 +69,9 @@ def parse_json(
         only_numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
         return json.loads(text, object_pairs_hook=once if unique else None, **only_numbers)
     except (ValueError, RecursionError) as error:
+        found = what_it_is(raw) if isinstance(raw, bytes) else None
+        if found is not None:
+            raise FormatError(thing, f"{said}: it {found[0]}", way_out or found[1]) from None
         text_or_not = ": it is not even text" if isinstance(error, UnicodeDecodeError) else ""
         raise FormatError(thing, f"{said} ({error}){text_or_not}", way_out) from None
 

@@ -30,8 +30,10 @@ from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import DTYPE_BITS, lay_out, nbytes
 from dither.models.arch.written import Written
 from dither.models.checkpoint import ABOUT, INDEX
+from dither.system.files import bytes_of
 from dither.types import Bytes, Codec
 
+CARD = "README.md"  # for people; no engine reads it, and sizes leave it out
 SHARD = 5 * 10**9  # bytes; what the hub's own tools cut at
 Named = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
@@ -72,7 +74,6 @@ class FolderOutput(PartOutput):
         for header in headers.values():
             digest.update(header)
         self._file: PartFolder = PartFolder(path, sizes, digest.hexdigest())
-        self._total = sum(sizes.values())
         self._rows: dict[str, Bytes] = {}
         self._lock = threading.Lock()
         self._documents = dict(contents.documents)
@@ -92,7 +93,8 @@ class FolderOutput(PartOutput):
 
     @property
     def total(self) -> int:
-        return self._total
+        folder = self._file.part if self._file.part.is_dir() else self._file.target
+        return bytes_of(path for path in folder.rglob("*") if path.name != CARD)
 
     def write_rows(self, tensor: str, start: int, raw_RN: Bytes) -> None:
         planned, modules = self._planned[tensor], self._modules[tensor]
@@ -142,7 +144,7 @@ class FolderOutput(PartOutput):
 
     def describe(self, card: str) -> None:
         """The folder's README.md."""
-        self._file.write_text("README.md", card)
+        self._file.write_text(CARD, card)
 
 
 def stored_as(scheme: Scheme, entry: Written, kind: str, dtype: str) -> dict[str, Named]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dither._version import __version__
@@ -19,6 +20,7 @@ from dither.containers.journal import remove_left_over
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
 from dither.containers.part_output import PartOutput
+from dither.containers.provenance import recipe_json
 from dither.containers.target import OutputSettings
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
@@ -26,10 +28,12 @@ from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import lay_out, nbytes
 from dither.models.arch.written import Written, written
 from dither.models.checkpoint import ABOUT
+from dither.system.files import bytes_of
 from dither.types import Model, No, Tensor, Yes
 
 _ANY_COLUMNS = 4096  # of a matrix whose types are only to be named and ordered
-_AROUND = 64  # bytes of a header besides its tensors
+_AROUND = 8 * 2**10  # bytes of a header and of documents besides what is said of tensors
+_LISTED = 160  # bytes around a tensor's name where documents list it
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,19 @@ class FolderTarget:
     def header_bytes(
         self, model: Model, store: EvidenceStore | None, solver: str, transforms: Mapping[str, Any]
     ) -> int:
-        """Of all safetensors headers, whatever types a plan chooses: no less, and little more."""
+        """Of all headers, whatever types a plan chooses, and of what stands beside: no less, and little more."""
         dtype, kinds = self.wish().dtype, self.types(model, None)
         longest = 2 * len(str(nbytes(dtype, (model.parameters,))))  # digits of a place in the file
-        _, entries = written(model)
-        return _AROUND + sum(self._described(entry, dtype, kinds, longest) for entry in entries)
+        family, entries = written(model)
+        described = sum(self._described(entry, dtype, kinds, longest) for entry in entries)
+        documents = json.dumps(checkpoint_config(model, family, dtype), indent=2, ensure_ascii=False)
+        documents += json.dumps(json.loads(recipe_json(model, self.options, store, solver, transforms)), indent=6)
+        # Every tensor may be listed in the index, among the scheme's modules, and with its error.
+        listed = sum(len(entry.name) + len(entry.tensor) + len(entry.module) + _LISTED for entry in entries)
+        return _AROUND + described + len(documents.encode()) + listed + _beside(model)
+
+    def file_bytes(self, model: Model, mix: Mix, store: EvidenceStore | None, solver: str, measured: bool) -> int:
+        return mix.tensor_bytes + self.header_bytes(model, store, solver, {})
 
     def _described(self, entry: Written, dtype: str, kinds: Sequence[str], longest: int) -> int:
         """The most that one tensor of a checkpoint takes in a header."""
@@ -118,3 +130,12 @@ class FolderTarget:
         held = [kind for kind in packed if not isinstance(self.can_hold(kind, entry.shape), No)]
         forms = [stored_as(self.scheme, entry, kind, dtype) for kind in (dtype, *held)]
         return max(sum(len(lay_out([part], {})[0]) + longest for part in form.values()) for form in forms)
+
+
+def _beside(model: Model) -> int:
+    """Bytes of the tokenizer and of what else is taken over or made of the source."""
+    if model.kind != "gguf":
+        return bytes_of(copies(model))
+    with TemporaryDirectory() as folder:
+        made_files(model, Path(folder))
+        return bytes_of(Path(folder).iterdir())

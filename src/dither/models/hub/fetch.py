@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from dither.errors import DitherError, SourceError, UsageError
 from dither.models.checkpoint import INDEX, PICKLES, WHOLE, refuse_pickle
-from dither.models.gguf_source import PART
+from dither.models.gguf_source import PART, is_projector
 from dither.system.text import shown
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -71,7 +71,10 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     except failures as error:
         path = _cached(hub_id, f"the hub cannot be reached ({first_line(error)})", "Connect to the network")
         return path, ("the hub could not be reached: an earlier download is used",)
-    wanted, chosen = choose([file.rfilename for file in found.siblings or ()], hub_id)
+    names = [file.rfilename for file in found.siblings or ()]
+    wanted, chosen = choose(names, hub_id)
+    left = [name for name in names if is_projector(name) and chosen and name not in wanted]
+    notes = (f"{shown(left[0])} is beside the model, and is not fetched",) if left else ()
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id.repo, revision=hub_id.revision, allow_patterns=[glob.escape(name) for name in wanted]
@@ -81,7 +84,7 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     except failures as error:
         reason = f"could not be downloaded ({first_line(error)})"
         raise SourceError(hub_id.repo, reason, "Run it again: what is complete is kept.") from None
-    return Path(folder, chosen), ()
+    return Path(folder, chosen), notes
 
 
 def library_failures() -> tuple[type[Exception], ...]:
@@ -109,6 +112,7 @@ def choose(names: Iterable[str], hub_id: HubId) -> tuple[list[str], str]:
         if parts is None:
             raise _needs_choice(hub_id, ggufs, f"holds no GGUF called {shown(hub_id.file)}")
         return parts, hub_id.file
+    ggufs = [parts for parts in ggufs if not is_projector(parts[0])] or ggufs
     if len(ggufs) == 1:
         return ggufs[0], ggufs[0][0]
     if ggufs:

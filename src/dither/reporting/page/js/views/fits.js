@@ -56,7 +56,7 @@ function fitsGround({shape, constants, defaults, machine}) {
 }
 
 function fitsTypeOptions(types) {
-  return [["", "the best that fits"], ...types.map((entry) => [entry.key, `${entry.label}, ${formatBytes(entry.bytes)}`])];
+  return [["", "the best that fits"], ...types.map((entry) => [entry.key, `${entry.label}, ${formatBytes(entry.bytes)} of weights`])];
 }
 
 function fitsDetected(machine) {
