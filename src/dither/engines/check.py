@@ -70,8 +70,8 @@ def choose(engines: Sequence[str], needs: str) -> str:
     if found is not None:
         return found
     reason = "needs " + " or ".join(f"{engine} ({what} is not installed)" for engine, what in lacking.items())
-    way_out = _INSTALL.get(needs, "") if TRANSFORMERS in engines else "Install vLLM in an environment on PATH"
-    raise UsageError("--check", reason, f"{way_out}; or leave --check out.")
+    way_out = _INSTALL.get(needs, "") if TRANSFORMERS in engines else "Install it where PATH finds it"
+    raise UsageError("--check", reason, f"{way_out}, or leave --check out.")
 
 
 def _lacking(engine: str, needs: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from dither.containers.folders.mix import is_linear
 from dither.containers.folders.scheme import Scheme
 from dither.errors import DitherError, SourceError, UnsupportedError
 from dither.formats.ggml import FLOAT_TYPES
@@ -77,11 +78,12 @@ def check_network(family: Family, config: Mapping[str, Any], model: Model, entri
     Raises UnsupportedError for a tensor that no parameter takes, SourceError for a parameter without one or of
     another shape.  Notes where transformers could not say.
     """
+    linear = {tensor.name for tensor in model.tensors if is_linear(tensor) and not is_expert_stack(tensor.name)}
     asked = {
         "family": family.name,
         "config": config,
         "shapes": {tensor.name: list(tensor.shape) for tensor in model.tensors},
-        "modules": sorted({entry.module for entry in entries if len(entry.shape) > 1}),
+        "modules": sorted({entry.module for entry in entries if entry.tensor in linear}),
     }
     if "torch" in sys.modules:
         from dither.models.blocks import check_network as check

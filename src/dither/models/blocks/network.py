@@ -2,8 +2,8 @@
 
 The class is built from the very config.json that will be written.  Tensors have GGUF's names; the family's rules say
 which parameter each becomes, fused or apart, so that what is compared are names and shapes on either side.  A matrix
-that is to be quantized must be of a linear layer, which is what every quantizer replaces, or belong to a layer of
-experts.
+that is to be quantized must be a module's, for modules are what a quantizer replaces; experts are another matter, as
+their layers are one array in some releases of transformers (`Scheme.without_experts`).
 
 Run as a child (`main`) it reads a question as JSON on stdin and answers in one line.
 """
@@ -11,7 +11,6 @@ Run as a child (`main`) it reads a question as JSON on stdin and answers in one 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +27,6 @@ from dither.models.blocks.restore import plan
 from dither.system.text import shown
 
 _CLASS = "transformers' class"
-_EXPERT = re.compile(r"^(.+\.experts)\.\d+\.[^.]+$")
 _FOLDER = "Write a GGUF instead, or take a model without it."
 _AGAIN = "Take config.json and the weights from the same model."
 _REPORTED = (
@@ -79,8 +77,7 @@ def _check_tensors(family: Family, skeleton: Any, shapes: Mapping[str, tuple[int
 def _check_modules(skeleton: Any, modules: Sequence[str]) -> None:
     known = dict(skeleton.named_modules())
     for name in modules:
-        inside = _EXPERT.match(name)
-        if (inside[1] if inside else name) not in known:
+        if name not in known:
             raise UnsupportedError(f"module {shown(name)}", f"is none of {_CLASS}", _FOLDER)
 
 
