@@ -2,7 +2,7 @@
 
 vLLM keeps many users' answers going at once on one GPU, on several (tensor parallel), or on several machines
 (pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is not a dependency: its
-`vllm` is looked for on PATH, and this process becomes it.
+`vllm` is looked for on PATH, and this process becomes it, or its server as a module where the command cannot start.
 
 Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distributed inference and serving".
 """
@@ -202,7 +202,7 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     if method == "gptq" and found.get("desc_act") and found.get("group_size") != -1:
         notes.append("act-order in groups cannot be split among GPUs as well as other layouts")
     if method == "bitsandbytes":
-        notes.append("bitsandbytes is the slowest of vLLM's methods: w4a16 or awq serve faster")
+        notes.append("vLLM 0.32 takes bitsandbytes no longer, and earlier releases slowly: w4a16 or awq serve faster")
     return known.vllm, notes
 
 
