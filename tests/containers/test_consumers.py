@@ -169,3 +169,22 @@ def test_engines_are_looked_for_before_work() -> None:
     assert check.choose(("llama.cpp",), "") == "llama.cpp"
     with pytest.raises(UsageError, match="nobodys_package is not installed"):
         check.choose(("transformers",), "nobodys_package")
+
+
+def test_a_child_answers_what_this_process_would(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the command line, where torch is not loaded: a bias that config.json promises and nobody stores."""
+    from dither.containers.folders import consumers
+    from dither.models.arch.written import written
+    from dither.models.source import open_model
+
+    model = open_model(folders["llama"])
+    family, entries = written(model)
+    config = {**json.loads((folders["llama"] / "config.json").read_text()), "mlp_bias": True}
+    reason = r"ffn_gate\.bias: is missing: transformers' class for Llama"
+    with pytest.raises(SourceError, match=reason):
+        consumers.check_network(family, config, model, entries)
+    monkeypatch.delitem(consumers.sys.modules, "torch")
+    with pytest.raises(SourceError, match=reason):
+        consumers.check_network(family, config, model, entries)
