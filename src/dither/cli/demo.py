@@ -69,7 +69,7 @@ def run_one(model: Path, to: str, folder: Path, prompt: str, threads: int | None
     err.print(f"quantizing to {to} …")
     with Meter() as meter:
         path = folder / f"dither-demo-{to}.gguf"
-        result = quantize(model, to, path, threads=threads, force=True, progress=meter)
+        result = quantize(model, to, path, check=True, threads=threads, force=True, progress=meter)
     with LlamaCpp(result.path, context=256, threads=threads) as engine:
         text = "".join(engine.generate(prompt, max_tokens=24, temperature=0.0))
     return {

@@ -39,6 +39,7 @@ Evidence = Annotated[
 ]
 Types = Annotated[str | None, typer.Option(metavar="A,B,…", help="Choose among these types only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores at hand.")]
+Check = Annotated[bool, typer.Option("--check", help="Load the finished file once in the engine that runs it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

@@ -11,6 +11,7 @@ import typer
 
 from dither.cli.options import (
     BudgetOptions,
+    Check,
     Force,
     GridOptions,
     Json,
@@ -81,6 +82,7 @@ class Request:
         str | None,
         typer.Option(metavar="FILE", help="Text to measure on (or self). Default: what calibration held back."),
     ] = None
+    check: Check = False
     tensor: Annotated[
         list[str] | None, typer.Option(metavar="REGEX=TYPE", help="A type for tensors by name; repeatable.")
     ] = None
@@ -157,6 +159,7 @@ def _by_budget(model: str, asked: Request) -> None:
             evidence=asked.evidence,
             types=split_types(asked.types),
             validate=not asked.no_validate,
+            check=asked.check,
             force=asked.force,
             progress=meter,
             **asked.solving.keywords(),
@@ -195,6 +198,7 @@ def _by_type_or_plan(model: str, asked: Request) -> None:
             plan=asked.plan,
             statistics=asked.statistics,
             measure=asked.measure_data or asked.measure,
+            check=asked.check,
             act_order=asked.act_order,
             max_memory=asked.max_memory,
             force=asked.force,
@@ -250,6 +254,8 @@ def print_result(result: Result) -> None:
         out.print(f"Layers solved: {kept}.")
     if result.measurement:
         out.print(measured(result.measurement))
+    if result.checked:
+        out.print(f"{result.checked.engine} loaded it before it got its name, and computed a token with it.")
     advice, command = ("Talk to it", "chat") if result.path.endswith(".gguf") else ("Look at it", "inspect")
     out.print(f"{advice}:  {copyable('dither', command, result.path)}", soft_wrap=True)
 

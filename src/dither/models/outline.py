@@ -110,7 +110,7 @@ def _converted(checkpoint: Checkpoint) -> Model:
 
 
 def _of_family(checkpoint: Checkpoint) -> Model:
-    match = matched(checkpoint, family_of(checkpoint.config))
+    match = matched(checkpoint, family_of(checkpoint.config), readable=False)
     notes = [*match.notes]
     if match.family.crop_embedding:
         notes.append("without the tokenizer, rows of the embedding that have no token are counted too")

@@ -63,6 +63,7 @@ def quantize_within(
     group: int | None = None,
     sym: bool | None = None,
     validate: bool = True,
+    check: bool = False,
     **how: Unpack[Keywords],
 ) -> Within:
     """The best file of `model` within a budget (`dither.budget`), measured.
@@ -71,7 +72,8 @@ def quantize_within(
 
     With `validate` (the default) the nearest preset and a random allocation of at most the same size are made
     too, and the best of the three is kept; `notes` say so where that is not the plan.  A budget on the
-    divergence is met as measured: where the prediction was too hopeful, a larger file is planned.
+    divergence is met as measured: where the prediction was too hopeful, a larger file is planned.  `check` loads
+    every file for one token in its engine, as `quantize` does.
 
     Raises what `plan` and `quantize` raise; OutputError before any work where the output exists.
     """
@@ -82,7 +84,7 @@ def quantize_within(
     beside = place.with_name(place.name.removesuffix(".gguf") + ".toml")
     if beside.exists() and not force and not any(path.exists() for path in unfinished(place)):
         raise OutputError(str(beside), "exists already", "Choose another name with -o, or pass --force.")
-    work = _Work(source, wanted, target, making, running, place, beside)
+    work = _Work(source, wanted, target, replace(making, check=check), running, place, beside)
     work.fit()
     if wanted.max_kl is not None:
         work.come_closer(wanted.max_kl)
@@ -111,7 +113,7 @@ class _Work:
         self.planned = self._plan(wanted)
         given = making.evidence
         store = given if isinstance(given, EvidenceStore) else open_evidence(self.planned.evidence)
-        self.measured = Making(store, measure=True)  # solver and transforms are the plan's
+        self.measured = Making(store, measure=True, check=making.check)  # solver and transforms are the plan's
         self.result = self._write()
 
     def _plan(self, wanted: Budget) -> Planned:

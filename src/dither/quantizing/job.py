@@ -25,6 +25,8 @@ from dither.containers.part_output import PartOutput
 from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
 from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
+from dither.engines import check as engines
+from dither.engines.check import Checked
 from dither.errors import DitherError, OutputError, UnreadableError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
@@ -73,6 +75,7 @@ class _Job:
     notes: list[str] = field(default_factory=list)
     not_counted: float = 0.0  # seconds
     started: float = field(default_factory=time.monotonic)
+    engine: str = ""  # that loads the file once, where that is asked for
 
     @property
     def sequential(self) -> bool:
@@ -97,7 +100,11 @@ class _Job:
     def check(self) -> None:
         """Whatever can be refused before weights are read."""
         making, statistics = self.making, self.making.statistics
+        if making.check:
+            self.engine = engines.choose(*self.target.engines(self.source))
         self.say(*self.source.notes, *carried_notes(self.source, is_folder=self.target.options.folder))
+        with self._not_counting():
+            self.say(*self.target.check_network(self.source))
         if self.store:
             self.say(*self.store.check(self.source), *self.store.notes)
         if statistics not in (None, *STATISTICS):
@@ -149,6 +156,7 @@ class _Job:
         with self._not_counting():
             prepare({tensor.type for tensor in first.tensors}, self.store is not None, self.running.progress)
         found = rewrite(self.source, evidence, known, transforms, first, self._mix_so_far, self.running.threads)
+        self.target.check(found.model)
         if transforms:
             check_patterns(found.model, self.target.options)  # all that a plan names is there by now
         check_evidence(found.mix, self.store)
@@ -202,6 +210,8 @@ class _Job:
         output.keep_errors(ERRORS, {t.name: records[t.name]["relative_error"] for t in mix.tensors})
         measurement = self._measure(output, path) if self.making.measure else None
         output.describe(card(self.source, self.target.options, mix, recipe, output.total, measurement))
+        self.target.check_written(output.part)
+        checked = self._load(output) if self.engine else None
         output.commit()
         return Result(
             path=str(path),
@@ -216,7 +226,14 @@ class _Job:
             solvers=solver_counts(records),
             transforms=rewritten.record,
             measurement=measurement,
+            checked=checked,
         )
+
+    def _load(self, output: PartOutput) -> Checked:
+        """Raises EngineError where the engine does not run the file, which is then kept without a name."""
+        self.running.progress.advance(0, f"loading it in {self.engine}")
+        with self._not_counting():
+            return engines.check(self.engine, output.part, self.running.threads)
 
     def _hessians(self, rewritten: Rewritten) -> frozenset[str]:
         """Tensors that may have a Hessian: those of the evidence, and what a transform added."""

@@ -78,6 +78,7 @@ def quantize(
     transforms: Sequence[str] = (),
     statistics: str | None = None,
     measure: bool | str | Path = False,
+    check: bool = False,
     tensors: Sequence[tuple[str, str]] = (),
     output_type: str | None = None,
     embedding_type: str | None = None,
@@ -115,15 +116,18 @@ def quantize(
     `max_memory` ("4GiB", or bytes) is what this process may hold while it rounds and measures, the model's files
     not counted: fewer chunks are in flight and less is kept, and what cannot fit is refused by name.
     `measure` adds the KL divergence against `model`, on the evidence's held-back text or on a text file.
+    `check` loads the finished file for one token in the engine that runs it (llama.cpp, transformers with the format's
+    package, or vLLM), before it gets its name.
 
-    Raises UsageError (the request), SourceError (the model or the evidence), OutputError (the disk):
-    before anything is written wherever that can be known.
+    Raises UsageError (the request), SourceError (the model or the evidence), UnsupportedError (what those who run the
+    file have no place for), OutputError (the disk): before anything is written wherever that can be known; EngineError
+    where a checked file does not load.
     """
     source = opened(model, pre)
     running = Running.of(threads, device, force, progress)
     if max_memory is not None:
         running = replace(running, max_memory=parse_bytes(max_memory, "--max-memory", 1))
-    making = Making(_one_of(evidence, imatrix), solver, tuple(transforms), statistics=statistics, measure=measure)
+    making = Making(_one_of(evidence, imatrix), solver, tuple(transforms), None, statistics, measure, check)
     types: dict[str, Any] = {
         "tensors": tuple(tensors),
         "output_type": output_type,

@@ -37,6 +37,7 @@ class Making:
     types: Sequence[str] | None = None  # that a plan chooses among; None: all that are sensible
     statistics: str | None = None  # "parallel" (None) or "sequential"
     measure: bool | str | Path = False  # on held-back text (True), or on a file
+    check: bool = False  # load the file once in the engine that runs it, before it gets its name
 
 
 @dataclass(frozen=True)

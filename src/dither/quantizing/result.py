@@ -13,6 +13,7 @@ from dither.display import pairs
 from dither.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from dither.engines.check import Checked
     from dither.measuring.schema import Measurement
 
 _LOST = 0.95  # one bit per weight still keeps relative errors near 0.6
@@ -40,6 +41,7 @@ class Result:
     solvers: Mapping[str, int] | None = None
     transforms: Mapping[str, Any] | None = None
     measurement: Measurement | None = None
+    checked: Checked | None = None  # the engine that loaded the file, where that was asked for
 
     @property
     def plan(self) -> Mix:
@@ -84,6 +86,7 @@ class Result:
             "solvers": dict(self.solvers or {}),
             "transforms": dict(self.transforms or {}),
             "resumed_tensors": self.resumed,
+            "check": self.checked.to_json() if self.checked else None,
             "measurement": self.measurement.model_dump() if self.measurement else None,
             "notes": list(self.notes),
         }

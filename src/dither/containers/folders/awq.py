@@ -18,6 +18,8 @@ from dither.types import Bytes, No, Yes
 
 class AwqFolder(Scheme):
     name, title, listed = "awq", "AWQ", 0
+    loaded_by = ("vLLM", "SGLang", "transformers")
+    needs = "gptqmodel"
     words = "integers of 4 bits with zero points; vLLM, SGLang, transformers with gptqmodel"
 
     def codec(self, wish: Wish) -> str:

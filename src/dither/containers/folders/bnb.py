@@ -9,6 +9,7 @@ error is without that.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from dither.codecs.base import SplitCodec
@@ -17,9 +18,14 @@ from dither.containers.folders.scheme import TORCH, Arrays, Order, Parts, Scheme
 from dither.formats.layouts import Table4, bnb, integers
 from dither.types import Bytes, No, Yes
 
+_ONE_ARRAY = "bitsandbytes stores matrices, and a layer's experts are one array there"
+
 
 class FourBitFolder(Scheme):
     listed = 3
+    loaded_by = ("transformers",)
+    without_experts = MappingProxyType({"transformers": _ONE_ARRAY})
+    needs = "bitsandbytes"
     groups = ()  # bitsandbytes has no smaller blocks than the default
 
     def __init__(self, name: str) -> None:
@@ -77,6 +83,9 @@ def _parsed(codec: str) -> tuple[str, int, bool]:
 
 class EightBitFolder(Scheme):
     name, title, listed = "int8", "bitsandbytes LLM.int8", 3
+    loaded_by = ("transformers",)
+    without_experts = MappingProxyType({"transformers": _ONE_ARRAY})
+    needs = "bitsandbytes"
     words = "8 bits per weight, outliers of activations apart; bitsandbytes"
 
     def codec(self, wish: Wish) -> str:

@@ -125,6 +125,7 @@ class CompressedFolder(Scheme):
     """
 
     listed = 1
+    needs = "compressed_tensors"
 
     def __init__(
         self,
@@ -134,10 +135,13 @@ class CompressedFolder(Scheme):
         group: int = 0,
         fixed: Callable[[Wish], str] | None = None,
         activations: bool = False,
+        dtypes: tuple[str, ...] = Scheme.dtypes,
+        without_experts: str = "",
     ) -> None:
         self.name, self.title = name, f"compressed-tensors {name.upper()}"
         self.words = f"compressed-tensors: {what}; vLLM, transformers"
         self.bits, self.group, self.fixed, self.activations = bits, group, fixed, activations
+        self.dtypes, self.without_experts = dtypes, {"transformers": without_experts} if without_experts else {}
 
     def codec(self, wish: Wish) -> str:
         if self.fixed is not None:
@@ -226,6 +230,7 @@ SCHEMES = (
         8,
         fixed=lambda wish: f"int8-channel{wish.scale_suffix}",
         activations=True,
+        without_experts="it finds no experts among these names",
     ),
     CompressedFolder(
         "fp8",
@@ -233,6 +238,14 @@ SCHEMES = (
         fixed=lambda wish: f"fp8-channel{wish.scale_suffix or '-bf16'}",
         activations=True,
     ),
-    CompressedFolder("mxfp4", "4-bit floats under a power of two per 32 weights", fixed=lambda _: "MXFP4"),
-    CompressedFolder("nvfp4", "4-bit floats under a tiny float per 16 weights", fixed=lambda _: "nvfp4"),
+    CompressedFolder(
+        "mxfp4", "4-bit floats under a power of two per 32 weights", fixed=lambda _: "MXFP4", dtypes=("BF16",)
+    ),
+    CompressedFolder(
+        "nvfp4",
+        "4-bit floats under a tiny float per 16 weights",
+        fixed=lambda _: "nvfp4",
+        dtypes=("BF16",),
+        without_experts="it loads the experts without an error and with other numbers",
+    ),
 )

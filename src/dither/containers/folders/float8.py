@@ -19,6 +19,7 @@ CODEC = "fp8-128x128"
 
 class Float8Folder(Scheme):
     name, title, listed = "fp8-block", "FP8 in blocks of 128 × 128", 2
+    loaded_by = ("vLLM", "SGLang", "transformers")
     words = "e4m3 in tiles, as DeepSeek and Qwen publish it; vLLM, SGLang, transformers"
 
     def codec(self, wish: Wish) -> str:

@@ -42,6 +42,8 @@ class GptqFolder(Scheme):
     name, title = "gptq", "GPTQ"
     words = "integers of 2, 3, 4 or 8 bits in groups; vLLM, SGLang, transformers with gptqmodel"
     listed = 0
+    loaded_by = ("vLLM", "SGLang", "transformers")
+    needs = "gptqmodel"
     reorders = True
 
     def codec(self, wish: Wish) -> str:

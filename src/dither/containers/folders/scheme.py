@@ -55,6 +55,10 @@ class Scheme(ABC):
     listed = 9  # where it is listed: what most engines read comes first, and of equals the file whose name does
     quantizes = True
     reorders = False  # whether groups may hold columns from anywhere
+    loaded_by: tuple[str, ...] = ("vLLM", "transformers")  # who runs it, as they are called
+    without_experts: Mapping[str, str] = {}  # of these, who does not load a mixture of experts, and why
+    dtypes: tuple[str, ...] = ("BF16", "F16", "F32")  # of numbers that stay numbers, as its loaders take them
+    needs: str = ""  # the package that transformers loads it with
     groups: tuple[int, ...] = (128, 64, 32)  # tried in this order where the wished one does not divide the columns
 
     @abstractmethod

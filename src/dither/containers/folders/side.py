@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dither.containers.folders.scheme import TORCH
-from dither.formats.tensor_names import EMBEDDING, OUTPUT
+from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_prefix
 from dither.models.arch.family import Family
 from dither.models.arch.rope_config import rewritten
 from dither.models.arch.written import Written
@@ -42,6 +42,9 @@ def checkpoint_config(model: Model, family: Family, dtype: str) -> dict[str, Any
     config["dtype"] = TORCH[dtype]
     config["tie_word_embeddings"] = OUTPUT not in shapes
     config["vocab_size"] = shapes[EMBEDDING][0]
+    for switch, kinds in family.biases.items():  # biases of zeros may have been left out
+        if switch:
+            config[switch] = any(f"{block_prefix(0)}{kind}.bias" in shapes for kind in kinds)
     return config
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from dither._version import __version__
 from dither.codecs import codec
+from dither.containers.folders.consumers import check_network, loaders, refuse_unloaded, unloaded_notes
 from dither.containers.folders.joined import stacks
 from dither.containers.folders.mix import is_linear, make_folder_mix
 from dither.containers.folders.output import Contents, FolderOutput, stored_as
@@ -27,7 +28,7 @@ from dither.formats.evidence import EvidenceStore
 from dither.formats.ggml import FLOAT_TYPES
 from dither.formats.safetensors import lay_out, nbytes
 from dither.models.arch.written import Written, written
-from dither.models.checkpoint import ABOUT
+from dither.models.checkpoint import ABOUT, open_checkpoint
 from dither.system.files import bytes_of
 from dither.types import Model, No, Tensor, Yes
 
@@ -41,13 +42,29 @@ class FolderTarget:
     options: Options
     scheme: Scheme
     dtype: str  # of what stays numbers: told by the model as it was opened, for rewriting makes all float32
+    remarks: tuple[str, ...] = ()  # on how that was chosen
 
     def wish(self) -> Wish:
         options = self.options
         return Wish(options.bits, options.group, options.sym, self.dtype, options.act_order)
 
+    def check(self, model: Model) -> None:
+        refuse_unloaded(self.scheme, model, self.options.tensors)
+
+    def check_network(self, model: Model) -> list[str]:
+        family, entries = written(model)
+        return check_network(family, checkpoint_config(model, family, self.dtype), model, entries)
+
+    def check_written(self, part: Path) -> None:
+        open_checkpoint(part)  # every tensor where the index says, and of the size that its type makes
+
+    def engines(self, model: Model) -> tuple[tuple[str, ...], str]:
+        return loaders(self.scheme, model, self.options.tensors), self.scheme.needs
+
     def mix(self, model: Model, known: Collection[str]) -> Mix:
-        return make_folder_mix(model, self.options, self.scheme, self.wish())
+        mix = make_folder_mix(model, self.options, self.scheme, self.wish())
+        notes = unloaded_notes(self.scheme, model, self.options.tensors)
+        return replace(mix, remarks=(*mix.remarks, *self.remarks, *notes))
 
     def name(self, stem: str, label: str) -> str:
         return f"{stem}-{label}"

@@ -20,6 +20,7 @@ import numpy as np
 from dither.errors import SourceError, UnsupportedError
 from dither.formats.ggml import Field, f32, string, u32
 from dither.formats.tensor_names import EMBEDDING, OUTPUT, block_of, in_every_block, within_block
+from dither.models.arch.biases import without_zero_biases
 from dither.models.arch.changes import Change
 from dither.models.arch.family import LAYER, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
@@ -76,22 +77,23 @@ class Matched:
         return {f"{self.family.arch}.{name}": value for name, value in found.items()}
 
 
-def matched(checkpoint: Checkpoint, family: Family) -> Matched:
+def matched(checkpoint: Checkpoint, family: Family, *, readable: bool = True) -> Matched:
     """Raises as `arch.convert`, where tensors or the numbers that sizes follow from are wrong."""
     flat, notes = lifted(checkpoint.config)
     rotary = settle(flat, family)
     config = full_config(family, flat, rotary)
     check_numbers(config, len(checkpoint.tensors))
-    targets, dropped = match_tensors(family, checkpoint.tensors)
+    tensors, zeros = without_zero_biases(family, config, checkpoint.tensors) if readable else (checkpoint.tensors, [])
+    targets, dropped = match_tensors(family, tensors)
     rope = rope_of(rotary, config, head_dimension(config), family.scalings, family.name)
-    notes += [*told_of_config(family, config, checkpoint.tensors), *dropped, *rotary.notes]
+    notes += [*told_of_config(family, config, tensors), *zeros, *dropped, *rotary.notes]
     notes += settle_embedding(config, targets, family.rules)
     return Matched(family, config, targets, rope, (*checkpoint.notes, *notes))
 
 
 def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None, *, readable: bool = True) -> Model:
     """See `arch.convert`."""
-    match = matched(checkpoint, family)
+    match = matched(checkpoint, family, readable=readable)
     config, rows = match.config, match.embedding_rows
     check_assumptions(family, config)
     settled = [*settle_output(family, config, match.targets, readable=readable)]
@@ -104,7 +106,7 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None, *, rea
     if vocabulary < rows:
         notes.append(f"{rows - vocabulary} rows of the embedding have no token: left out")
     tensors = build_tensors(match, vocabulary)
-    check_shapes(tensors, config, vocabulary)
+    check_shapes(family, tensors, config, vocabulary)
     name, renamed = model_name(checkpoint.folder, JsonObject(checkpoint.config, CONFIG), tokenizer)
     metadata = {
         "general.type": string("model"),
@@ -210,8 +212,7 @@ def match_tensors(family: Family, tensors: Mapping[str, StoredTensor]) -> tuple[
     targets: dict[str, tuple[Rule, dict[int, StoredTensor]]] = {}
     unknown, dropped = [], []
     for stored_name, tensor in tensors.items():
-        prefix = next(filter(stored_name.startswith, family.prefixes), "")
-        name = family.prefixes.get(prefix, "") + stored_name.removeprefix(prefix)
+        name = family.own_name(stored_name)
         if DERIVED.fullmatch(name):
             continue
         if name.startswith(family.dropped or "\0"):

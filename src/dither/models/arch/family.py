@@ -9,10 +9,11 @@ A change is something that must happen to the rows on the way; `changes.py` has 
 bring its own.  Keys of config.json that become metadata are lines too, `GGUF key <- config key | other spelling
 [kind]`, and so are `feeds`: which tensor's output which matrices read.
 
-Two more tables keep a conversion honest.  `assumes` lists what llama.cpp's graph of this architecture
+More tables keep a conversion honest.  `assumes` lists what llama.cpp's graph of this architecture
 has built in (an activation, a pattern of layers): a checkpoint that says otherwise would run and be
 wrong, so it is refused.  `defaults` are the values that transformers fills in for keys that a
-config.json may leave out.
+config.json may leave out.  `graph` lists every tensor that llama.cpp's loader creates, and so counts: a file
+with one more or one less does not load.  `biases` says which layers have a bias in transformers' network.
 
 Source: transformers' model and configuration classes for the left sides, llama.cpp's model loader
 (the tensors and keys it asks for) for the right sides.
@@ -66,6 +67,17 @@ class Feed:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A tensor that llama.cpp's loader creates for this architecture; `graph.py` says what sizes are."""
+
+    name: str  # "blk.*.attn_q.weight"
+    sizes: tuple[str, ...]  # columns last
+    optional: bool
+    unless: str = ""  # the tensor in whose presence this one is neither needed nor taken
+    beside: str = ""  # the tensor without which this one is not taken
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything that sets one family apart."""
 
@@ -76,6 +88,9 @@ class Family:
     rules: tuple[Rule, ...]
     feeds: tuple[Feed, ...]
     keys: tuple[Key, ...]
+    graph: tuple[Taken, ...] = ()
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config key, or "" for always → kinds
+    query_is_hidden: bool = False  # llama.cpp's loader wants heads × their size to be the hidden width
     defaults: Config = field(default_factory=dict)
     assumes: Config = field(default_factory=dict)  # config key → the only value llama.cpp computes with
     assumes_of: Callable[[Config], Config] | None = None  # the same where it depends on the config
@@ -88,6 +103,11 @@ class Family:
     dropped: tuple[str, ...] = ()  # beginnings of names that are left out knowingly
     crop_embedding: bool = False  # rows past the tokenizer's last token are left out
     scaled_embedding: bool = False  # a token's row is multiplied by √hidden_size before the first layer
+
+    def own_name(self, stored: str) -> str:
+        """A tensor's name in the text model, which may lie within a larger one."""
+        prefix = next(filter(stored.startswith, self.prefixes), "")
+        return self.prefixes.get(prefix, "") + stored.removeprefix(prefix)
 
     def change_of(self, rule: Rule) -> Change:
         return self.changes[rule.change] if rule.change in self.changes else CHANGES[rule.change]
@@ -131,6 +151,19 @@ def feeds(*tables: str) -> tuple[Feed, ...]:
     """Tables of `source -> reader reader …` lines; for one without readers see `Feed`."""
     lines = [line.split("->") for table in tables for line in table.splitlines() if line.strip()]
     return tuple(Feed(source.strip(), tuple(readers.split())) for source, readers in lines)
+
+
+def graph(*tables: str) -> tuple[Taken, ...]:
+    """Tables of `name = size size …` lines, with ` unless other` or ` beside other` behind where another tensor
+    decides; `?` after a name marks one that may be left out."""
+    return tuple(_taken(line) for table in tables for line in table.splitlines() if line.strip())
+
+
+def _taken(line: str) -> Taken:
+    name, rest = (part.strip() for part in line.split("="))
+    rest, _, beside = rest.partition(" beside ")
+    sizes, _, unless = rest.partition(" unless ")
+    return Taken(name.rstrip("?"), tuple(sizes.split()), name.endswith("?"), unless.strip(), beside.strip())
 
 
 def linear(source: str, target: str, change: str = "") -> str:

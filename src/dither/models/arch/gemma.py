@@ -13,13 +13,27 @@ from __future__ import annotations
 from functools import partial
 
 from dither.models.arch import usual
-from dither.models.arch.family import Config, Family, feeds, keys, rules
+from dither.models.arch.family import Config, Family, feeds, graph, keys, rules
 
 FOUR_NORMS = """
 model.layers.*.input_layernorm.weight -> blk.*.attn_norm.weight
 model.layers.*.post_attention_layernorm.weight -> blk.*.post_attention_norm.weight
 model.layers.*.pre_feedforward_layernorm.weight -> blk.*.ffn_norm.weight
 model.layers.*.post_feedforward_layernorm.weight -> blk.*.post_ffw_norm.weight
+"""
+GRAPH_POST_NORMS = """
+blk.*.post_attention_norm.weight = hidden
+blk.*.post_ffw_norm.weight = hidden
+"""
+# Gemma 2's loader takes the embedding for the output matrix, whatever else the file holds.
+GRAPH_OUTSIDE_2 = """
+token_embd.weight = vocabulary hidden
+output_norm.weight = hidden
+"""
+# For embedding models made of Gemma 3.
+GRAPH_DENSE_OUT = """
+dense_2.weight? = dense_out hidden
+dense_3.weight? = hidden dense_in
 """
 NORM_FEEDS = "post_attention_norm ->\npost_ffw_norm ->"
 
@@ -78,6 +92,10 @@ FAMILIES = (
         rules=rules(usual.EMBEDDING, plus_one(FOUR_NORMS), usual.ATTENTION, usual.FEED_FORWARD, plus_one(usual.HEAD)),
         feeds=feeds(usual.DENSE_FEEDS, NORM_FEEDS),
         keys=keys(usual.COMMON_KEYS, WINDOW, SOFTCAPS),
+        graph=graph(
+            GRAPH_OUTSIDE_2, usual.GRAPH_NORMS, usual.GRAPH_ATTENTION, usual.GRAPH_FEED_FORWARD, GRAPH_POST_NORMS
+        ),
+        biases=usual.ATTENTION_BIAS,
         defaults=DEFAULTS_2,
         assumes={**BUILT_IN, "tie_word_embeddings": True},  # llama.cpp has room for no other output matrix
         assumes_of=partial(built_in, every=2, widest=46),
@@ -99,6 +117,8 @@ FAMILIES = (
         ),
         feeds=feeds(usual.DENSE_FEEDS, NORM_FEEDS, usual.HEAD_NORM_FEEDS),
         keys=keys(usual.COMMON_KEYS, WINDOW, "final_logit_softcapping <- final_logit_softcapping [f32?]"),
+        graph=graph(*usual.GRAPH_DENSE, GRAPH_POST_NORMS, usual.GRAPH_HEAD_NORMS, GRAPH_DENSE_OUT),
+        biases=usual.ATTENTION_BIAS,
         defaults=DEFAULTS_3,
         assumes={**BUILT_IN, "attn_logit_softcapping": None},
         assumes_of=built_in_3,

@@ -10,7 +10,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dither.models.arch import usual
-from dither.models.arch.family import rules
+from dither.models.arch.family import graph, rules
+
+BIASES = """
+blk.*.attn_output.bias? = hidden
+"""
+FEED_FORWARD_BIASES = """
+blk.*.ffn_gate.bias? = inner
+blk.*.ffn_up.bias? = inner
+blk.*.ffn_down.bias? = hidden
+"""
+FREQUENCIES = """
+rope_freqs.weight? = frequencies
+rope_factors_long.weight? = long_frequencies
+rope_factors_short.weight? = long_frequencies
+"""
 
 LLAMA = usual.DECODER.variant(
     "Llama",
@@ -18,6 +32,8 @@ LLAMA = usual.DECODER.variant(
     "llama",
     arch="llama",
     rules=rules(usual.EMBEDDING, usual.NORMS, usual.ROTATED_ATTENTION, usual.FEED_FORWARD, usual.HEAD),
+    graph=graph(*usual.GRAPH_DENSE, BIASES, FEED_FORWARD_BIASES, FREQUENCIES),
+    biases={**usual.ATTENTION_BIAS, **usual.MLP_BIAS},
     scalings=("linear", "yarn", "dynamic", "llama3", "longrope"),
 )
 

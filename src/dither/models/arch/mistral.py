@@ -11,6 +11,7 @@ FAMILIES = (
         "MistralForCausalLM",
         "mistral",
         defaults={"sliding_window": 4096, "num_key_value_heads": 8},
+        biases={},
         scalings=usual.DECODER.scalings,
         ignores_window=True,
     ),

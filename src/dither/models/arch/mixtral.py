@@ -6,8 +6,8 @@ experts fused instead.  GGUF wants each of the three stacked over the experts.
 
 from __future__ import annotations
 
-from dither.models.arch import usual
-from dither.models.arch.family import feeds, keys, rules
+from dither.models.arch import llama, usual
+from dither.models.arch.family import feeds, graph, keys, rules
 
 EXPERTS = """
 model.layers.*.block_sparse_moe.gate.weight -> blk.*.ffn_gate_inp.weight
@@ -15,6 +15,13 @@ model.layers.*.mlp.gate.weight -> blk.*.ffn_gate_inp.weight
 model.layers.*.block_sparse_moe.experts.#.w1.weight -> blk.*.ffn_gate_exps.weight [stack]
 model.layers.*.block_sparse_moe.experts.#.w3.weight -> blk.*.ffn_up_exps.weight [stack]
 model.layers.*.block_sparse_moe.experts.#.w2.weight -> blk.*.ffn_down_exps.weight [stack]
+"""
+# llama.cpp's graph of a "llama" with experts: their width is the feed-forward layer's.
+GRAPH_EXPERTS = """
+blk.*.ffn_gate_inp.weight = experts hidden
+blk.*.ffn_gate_exps.weight? = experts inner hidden
+blk.*.ffn_up_exps.weight = experts inner hidden
+blk.*.ffn_down_exps.weight = experts hidden inner
 """
 
 FAMILIES = (
@@ -26,6 +33,14 @@ FAMILIES = (
         rules=rules(usual.EMBEDDING, usual.NORMS, usual.ROTATED_ATTENTION, EXPERTS, usual.FUSED_EXPERTS, usual.HEAD),
         feeds=feeds(usual.EXPERT_FEEDS),
         keys=keys(usual.COMMON_KEYS, usual.EXPERT_KEYS),
+        graph=graph(
+            usual.GRAPH_OUTSIDE,
+            usual.GRAPH_NORMS,
+            usual.GRAPH_ATTENTION,
+            GRAPH_EXPERTS,
+            llama.BIASES,
+            llama.FREQUENCIES,
+        ),
         defaults={
             "rms_norm_eps": 1e-5,
             "rope_theta": 1e6,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dither.models.arch import usual
-from dither.models.arch.family import feeds, keys, linear, rules
+from dither.models.arch.family import feeds, graph, keys, linear, rules
 
 FUSED = "\n".join(
     linear(f"model.layers.*.{source}", f"blk.*.{target}")
@@ -20,6 +20,12 @@ FUSED = "\n".join(
         ("mlp.down_proj", "ffn_down"),
     )
 )
+GRAPH = """
+blk.*.ffn_up.weight = 2*inner hidden
+blk.*.ffn_down.weight = hidden inner
+rope_factors_long.weight? = half_rotated
+rope_factors_short.weight? = half_rotated
+"""
 FEEDS = """
 attn_norm -> attn_qkv
 attn_qkv -> attn_output
@@ -42,6 +48,8 @@ FAMILIES = (
             "attention.sliding_window <- sliding_window [u32=0]",  # zero tells llama.cpp that this is Phi-4
             "rope.scaling.original_context_length <- original_max_position_embeddings [u32]",
         ),
+        graph=graph(usual.GRAPH_OUTSIDE, usual.GRAPH_NORMS, usual.GRAPH_ATTENTION, GRAPH),
+        query_is_hidden=True,
         defaults={**usual.DECODER.defaults, "rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         assumes={"hidden_act": "silu"},
         scalings=("longrope",),

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dither.models.arch import usual
+from dither.models.arch.family import graph
 
 QWEN2 = usual.DECODER.variant(
-    "Qwen2", "Qwen2ForCausalLM", "qwen2", arch="qwen2", defaults={"use_sliding_window": False}, ignores_window=True
+    "Qwen2",
+    "Qwen2ForCausalLM",
+    "qwen2",
+    arch="qwen2",
+    graph=graph(*usual.GRAPH_DENSE, "output.bias? = vocabulary"),
+    biases=usual.QKV_BIAS,
+    query_is_hidden=True,
+    defaults={"use_sliding_window": False},
+    ignores_window=True,
 )
 
 FAMILIES = (QWEN2,)

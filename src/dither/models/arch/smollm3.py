@@ -6,7 +6,7 @@ Which layers go without is built into llama.cpp (NoPE, Yang et al. 2025, arXiv:2
 from __future__ import annotations
 
 from dither.models.arch import usual
-from dither.models.arch.family import Config
+from dither.models.arch.family import Config, graph
 from dither.models.arch.llama import LLAMA
 
 
@@ -22,6 +22,7 @@ FAMILIES = (
         "SmolLM3ForCausalLM",
         "smollm3",
         arch="smollm3",
+        graph=graph(*usual.GRAPH_DENSE),
         defaults={
             "rope_theta": 2e6,
             "tie_word_embeddings": True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dither.models.arch.family import Family, feeds, keys, linear, rules
+from dither.models.arch.family import Family, feeds, graph, keys, linear, rules
 
 EMBEDDING = "model.embed_tokens.weight -> token_embd.weight [vocabulary]"
 HEAD = """
@@ -66,6 +66,49 @@ output_norm -> output
 """
 HEAD_NORM_FEEDS = "attn_q_norm ->\nattn_k_norm ->"
 
+# What llama.cpp's loader creates (src/models/*.cpp; attention: `create_tensor_qkv` in src/llama-model.cpp).
+GRAPH_OUTSIDE = """
+token_embd.weight = vocabulary hidden
+output_norm.weight = hidden
+output.weight? = vocabulary hidden
+"""
+GRAPH_NORMS = """
+blk.*.attn_norm.weight = hidden
+blk.*.ffn_norm.weight = hidden
+"""
+GRAPH_ATTENTION = """
+blk.*.attn_qkv.weight? = query+2*key hidden
+blk.*.attn_qkv.bias? = query+2*key beside blk.*.attn_qkv.weight
+blk.*.attn_q.weight = query hidden unless blk.*.attn_qkv.weight
+blk.*.attn_k.weight = key hidden unless blk.*.attn_qkv.weight
+blk.*.attn_v.weight = key hidden unless blk.*.attn_qkv.weight
+blk.*.attn_q.bias? = query unless blk.*.attn_qkv.bias
+blk.*.attn_k.bias? = key unless blk.*.attn_qkv.bias
+blk.*.attn_v.bias? = key unless blk.*.attn_qkv.bias
+blk.*.attn_output.weight = hidden query
+"""
+GRAPH_HEAD_NORMS = """
+blk.*.attn_q_norm.weight = head
+blk.*.attn_k_norm.weight = head
+"""
+GRAPH_FEED_FORWARD = """
+blk.*.ffn_gate.weight = inner hidden
+blk.*.ffn_up.weight = inner hidden
+blk.*.ffn_down.weight = hidden inner
+"""
+GRAPH_EXPERTS = """
+blk.*.ffn_gate_inp.weight = experts hidden
+blk.*.ffn_gate_exps.weight = experts expert_inner hidden
+blk.*.ffn_up_exps.weight = experts expert_inner hidden
+blk.*.ffn_down_exps.weight = experts hidden expert_inner
+"""
+GRAPH_DENSE = (GRAPH_OUTSIDE, GRAPH_NORMS, GRAPH_ATTENTION, GRAPH_FEED_FORWARD)
+_QKV = ("attn_q", "attn_k", "attn_v")
+# Switches of config.json, and the layers that have a bias in transformers' network where they are on.
+ATTENTION_BIAS = {"attention_bias": (*_QKV, "attn_output")}
+MLP_BIAS = {"mlp_bias": ("ffn_gate", "ffn_up", "ffn_down")}
+QKV_BIAS = {"": _QKV}
+
 # The decoder that most families vary: norms before attention and a gated feed-forward layer, rotary halves apart.
 DECODER = Family(
     name="",
@@ -75,6 +118,7 @@ DECODER = Family(
     rules=rules(EMBEDDING, NORMS, ATTENTION, FEED_FORWARD, HEAD),
     feeds=feeds(DENSE_FEEDS),
     keys=keys(COMMON_KEYS),
+    graph=graph(*GRAPH_DENSE),
     defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False},
     assumes={"hidden_act": "silu", "partial_rotary_factor": 1.0},
 )

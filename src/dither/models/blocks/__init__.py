@@ -12,6 +12,7 @@ run block 1, …, and end at the head.
     watch.py     what each linear layer reads, seen while a block computes
     block.py     one block, and the head behind the last
     stream.py    the walk itself: `Blocks`
+    network.py   what transformers' class takes, held against a checkpoint
     saved.py     what a checkpoint's folder says beside its weights
 
 The arithmetic is transformers' own; here is only what brings GGUF's tensors to it.  torch and
@@ -28,14 +29,25 @@ from dither.types import Model
 
 if TYPE_CHECKING:
     from dither.models.blocks.block import Block, Head
+    from dither.models.blocks.network import check_network
     from dither.models.blocks.saved import checkpoint_config, not_carried, save_tokenizer
     from dither.models.blocks.stream import Blocks
     from dither.models.blocks.watch import See
 
-__all__ = ["Block", "Blocks", "Head", "See", "checkpoint_config", "not_carried", "open_blocks", "save_tokenizer"]
+__all__ = [
+    "Block",
+    "Blocks",
+    "Head",
+    "See",
+    "check_network",
+    "checkpoint_config",
+    "not_carried",
+    "open_blocks",
+    "save_tokenizer",
+]
 
 _HOMES = {
-    "Block": "block", "Head": "block", "Blocks": "stream", "See": "watch",
+    "Block": "block", "Head": "block", "Blocks": "stream", "See": "watch", "check_network": "network",
     "checkpoint_config": "saved", "not_carried": "saved", "save_tokenizer": "saved",
 }  # fmt: skip
 
