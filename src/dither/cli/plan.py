@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dither.cli.measure import short
+from dither.cli.measure import between, short
 from dither.cli.options import (
     BudgetOptions,
     Evidence,
@@ -157,7 +157,7 @@ def rungs_table(rungs: list[Rung]) -> Table:
             format_bytes(rung.bytes),
             f"{rung.bits_per_weight:.2f}",
             short(rung.kl),
-            f"{short(rung.kl_low)}–{short(rung.kl_high)}",
+            between(rung.kl_low, rung.kl_high),
             format_seconds(rung.seconds),
         )
     return shown

@@ -255,10 +255,11 @@ def print_result(result: Result) -> None:
 
 
 def measured(found: Measurement) -> str:
+    ends = found.kl_mean.both
     return (
-        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean.low:.4f} … {found.kl_mean.high:.4f}), "
+        f"KL divergence {found.kl_mean:.4f}{f' ({ends[0]:.4f} … {ends[1]:.4f})' if ends else ''}, "
         f"same top token {100 * found.same_top:.1f} %, perplexity × {found.ppl_ratio:.3f}, "
-        f"on {format_count(found.tokens)} tokens of text {plain(found.data)}"
+        f"on {plain(found.text)}"
     )
 
 

@@ -23,18 +23,24 @@ def card(model: Model, options: Options, mix: Mix, recipe: str, size: int, measu
         ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in mix.by_type().items())),
     ]
     if measured is not None:
-        kl = measured.kl_mean
-        rows += [
-            ("KL divergence from the original", f"{kl:.4f} nats per token ({kl.low:.4f} … {kl.high:.4f})"),
-            ("same most likely token", f"{100 * measured.same_top:.1f} %"),
-            ("measured on", f"{format_count(measured.tokens)} tokens of {measured.data}"),
-        ]
+        rows += measured_rows(measured)
     made = json.dumps(json.loads(recipe), indent=2)
     front = f"---\nbase_model: {json.dumps(model.name)}\ntags:\n- quantized\n- dither\n---\n"
     return (
         f"{front}\n# {cell(model.name)}, {cell(options.label)}\n\n{table(rows)}\n\n"
         f"Made by Dither {__version__}; the recipe:\n\n```json\n{made}\n```\n"
     )
+
+
+def measured_rows(measured: Any) -> list[tuple[str, str]]:
+    """What a file lost, a row each, from its measurement (`measuring.schema.Measurement`)."""
+    ends = measured.kl_mean.both
+    between = f" ({ends[0]:.4f} … {ends[1]:.4f})" if ends else ""
+    return [
+        ("KL divergence from the original", f"{measured.kl_mean:.4f} nats per token{between}"),
+        ("same most likely token", f"{100 * measured.same_top:.1f} %"),
+        ("measured on", measured.text),
+    ]
 
 
 def cell(text: str) -> str:

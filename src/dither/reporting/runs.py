@@ -261,10 +261,11 @@ def _said(found: Measurement | None) -> list[str]:
 def metrics_of(found: Measurement) -> dict[str, TaggedValue]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
-    known: dict[str, dict[str, float]] = {key: getattr(found, key).ends for key in _INTERVALS}
+    known: dict[str, dict[str, float | None]] = {key: getattr(found, key).ends for key in _INTERVALS}
     # A logarithm of less than this means nothing, and a ratio to it overflows.
-    known = {key: {end: x if abs(x) > 1e-30 else 0.0 for end, x in ends.items()} for key, ends in known.items()}
-    known["delta_ppl"] = {end: found.ppl_reference * (x - 1) for end, x in found.ppl_ratio.ends.items()}
+    known = {key: {end: 0.0 if x and abs(x) < 1e-30 else x for end, x in ends.items()} for key, ends in known.items()}
+    ratio = found.ppl_ratio.ends
+    known["delta_ppl"] = {end: None if x is None else found.ppl_reference * (x - 1) for end, x in ratio.items()}
     return {key: TaggedValue.model_validate(ends) for key, ends in known.items()}
 
 
