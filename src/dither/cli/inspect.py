@@ -95,7 +95,7 @@ def _made_by(made: dict[str, Any]) -> str:
     parts = []
     for key, value in made.items():
         if key == "recipe" and isinstance(value, dict):
-            value = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if k != "source")
+            value = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if k not in ("source", "method"))
         parts.append(str(value) if key == "tool" else f"{key}: {value}")
     return "; ".join(parts) or "not said"
 

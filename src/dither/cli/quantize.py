@@ -245,9 +245,10 @@ def print_result(result: Result) -> None:
         f"{result.bits_per_weight:.2f} bits per weight, {against_source(result.compression)}, "
         f"relative weight error {100 * result.relative_error:.2f} %, {format_seconds(result.seconds)}"
     )
-    if result.solvers:
-        kept = ", ".join(f"{count} by {name}" for name, count in result.solvers.items())
-        out.print(f"Layers solved: {kept}.")
+    kept = ", ".join(f"{count} by {name}" for name, count in (result.solvers or {}).items())
+    said = [f"Method: {plain(result.method)}." if result.method else "", f"Layers solved: {kept}." if kept else ""]
+    if any(said):
+        out.print(" ".join(filter(None, said)))
     if result.measurement:
         out.print(measured(result.measurement))
     advice, command = ("Talk to it", "chat") if result.path.endswith(".gguf") else ("Look at it", "inspect")

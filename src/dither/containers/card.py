@@ -8,6 +8,7 @@ from typing import Any
 
 from dither._version import __version__
 from dither.containers.mix import Mix, Options
+from dither.containers.provenance import method_of, name_note
 from dither.system.text import printable
 from dither.types import Model
 from dither.units import format_bytes, format_count
@@ -22,12 +23,15 @@ def card(model: Model, options: Options, mix: Mix, recipe: str, size: int, measu
         ("bits per weight", f"{mix.bits_per_weight:.2f}"),
         ("types", ", ".join(f"{group['tensors']} × {kind}" for kind, group in mix.by_type().items())),
     ]
+    known = json.loads(recipe)
+    rows += [("method", method)] if (method := method_of(known)) else []
     if measured is not None:
         rows += measured_rows(measured)
-    made = json.dumps(json.loads(recipe), indent=2)
+    made = json.dumps(known, indent=2)
+    beware = f"\n\n{note}" if (note := name_note(known)) else ""
     front = f"---\nbase_model: {json.dumps(model.name)}\ntags:\n- quantized\n- dither\n---\n"
     return (
-        f"{front}\n# {cell(model.name)}, {cell(options.label)}\n\n{table(rows)}\n\n"
+        f"{front}\n# {cell(model.name)}, {cell(options.label)}\n\n{table(rows)}{beware}\n\n"
         f"Made by Dither {__version__}; the recipe:\n\n```json\n{made}\n```\n"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,7 @@ from dither.containers.journal import remove_left_over
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
 from dither.containers.part_output import PartOutput
-from dither.containers.provenance import recipe_json
+from dither.containers.provenance import method_of, recipe_json
 from dither.containers.target import OutputSettings
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
@@ -66,7 +66,7 @@ class FolderTarget:
 
     def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
         family, entries = written(model)
-        wish = self.wish()
+        wish = replace(self.wish(), method=method_of(json.loads(settings.recipe)))
         kinds = {tensor.name: tensor.type for tensor in mix.tensors}
         linear = linear_modules(model, entries)
         modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOAT_TYPES}
