@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Data = Annotated[
     str | None, typer.Option(metavar="FILE|self", help="Text, .jsonl, hf:DATASET; self lets the reference write it.")
 ]
-Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of text to run; 8192.")]
+Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of text to run; 9216.")]
 Context = Annotated[int | None, typer.Option("-c", "--context", min=2, help="Tokens per sequence; 512.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")]
 
@@ -37,6 +37,9 @@ def measure(
     ] = None,
     device: Device = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,
+    replace_proof: Annotated[
+        bool, typer.Option("--replace-proof", help="Put it into a file that carries a better measurement, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure what quantization cost, as KL divergence.
@@ -57,6 +60,7 @@ def measure(
                 skip=skip,
                 device=device,
                 save=not no_save,
+                replace_proof=replace_proof,
                 progress=meter,
             )
         if as_json:

@@ -47,6 +47,31 @@ def measured_rows(measured: Any) -> list[tuple[str, str]]:
     ]
 
 
+def renewed_card(text: str, measured: Any) -> str:
+    """A card of ours with another measurement; a stranger's is left as it is.
+
+    >>> class Measured:
+    ...     kl_mean, same_top, text = type("Kl", (float,), {"both": None})(0.5), 0.9, "4096 tokens of a.txt"
+    >>> print(renewed_card("| | |\\n|---|---|\\n| size | 1 |\\n| measured on | x |\\n\\nMade by Dither 1", Measured))
+    | | |
+    |---|---|
+    | size | 1 |
+    | KL divergence from the original | 0.5000 nats per token |
+    | same most likely token | 90.0 % |
+    | measured on | 4096 tokens of a.txt |
+    <BLANKLINE>
+    Made by Dither 1
+    """
+    head, rule, rest = text.partition("\n|---|---|\n")
+    if not rule or "\nMade by Dither " not in rest:
+        return text
+    rows, below = rest.split("\n\n", 1)
+    new = measured_rows(measured)
+    kept = [row for row in rows.split("\n") if not any(row.startswith(f"| {key} |") for key, _ in new)]
+    shown = [f"| {cell(key)} | {cell(value)} |" for key, value in new]
+    return head + rule + "\n".join([*kept, *shown]) + "\n\n" + below
+
+
 def cell(text: str) -> str:
     """Text of strangers inside a table."""
     return printable(text, " ").replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

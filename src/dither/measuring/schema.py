@@ -69,6 +69,7 @@ class Measurement(IntervalRecord):
     sequence_kl: tuple[float, ...] = ()  # each sequence's mean, so that two files can be compared in pairs
     sequence_tokens: tuple[int, ...] = ()
 
+    proof: Literal["", "renewed", "kept"] = ""  # what became of the measurement that the file itself carries
     seconds: float = Field(default=0.0, ge=0)
     notes: tuple[str, ...] = ()
 

@@ -52,15 +52,18 @@ _Text = list[int]
 
 def write_text(
     model: Model,
+    count: int,
+    spare: int = 0,
     *,
-    tokens: int,
     context: int,
     seed: int,
     scratch: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[_Text], str, tuple[str, ...]]:
-    """`tokens` // `context` sequences of `context` token ids that the model wrote; their name; notes.
+    """`count` sequences of `context` token ids that the model wrote, and `spare` others; their name; notes.
+
+    The first `count` are the same whatever is spare.
 
     What `scratch` holds of an interrupted run of the same work is used, and what is written is kept there: the text,
     and the Q8_0 file that writes it.  Without a `scratch` nothing is kept.
@@ -71,8 +74,14 @@ def write_text(
         report.note("The model writes its own text.")
         with _Writer(path, context=context, seed=seed, threads=threads, slots=SLOTS) as writer:
             writer.kept = Written(scratch)
-            stream, more = _write(writer, model, tokens // context, context, seed, report)
-            found = pieces(stream, context, writer.bos)[: tokens // context]
+            report.start((count + spare) * context, 0)
+            stream, more = _write(writer, model, count, context, np.random.default_rng(seed), report)
+            found = pieces(stream, context, writer.bos)[:count]
+            if spare:
+                stream, _ = _write(writer, model, spare, context, np.random.default_rng([seed, 1]), report)
+                found += pieces(stream, context, writer.bos)[:spare]
+            if writer.kept.replayed:
+                report.note(f"{writer.kept.replayed} tokens of the text were kept from before the interruption.")
     return found, f"self (seed {seed})", (*notes, *more)
 
 
@@ -123,10 +132,9 @@ class _Writer(LlamaCpp):
 
 
 def _write(
-    writer: _Writer, model: Model, sequences: int, context: int, seed: int, report: Progress
+    writer: _Writer, model: Model, sequences: int, context: int, rng: np.random.Generator, report: Progress
 ) -> tuple[_Text, list[str]]:
     """One stream of tokens, long enough for all sequences, and notes."""
-    rng = np.random.default_rng(seed)
     words_V = _word_starts(model)
     wanted = sequences * context
     opening = _user_opening(writer)
@@ -134,7 +142,6 @@ def _write(
     notes = []
     if opening and not chats:
         notes.append(f"A context of {context} has no room for the chat template: no conversations were written.")
-    report.start(wanted, 0)
     stream: _Text = []
     asked = fruitless = 0
     while len(stream) < wanted:
@@ -153,8 +160,6 @@ def _write(
         if fruitless == _FRUITLESS:
             way_out = "Give it a text to calibrate on: --data FILE."
             raise EngineError(model.origin, "the model writes next to nothing by itself", way_out)
-    if writer.kept.replayed:
-        report.note(f"{writer.kept.replayed} tokens of the text had been written before the run was interrupted.")
     return stream, notes
 
 

@@ -109,10 +109,10 @@ def _measurement(metadata: Mapping[str, Any], origin: str) -> tuple[dict[str, An
     text = str(metadata.get(MEASUREMENT, "")).strip()
     if text in ("", "{}"):
         return None, []
-    from dither.measuring.schema import parse  # pydantic, for those files alone that need it
+    from dither.measuring.proof import read  # pydantic, for those files alone that need it
 
     try:
-        return parse(text, f"{origin}: {MEASUREMENT}").model_dump(), []
+        return read(text, f"{origin}: {MEASUREMENT}").model_dump(), []
     except DitherError as error:
         return None, [str(error)]
 

@@ -22,7 +22,7 @@ from dither.containers.mix import count_by_type
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError
 from dither.formats.ggml import STORED_FLOATS, string
-from dither.measuring import schema
+from dither.measuring import proof, schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
 from dither.models.checkpoint import ABOUT
@@ -157,7 +157,7 @@ def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
         return found, *_doubts(found, facts, beside)
     if facts.embedded.strip() in ("", "{}"):
         return None, [], False
-    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
+    return proof.read(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
 
 
 def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], bool]:
