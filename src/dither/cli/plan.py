@@ -82,6 +82,9 @@ def plan(
         out.print(f"Make it:  {words} --evidence {copyable(found.evidence)}", soft_wrap=True)
 
 
+_LEFT = "finished files stay, and what was learnt: leave their rungs out, or pass --force"  # of a ladder
+
+
 @spread
 def ladder(
     *,
@@ -97,7 +100,7 @@ def ladder(
     as_json: Json = False,
 ) -> None:
     """Make several sizes of a model, and show what each costs."""
-    with stop_on_error(as_json, resumable=True):
+    with stop_on_error(as_json, resumable=_LEFT):
         from dither.models.source import open_model
         from dither.planning import ladder as job
         from dither.planning.plan import budget
