@@ -15,7 +15,7 @@ from dither.containers.folders import find_scheme
 from dither.containers.gguf import recipe_metadata
 from dither.containers.mix import Mix, Options
 from dither.formats.evidence import EvidenceStore
-from dither.formats.ggml import FLOAT_TYPES, STORED_FLOATS, Field, ValueType as V, array, string, u32
+from dither.formats.ggml import STORED_FLOATS, Field, ValueType as V, array, string, u32
 from dither.system.text import printable
 from dither.types import Model
 
@@ -60,6 +60,10 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     named, solver = recipe.get("method"), recipe.get("solver")
     if isinstance(named, str) or not isinstance(solver, str):
         return printable(named) if isinstance(named, str) else ""
+    to = str(recipe.get("to", ""))
+    scheme = find_scheme(to)
+    if to.upper() in STORED_FLOATS or (scheme is not None and not scheme.quantizes):
+        return ""  # numbers alone
     informed = isinstance(recipe.get("evidence") or recipe.get("imatrix"), dict)
     return method_in_words(printable(solver), map(printable, _transforms(recipe)), informed)
 
@@ -96,7 +100,7 @@ def recipe_json(
 ) -> str:
     """The recipe as it is kept in the file: enough to make it again, nothing of the machine."""
     recipe: dict[str, Any] = {"to": options.label, "solver": solver, "source": {"name": model.name, "kind": model.kind}}
-    quantized = [tensor for tensor in mix.tensors if tensor.type not in FLOAT_TYPES]
+    quantized = [tensor for tensor in mix.tensors if tensor.type not in STORED_FLOATS]
     if quantized:
         copied = all(tensor.type == tensor.source_type for tensor in quantized)
         recipe["method"] = COPIED if copied else method_in_words(solver, transforms or (), store is not None)
