@@ -113,7 +113,8 @@ def stop_on_error(as_json: bool = False, resumable: bool | str = False) -> Itera
     except (MemoryError, RuntimeError) as error:
         if not is_refusal(error):
             raise
-        refused = DitherError("memory", f"ran out ({error or 'no more could be had'})", out_of_memory(resumable))
+        way_out = out_of_memory(resumable is True)
+        refused = DitherError("memory", f"ran out ({error or 'no more could be had'})", way_out)
         if as_json:
             print_json({"error": refused.to_json()})
         err.print(f"[bold red]error:[/] {plain(refused)}")
@@ -145,7 +146,7 @@ def out_of_memory(resumable: bool) -> str:
     way_out = "Close other programs, or take less at a time: --threads 1"
     if not resumable:
         return f"{way_out}."
-    return f"{way_out}, or --max-memory SIZE where the command has it. The same command continues where this stopped."
+    return f"{way_out}, or --max-memory SIZE where the command has it. What is finished is kept, and the same command continues from there."
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
