@@ -146,7 +146,8 @@ def out_of_memory(resumable: bool) -> str:
     way_out = "Close other programs, or take less at a time: --threads 1"
     if not resumable:
         return f"{way_out}."
-    return f"{way_out}, or --max-memory SIZE where the command has it. What is finished is kept, and the same command continues from there."
+    way_out = f"{way_out}, or --max-memory SIZE where the command has it."
+    return f"{way_out} What is finished is kept, and the same command continues from there."
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -55,7 +55,8 @@ class GGUFTarget:
         return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).header)
 
     def file_bytes(self, model: Model, mix: Mix, store: EvidenceStore | None, solver: str, measured: bool) -> int:
-        metadata = self._metadata(model, mix, recipe_json(model, self.options, store, solver), store, measured)
+        recipe = recipe_json(model, self.options, mix, store, solver)
+        metadata = self._metadata(model, mix, recipe, store, measured)
         return lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).total
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -116,7 +116,8 @@ class FolderTarget:
         family, entries = written(model)
         described = sum(self._described(entry, dtype, kinds, longest) for entry in entries)
         documents = json.dumps(checkpoint_config(model, family, dtype), indent=2, ensure_ascii=False)
-        documents += json.dumps(json.loads(recipe_json(model, self.options, store, solver, transforms)), indent=6)
+        recipe = recipe_json(model, self.options, self.mix(model, ()), store, solver, transforms)
+        documents += json.dumps(json.loads(recipe), indent=6)
         # Every tensor may be listed in the index, among the scheme's modules, and with its error.
         listed = sum(len(entry.name) + len(entry.tensor) + len(entry.module) + _LISTED for entry in entries)
         return _AROUND + described + len(documents.encode()) + listed + _beside(model)
