@@ -73,7 +73,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "learned asymmetric gradients": {"to": "gptq", "solver": "learned", "sym": False},
     "awq": {"to": "awq", "solver": "scales", "transforms": ["awq"]},
     "awq nearest": {"to": "awq", "solver": "nearest", "transforms": ["awq"]},
-    "scales": {"to": "awq", "solver": "scales"},
+    "scales": {"to": "awq", "solver": "scales", "transforms": []},
     "awq+gptq": {"to": "gptq", "solver": "gptq", "transforms": ["awq"]},
     "w4a16": {"to": "w4a16", "solver": "gptq"},
 }

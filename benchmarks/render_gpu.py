@@ -30,7 +30,8 @@ a machine that does other work besides changes less.
 Settings: *best* is zero points and a search of scales for the least squared error, the strongest of the peers' own settings that were
 tried (GPTQModel {gptqmodel}: `sym=False`, `mse=2.4`; llm-compressor {llmcompressor}: `symmetric=False`, `observer="mse"`); without a
 word, each tool's defaults. AutoAWQ {autoawq} and our *awq* (`--transform awq --solver scales`) round to nearest behind scales that protect
-channels; at 3 bits, which AWQ's layout has not, our scales travel in GPTQ's. *gradients* is evidence of `dither calibrate --gradients`:
+channels; at 3 bits, which AWQ's layout has not, our scales travel in GPTQ's. `--to awq --evidence` without a word takes the scales and error
+feedback, as in *awq+gptq*; without evidence `--to awq` and `--to gptq` are plain rounding, and say so ([formats](formats.md)). *gradients* is evidence of `dither calibrate --gradients`:
 with it calibration takes the larger part of the time.
 
 ## 3 bits once more

@@ -261,3 +261,27 @@ class TestLadder:
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="file: cannot be made a folder"):
             dither.ladder(ORIGINAL, ["Q4_K_M"], tmp_path / "file", **known)
+
+
+def test_an_interrupted_judgment_continues(
+    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan's file has its name by then: the same command takes it for its own, and for nobody else's."""
+
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "q.gguf"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(budgets, "hold_against", interrupted)
+        dither.quantize_within(ORIGINAL, wanted(size=SIZE), path, **known)
+    first = path.read_bytes()
+    monkeypatch.setattr(budgets, "hold_against", lambda *given: (given[4], (), "plan"))
+    found = dither.quantize_within(ORIGINAL, wanted(size=SIZE), path, **known)
+    assert path.read_bytes() == first and found.winner == "plan"
+    assert sorted(names(tmp_path)) == ["q.gguf", "q.gguf.measure.json", "q.toml"]
+    with pytest.raises(OutputError, match="exists already"):
+        dither.quantize_within(ORIGINAL, wanted(size=SIZE), path, **known)
+    (tmp_path / "q.gguf.judging").write_text("1 1")  # of another file
+    with pytest.raises(OutputError, match="exists already"):
+        dither.quantize_within(ORIGINAL, wanted(size=SIZE), path, **known)

@@ -113,7 +113,7 @@ def test_an_interrupted_run_says_so_and_continues(checkpoint: Path, tmp_path: Pa
         [sys.executable, "-c", script, *request], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert stopped.returncode == code, stopped.stderr
-    assert "continues where this stopped" in json.loads(stopped.stdout)["error"]["way_out"]
+    assert "the same command continues from there" in json.loads(stopped.stdout)["error"]["way_out"]
     assert "Traceback" not in stopped.stderr
     assert not (tmp_path / "model.gguf").exists()
     resumed = json.loads(dither(*request, cwd=tmp_path).stdout)

@@ -230,8 +230,9 @@ def test_only_gptq_has_groups_by_what_columns_matter(learnt: Path, tmp_path: Pat
 
 def test_a_rewritten_model_keeps_its_dtype(learnt: Path, tmp_path: Path) -> None:
     """Whatever a transform makes of tensors on the way."""
-    plain = dither.quantize(BUNDLED, "awq", tmp_path / "plain", evidence=learnt, solver="nearest")
-    scaled = dither.quantize(BUNDLED, "awq", tmp_path / "scaled", evidence=learnt, solver="nearest", transforms=["awq"])
+    made: dict[str, Any] = {"evidence": learnt, "solver": "nearest"}
+    plain = dither.quantize(BUNDLED, "awq", tmp_path / "plain", transforms=(), **made)
+    scaled = dither.quantize(BUNDLED, "awq", tmp_path / "scaled", **made)
     assert weights(tmp_path / "plain") == weights(tmp_path / "scaled")
     assert {t.type for t in scaled.plan.tensors} == {t.type for t in plain.plan.tensors}
     found = dither.measure([tmp_path / "plain", tmp_path / "scaled"], BUNDLED, tokens=2048, save=False)
@@ -248,3 +249,52 @@ def test_integers_that_no_byte_kernel_multiplies_are_packed_beside_w8a8(kind: st
     for tensor in dither.open_model(tmp_path / "q").tensors:
         w_RC, original_RC = (t.read(0, t.rows) for t in (tensor, originals[tensor.name]))
         assert np.linalg.norm(w_RC - original_RC) < 0.01 * np.linalg.norm(original_RC), tensor.name
+
+
+def norms(folder: Path) -> dict[str, list[float]]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = [name for name in file.keys() if "layernorm" in name]  # noqa: SIM118 - no mapping
+        return {name: file.get_tensor(name).float().tolist() for name in names}
+
+
+def test_what_is_called_awq_has_awqs_scales(learnt: Path, tmp_path: Path) -> None:
+    """They are folded into the norms before the matrices, where any reader sees them, unless nobody wants them."""
+    made: dict[str, Any] = {"evidence": learnt, "group": 64}
+    result = dither.quantize(BUNDLED, "awq", tmp_path / "awq", **made)
+    without = dither.quantize(BUNDLED, "awq", tmp_path / "without", transforms=(), **made)
+    matrix = dither.quantize(BUNDLED, "awq", tmp_path / "matrix", group=64, imatrix=learnt / "imatrix.gguf")
+    original = norms(BUNDLED)
+    assert norms(tmp_path / "without") == original
+    for folder in ("awq", "matrix"):
+        scaled = [name for name, gain in norms(tmp_path / folder).items() if gain != original[name]]
+        assert len(scaled) > len(original) / 2
+    assert [made.method for made in (result, without, matrix)] == ["awq + gptq", "gptq", "awq + nearest"]
+    for folder, method, beware in (("awq", "awq + gptq", False), ("without", "gptq", True)):
+        found = dither.inspect(tmp_path / folder)
+        assert found.made_by["method"] == method
+        assert any("Its layout is AWQ's" in note for note in found.notes) is beware
+        card = (tmp_path / folder / "README.md").read_text()
+        assert f"| method | {method} |" in card and ("Its layout is AWQ's" in card) is beware
+
+
+@pytest.mark.parametrize("to", ["gptq", "awq"])
+def test_plain_rounding_is_not_called_by_a_methods_name(to: str, tmp_path: Path) -> None:
+    result = dither.quantize(BUNDLED, to, tmp_path / "q")
+    assert result.method == result.to_json()["method"] == "plain rounding"
+    said = f"Its layout is {to.upper()}'s, its codes are not: plain rounding chose them."
+    assert any(note.startswith(said) and "dither calibrate" in note for note in result.notes)
+    assert any(note.startswith(said) for note in dither.inspect(tmp_path / "q").notes)
+    assert said in (tmp_path / "q" / "README.md").read_text()
+    assert json.loads((tmp_path / "q" / "dither.json").read_text())["recipe"]["method"] == "plain rounding"
+    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert to == "awq" or config["meta"]["method"] == "plain rounding"
+    again = dither.convert(tmp_path / "q", tmp_path / "again", to)  # the same codes, which nobody rounded now
+    assert again.rounded == 0 and not any("Its layout is" in note for note in again.result.notes)
+
+
+def test_formats_called_after_their_numbers_promise_no_method(tmp_path: Path) -> None:
+    for to in ("w4a16", "nf4", "fp8"):
+        result = dither.quantize(BUNDLED, to, tmp_path / to)
+        assert result.method == "plain rounding"
+        assert not any("Its layout is" in note for note in (*result.notes, *dither.inspect(tmp_path / to).notes))
+    assert dither.quantize(BUNDLED, "safetensors", tmp_path / "numbers").method == ""

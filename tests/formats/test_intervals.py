@@ -67,6 +67,16 @@ def test_what_is_no_interval_is_refused(changed: dict[str, object]) -> None:
         Record.model_validate({**FLAT, **changed})
 
 
+def test_a_figure_without_an_interval_has_neither_end() -> None:
+    record = Record.model_validate({**FLAT, "kl_low": None, "kl_high": None})
+    assert (record.kl, record.kl.low, record.kl.high, record.kl.both) == (0.2, None, None, None)
+    assert json.loads(record.model_dump_json()) == {**FLAT, "kl_low": None, "kl_high": None, "notes": []}
+    assert Record.model_validate_json(record.model_dump_json()) == record
+    assert pickle.loads(pickle.dumps(record.kl)) == record.kl
+    with pytest.raises(ValueError, match="two ends, or none"):
+        Interval(0.2, 0.1)
+
+
 def test_an_end_that_is_missing_is_named() -> None:
     with pytest.raises(ValidationError, match=r"kl\.high\s+Field required"):
         Record.model_validate({"name": "a", "kl": 0.2, "kl_low": 0.1})

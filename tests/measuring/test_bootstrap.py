@@ -135,8 +135,14 @@ def test_equal_seeds_give_equal_intervals_and_others_do_not() -> None:
 
 
 def test_one_sequence_has_no_interval_to_give() -> None:
-    found = summarize(sample(3, 1, 50))["kl_mean"]
-    assert found.low == found.value == found.high
+    """One sequence says how much was lost, and nothing about how sure that is: no figure stands in for its ends."""
+    given = sample(3, 1, 50)
+    found = summarize(given)
+    assert found["kl_mean"].value == pytest.approx(given.kl_N.mean())
+    assert all((figure.low, figure.high) == (None, None) for figure in found.values())
+    apart = difference(np.array([0.1]), np.array([0.3]), np.array([50.0]))
+    assert (apart.value, apart.low, apart.high) == (pytest.approx(0.2), None, None)
+    assert None not in summarize(sample(3, 2, 50))["kl_mean"].ends.values()
 
 
 def test_nothing_scored_is_an_error() -> None:

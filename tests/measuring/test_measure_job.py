@@ -108,7 +108,8 @@ def test_other_terms_are_not_compared(checkpoint: Path, copies: dict[str, Path],
 
 def test_few_sequences_are_said(checkpoint: Path, copies: dict[str, Path], text: Path) -> None:
     (found,) = measure([copies["Q8_0"]], checkpoint, data=text, tokens=128, context=64, save=False)
-    assert "Intervals over 2 sequences mean little" in found.notes[-1]
+    assert "Intervals over 2 sequences mean little" in found.notes[-2]
+    assert "A thin proof, 62 tokens scored" in found.notes[-1] and found.thin
     assert not schema.path_for(copies["Q8_0"]).exists()
 
 

@@ -69,6 +69,19 @@ def test_a_measurement_of_the_first_version_is_read(tmp_path: Path) -> None:
         schema.parse(json.dumps({"schema_version": 2, **old}), "x")
 
 
+def test_one_sequence_has_no_ends_and_few_tokens_are_called_thin() -> None:
+    """Also in a file of an earlier version, which gave the figure itself for both ends."""
+    earlier = fields(sequences=1, sequence_kl=(0.1,), sequence_tokens=(255,), tokens=255)
+    document = json.loads(Measurement(**earlier).model_dump_json())
+    for name in STATISTICS:
+        assert [document[f"{name}{end}"] for end in ("", "_low", "_high")] == [0.1, None, None]
+    assert document["thin"] is True
+    assert schema.parse(json.dumps(document), "it").kl_mean.both is None
+    assert "thin" in Measurement(**earlier)._repr_html_() and "(95" not in Measurement(**earlier)._repr_html_()
+    thin = [Measurement(**fields(tokens=tokens)).thin for tokens in (4095, 4096)]
+    assert thin == [True, False]
+
+
 def test_numbers_survive_to_the_last_digit(tmp_path: Path) -> None:
     exact = 0.1 + 0.2
     schema.save(Measurement(**fields(kl_mean=exact)), tmp_path / "m.json")

@@ -114,6 +114,30 @@ def test_fewer_tokens_than_asked_for_are_a_note(plain: Model, tmp_path: Path) ->
     assert found.notes == (f"book.txt fills {len(found.tokens_ST)} sequences of 32 tokens, not the 3125 asked for.",)
 
 
+def test_spare_sequences_are_those_that_follow(plain: Model, begun: Model, tmp_path: Path) -> None:
+    """What is run stays the same; what is spare is what more tokens would have taken, as far as it goes."""
+    (tmp_path / "book.txt").write_text(BOOK)
+    lines = [json.dumps({"text": BOOK[at : at + 90]}) for at in range(0, len(BOOK), 90)]
+    (tmp_path / "book.jsonl").write_text("\n".join(lines))
+    for model, name in ((plain, "book.txt"), (begun, "book.jsonl")):
+        alone = sequences(model, tmp_path / name, tokens=96, context=32)
+        with_spare = sequences(model, tmp_path / name, tokens=96, context=32, spare=2)
+        more = sequences(model, tmp_path / name, tokens=160, context=32)
+        assert alone.spare == () and with_spare.sha256 == alone.sha256 and with_spare.notes == alone.notes == ()
+        assert 63 <= sum(map(len, with_spare.spare)) <= 64  # of one token alone nothing can be scored
+        if name == "book.txt":
+            assert [list(row) for row in with_spare.spare] == more.tokens_ST[3:].tolist()
+        else:  # a record that is cut where the tokens end is not gone on with
+            assert all(row[0] == begun_token(begun) for row in with_spare.spare)
+    (tmp_path / "short.txt").write_text(BOOK[:500])
+    short = sequences(plain, tmp_path / "short.txt", tokens=96, context=32, spare=50)
+    assert 0 < len(short.spare) < 50 and short.notes == ()
+
+
+def begun_token(model: Model) -> int:
+    return int(model.metadata["tokenizer.ggml.bos_token_id"].value)
+
+
 def test_each_record_is_a_sequence_of_its_own(begun: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     long = TEXT[:300]
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]

@@ -23,6 +23,7 @@ from dither.formats.gguf import lay_out
 from dither.measuring import schema
 from dither.reporting import runs as runs_module, tensors
 from dither.reporting.discover import find
+from dither.reporting.frontier import points, sentence
 from dither.reporting.recipes import command, in_words, measure_command
 from dither.reporting.tensors import place_of
 
@@ -176,6 +177,18 @@ def test_a_measurement_says_how_to_measure_again(shelf: Path) -> None:
     held = found.model_copy(update={"data": "held back from x"})
     assert measure_command(held) is None
     assert measure_command(found.model_copy(update={"data": "self (seed 5)"})) is None
+
+
+def test_one_sequence_draws_no_interval(one: Path) -> None:
+    """Also where an earlier version wrote the figure itself for both ends."""
+    save(one, 0.03, sequences=1, kl_mean_low=0.03, kl_mean_high=0.03)
+    (run,) = find([one.parent]).runs
+    assert {(key, metric.low, metric.high) for key, metric in run.metrics.items()} == {
+        (key, None, None) for key in run.metrics
+    }
+    (point,) = points([run])
+    assert (point["value"], point["low"], point["high"]) == (0.03, None, None)
+    assert "(" not in sentence([run], run.bytes).rpartition("it loses")[2]
 
 
 def test_a_measurement_is_a_run_without_its_file(one: Path) -> None:

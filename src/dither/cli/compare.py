@@ -73,6 +73,8 @@ def show(found: Comparison) -> None:
 def _verdict(found: Comparison) -> str:
     if found.verdict == "":
         return "Whether they differ cannot be told."
+    if found.overlap is None:
+        return "One sequence alone has no interval, so whether they differ cannot be told; more --tokens may."
     told = {
         "lower": "B is closer to the reference than A.",
         "higher": "A is closer to the reference than B.",
@@ -82,10 +84,8 @@ def _verdict(found: Comparison) -> str:
     if found.difference is None:
         return f"{told} {intervals}."
     apart = found.difference
-    return (
-        f"{told} {intervals}; sequence by sequence, B's KL less A's is {short(apart.value)} "
-        f"(95 %: {short(apart.low)} to {short(apart.high)})."
-    )
+    ends = f" (95 %: {short(apart.both[0])} to {short(apart.both[1])})" if apart.both else ""
+    return f"{told} {intervals}; sequence by sequence, B's KL less A's is {short(apart.value)}{ends}."
 
 
 COMMANDS = {60: compare}

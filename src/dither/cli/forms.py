@@ -35,7 +35,7 @@ _SHOWN = {
     "solver": FormField("Solver", "choice"),
     "measure": FormField("Measure what it cost", "flag", hint="It is then on this page too. A budget always measures."),
     "data": FormField("Text", "path", "self"),
-    "tokens": FormField("Tokens", "integer", "8192"),
+    "tokens": FormField("Tokens", "integer", "9216"),
     "gradients": FormField("Gradients too", "flag"),
     "output": FormField("Write to", "path"),
     "quantize.output": FormField(

@@ -81,10 +81,13 @@ def _tokenizer(found: Inspection) -> str:
 def _measured(found: dict[str, Any] | None) -> str:
     if found is None:
         return "not in the file"
+    low, high = found["kl_mean_low"], found["kl_mean_high"]
+    between = "" if low is None else f" ({low:.4f} … {high:.4f})"
     return (
-        f"KL divergence {found['kl_mean']:.4f} ({found['kl_mean_low']:.4f} … {found['kl_mean_high']:.4f}) "
+        f"KL divergence {found['kl_mean']:.4f}{between} "
         f"against {found['reference']}, same top token {100 * found['same_top']:.1f} %, "
         f"perplexity × {found['ppl_ratio']:.3f}, on {format_count(found['tokens'])} tokens of {found['data']}"
+        + (", a thin proof" if found["thin"] else "")
     )
 
 
@@ -92,7 +95,7 @@ def _made_by(made: dict[str, Any]) -> str:
     parts = []
     for key, value in made.items():
         if key == "recipe" and isinstance(value, dict):
-            value = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if k != "source")
+            value = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if k not in ("source", "method"))
         parts.append(str(value) if key == "tool" else f"{key}: {value}")
     return "; ".join(parts) or "not said"
 

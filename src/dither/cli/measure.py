@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dither.cli.screen import Meter, copyable, out, plain, print_json, stop_on_error, table as grid
-from dither.units import format_bytes, format_seconds
+from dither.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Data = Annotated[
     str | None, typer.Option(metavar="FILE|self", help="Text, .jsonl, hf:DATASET; self lets the reference write it.")
 ]
-Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of text to run; 8192.")]
+Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of text to run; 9216.")]
 Context = Annotated[int | None, typer.Option("-c", "--context", min=2, help="Tokens per sequence; 512.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")]
 
@@ -37,6 +37,9 @@ def measure(
     ] = None,
     device: Device = "cpu",
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no FILE.measure.json.")] = False,
+    replace_proof: Annotated[
+        bool, typer.Option("--replace-proof", help="Put it into a file that carries a better measurement, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure what quantization cost, as KL divergence.
@@ -57,6 +60,7 @@ def measure(
                 skip=skip,
                 device=device,
                 save=not no_save,
+                replace_proof=replace_proof,
                 progress=meter,
             )
         if as_json:
@@ -80,8 +84,9 @@ def print_measurements(found: Sequence[Measurement]) -> None:
         f"likeliest; ppl: the perplexity, times the reference's {first.ppl_reference:.4g}."
     )
     out.print(
-        f"Measured on {plain(first.data)}: {first.tokens} tokens scored in {first.sequences} sequences "
-        f"of {first.context}, {format_seconds(first.seconds)}."
+        f"Measured on {plain(first.data)}: {counted(first.tokens, 'token')} scored in "
+        f"{counted(first.sequences, 'sequence')} of {first.context}, {format_seconds(first.seconds)}."
+        + (" A thin proof: ask for more --tokens." if first.thin else "")
     )
     if len(found) == 1 and first.drift:
         least, most = (f"{100 * drift:.2g} %" for drift in (first.drift[0], first.drift[-1]))
@@ -100,7 +105,7 @@ def table(found: Sequence[Measurement], titles: Sequence[str] = ()) -> Table:
             format_bytes(measurement.bytes),
             f"{measurement.bpw:.2f}",
             short(measurement.kl_mean),
-            f"{short(measurement.kl_mean.low)}–{short(measurement.kl_mean.high)}",
+            between(measurement.kl_mean.low, measurement.kl_mean.high),
             short(measurement.kl_p99),
             f"{100 * measurement.same_top:.1f} %",
             f"×{measurement.ppl_ratio:.3f}",
@@ -117,6 +122,15 @@ def short(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:.1e}" if abs(value) < 0.0005 else f"{value:#.3g}"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """An interval in a table.
+
+    >>> between(0.0095419, 0.0125), between(None, None)
+    ('0.00954–0.0125', 'none')
+    """
+    return "none" if low is None or high is None else f"{short(low)}–{short(high)}"
 
 
 COMMANDS = {50: measure}

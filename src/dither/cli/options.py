@@ -102,6 +102,9 @@ class BudgetOptions:
         check_on_hub(model, [self.wanted], target, split_types(types))
 
 
+NONE = "none"  # instead of a transform
+
+
 @dataclass(frozen=True)
 class SolvingOptions:
     """How codes are chosen."""
@@ -111,11 +114,15 @@ class SolvingOptions:
     ] = None
     transform: Annotated[
         list[str] | None,
-        typer.Option(help=f"Rewrite the model first: {_one_of('transforms', 'TRANSFORM')}; repeatable, in order."),
+        typer.Option(
+            help=f"Rewrite the model first: {_one_of('transforms', 'TRANSFORM')}; repeatable, in order. "
+            "Default: awq for --to awq with evidence, else none."
+        ),
     ] = None
 
     def keywords(self) -> dict[str, Any]:
-        return {"solver": self.solver, "transforms": self.transform or ()}
+        asked = self.transform or None  # typer's empty list is nothing that was asked for
+        return {"solver": self.solver, "transforms": () if asked == [NONE] else asked}
 
 
 @dataclass(frozen=True)

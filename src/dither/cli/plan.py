@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dither.cli.measure import short
+from dither.cli.measure import between, short
 from dither.cli.options import (
     BudgetOptions,
     Evidence,
@@ -82,6 +82,9 @@ def plan(
         out.print(f"Make it:  {words} --evidence {copyable(found.evidence)}", soft_wrap=True)
 
 
+_LEFT = "finished files stay, and what was learnt: leave their rungs out, or pass --force"  # of a ladder
+
+
 @spread
 def ladder(
     *,
@@ -97,7 +100,7 @@ def ladder(
     as_json: Json = False,
 ) -> None:
     """Make several sizes of a model, and show what each costs."""
-    with stop_on_error(as_json, resumable=True):
+    with stop_on_error(as_json, resumable=_LEFT):
         from dither.models.source import open_model
         from dither.planning import ladder as job
         from dither.planning.plan import budget
@@ -157,7 +160,7 @@ def rungs_table(rungs: list[Rung]) -> Table:
             format_bytes(rung.bytes),
             f"{rung.bits_per_weight:.2f}",
             short(rung.kl),
-            f"{short(rung.kl_low)}–{short(rung.kl_high)}",
+            between(rung.kl_low, rung.kl_high),
             format_seconds(rung.seconds),
         )
     return shown

@@ -249,9 +249,10 @@ def print_result(result: Result) -> None:
         f"{result.bits_per_weight:.2f} bits per weight, {against_source(result.compression)}, "
         f"relative weight error {100 * result.relative_error:.2f} %, {format_seconds(result.seconds)}"
     )
-    if result.solvers:
-        kept = ", ".join(f"{count} by {name}" for name, count in result.solvers.items())
-        out.print(f"Layers solved: {kept}.")
+    kept = ", ".join(f"{count} by {name}" for name, count in (result.solvers or {}).items())
+    said = [f"Method: {plain(result.method)}." if result.method else "", f"Layers solved: {kept}." if kept else ""]
+    if any(said):
+        out.print(" ".join(filter(None, said)))
     if result.measurement:
         out.print(measured(result.measurement))
     if result.checked:
@@ -261,10 +262,11 @@ def print_result(result: Result) -> None:
 
 
 def measured(found: Measurement) -> str:
+    ends = found.kl_mean.both
     return (
-        f"KL divergence {found.kl_mean:.4f} ({found.kl_mean.low:.4f} … {found.kl_mean.high:.4f}), "
+        f"KL divergence {found.kl_mean:.4f}{f' ({ends[0]:.4f} … {ends[1]:.4f})' if ends else ''}, "
         f"same top token {100 * found.same_top:.1f} %, perplexity × {found.ppl_ratio:.3f}, "
-        f"on {format_count(found.tokens)} tokens of text {plain(found.data)}"
+        f"on {plain(found.text)}"
     )
 
 

@@ -90,11 +90,11 @@ def copyable(*words: object) -> str:
 
 
 @contextlib.contextmanager
-def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[None]:
+def stop_on_error(as_json: bool = False, resumable: bool | str = False) -> Iterator[None]:
     """Turns what stops a command into its message, its JSON document and its exit code.
 
     A DitherError has its own code; Ctrl-C is 130 and SIGTERM 143, both after everything below has
-    put its work in order, and with a word on whether it can be resumed.
+    put its work in order, and with a word on whether it can be resumed, or with other words on what is left.
     """
     begin()
     before: Any = None
@@ -113,7 +113,8 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
     except (MemoryError, RuntimeError) as error:
         if not is_refusal(error):
             raise
-        refused = DitherError("memory", f"ran out ({error or 'no more could be had'})", out_of_memory(resumable))
+        way_out = out_of_memory(resumable is True)
+        refused = DitherError("memory", f"ran out ({error or 'no more could be had'})", way_out)
         if as_json:
             print_json({"error": refused.to_json()})
         err.print(f"[bold red]error:[/] {plain(refused)}")
@@ -130,7 +131,8 @@ def stop_on_error(as_json: bool = False, resumable: bool = False) -> Iterator[No
         if isinstance(error, SystemExit) and error.code != _TERMINATED:
             raise
         how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", _INTERRUPTED)
-        way_out = "the same command continues where this stopped" if resumable else ""
+        continues = "what is finished is kept, and the same command continues from there"
+        way_out = resumable if isinstance(resumable, str) else continues if resumable else ""
         if as_json:
             print_failure("the run", f"was {how}", way_out)
         err.print(f"\n{how}" + (f"; {way_out}" if way_out else ""))
@@ -144,7 +146,8 @@ def out_of_memory(resumable: bool) -> str:
     way_out = "Close other programs, or take less at a time: --threads 1"
     if not resumable:
         return f"{way_out}."
-    return f"{way_out}, or --max-memory SIZE where the command has it. The same command continues where this stopped."
+    way_out = f"{way_out}, or --max-memory SIZE where the command has it."
+    return f"{way_out} What is finished is kept, and the same command continues from there."
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

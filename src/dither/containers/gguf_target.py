@@ -65,12 +65,13 @@ class GGUFTarget:
         """Types take as many bytes in a header whichever they are: those of any preset tell."""
         options = Options(_ANY_PRESET.to, plan="0" * 64)
         mix = make_mix(model, options, store.tensors if store else ())
-        recipe = recipe_json(model, options, store, solver, transforms)
+        recipe = recipe_json(model, options, mix, store, solver, transforms)
         metadata = self._metadata(model, mix, recipe, store, True)
         return len(lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).header)
 
     def file_bytes(self, model: Model, mix: Mix, store: EvidenceStore | None, solver: str, measured: bool) -> int:
-        metadata = self._metadata(model, mix, recipe_json(model, self.options, store, solver), store, measured)
+        recipe = recipe_json(model, self.options, mix, store, solver)
+        metadata = self._metadata(model, mix, recipe, store, measured)
         return lay_out(metadata, [(t.name, t.shape, t.type) for t in mix.tensors]).total
 
     def together(self, names: Sequence[str]) -> list[tuple[str, ...]]:

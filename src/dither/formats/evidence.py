@@ -1,7 +1,8 @@
 """The evidence folder: what calibration learnt about every linear layer's input, on disk.
 
     evidence.json     the manifest: model, data, seed, how many tokens, which tensors are in which file
-    tokens.npz        tokens_ST and lengths_S (int32): the very text that was run
+    tokens.npz        tokens_ST and lengths_S (int32): the very text that was run; spare_ST and spare_lengths_S,
+                      optional: more of it, which was not
     blk.N.npz         statistics of block N's inputs; output.npz those of the output matrix
     imatrix.gguf      the mean squares once more, as llama.cpp's tools read them
 
@@ -265,11 +266,18 @@ class EvidenceStore:
 
     def tokens(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """(tokens_ST, lengths_S) of the text that was run.  Raises UsageError for a mere matrix."""
+        return self._text("tokens_ST", "lengths_S")
+
+    def spare_tokens(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+        """The same of further text that was not run, for measuring; None in a folder that holds none."""
+        return self._text("spare_ST", "spare_lengths_S") if "spare_ST" in self._members_of(TOKENS) else None
+
+    def _text(self, tokens: str, lengths: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         if self.matrix is not None:
             raise UsageError(str(self.path), "is an importance matrix and holds no text", _CALIBRATE_AGAIN)
         members = self._members_of(TOKENS)
-        tokens_ST = _member(members, self.path / TOKENS, "tokens_ST", np.int32, 2).read()
-        lengths_S = _member(members, self.path / TOKENS, "lengths_S", np.int32, 1).read()
+        tokens_ST = _member(members, self.path / TOKENS, tokens, np.int32, 2).read()
+        lengths_S = _member(members, self.path / TOKENS, lengths, np.int32, 1).read()
         if len(lengths_S) != len(tokens_ST) or not ((lengths_S >= 0).all() and (lengths_S <= tokens_ST.shape[1]).all()):
             raise FormatError(str(self.path / TOKENS), "has lengths that fit no sequences", _CALIBRATE_AGAIN)
         return tokens_ST, lengths_S

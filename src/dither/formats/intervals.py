@@ -3,6 +3,9 @@
 In Python a figure is one `Interval`: a float, so that it computes, compares and formats as the number it is, with
 its ends beside it.  In a file and in `--json` it is three fields, `kl_mean`, `kl_mean_low` and `kl_mean_high`,
 because that is what charts and CI jobs read most easily.  `IntervalRecord` turns one form into the other.
+
+A figure from one sample has no interval: both ends are None then, and null in a file.  The figure itself twice
+would say that it is certain.
 """
 
 from __future__ import annotations
@@ -15,15 +18,21 @@ from pydantic_core import core_schema
 
 from dither.display import interval
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Interval(float):
-    """A figure, and the ends of the interval around it."""
+    """A figure, and the ends of the interval around it: both, or neither."""
 
     LEAST: ClassVar[float | None] = None  # none of the three may be below it
-    low: float
-    high: float
+    ALWAYS: ClassVar[bool] = False  # whether its ends are there in any case
+    low: float | None
+    high: float | None
 
-    def __new__(cls, value: float, low: float, high: float) -> Interval:
+    def __new__(cls, value: float, low: float | None = None, high: float | None = None) -> Self:
+        if (low is None) != (high is None):
+            raise ValueError("an interval has two ends, or none")
         found = super().__new__(cls, value)
         found.low, found.high = low, high
         return found
@@ -33,13 +42,20 @@ class Interval(float):
         return float(self)
 
     @property
-    def ends(self) -> dict[str, float]:
+    def ends(self) -> dict[str, float | None]:
         return {"value": self.value, "low": self.low, "high": self.high}
+
+    @property
+    def both(self) -> tuple[float, float] | None:
+        """The two ends, where there is an interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     def with_ends(self, form: str = ".3g") -> str:
         """
         >>> Interval(0.0312, 0.03, 0.0323).with_ends(), Interval(0.9, 0.88, 0.92).with_ends(".0%")
         ('0.0312 (95 %: 0.03 to 0.0323)', '90% (95 %: 88% to 92%)')
+        >>> Interval(0.0312).with_ends()
+        '0.0312'
         """
         return interval(self, self.low, self.high, form)
 
@@ -51,13 +67,14 @@ class Interval(float):
 
     __hash__ = float.__hash__
 
-    def __reduce__(self) -> tuple[type[Interval], tuple[float, ...]]:  # copied and pickled whole
+    def __reduce__(self) -> tuple[type[Interval], tuple[float | None, ...]]:  # copied and pickled whole
         return type(self), tuple(self.ends.values())
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        number = core_schema.typed_dict_field(core_schema.float_schema(allow_inf_nan=False, ge=cls.LEAST))
-        three = core_schema.typed_dict_schema(dict.fromkeys(("value", "low", "high"), number))
+        number = core_schema.float_schema(allow_inf_nan=False, ge=cls.LEAST)
+        end = core_schema.typed_dict_field(number if cls.ALWAYS else core_schema.nullable_schema(number))
+        three = core_schema.typed_dict_schema({"value": core_schema.typed_dict_field(number), "low": end, "high": end})
         flat = core_schema.plain_serializer_function_ser_schema(float)
         return core_schema.no_info_after_validator_function(lambda ends: cls(**ends), three, serialization=flat)
 

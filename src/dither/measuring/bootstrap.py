@@ -14,8 +14,9 @@ of 32 sequences the middle 95.9 %, of 16 the middle 97.2 %.
 Drawing a sequence k times is giving its tokens the weight k.  Means then need per-sequence sums alone,
 and a quantile is found by walking the tokens, sorted once, until their weights reach it.
 
-What it cannot do: with a handful of sequences (below eight) the intervals mean little, and no
-resample ever exceeds the largest value seen, so the maximum's interval has no honest upper end.
+What it cannot do: one sequence has no interval, and none is given.  With a handful of sequences (below eight) the
+intervals mean little, and no resample ever exceeds the largest value seen, so the maximum's interval has no honest
+upper end.
 
 Legend: N tokens, S sequences, D draws.
 """
@@ -33,6 +34,7 @@ from dither.formats.intervals import Interval
 from dither.measuring.per_token import Doubles, Integers, PerToken
 
 DRAWS = 1000
+LEAST_SEQUENCES = 2  # one has no interval
 FEW_SEQUENCES = 8
 QUANTILES: Mapping[str, float] = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_p999": 0.999}
 
@@ -84,10 +86,8 @@ def tail(sequences: int) -> float:
     """The share of draws left out at each end: Φ(−t·√(S/(S − 1))), t Student's 97.5 % point.
 
     t comes from the Cornish-Fisher expansion in 1/ν, ν = S − 1 (Abramowitz, Stegun, 26.7.5), which is right to
-    0.1 % from ν = 5 on.
+    0.1 % from ν = 5 on.  There must be two sequences.
     """
-    if sequences < 2:
-        return 0.025
     z, nu = NormalDist().inv_cdf(0.975), sequences - 1
     t = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * nu**3)
@@ -95,6 +95,8 @@ def tail(sequences: int) -> float:
 
 
 def _interval(values_D: Doubles, sequences: int) -> Interval:
+    if sequences < LEAST_SEQUENCES:
+        return Interval(float(values_D[0]))  # every draw is the sample itself: nothing spreads
     outside = tail(sequences)
     low, high = np.quantile(values_D[1:], (outside, 1 - outside))
     return Interval(float(values_D[0]), float(low), float(high))

@@ -20,9 +20,10 @@ from dither.containers.presets import preset_of
 from dither.errors import SourceError, UsageError
 from dither.measuring.bootstrap import FEW_SEQUENCES, summarize
 from dither.measuring.per_token import PerToken, scored_positions
-from dither.measuring.schema import Measurement
+from dither.measuring.schema import THIN_TOKENS, Measurement
 from dither.system.files import bytes_of, sha256_of
 from dither.types import Model
+from dither.units import counted
 
 if TYPE_CHECKING:
     from dither.measuring.text import Sequences
@@ -81,6 +82,9 @@ def check_text(text: Sequences, skip: int | None) -> list[str]:
     if scored < FEW_SEQUENCES:
         what = "1 sequence has no interval" if scored == 1 else f"Intervals over {scored} sequences mean little"
         notes.append(f"{what}: give more --tokens, or a shorter context with -c.")
+    if len(sequence_N) < THIN_TOKENS:
+        only = f"{counted(len(sequence_N), 'token')} scored"
+        notes.append(f"A thin proof, {only}: {THIN_TOKENS:,} and more tell what the next text will say.")
     return notes
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from dither._version import __version__
 from dither.engines.vocabulary import vocabulary_fingerprint
-from dither.errors import UsageError
+from dither.errors import DitherError, OutputError, UsageError
 from dither.formats.arrays import read_members
 from dither.formats.evidence import (
     IMATRIX,
@@ -35,7 +35,8 @@ from dither.formats.evidence import (
 from dither.formats.imatrix import write_imatrix
 from dither.formats.tensor_names import block_of
 from dither.measuring.calibration_folder import Folder
-from dither.measuring.text import BATCH_TOKENS, SELF, Sequences, checked_context, sequences, tokens_sha256
+from dither.measuring.text import BATCH_TOKENS, SELF, Sequences, checked_context, pack, sequences, tokens_sha256
+from dither.measuring.written import WRITTEN
 from dither.models.blocks import open_blocks
 from dither.models.source import open_model
 from dither.progress import Progress, Silent
@@ -170,21 +171,39 @@ def calibrate(
 def _text(
     folder: Folder, model: Model, data: str | Path, tokens: int, context: int, seed: int, running: _Running
 ) -> Sequences:
-    """The sequences to run: those an interrupted run let the model write, because writing takes minutes."""
+    """The sequences to run: those an interrupted run let the model write, because writing takes minutes, whole or
+    as far as they go."""
     kept = folder.state.get("text")
     if kept is not None and str(data) == SELF and (folder.path / TOKENS).is_file():
         members = read_members(folder.path / TOKENS)
         tokens_ST, lengths_S = members["tokens_ST"].read(), members["lengths_S"].read()
         if tokens_sha256(tokens_ST, lengths_S) == kept["sha256"]:
             return Sequences(tokens_ST, lengths_S, kept["name"], kept["sha256"], kept["seed"], tuple(kept["notes"]))
+    from dither.measuring.collect import spare_sequences
+
     how: dict[str, Any] = {"threads": running.threads, "progress": running.progress}
-    text = sequences(model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, **how)
+    how["spare"] = spare_sequences(tokens // context, context)
+    if str(data) == SELF:
+        folder.save()  # what is asked for, so that a later run knows whose the text is that is written from now on
+    try:
+        text = sequences(model, data, tokens=tokens, context=context, seed=seed, scratch=folder.path, **how)
+    except OutputError:
+        raise
+    except DitherError:
+        if str(data) == SELF and not (folder.path / WRITTEN).exists():  # nothing that a later run could go on from
+            folder.clear()
+        raise
     if kept is not None and kept["sha256"] != text.sha256:
         (running.progress or Silent()).note("The text has changed since the unfinished calibration: it starts over.")
         folder.state.update(files={}, few={})
-    write_arrays(folder.path / TOKENS, {"tokens_ST": text.tokens_ST, "lengths_S": text.lengths_S})
+    arrays = {"tokens_ST": text.tokens_ST, "lengths_S": text.lengths_S}
+    if text.spare:
+        more = pack(map(list, text.spare), text.name, seed)
+        arrays |= {"spare_ST": more.tokens_ST, "spare_lengths_S": more.lengths_S}
+    write_arrays(folder.path / TOKENS, arrays)
     folder.state["text"] = {"name": text.name, "sha256": text.sha256, "seed": seed, "notes": list(text.notes)}
     folder.save()
+    folder.forget_writing()
     return text
 
 

@@ -19,15 +19,17 @@ from typing import Any
 
 from dither.errors import OutputError
 from dither.formats.evidence import MANIFEST
+from dither.measuring.written import WRITTEN
 from dither.system import native
 from dither.system.files import replace, writing
 from dither.units import format_bytes
 
 RUN = "run.json"
-WRITER = "writer-"  # a temporary folder that a killed run could not remove
+WRITER = "writer-"  # a temporary folder that a killed run of an earlier version could not remove
+WRITER_FILE = "writer.gguf"  # the copy of the model that writes the text, until the text is written
 _OURS = re.compile(
-    r"((blk\.\d+|output|tokens)\.npz|imatrix\.gguf|(evidence|run)\.json)((\.\d+)?\.part)?|"
-    r"(hidden|back|sensitivity)\..*"
+    r"((blk\.\d+|output|tokens)\.npz|imatrix\.gguf|(evidence|run)\.json|written\.jsonl)((\.\d+)?\.part)?|"
+    r"writer\.gguf(\.part(\.journal)?)?|(hidden|back|sensitivity)\..*"
 )
 
 
@@ -104,6 +106,11 @@ class Folder(AbstractContextManager["Folder"]):
             (self.path / name).unlink(missing_ok=True)
         for entry in self._ours():
             entry.unlink()
+
+    def forget_writing(self) -> None:
+        """Removes what the model's own text was written with: it is whole, and `state` knows it."""
+        for name in (WRITTEN, WRITER_FILE):
+            (self.path / name).unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Removes what only a continued run would need: this one is finished."""

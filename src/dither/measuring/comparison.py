@@ -35,18 +35,19 @@ class Comparison:
 
     @property
     def overlap(self) -> bool | None:
-        """Whether the intervals of both kl_mean overlap; None if they cannot be compared."""
+        """Whether the intervals of both kl_mean overlap; None if they cannot be compared, or if one has none."""
         if self.a is None or other_terms(self.a, self.b):
             return None
-        return self.a.kl_mean.low <= self.b.kl_mean.high and self.b.kl_mean.low <= self.a.kl_mean.high
+        ours, theirs = self.a.kl_mean.both, self.b.kl_mean.both
+        return None if ours is None or theirs is None else ours[0] <= theirs[1] and theirs[0] <= ours[1]
 
     @property
     def verdict(self) -> str:
         """One of "lower", "higher" (B's divergence, beyond chance), "same" (cannot be told), "" (no A)."""
-        if self.a is None or self.overlap is None:
+        if self.a is None or other_terms(self.a, self.b):
             return ""
-        apart = self.difference
-        if self.overlap if apart is None else apart.low <= 0 <= apart.high:
+        apart, ends = self.difference, self.difference.both if self.difference is not None else None
+        if self.overlap is None or (self.overlap if ends is None else ends[0] <= 0 <= ends[1]):
             return "same"
         return "lower" if (self.b.kl_mean - self.a.kl_mean if apart is None else apart) < 0 else "higher"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from dither.formats.evidence import EvidenceStore
 from dither.measuring import schema
 from dither.measuring.build import SEED, About, check_text, content_sha256
 from dither.measuring.collect import held_back
+from dither.measuring.proof import embedded_text
 from dither.measuring.schema import Measurement
 from dither.measuring.stream import measure_stream
 from dither.measuring.text import Sequences, pack, sequences
@@ -35,12 +35,8 @@ class EmbeddedMeasurement:
 
     @property
     def embedded(self) -> str:
-        """The document that goes into the file; lists of one value per block or sequence would take too much room.
-
-        How long it took stands in the JSON file alone: the same work shall give the same bytes, however it went.
-        """
-        lists: dict[str, Any] = {"drift": (), "sequence_kl": (), "sequence_tokens": (), "notes": ()}
-        return self.measurement.model_copy(update={"file_sha256": "", "seconds": 0.0, **lists}).model_dump_json()
+        """The document that goes into the file."""
+        return embedded_text(self.measurement)
 
     def save(self) -> None:
         """Writes `<file>.measure.json`; to be called when the file's bytes are final."""
@@ -77,11 +73,13 @@ def measure_written(
 
 
 def held_back_text(store: EvidenceStore) -> Sequences:
-    """The sequences of a calibration that are not in its Hessians."""
+    """The sequences of a calibration that are not in its Hessians: those it held back, then those it did not run."""
     tokens_ST, lengths_S = store.tokens()
     held_S = np.asarray(held_back(len(lengths_S)))
     if not held_S.any():
         held_S[-1] = True
     about = store.manifest["data"]
     kept = [tokens_ST[s, : lengths_S[s]].tolist() for s in np.flatnonzero(held_S)]
+    if (spare := store.spare_tokens()) is not None:
+        kept += [row_T[:length].tolist() for row_T, length in zip(*spare, strict=True) if length > 1]
     return pack(kept, f"held back from {about['name']}", int(about.get("seed", 0)))

@@ -4,21 +4,26 @@ Every number that a chart or a CI job may want is a field of its own, the ends o
 as `<field>_low` and `<field>_high` (`formats.intervals`).  Two versions travel with it: `schema_version` changes
 when a field is renamed or removed, `metric_version` when a number is computed differently, so that
 figures of different meaning are never compared in silence.
+
+One scored sequence has no interval: the ends are null.  Below 4,096 scored tokens the measurement calls itself thin:
+its interval is of the few sequences that were drawn, and the next text may say something else.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, computed_field, model_validator
 
 from dither.display import pairs
 from dither.formats.intervals import Interval, IntervalRecord
 from dither.formats.sidecars import Sidecar
-from dither.units import format_bytes
+from dither.units import format_bytes, format_count
 
 SCHEMA_VERSION = 2
 METRIC_VERSION = 1
+THIN_TOKENS = 4096  # scored; below, a measurement is called thin
+THIN_WORDS = f"a thin proof: below {THIN_TOKENS:,} tokens"
 SUFFIX = ".measure.json"
 _LARGEST_FILE = 64 * 2**20  # bytes; a measurement of a thousand blocks and sequences is under 1 MiB
 _AGAIN = "Measure the file again with `dither measure`."
@@ -64,6 +69,7 @@ class Measurement(IntervalRecord):
     sequence_kl: tuple[float, ...] = ()  # each sequence's mean, so that two files can be compared in pairs
     sequence_tokens: tuple[int, ...] = ()
 
+    proof: Literal["", "renewed", "kept"] = ""  # what became of the measurement that the file itself carries
     seconds: float = Field(default=0.0, ge=0)
     notes: tuple[str, ...] = ()
 
@@ -75,6 +81,25 @@ class Measurement(IntervalRecord):
             return {**document, "schema_version": SCHEMA_VERSION, "tensor_bytes": document.get("bytes")}
         return document
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def thin(self) -> bool:
+        """Whether too few tokens were scored to rely on it."""
+        return self.tokens < THIN_TOKENS
+
+    @property
+    def text(self) -> str:
+        """What it was measured on, in words, and whether that is little."""
+        return f"{format_count(self.tokens)} tokens of {self.data}" + (f" ({THIN_WORDS})" if self.thin else "")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_interval_of_one(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Measurements of earlier versions give one sequence's figure thrice."""
+        if given.get("sequences") != 1:
+            return given
+        return given | {f"{name}_{end}": None for name in cls._intervals for end in ("low", "high")}
+
     def _repr_html_(self) -> str:
         """In a notebook."""
         rows = [
@@ -83,7 +108,7 @@ class Measurement(IntervalRecord):
             ("99 % of tokens below", f"{self.kl_p99.with_ends()} nats"),
             ("same top token", self.same_top.with_ends(".1%")),
             ("perplexity", f"× {self.ppl_ratio.with_ends('.4g')}"),
-            ("measured on", f"{self.tokens} tokens of {self.data}, in sequences of {self.context}"),
+            ("measured on", f"{self.text}, in sequences of {self.context}"),
         ]
         return pairs(f"{self.file}, {self.type}, against {self.reference}", rows, self.notes)
 

@@ -10,7 +10,9 @@ sequences of the context's length, as files are.
 llama.cpp writes them: with the file itself if it is a GGUF of about 8 bits per weight or fewer, otherwise with a
 temporary Q8_0 copy.  Several texts are written at once, because one pass over the weights then serves all of them.
 They are asked for in one request, so that their order, and with it every last digit, depends on the seed alone:
-the same seed on the same machine gives the same text.
+the same seed on the same machine gives the same text.  A request goes at most 256 tokens on, and is kept when it
+is answered (`written`), so that an interrupted run goes on where it was and ends with the same text; continuing a text
+means reading it once more, which is why requests are not shorter.
 
 Legend: R rows of a chunk, C columns, V vocabulary.
 """
@@ -29,8 +31,9 @@ from dither.codecs import codec as find_codec
 from dither.containers.gguf import GGUFOutput, can_hold, recipe_metadata
 from dither.engines.llamacpp import EngineError, LlamaCpp
 from dither.errors import OutputError
-from dither.measuring.calibration_folder import WRITER
+from dither.measuring.calibration_folder import WRITER, WRITER_FILE
 from dither.measuring.cutting import pieces, with_bos
+from dither.measuring.written import Written
 from dither.progress import Progress, Silent
 from dither.types import Model, Tensor, Yes
 
@@ -42,39 +45,68 @@ _FILE_TYPE_Q8_0 = 7  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q8_0
 _NORMAL = 1  # llama.cpp's LLAMA_TOKEN_TYPE_NORMAL
 _MARK = "QUESTION"
 _SHORTEST = 8  # tokens; shorter texts are of no use
+_GOES_ON = 256  # tokens that one request adds to each text
 _FRUITLESS = 4  # requests in a row that yield nothing before giving up
 _Text = list[int]
 
 
 def write_text(
     model: Model,
+    count: int,
+    spare: int = 0,
     *,
-    tokens: int,
     context: int,
     seed: int,
     scratch: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[_Text], str, tuple[str, ...]]:
-    """`tokens` // `context` sequences of `context` token ids that the model wrote; their name; notes.
+    """`count` sequences of `context` token ids that the model wrote, and `spare` others; their name; notes.
 
-    A temporary Q8_0 file is written in `scratch` (by default the system's temporary folder).
+    The first `count` are the same whatever is spare.
+
+    What `scratch` holds of an interrupted run of the same work is used, and what is written is kept there: the text,
+    and the Q8_0 file that writes it.  Without a `scratch` nothing is kept.
     Raises EngineError if llama.cpp cannot run the model, OutputError if the disk is full.
     """
     report = progress or Silent()
     with _runnable(model, scratch, report) as (path, notes):
         report.note("The model writes its own text.")
         with _Writer(path, context=context, seed=seed, threads=threads, slots=SLOTS) as writer:
-            stream, more = _write(writer, model, tokens // context, context, seed, report)
-            found = pieces(stream, context, writer.bos)[: tokens // context]
+            writer.kept = Written(scratch)
+            report.start((count + spare) * context, 0)
+            stream, more = _write(writer, model, count, context, np.random.default_rng(seed), report)
+            found = pieces(stream, context, writer.bos)[:count]
+            if spare:
+                stream, _ = _write(writer, model, spare, context, np.random.default_rng([seed, 1]), report)
+                found += pieces(stream, context, writer.bos)[:spare]
+            if writer.kept.replayed:
+                report.note(f"{writer.kept.replayed} tokens of the text were kept from before the interruption.")
     return found, f"self (seed {seed})", (*notes, *more)
 
 
 class _Writer(LlamaCpp):
     """llama.cpp with several slots, each of them with a context of its own."""
 
+    kept = Written(None)
+
     def continued(self, prompts: Sequence[_Text], limit: int, seed: int, report: Progress) -> list[_Text]:
         """The continuation of each prompt, with the end token if the model ended it."""
+        written: list[_Text] = [[] for _ in prompts]
+        going = list(range(len(prompts)))
+        for start in range(0, limit, _GOES_ON):
+            step = min(_GOES_ON, limit - start)
+            asked = [[*prompts[index], *written[index]] for index in going]
+            found = self._goes_on(asked, step, seed + start, report)
+            for index, text in zip(going, found, strict=True):
+                written[index] += text
+            going = [index for index, text in zip(going, found, strict=True) if len(text) == step]
+            if not going:
+                break
+        return written
+
+    def _goes_on(self, prompts: Sequence[_Text], limit: int, seed: int, report: Progress) -> list[_Text]:
+        """One request, or what it was answered before the run was interrupted."""
         body = {
             "prompt": list(prompts),
             "n_predict": limit,
@@ -85,20 +117,24 @@ class _Writer(LlamaCpp):
             "min_p": 0.05,
             "return_tokens": True,
         }
-        # Not streamed: a stream of text pieces leaves out tokens that end inside a character.
-        answers = self._call("/completion", body)
-        written: list[_Text] = [[] for _ in prompts]
-        for answer in answers if isinstance(answers, list) else [answers]:
-            written[int(answer.get("index", 0))] = [int(token) for token in answer["tokens"]]
+
+        def write() -> list[_Text]:
+            # Not streamed: a stream of text pieces leaves out tokens that end inside a character.
+            answers = self._call("/completion", body)
+            texts: list[_Text] = [[] for _ in prompts]
+            for answer in answers if isinstance(answers, list) else [answers]:
+                texts[int(answer.get("index", 0))] = [int(token) for token in answer["tokens"]]
+            return texts
+
+        written = self.kept.answers(body, write)
         report.advance(sum(map(len, written)), "writing text")
         return written
 
 
 def _write(
-    writer: _Writer, model: Model, sequences: int, context: int, seed: int, report: Progress
+    writer: _Writer, model: Model, sequences: int, context: int, rng: np.random.Generator, report: Progress
 ) -> tuple[_Text, list[str]]:
     """One stream of tokens, long enough for all sequences, and notes."""
-    rng = np.random.default_rng(seed)
     words_V = _word_starts(model)
     wanted = sequences * context
     opening = _user_opening(writer)
@@ -106,7 +142,6 @@ def _write(
     notes = []
     if opening and not chats:
         notes.append(f"A context of {context} has no room for the chat template: no conversations were written.")
-    report.start(wanted, 0)
     stream: _Text = []
     asked = fruitless = 0
     while len(stream) < wanted:
@@ -173,15 +208,22 @@ def _runnable(model: Model, scratch: Path | None, report: Progress) -> Iterator[
     if model.kind == "gguf" and bits <= _ENOUGH_BITS:
         yield Path(model.files[0]), []
         return
+    told = ["The text was written by a Q8_0 copy of the model."]
+    if scratch is not None:
+        path = scratch / WRITER_FILE
+        if not path.is_file():
+            write_q8_0(model, path, report)
+        yield path, told
+        return
     try:
-        folder = tempfile.TemporaryDirectory(prefix=WRITER, dir=scratch)
+        folder = tempfile.TemporaryDirectory(prefix=WRITER)
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
-        raise OutputError(str(scratch), reason, "Choose another place with -o.") from None
+        raise OutputError(tempfile.gettempdir(), reason, "Set TMPDIR to another folder.") from None
     with folder:
         path = Path(folder.name) / "writer.gguf"
         write_q8_0(model, path, report)
-        yield path, ["The text was written by a Q8_0 copy of the model."]
+        yield path, told
 
 
 def write_q8_0(model: Model, path: Path, report: Progress) -> None:
@@ -192,6 +234,9 @@ def write_q8_0(model: Model, path: Path, report: Progress) -> None:
     report.start(model.parameters, 0)
     with GGUFOutput(path, metadata, entries, model.fingerprint) as output:
         for tensor in model.tensors:
+            if tensor.name in output.finished:
+                report.advance(tensor.size, "preparing a Q8_0 copy to write text with")
+                continue
             encode, step = find_codec(types[tensor.name]).encode, max(1, _CHUNK_WEIGHTS // tensor.columns)
             for start in range(0, tensor.rows, step):
                 w_RC = tensor.read(start, min(start + step, tensor.rows))

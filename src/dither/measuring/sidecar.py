@@ -14,7 +14,8 @@ from typing import Any
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError
 from dither.formats.gguf import read_header
-from dither.measuring.schema import SUFFIX, Measurement, load, parse, path_for
+from dither.measuring.proof import read
+from dither.measuring.schema import SUFFIX, Measurement, load, path_for
 from dither.types import Model
 
 _MOST = 64  # files looked at in a folder
@@ -59,5 +60,5 @@ def _read(path: Path) -> Measurement | None:
 def _embedded(metadata: Mapping[str, Any]) -> Measurement | None:
     field = metadata.get(MEASUREMENT)
     with suppress(DitherError):
-        return parse(str(field.value), MEASUREMENT) if field else None
+        return read(str(field.value), MEASUREMENT) if field else None
     return None

@@ -23,7 +23,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Sequences:
     sha256: str
     seed: int
     notes: tuple[str, ...] = ()
+    spare: tuple[tuple[int, ...], ...] = ()  # further sequences, where they were asked for and are there
 
     @property
     def tokens(self) -> int:
@@ -75,11 +76,14 @@ def sequences(
     tokens: int,
     context: int | None = None,
     seed: int = 0,
+    spare: int = 0,
     scratch: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sequences:
     """At most `tokens` token ids of `data`, in sequences of at most `context` (512, or the model's).
+
+    `spare` is how many sequences more are wanted, beside those; nothing is said where the data hold fewer.
 
     For `self`: the text is sampled with `seed`, `scratch` is a folder for a temporary file that may be as large
     as the model, `threads` defaults to the physical cores.  If there are fewer tokens than asked for, a note
@@ -92,12 +96,13 @@ def sequences(
     if str(data) == SELF:
         from dither.measuring.self_text import write_text
 
+        count = tokens // context
         ids, name, notes = write_text(
-            model, tokens=tokens, context=context, seed=seed, scratch=scratch, threads=threads, progress=progress
+            model, count, spare, context=context, seed=seed, scratch=scratch, threads=threads, progress=progress
         )
-        return pack(ids, name, seed, notes)
+        return _with_spare(pack(ids[:count], name, seed, notes), ids[count:])
     with Vocabulary(model) as vocabulary:
-        return _from_data(vocabulary, data, tokens, context, seed)
+        return _from_data(vocabulary, data, tokens, context, seed, spare)
 
 
 def checked_context(model: Model, tokens: int, context: int | None) -> int:
@@ -131,6 +136,10 @@ def pack(ids: Iterable[list[int]], name: str, seed: int, notes: Iterable[str] = 
     return Sequences(tokens_ST, lengths_S, name, tokens_sha256(tokens_ST, lengths_S), seed, tuple(notes))
 
 
+def _with_spare(text: Sequences, ids: Iterable[list[int]]) -> Sequences:
+    return replace(text, spare=tuple(map(tuple, ids)))
+
+
 def tokens_sha256(tokens_ST: Ints, lengths_S: Ints) -> str:
     """sha256 (hex) over each sequence's length and ids, little-endian int32, padding left out."""
     digest = hashlib.sha256()
@@ -139,10 +148,10 @@ def tokens_sha256(tokens_ST: Ints, lengths_S: Ints) -> str:
     return digest.hexdigest()
 
 
-def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: int, seed: int) -> Sequences:
+def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: int, seed: int, spare: int) -> Sequences:
     name = str(data)
     if name.startswith(HUB):
-        return _from_records(vocabulary, hub_records(name.removeprefix(HUB)), tokens, context, seed, name)
+        return _from_records(vocabulary, hub_records(name.removeprefix(HUB)), tokens, context, seed, name, spare)
     path = Path(data).expanduser()
     if path.is_dir():
         raise SourceError(str(path), "is a folder", "Name a text file, or a .jsonl file of records.")
@@ -150,15 +159,15 @@ def _from_data(vocabulary: Vocabulary, data: str | Path, tokens: int, context: i
         way_out = "Name a text file, hf:DATASET, or `self` to let the model write its own text."
         raise SourceError(str(path), "no such file", way_out)
     if path.suffix.lower() in _RECORDS:
-        return _from_records(vocabulary, json_records(path), tokens, context, seed, path.name)
+        return _from_records(vocabulary, json_records(path), tokens, context, seed, path.name, spare)
     count = tokens // context
-    found = _plain_chunks(vocabulary, path, count, context)
+    found = _plain_chunks(vocabulary, path, count + spare, context)
     if not found:
         raise _too_short(path.name, len(vocabulary.tokenize(_prefix(path, None))), context)
     notes = []
     if len(found) < count:
         notes.append(f"{path.name} fills {len(found)} sequences of {context} tokens, not the {count} asked for.")
-    return pack(found, path.name, seed, notes)
+    return _with_spare(pack(found[:count], path.name, seed, notes), found[count:])
 
 
 def _too_short(name: str, found: int, needed: int) -> UsageError:
@@ -199,24 +208,36 @@ def _prefix(path: Path, size: int | None) -> str:
 
 
 def _from_records(
-    vocabulary: Vocabulary, records: Iterator[str | Conversation], tokens: int, context: int, seed: int, name: str
+    vocabulary: Vocabulary,
+    records: Iterator[str | Conversation],
+    tokens: int,
+    context: int,
+    seed: int,
+    name: str,
+    spare: int,
 ) -> Sequences:
     found: list[list[int]] = []
+    more: list[list[int]] = []
     left, dropped, plain = tokens, 0, 0
+    spared = spare * context  # tokens of spare sequences that are still wanted
     for record in records:
         plain += not isinstance(record, str) and not vocabulary.has_chat_template
         for piece in pieces(_record_ids(vocabulary, record), context, vocabulary.bos):
             if len(piece) < _SHORTEST:
                 dropped += 1
                 continue
-            found.append(piece[:left])
-            left -= len(found[-1])
-            if left < _SHORTEST:
-                return pack(found, name, seed, _record_notes(name, tokens, 0, dropped, plain))
-    used = tokens - left
+            if left >= _SHORTEST:
+                found.append(piece[:left])
+                left -= len(found[-1])
+            elif spared >= _SHORTEST:
+                more.append(piece[:spared])
+                spared -= len(more[-1])
+            if left < _SHORTEST and spared < _SHORTEST:
+                return _with_spare(pack(found, name, seed, _record_notes(name, tokens, 0, dropped, plain)), more)
+    used, missing = tokens - left, left if left >= _SHORTEST else 0
     if used < min(tokens, context):
         raise _too_short(name, used, min(tokens, context))
-    return pack(found, name, seed, _record_notes(name, tokens, left, dropped, plain))
+    return _with_spare(pack(found, name, seed, _record_notes(name, tokens, missing, dropped, plain)), more)
 
 
 def _record_ids(vocabulary: Vocabulary, record: str | Conversation) -> list[int]:

@@ -7,6 +7,7 @@ on the divergence is met as measured: where the prediction was too hopeful, a la
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from dither.planning.rivals import PLANNED, Rival, excess, hold_against, remove
 from dither.quantizing.paths import output_path
 from dither.quantizing.quantize import Result, make_by_plan
 from dither.quantizing.request import Keywords, Making, Running, open_evidence, records, with_keywords
+from dither.system.files import replace as replace_file
 from dither.types import Model
 from dither.units import format_bytes
 
@@ -78,9 +80,15 @@ def quantize_within(
     Raises what `plan` and `quantize` raise; OutputError before any work where the output exists.
     """
     making, running = records(quantize_within, how)
-    started, force, source = time.monotonic(), running.force, opened(model)
+    started, source = time.monotonic(), opened(model)
     target = planned_target(source, to, group, sym)
-    place = output_path(source, target, out, force, [Path(file) for file in source.files], label(wanted))
+    inputs = [Path(file) for file in source.files]
+    place = output_path(source, target, out, True, inputs, label(wanted))
+    judging = _Judging(place)
+    if judging.was_interrupted:
+        running = replace(running, force=True)
+    force = running.force
+    place = output_path(source, target, out, force, inputs, label(wanted))
     beside = place.with_name(place.name.removesuffix(".gguf") + ".toml")
     if beside.exists() and not force and not any(path.exists() for path in unfinished(place)):
         raise OutputError(str(beside), "exists already", "Choose another name with -o, or pass --force.")
@@ -92,13 +100,39 @@ def quantize_within(
     rivals: tuple[Rival, ...] = ()
     winner = PLANNED
     if validate:
-        result, rivals, winner = hold_against(source, wanted, target, planned, result, work.measured, running)
+        with judging:
+            result, rivals, winner = hold_against(source, wanted, target, planned, result, work.measured, running)
     if winner != PLANNED:
         work.notes.append(f"The plan lost to the {winner} on text kept for judging, which was written instead.")
         planned = replace(planned, path=str(beside) if beside.exists() else None)
     for note in work.notes:
         running.progress.note(note)
     return Within(result, planned, rivals, winner, time.monotonic() - started, (*result.notes, *work.notes))
+
+
+class _Judging:
+    """While a finished file is held against others, a mark beside it says so: an interrupted run finds its own file
+    under the name that it wants, and would be refused.  The mark names that very file and no other."""
+
+    def __init__(self, place: Path) -> None:
+        self._place, self._mark = place, place.with_name(place.name + ".judging")
+
+    def _state(self) -> str:
+        found = self._place.stat()
+        return f"{found.st_ino} {found.st_mtime_ns}"
+
+    @property
+    def was_interrupted(self) -> bool:
+        with suppress(OSError):
+            return self._mark.read_text() == self._state()
+        return False
+
+    def __enter__(self) -> None:
+        replace_file(self._mark, self._state().encode(), "Free some space and run it again.")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._mark.unlink(missing_ok=True)
 
 
 class _Work:

@@ -34,8 +34,8 @@ class Rung:
     bytes: int
     bits_per_weight: float
     kl: float
-    kl_low: float
-    kl_high: float
+    kl_low: float | None  # None where one sequence alone was scored
+    kl_high: float | None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:

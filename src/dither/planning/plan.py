@@ -37,6 +37,7 @@ from dither.quantizing.request import (
     Making,
     Running,
     choose_solver,
+    choose_transforms,
     open_evidence,
     options_of,
     records,
@@ -196,7 +197,8 @@ def plan_for(
         check_reachable(source, wanted, target, making.types)
     store = _evidence(source, making.evidence, out, running)
     solver = choose_solver(making.solver, store, running.threads)
-    ready = made_ready(source, store, solver, making.transforms, running.threads)
+    transforms = choose_transforms(making.transforms, target.options, store)
+    ready = made_ready(source, store, solver, transforms, running.threads)
     allowed = candidates(ready.model, importance=ready.known, types=making.types, target=target)
     # What is taken whatever is chosen: the header, and tensors that no plan decides about.
     kept, taken = around(ready.model, target, target.header_bytes(ready.model, store, solver.name, ready.record))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from dither.containers.card import card
 from dither.containers.importance import check_evidence, evidence_notes
 from dither.containers.mix import Mix, Options, check_patterns
 from dither.containers.part_output import PartOutput
-from dither.containers.provenance import ERRORS, MEASUREMENT, recipe_json, source_notes
+from dither.containers.provenance import ERRORS, MEASUREMENT, method_of, name_note, recipe_json, source_notes
 from dither.containers.target import OutputSettings, Target
 from dither.containers.targets import target_of
 from dither.engines import check as engines
@@ -36,7 +36,7 @@ from dither.quantizing import working_memory
 from dither.quantizing.act_order import ActOrder
 from dither.quantizing.carried import carried_notes
 from dither.quantizing.paths import output_path
-from dither.quantizing.request import Making, Running, choose_solver, open_evidence
+from dither.quantizing.request import Making, Running, choose_solver, choose_transforms, open_evidence
 from dither.quantizing.result import Result, solver_counts, tensor_notes, total_error
 from dither.quantizing.rewriting import Rewritten, rewrite
 from dither.quantizing.tensor_pass import TensorPass, no_evidence, prepare
@@ -56,6 +56,7 @@ def make(source: Model, options: Options, making: Making, running: Running, out:
     """
     target = target_of(options, source)
     store = open_evidence(making.evidence)
+    making = replace(making, transforms=choose_transforms(making.transforms, options, store))
     job = _Job(source, target, making, running, store, choose_solver(making.solver, store, running.threads))
     job.check()
     inputs = [*map(Path, source.files), *([store.path] if store else [])]
@@ -76,6 +77,10 @@ class _Job:
     not_counted: float = 0.0  # seconds
     started: float = field(default_factory=time.monotonic)
     engine: str = ""  # that loads the file once, where that is asked for
+
+    @property
+    def transforms(self) -> Sequence[str]:
+        return self.making.transforms or ()
 
     @property
     def sequential(self) -> bool:
@@ -121,7 +126,7 @@ class _Job:
             reason = "needs evidence, and a solver that takes one matrix at a time"
             way_out = "Pass --evidence FOLDER, and neither --statistics sequential nor --solver learned."
             raise UsageError("--act-order", reason, way_out)
-        for name in making.transforms if self.store is None else ():
+        for name in self.transforms if self.store is None else ():
             if find_transform(name, feeds(self.source.arch)).needs:
                 way_out = "Pass --evidence FOLDER of `dither calibrate`."
                 raise UsageError(f"--transform {name}", "needs evidence", way_out)
@@ -135,7 +140,9 @@ class _Job:
         if self.running.max_memory is not None:
             self.running = self._within(self.running.max_memory, rewritten)
         mix, options = rewritten.mix, self.target.options
-        recipe = recipe_json(self.source, options, self.store, self.solver.name, rewritten.record, self.sequential)
+        solver, record = self.solver.name, rewritten.record
+        recipe = recipe_json(self.source, options, mix, self.store, solver, record, self.sequential)
+        self.say(*filter(None, [name_note(json.loads(recipe))]))
         identity = json.dumps([self.source.fingerprint, recipe, [asdict(tensor) for tensor in mix.tensors]])
         order = None
         if options.act_order:
@@ -150,7 +157,7 @@ class _Job:
         """The model behind its transforms, with the mix of types that is to be written."""
         evidence: EvidenceSource = no_evidence if self.store is None else self.store
         known = self.store.tensors if self.store else ()
-        transforms = self.making.transforms
+        transforms = self.transforms
         first = (self._mix_so_far if transforms else self.target.mix)(self.source, known)
         self.say(*source_notes(self.source, first))
         with self._not_counting():
@@ -222,6 +229,7 @@ class _Job:
             tensors=records,
             resumed=resumed,
             notes=tuple(self.notes),
+            method=method_of(json.loads(recipe)),
             solver=self.solver.name,
             solvers=solver_counts(records),
             transforms=rewritten.record,

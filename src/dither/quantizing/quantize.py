@@ -75,7 +75,7 @@ def quantize(
     evidence: str | Path | EvidenceStore | None = None,
     imatrix: str | Path | None = None,
     solver: str | Solver | None = None,
-    transforms: Sequence[str] = (),
+    transforms: Sequence[str] | None = None,
     statistics: str | None = None,
     measure: bool | str | Path = False,
     check: bool = False,
@@ -111,8 +111,10 @@ def quantize(
     type, the solver and the transforms.
     `evidence` is a folder of `dither calibrate` or an importance matrix (`imatrix` is its other name).
     `solver` is "nearest", "half-quadratic", "scales", "gptq" or "learned"; None takes gptq where the evidence
-    holds Hessians.  `transforms` ("awq", "rotate") are applied in order.  `statistics` says where Hessians
-    come from: "parallel" takes the folder's, "sequential" learns them anew behind layers already quantized.
+    holds Hessians.  `transforms` ("awq", "rotate") are applied in order; None makes what is called AWQ an
+    AWQ file where there is evidence (its scales, then the solver), and is none elsewhere, as () is everywhere.
+    `Result.method` and the file say what chose the codes.  `statistics` says where Hessians come from: "parallel"
+    takes the folder's, "sequential" learns them anew behind layers already quantized.
     `max_memory` ("4GiB", or bytes) is what this process may hold while it rounds and measures, the model's files
     not counted: fewer chunks are in flight and less is kept, and what cannot fit is refused by name.
     `measure` adds the KL divergence against `model`, on the evidence's held-back text or on a text file.
@@ -127,7 +129,7 @@ def quantize(
     running = Running.of(threads, device, force, progress)
     if max_memory is not None:
         running = replace(running, max_memory=parse_bytes(max_memory, "--max-memory", 1))
-    making = Making(_one_of(evidence, imatrix), solver, tuple(transforms), None, statistics, measure, check)
+    making = Making(_one_of(evidence, imatrix), solver, transforms, None, statistics, measure, check)
     types: dict[str, Any] = {
         "tensors": tuple(tensors),
         "output_type": output_type,
@@ -163,7 +165,8 @@ def make_by_plan(
         raise UsageError("--plan", f"is for {known.container}, which is no container here", "Plan again.")
     to = known.container or nearest_preset(model, known.tensor_bytes)
     options = Options(to, known.overrides(), plan=plan_sha256(known), folder=in_folder)
-    solver, transforms = making.solver or known.solver or None, tuple(making.transforms) or known.transforms
+    solver = making.solver or known.solver or None
+    transforms = known.transforms if making.transforms is None else tuple(making.transforms)
     return make(model, options, replace(making, solver=solver, transforms=transforms), running, out)
 
 

@@ -33,7 +33,7 @@ class Making:
 
     evidence: AnyEvidence = None
     solver: str | Solver | None = None  # None: gptq where the evidence holds Hessians, else nearest
-    transforms: Sequence[str] = ()
+    transforms: Sequence[str] | None = None  # None: those of the method that a folder's format is called after
     types: Sequence[str] | None = None  # that a plan chooses among; None: all that are sensible
     statistics: str | None = None  # "parallel" (None) or "sequential"
     measure: bool | str | Path = False  # on held-back text (True), or on a file
@@ -63,7 +63,7 @@ class Keywords(TypedDict, total=False):
 
     evidence: AnyEvidence
     solver: str | None
-    transforms: Sequence[str]
+    transforms: Sequence[str] | None
     types: Sequence[str] | None
     threads: int | None
     device: str
@@ -94,6 +94,14 @@ def options_of(to: str, **options: Any) -> Options:
 
 def open_evidence(evidence: AnyEvidence) -> EvidenceStore | None:
     return EvidenceStore.open(evidence) if isinstance(evidence, (str, Path)) else evidence
+
+
+def choose_transforms(wanted: Sequence[str] | None, options: Options, store: EvidenceStore | None) -> tuple[str, ...]:
+    """What was asked for; else, where there is evidence, what makes a folder of the method it is called after."""
+    scheme = find_scheme(options.to) if options.folder else None
+    if wanted is not None or scheme is None or store is None:
+        return tuple(wanted or ())
+    return scheme.transforms
 
 
 def choose_solver(wanted: str | Solver | None, store: EvidenceStore | None, threads: int) -> Solver:

@@ -37,6 +37,7 @@ class Result:
     tensors: dict[str, dict[str, Any]]
     resumed: int  # tensors an interrupted run had finished
     notes: tuple[str, ...]
+    method: str = ""  # what chose the codes: "awq + gptq", "plain rounding"; nothing where none were chosen
     solver: str = "nearest"
     solvers: Mapping[str, int] | None = None
     transforms: Mapping[str, Any] | None = None
@@ -62,7 +63,7 @@ class Result:
             ("size", f"{format_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"),
             ("smaller than the source", f"{self.compression:.2f} ×"),
             ("relative weight error", f"{100 * self.relative_error:.2f} %"),
-            ("solver", self.solver),
+            ("method", self.method or "no codes: numbers alone"),
             ("time", format_seconds(self.seconds)),
         ]
         if self.measurement is not None:
@@ -82,6 +83,7 @@ class Result:
             "compression": self.compression,
             "seconds": self.seconds,
             "relative_error": self.relative_error,
+            "method": self.method,
             "solver": self.solver,
             "solvers": dict(self.solvers or {}),
             "transforms": dict(self.transforms or {}),

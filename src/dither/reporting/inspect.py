@@ -9,7 +9,7 @@ from typing import Any
 
 from dither.containers.mix import PLANNED, count_by_type, is_planned
 from dither.containers.presets import preset_of
-from dither.containers.provenance import MEASUREMENT
+from dither.containers.provenance import MEASUREMENT, method_of, name_note
 from dither.errors import DitherError, FormatError
 from dither.formats.tensor_names import within_block
 from dither.models.source import opened
@@ -65,6 +65,9 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
     size = sum(group["bytes"] for group in types.values())
     number = metadata.get("general.file_type")
     preset = None if number is None else preset_of(number) or f"file type {number}"
+    made = _made_by(metadata)
+    recipe = made["recipe"] if isinstance(made.get("recipe"), dict) else {}
+    made, note = made | ({"method": method} if (method := method_of(recipe)) else {}), name_note(recipe)
     measurement, doubts = _measurement(metadata, found.origin)
 
     def of_arch(key: str) -> Any:
@@ -92,12 +95,12 @@ def inspect(model: str | Path | Model, *, pre: str | None = None) -> Inspection:
         chat_template="tokenizer.chat_template" in metadata,
         types=types,
         groups=_by_group(found),
-        made_by=_made_by(metadata),
+        made_by=made,
         measurement=measurement,
         tensors=[
             {"name": t.name, "shape": list(t.shape), "type": t.stored, "bytes": t.stored_bytes} for t in found.tensors
         ],
-        notes=[*found.notes, *doubts],
+        notes=[*found.notes, *doubts, *filter(None, [note])],
     )
 
 
@@ -106,10 +109,10 @@ def _measurement(metadata: Mapping[str, Any], origin: str) -> tuple[dict[str, An
     text = str(metadata.get(MEASUREMENT, "")).strip()
     if text in ("", "{}"):
         return None, []
-    from dither.measuring.schema import parse  # pydantic, for those files alone that need it
+    from dither.measuring.proof import read  # pydantic, for those files alone that need it
 
     try:
-        return parse(text, f"{origin}: {MEASUREMENT}").model_dump(), []
+        return read(text, f"{origin}: {MEASUREMENT}").model_dump(), []
     except DitherError as error:
         return None, [str(error)]
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
+from dither.containers.folders import find_scheme
 from dither.measuring.build import SEED
 from dither.measuring.schema import Measurement
 from dither.system.json_text import object_in
@@ -82,7 +83,10 @@ def command(recipe: Mapping[str, Any], file: str, source: str = "") -> str | Non
 def _options(recipe: Mapping[str, Any]) -> list[str] | None:
     solver = _text(recipe.get("solver"))
     words = ["--solver", solver] if solver else []
-    for transform in _names(recipe.get("transforms")):
+    transforms = _names(recipe.get("transforms"))
+    if not transforms and _has_default(_text(recipe.get("to"))) and recipe.get("evidence", recipe.get("imatrix")):
+        transforms = ["none"]
+    for transform in transforms:
         words += ["--transform", transform]
     if recipe.get("statistics") == "sequential":
         words += ["--statistics", "sequential"]
@@ -99,6 +103,12 @@ def _options(recipe: Mapping[str, Any]) -> list[str] | None:
     if isinstance(recipe.get("sym"), bool):
         words.append("--sym" if recipe["sym"] else "--asym")
     return words + [f"--{key.replace('_', '-')}" for key in ("pure", "act_order") if recipe.get(key) is True]
+
+
+def _has_default(to: str) -> bool:
+    """Whether transforms are at work there that nobody asked for."""
+    scheme = find_scheme(to)
+    return scheme is not None and bool(scheme.transforms)
 
 
 def _calibrate(evidence: Mapping[str, Any], source: str) -> str | None:

@@ -22,7 +22,7 @@ from dither.containers.mix import count_by_type
 from dither.containers.provenance import MEASUREMENT
 from dither.errors import DitherError
 from dither.formats.ggml import STORED_FLOATS, string
-from dither.measuring import schema
+from dither.measuring import proof, schema
 from dither.measuring.build import content_sha256, type_name
 from dither.measuring.schema import Measurement
 from dither.models.checkpoint import ABOUT
@@ -157,7 +157,7 @@ def measurement_of(facts: Facts) -> tuple[Measurement | None, list[str], bool]:
         return found, *_doubts(found, facts, beside)
     if facts.embedded.strip() in ("", "{}"):
         return None, [], False
-    return schema.parse(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
+    return proof.read(facts.embedded, f"{facts.path}: {MEASUREMENT}"), [], False
 
 
 def _doubts(found: Measurement, facts: Facts, beside: Path) -> tuple[list[str], bool]:
@@ -261,10 +261,11 @@ def _said(found: Measurement | None) -> list[str]:
 def metrics_of(found: Measurement) -> dict[str, TaggedValue]:
     """The document's metrics.  ΔPPL is the ratio's distance from 1 in the reference's perplexity, which the
     same tokens gave and which is taken as it is."""
-    known: dict[str, dict[str, float]] = {key: getattr(found, key).ends for key in _INTERVALS}
+    known: dict[str, dict[str, float | None]] = {key: getattr(found, key).ends for key in _INTERVALS}
     # A logarithm of less than this means nothing, and a ratio to it overflows.
-    known = {key: {end: x if abs(x) > 1e-30 else 0.0 for end, x in ends.items()} for key, ends in known.items()}
-    known["delta_ppl"] = {end: found.ppl_reference * (x - 1) for end, x in found.ppl_ratio.ends.items()}
+    known = {key: {end: 0.0 if x and abs(x) < 1e-30 else x for end, x in ends.items()} for key, ends in known.items()}
+    ratio = found.ppl_ratio.ends
+    known["delta_ppl"] = {end: None if x is None else found.ppl_reference * (x - 1) for end, x in ratio.items()}
     return {key: TaggedValue.model_validate(ends) for key, ends in known.items()}
 
 

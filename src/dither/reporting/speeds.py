@@ -51,10 +51,10 @@ def speed_of(run_id: str, found: Benchmark) -> SpeedRecord:
         run=run_id,
         command=shown(found.command, 1000),
         threads=found.threads,
-        prefill=Value(**found.prefill_tokens_per_second.ends),
-        decode=Value(**found.decode_tokens_per_second.ends),
+        prefill=Value.model_validate(found.prefill_tokens_per_second.ends),
+        decode=Value.model_validate(found.decode_tokens_per_second.ends),
         peak_memory_bytes=found.peak_memory_bytes,
-        joules_per_token=None if joules is None else Value(**joules.ends),
+        joules_per_token=None if joules is None else Value.model_validate(joules.ends),
         joules_note=shown(found.energy_note, 400),
         machine=shown(found.cpu, 400),
     )

@@ -28,7 +28,9 @@ class Spread(Interval):
     """The median of the repeats, with the smallest and the largest of them."""
 
     __slots__ = ()
-    LEAST = 0.0
+    LEAST, ALWAYS = 0.0, True
+    low: float
+    high: float
 
 
 class Benchmark(IntervalRecord):

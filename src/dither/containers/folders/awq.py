@@ -1,7 +1,8 @@
 """AWQ as its GEMM kernels want it: integers of 4 bits in groups along a row, with zero points.
 
 The format is a grid and an order of nibbles; the method of the same name (scales that protect channels) is a
-transform, `--transform awq`, and goes with any container.
+transform, `--transform awq`, and goes with any container.  Where there is evidence it is applied unless somebody
+chooses transforms: a file called AWQ is to be one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class AwqFolder(Scheme):
     name, title, listed = "awq", "AWQ", 0
     loaded_by = ("vLLM", "SGLang", "transformers")
     needs = "gptqmodel"
+    named_after, transforms = frozenset({"awq"}), ("awq",)
     words = "integers of 4 bits with zero points; vLLM, SGLang, transformers with gptqmodel"
 
     def codec(self, wish: Wish) -> str:

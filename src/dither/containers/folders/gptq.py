@@ -40,6 +40,7 @@ def _inside_blocks(modules: Iterable[str]) -> list[str]:
 
 class GptqFolder(Scheme):
     name, title = "gptq", "GPTQ"
+    named_after = frozenset({"gptq", "learned"})  # which starts from gptq's codes
     words = "integers of 2, 3, 4 or 8 bits in groups; vLLM, SGLang, transformers with gptqmodel"
     listed = 0
     loaded_by = ("vLLM", "SGLang", "transformers")
@@ -101,7 +102,7 @@ class GptqFolder(Scheme):
             "checkpoint_format": "gptq_v2" if kind.affine else "gptq",
             **({"dynamic": rules} if rules else {}),
             **({"modules_in_block_to_quantize": [inside]} if inside else {}),
-            "meta": {"quantizer": [f"dither:{__version__}"]},
+            "meta": {"quantizer": [f"dither:{__version__}"], **({"method": wish.method} if wish.method else {})},
         }
 
     def documents(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Wish:
     sym: bool | None = None  # around zero, or with a zero point
     dtype: str = "BF16"  # of the model's numbers that stay numbers
     act_order: bool = False  # groups by what columns matter
+    method: str = ""  # what chooses the codes, for a format that can say so of itself
 
     @property
     def scale_suffix(self) -> str:
@@ -54,6 +55,10 @@ class Scheme(ABC):
     words: str  # what it is, for `dither types`
     listed = 9  # where it is listed: what most engines read comes first, and of equals the file whose name does
     quantizes = True
+    # Formats called after a method: the solvers and transforms of which one has to be at work for that to be true, and
+    # the transforms that are, where there is evidence and nobody says otherwise.
+    named_after: frozenset[str] = frozenset()
+    transforms: tuple[str, ...] = ()
     reorders = False  # whether groups may hold columns from anywhere
     loaded_by: tuple[str, ...] = ("vLLM", "transformers")  # who runs it, as they are called
     without_experts: Mapping[str, str] = {}  # of these, who does not load a mixture of experts, and why

@@ -21,7 +21,7 @@ from dither.containers.journal import remove_left_over
 from dither.containers.mix import Mix, MixTensor, Options
 from dither.containers.part_folder import refuse_others
 from dither.containers.part_output import PartOutput
-from dither.containers.provenance import recipe_json
+from dither.containers.provenance import method_of, recipe_json
 from dither.containers.target import OutputSettings
 from dither.errors import OutputError
 from dither.formats.evidence import EvidenceStore
@@ -83,7 +83,7 @@ class FolderTarget:
 
     def open(self, path: Path, model: Model, mix: Mix, settings: OutputSettings) -> PartOutput:
         family, entries = written(model)
-        wish = self.wish()
+        wish = replace(self.wish(), method=method_of(json.loads(settings.recipe)))
         kinds = {tensor.name: tensor.type for tensor in mix.tensors}
         linear = linear_modules(model, entries)
         modules = {module: kinds[name] for module, name in linear.items() if kinds[name] not in FLOAT_TYPES}
@@ -133,7 +133,8 @@ class FolderTarget:
         family, entries = written(model)
         described = sum(self._described(entry, dtype, kinds, longest) for entry in entries)
         documents = json.dumps(checkpoint_config(model, family, dtype), indent=2, ensure_ascii=False)
-        documents += json.dumps(json.loads(recipe_json(model, self.options, store, solver, transforms)), indent=6)
+        recipe = recipe_json(model, self.options, self.mix(model, ()), store, solver, transforms)
+        documents += json.dumps(json.loads(recipe), indent=6)
         # Every tensor may be listed in the index, among the scheme's modules, and with its error.
         listed = sum(len(entry.name) + len(entry.tensor) + len(entry.module) + _LISTED for entry in entries)
         return _AROUND + described + len(documents.encode()) + listed + _beside(model)
