@@ -58,7 +58,7 @@ def nearest_codes(w_RK: Floats, scale_RK: Floats) -> Codes:
 
 class NonLinear(TableCodec):
     name, block, stored, table = "IQ4_NL", 32, "float16", CODEBOOK
-    block_bytes = GGML_TYPES["IQ4_NL"].block_bytes
+    block_bytes, scales_at = GGML_TYPES["IQ4_NL"].block_bytes, (0,)
     levels = plain_levels(CODEBOOK, np.arange(16, dtype=np.uint8), 32)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
@@ -90,7 +90,7 @@ class SuperGrid(NamedTuple):
 
 class NonLinearSuper(BlockCodec):
     name, block = "IQ4_XS", 256
-    block_bytes = GGML_TYPES["IQ4_XS"].block_bytes
+    block_bytes, scales_at = GGML_TYPES["IQ4_XS"].block_bytes, (0,)
     levels = Levels(
         CODEBOOK, np.arange(16, dtype=np.uint8), 32, np.arange(-32, 32, dtype=np.float32), np.zeros(1, np.float32), True
     )
