@@ -132,8 +132,8 @@ class BlockCodec(ABC):
     """A codec whose rows are independent blocks.
 
     A subclass with kernels overrides `encode_blocks` and `decode_blocks`; those here go through `fit`, `snap`,
-    `pack` and `unpack`, `value`, and define what a kernel must reproduce.  `encode` ends with blocks at the
-    length that their weights had (kernels/length.py), where `scales_at` says which bytes make it.
+    `pack` and `unpack`, `value`, and define what a kernel must reproduce.  `encode_blocks` ends with blocks
+    at the length that their weights had (kernels/length.py), where `scales_at` says which bytes make it.
     """
 
     name: str
@@ -170,7 +170,6 @@ class BlockCodec(ABC):
         step = max(1, CHUNK // max(columns, 1)) * (columns // self.block)
         for at in _parts(len(w_NB), step):
             self.encode_blocks(w_NB[at], importance_PB, raw_NN[at])
-            self.restore_length(w_NB[at], importance_PB, raw_NN[at])
         return raw_NN.reshape(rows, columns // self.block * self.block_bytes)
 
     def decode(self, raw_RN: Bytes) -> Floats:
@@ -184,15 +183,24 @@ class BlockCodec(ABC):
         """Into `raw_NN` the blocks of whole rows; `importance_PB`, of one row's blocks, repeats down the rows."""
         if importance_PB is not None:
             importance_PB = np.tile(importance_PB, (len(w_NB) // len(importance_PB), 1))
-        grid = self.fit(w_NB, importance_PB)
-        raw_NN[:] = self.pack(self.snap(w_NB, grid, slice(0, self.block)), grid)
+        grid, whole = self.fit(w_NB, importance_PB), slice(0, self.block)
+        codes_NB = self.snap(w_NB, grid, whole)
+        raw_NN[:] = self.pack(codes_NB, grid)
+        if self.scales_at:
+            self.restore_length(w_NB, importance_PB, raw_NN, self.value(codes_NB, grid, whole))
 
-    def restore_length(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        """Packed blocks of least squared error, which are too short, made as long as the weights were."""
+    def restore_length(
+        self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes, value_NB: Floats | None = None
+    ) -> None:
+        """Packed blocks of least squared error, which are too short, made as long as the weights were.
+
+        `value_NB`: what they decode to, where that is known already.
+        """
         if not self.scales_at:
             return
-        value_NB = np.empty_like(w_NB)
-        self.decode_blocks(raw_NN, value_NB)
+        if value_NB is None:
+            value_NB = np.empty_like(w_NB)
+            self.decode_blocks(raw_NN, value_NB)
         importance_PB = importance_blocks(importance_PB, self.block)
         length.restore(w_NB, value_NB, importance_PB, SHARE, self.scales_at, raw_NN)
 

@@ -78,6 +78,7 @@ class NonLinear(TableCodec):
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         kernels.pack_nl(w_NB, self.fit(w_NB, importance_PB).scale_R, NEAREST, raw_NN)
+        self.restore_length(w_NB, importance_PB, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         kernels.decode_nl(raw_NN, CODEBOOK, w_NB)
@@ -137,6 +138,7 @@ class NonLinearSuper(BlockCodec):
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         kernels.pack_xs(w_NB, *self.fit(w_NB, importance_PB), NEAREST, raw_NN)
+        self.restore_length(w_NB, importance_PB, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         kernels.decode_xs(raw_NN, CODEBOOK, w_NB)
