@@ -6,13 +6,13 @@
 A lower squared error does not always mean a lower divergence, and one network does not speak for all:
 
     bundled    the demo model, a decoder of four blocks whose weights have no outliers, on held-out text
-    whisper    OpenAI's whisper-base as transformers loads it from FOLDER (a folder of `WhisperForConditionalGeneration`),
-               trained in float16: its decoder's next tokens while it listens to BOOK, spoken by espeak-ng
+    whisper    OpenAI's whisper-base, trained in float16, as transformers loads it from FOLDER: its decoder's next
+               tokens while it listens to BOOK, spoken by espeak-ng
 
 All linear layers of blocks are rounded to one type, of whisper those of the decoder: its encoder's outputs are the
-same for every contestant, which saves most of the time.  `search` is our codec's answer of least weighted error
-(`fit`, `snap`, `pack`), `ours` is `encode`, which also restores blocks' lengths.  An interval is a jackknife's over twenty
-parts of the text and says nothing of another text or another rounding.  Importance is E[x²] of other text.
+same for every contestant, which saves most of the time.  `search` is our codec's answer of least weighted
+error (`fit`, `snap`, `pack`), `ours` is `encode`, which also restores blocks' lengths.  An interval is a jackknife's
+over twenty parts of the text and says nothing of another text or another rounding.  Importance is E[x²] of other text.
 """
 
 from __future__ import annotations

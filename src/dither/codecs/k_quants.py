@@ -30,8 +30,8 @@ from dither.types import Bytes, Codes, Floats, Grid
 
 affine, symmetric, layout = Kernels("k_affine"), Kernels("k_symmetric"), Kernels("k_layout")
 BLOCK = 256
-# Where d, and dmin, lie in a packed super-block.  Q6_K's error, some 0.0003, shortens a block by less than a step of its
-# d: there is no length to restore.
+# Where d, and dmin, lie in a packed super-block.  Q6_K's error, some 0.0003, shortens a block by less than a step
+# of its d: there is no length to restore.
 SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": ()}
 
 
