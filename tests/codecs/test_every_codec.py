@@ -19,6 +19,7 @@ from gguf.quants import dequantize
 from gpu_reference import decoded
 
 from dither.codecs import all_codecs, codec, split_codec
+from dither.codecs.base import BlockCodec
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Codec
@@ -223,13 +224,15 @@ def test_stored_values_snap_to_themselves(name: str) -> None:
 
 
 @every_codec
-def test_encode_is_fit_snap_pack(name: str) -> None:
+def test_encode_is_fit_snap_pack_and_length(name: str) -> None:
     c = CODECS[name]
     w_RC = np.concatenate([weights(), special_rows()])
     for importance_C in (evidence(c), importance()):
         w_RB, importance_RB = as_blocks(c, w_RC, importance_C)
         grid = c.fit(w_RB, importance_RB)
         raw_RN = c.pack(c.snap(w_RB, grid, whole(c)), grid)
+        if isinstance(c, BlockCodec):
+            c.restore_length(w_RB, importance_RB, raw_RN)
         np.testing.assert_array_equal(c.encode(w_RC, importance_C).reshape(-1, c.block_bytes), raw_RN)
 
 

@@ -42,6 +42,14 @@ def error(name: str, w_RC: np.ndarray, raw_RN: np.ndarray, importance_C: np.ndar
     return float((weight_C * (w_RC.astype(np.float64) - decoded) ** 2).sum())
 
 
+def searched(name: str, w_RC: np.ndarray, importance_C: np.ndarray | None) -> np.ndarray:
+    """Blocks of least weighted error that the search finds, before they get their length back."""
+    c = codec(name)
+    w_RB, whole = w_RC.reshape(-1, c.block), slice(0, c.block)
+    grid = c.fit(w_RB, None if importance_C is None else np.tile(importance_C.reshape(-1, c.block), (len(w_RC), 1)))
+    return c.pack(c.snap(w_RB, grid, whole), grid).reshape(len(w_RC), -1)
+
+
 def exhaustive(w_S: np.ndarray, v_S: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Least Σ v·(w − s·q)² per sub-block over the given scales (…, K), all codes tried, in float64."""
     least = np.full(w_S.shape[:-1], np.inf)
@@ -62,6 +70,24 @@ def test_error_is_below_ggmls(name: str, kind: str, spread: float) -> None:
     assert error(name, w_RC, codec(name).encode(w_RC, importance_C), importance_C) <= 0.96 * theirs
 
 
+@both
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_blocks_are_as_long_as_their_weights(name: str, spread: float) -> None:
+    """Along the weights, as the gguf package decodes; the search's own answer is some 0.5 % short."""
+    w_RC, importance_C = weights("gaussian"), importance(spread)
+    v_C = np.ones(COLUMNS) if importance_C is None else importance_C.astype(np.float64)
+
+    def kept(raw_RN: np.ndarray) -> np.ndarray:
+        parts = [(v_C * w_RC * of).reshape(-1, 256).sum(1) for of in (dequantize(raw_RN, kind), w_RC)]
+        return parts[0] / parts[1]
+
+    kind = GGMLQuantizationType[name]
+    assert kept(searched(name, w_RC, importance_C)).mean() < 0.997
+    restored = kept(codec(name).encode(w_RC, importance_C))
+    assert abs(restored - 1).max() < 0.01
+    assert abs(restored.mean() - 1) < 2e-4
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_nl_is_close_to_the_best_scale_there_is(spread: float) -> None:
     w_RC, importance_C = weights("student", rows=3), importance(spread)
@@ -70,14 +96,14 @@ def test_nl_is_close_to_the_best_scale_there_is(spread: float) -> None:
     peak_S = abs(w_S).max(axis=1)
     positions = np.concatenate([np.linspace(70, 220, 600), -np.linspace(70, 220, 600)])
     least = exhaustive(w_S, v_S, peak_S[:, None] / positions).sum()
-    assert error("IQ4_NL", w_RC, codec("IQ4_NL").encode(w_RC, importance_C), importance_C) <= 1.015 * least
+    assert error("IQ4_NL", w_RC, searched("IQ4_NL", w_RC, importance_C), importance_C) <= 1.015 * least
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_xs_takes_nearly_the_best_multiples_of_its_scale(spread: float) -> None:
     """Given the stored float16 scale, all 64 multiples of every sub-block are tried in float64."""
     w_RC, importance_C = weights("trained", rows=4), importance(spread)
-    raw_RN = codec("IQ4_XS").encode(w_RC, importance_C)
+    raw_RN = searched("IQ4_XS", w_RC, importance_C)
     scale_R = np.ascontiguousarray(raw_RN.reshape(-1, 136)[:, :2]).view(np.float16).astype(np.float64)
     w_RS = w_RC.astype(np.float64).reshape(-1, 8, 32)
     v_C = np.ones(COLUMNS) if importance_C is None else importance_C.astype(np.float64)

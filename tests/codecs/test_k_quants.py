@@ -64,6 +64,14 @@ def error(codec: BlockCodec, w_RC: np.ndarray, raw_RN: np.ndarray, importance_C:
     return float((weight_C * (w_RC.astype(np.float64) - ggml_decode(codec, raw_RN)) ** 2).sum())
 
 
+def searched(codec: BlockCodec, w_RC: np.ndarray, importance_C: np.ndarray | None) -> np.ndarray:
+    """Blocks of least weighted error that the search finds, before they get their length back."""
+    w_RB = w_RC.reshape(-1, 256)
+    tiled = None if importance_C is None else np.tile(importance_C.reshape(-1, 256), (len(w_RC), 1))
+    grid = codec.fit(w_RB, tiled)
+    return codec.pack(codec.snap(w_RB, grid, WHOLE), grid).reshape(len(w_RC), -1)
+
+
 def any_bytes(codec: BlockCodec, blocks: int, seed: int = 5) -> np.ndarray:
     """Random blocks whose float16 scales are finite and of a usual size."""
     random = np.random.default_rng(seed)
@@ -111,8 +119,42 @@ def test_ggmls_own_blocks_survive_unpack_and_pack(codec):
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
 def test_error_is_below_ggmls(codec, kind, weighted):
     w_RC, importance_C = weights(kind), importance() if weighted else None
-    ours = error(codec, w_RC, codec.encode(w_RC, importance_C), importance_C)
+    ours = error(codec, w_RC, searched(codec, w_RC, importance_C), importance_C)
     assert ours < error(codec, w_RC, ggml_encode(codec, w_RC, importance_C), importance_C)
+
+
+@every_type
+@pytest.mark.parametrize("kind", ["gaussian", "student_t3", "trained"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
+def test_blocks_are_as_long_as_their_weights(codec, kind, weighted):
+    """What ggml's decoder reads has the weights' length along them, where the search's own answer is short."""
+    w_RC, importance_C = weights(kind), importance() if weighted else None
+    v_C = np.ones(COLUMNS) if importance_C is None else importance_C.astype(np.float64)
+
+    def kept(raw_RN: np.ndarray) -> np.ndarray:  # of each super-block
+        w = w_RC.astype(np.float64)
+        parts = [(v_C * w * of).reshape(-1, 256).sum(1) for of in (ggml_decode(codec, raw_RN), w)]
+        return parts[0] / parts[1]
+
+    restored = kept(codec.encode(w_RC, importance_C))
+    # Half a step of a float16 of some 2⁻¹⁶ is left.
+    assert abs(restored - 1).max() < 0.01
+    assert abs(restored.mean() - 1) < 1e-3
+    if codec.bits_per_weight < 5:
+        short = 1 - kept(searched(codec, w_RC, importance_C)).mean()
+        assert short > {2: 0.03, 3: 0.01, 4: 0.002}[int(codec.bits_per_weight)]
+        assert abs(restored.mean() - 1) < 0.1 * short
+
+
+@every_type
+def test_restoring_length_changes_nothing_but_the_super_blocks_scales(codec):
+    w_RC = weights("student_t3", 8)
+    before_RB, grid = codec.unpack(searched(codec, w_RC, None).reshape(-1, codec.block_bytes))
+    after_RB, longer = codec.unpack(codec.encode(w_RC).reshape(-1, codec.block_bytes))
+    np.testing.assert_array_equal(after_RB, before_RB)
+    for name, before, after in zip(grid._fields, grid, longer, strict=True):
+        if name not in ("d_R", "dmin_R"):
+            np.testing.assert_array_equal(after, before)
 
 
 def nearest_rounding(codec: BlockCodec, w_RB: np.ndarray) -> np.ndarray:
@@ -153,7 +195,7 @@ def test_importance_lowers_the_error_that_it_weighs(codec):
 
 @every_type
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-def test_encode_is_fit_snap_pack_whatever_the_batch(codec, weighted):
+def test_encode_is_fit_snap_pack_and_length_whatever_the_batch(codec, weighted):
     w_RC, importance_C = weights("student_t3", 9), importance() if weighted else None
     raw_RN = codec.encode(w_RC, importance_C)
     for chosen in (slice(0, 9), slice(3, 4)):  # full batches, and a lone row
@@ -161,6 +203,7 @@ def test_encode_is_fit_snap_pack_whatever_the_batch(codec, weighted):
         tiled = None if importance_C is None else np.tile(importance_C.reshape(-1, 256), (len(part), 1))
         grid = codec.fit(part.reshape(-1, 256), tiled)
         packed = codec.pack(codec.snap(part.reshape(-1, 256), grid, WHOLE), grid)
+        codec.restore_length(part.reshape(-1, 256), tiled, packed)
         np.testing.assert_array_equal(packed.reshape(len(part), -1), raw_RN[chosen])
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from dither.codecs.blocks import blocks, packed_blocks
+from dither.codecs.blocks import Kernels, blocks, importance_blocks, packed_blocks
 from dither.errors import UsageError
 from dither.types import Bytes, Codec, Codes, Floats, Grid
 
@@ -107,6 +107,7 @@ def multiple_scales(unit_R: Floats, multiple_RS: npt.NDArray[np.int16]) -> Scale
     return Scales(unit_R, multiple_RS, np.zeros_like(unit_R), np.zeros_like(multiple_RS))
 
 
+SHARE = np.float32(1)  # of the shortening that is undone
 CHUNK = 1 << 18  # weights encoded at a time: few enough for the second-level cache, many enough to call
 HALF_MAX = 65504.0  # the largest finite float16
 BFLOAT_MAX = float(np.array(0x7F7F0000, np.uint32).view(np.float32))
@@ -124,11 +125,15 @@ def as_stored(x: Floats, kind: str) -> Floats:
     return np.asarray(x, np.float32)
 
 
+length = Kernels("length")
+
+
 class BlockCodec(ABC):
     """A codec whose rows are independent blocks.
 
     A subclass with kernels overrides `encode_blocks` and `decode_blocks`; those here go through `fit`, `snap`,
-    `pack` and `unpack`, `value`, and define what a kernel must reproduce.
+    `pack` and `unpack`, `value`, and define what a kernel must reproduce.  `encode_blocks` ends with blocks
+    at the length that their weights had (kernels/length.py), where `scales_at` says which bytes make it.
     """
 
     name: str
@@ -138,6 +143,7 @@ class BlockCodec(ABC):
     needs_importance: bool = False
     rows_together: int = 1
     smaller: str = "such as Q8_0"  # what to do with rows that are no whole blocks
+    scales_at: tuple[int, ...] = ()  # bytes where float16s begin that all of a packed block is proportional to
 
     @property
     def bits_per_weight(self) -> float:
@@ -177,8 +183,26 @@ class BlockCodec(ABC):
         """Into `raw_NN` the blocks of whole rows; `importance_PB`, of one row's blocks, repeats down the rows."""
         if importance_PB is not None:
             importance_PB = np.tile(importance_PB, (len(w_NB) // len(importance_PB), 1))
-        grid = self.fit(w_NB, importance_PB)
-        raw_NN[:] = self.pack(self.snap(w_NB, grid, slice(0, self.block)), grid)
+        grid, whole = self.fit(w_NB, importance_PB), slice(0, self.block)
+        codes_NB = self.snap(w_NB, grid, whole)
+        raw_NN[:] = self.pack(codes_NB, grid)
+        if self.scales_at:
+            self.restore_length(w_NB, importance_PB, raw_NN, self.value(codes_NB, grid, whole))
+
+    def restore_length(
+        self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes, value_NB: Floats | None = None
+    ) -> None:
+        """Packed blocks of least squared error, which are too short, made as long as the weights were.
+
+        `value_NB`: what they decode to, where that is known already.
+        """
+        if not self.scales_at:
+            return
+        if value_NB is None:
+            value_NB = np.empty_like(w_NB)
+            self.decode_blocks(raw_NN, value_NB)
+        importance_PB = importance_blocks(importance_PB, self.block)
+        length.restore(w_NB, value_NB, importance_PB, SHARE, self.scales_at, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         """Into `w_NB` the numbers that blocks stand for."""

@@ -58,7 +58,7 @@ def nearest_codes(w_RK: Floats, scale_RK: Floats) -> Codes:
 
 class NonLinear(TableCodec):
     name, block, stored, table = "IQ4_NL", 32, "float16", CODEBOOK
-    block_bytes = GGML_TYPES["IQ4_NL"].block_bytes
+    block_bytes, scales_at = GGML_TYPES["IQ4_NL"].block_bytes, (0,)
     levels = plain_levels(CODEBOOK, np.arange(16, dtype=np.uint8), 32)
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
@@ -78,6 +78,7 @@ class NonLinear(TableCodec):
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         kernels.pack_nl(w_NB, self.fit(w_NB, importance_PB).scale_R, NEAREST, raw_NN)
+        self.restore_length(w_NB, importance_PB, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         kernels.decode_nl(raw_NN, CODEBOOK, w_NB)
@@ -90,7 +91,7 @@ class SuperGrid(NamedTuple):
 
 class NonLinearSuper(BlockCodec):
     name, block = "IQ4_XS", 256
-    block_bytes = GGML_TYPES["IQ4_XS"].block_bytes
+    block_bytes, scales_at = GGML_TYPES["IQ4_XS"].block_bytes, (0,)
     levels = Levels(
         CODEBOOK, np.arange(16, dtype=np.uint8), 32, np.arange(-32, 32, dtype=np.float32), np.zeros(1, np.float32), True
     )
@@ -137,6 +138,7 @@ class NonLinearSuper(BlockCodec):
 
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         kernels.pack_xs(w_NB, *self.fit(w_NB, importance_PB), NEAREST, raw_NN)
+        self.restore_length(w_NB, importance_PB, raw_NN)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         kernels.decode_xs(raw_NN, CODEBOOK, w_NB)

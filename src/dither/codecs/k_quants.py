@@ -30,6 +30,9 @@ from dither.types import Bytes, Codes, Floats, Grid
 
 affine, symmetric, layout = Kernels("k_affine"), Kernels("k_symmetric"), Kernels("k_layout")
 BLOCK = 256
+# Where d, and dmin, lie in a packed super-block.  Q6_K's error, some 0.0003, shortens a block by less than a step
+# of its d: there is no length to restore.
+SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": ()}
 
 
 class AffineGrid(NamedTuple):
@@ -111,6 +114,7 @@ class AffineK(_KQuant):
         self.name, self.size, self.subs = name, size, BLOCK // size
         self.top, self.most = np.float32(top), np.float32(most)
         self.block_bytes = 4 + scales + BLOCK * bits // 8
+        self.scales_at = SCALES_AT[name]
         lows, stretches = (0.0, raised / 2, raised), (-0.8, -0.4, 0.0, 0.4, 0.8)
         starts = [((top + stretch) / (1 - low), low) for stretch in stretches for low in lows]
         self._starts = np.array(starts, np.float32)
@@ -148,6 +152,7 @@ class SymmetricK(_KQuant):
         self.name = name
         self.low, self.top, self.reach = np.float32(-half), np.float32(half - 1), np.float32(reach)
         self.block_bytes = 2 + 16 * (2 * reach - 1).bit_length() // 8 + BLOCK * bits // 8
+        self.scales_at = SCALES_AT[name]
         self._starts = np.array(starts, np.float32)
         more = (0.5, 1.0, 1.5) if thorough else ()
         self._shares = np.array([reach / (reach + k) for k in more], np.float32)

@@ -2,7 +2,8 @@
 
 No weight knows of its neighbours' errors; what can be learnt about the inputs enters through the
 importance E[x²] of each column, which the codec's scale search minimizes against:
-Σ_c E[x_c²] · (w_c − ŵ_c)², the expected squared output error if inputs were uncorrelated.  `scales` does
+Σ_c E[x_c²] · (w_c − ŵ_c)², the expected squared output error if inputs were uncorrelated.  What that takes from a
+block's length some types give back (`codecs/kernels/length.py`).  `scales` does
 the same with what a Hessian knows of their correlations.
 """
 
