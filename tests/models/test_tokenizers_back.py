@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 import sentencepiece
 from families_util import NASTY, TEXT, byte_level_tokenizer, random_model, save_tokenizer, split_chain, with_bos
+from gguf import GGUFReader
 from test_tokenizers import TINY, made_of
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 import dither
-from dither.errors import SourceError, UnsupportedError
+from dither.errors import FormatError, SourceError, UnsupportedError
 from dither.formats.ggml import Field, ValueType, array, boolean, string, u32
 from dither.models.arch import convert
+from dither.models.arch.sampling import sampling_fields
 from dither.models.checkpoint import open_checkpoint
+from dither.models.json_object import JsonObject
 from dither.models.tokenizers import pre
 from dither.models.tokenizers.compared import Difference, chosen, told
 from dither.models.tokenizers.original import tokenizer_notes
@@ -200,6 +203,35 @@ def test_metadata_that_has_no_place_is_named(folder: Path, tmp_path: Path) -> No
     )
     assert "metadata llama.attention.scale is not taken into account" in notes
     assert json.loads((tmp_path / "back" / "generation_config.json").read_text())["top_k"] == 20
+
+
+@pytest.mark.slow
+def test_how_tokens_are_drawn_goes_into_a_gguf_and_back(folder: Path, tmp_path: Path) -> None:
+    save_tokenizer(byte_level_tokenizer(split_chain(pre.QWEN2)), folder)
+    stated = GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05)
+    stated.save_pretrained(folder)
+    dither.quantize(folder, "F32", tmp_path / "model.gguf")
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["general.sampling.top_k"].contents() == 20
+    assert fields["general.sampling.temp"].contents() == pytest.approx(0.6)
+    dither.convert(tmp_path / "model.gguf", tmp_path / "back")
+    back = GenerationConfig.from_pretrained(tmp_path / "back")
+    for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"):
+        assert getattr(back, name) == getattr(stated, name)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [({"do_sample": False, "temperature": 0.6}, {}), ({"min_p": 0.5, "top_p": None}, {"general.sampling.min_p": 0.5})],
+)
+def test_greedy_generation_draws_nothing(stated: dict[str, Any], expected: dict[str, float]) -> None:
+    found = sampling_fields(JsonObject(stated, "generation_config.json"))
+    assert {name: field.value for name, field in found.items()} == expected
+
+
+def test_a_temperature_in_words_is_refused() -> None:
+    with pytest.raises(FormatError, match="temperature: is 'warm', but a number"):
+        sampling_fields(JsonObject({"temperature": "warm"}, "generation_config.json"))
 
 
 def list_of(field: Field) -> Any:

@@ -65,6 +65,13 @@ class JsonObject(Mapping[str, Any]):
             return value
         raise self.wrong(key, f"a whole number of {least} to {most}")
 
+    def number(self, key: str) -> float:
+        """A number of at least zero, which must be there."""
+        value = self.given(key)
+        if not _is_number(value) or value < 0:
+            raise self.wrong(key, "a number of at least 0")
+        return float(value)
+
     def positive(self, key: str) -> float:
         """A number above zero, which must be there."""
         value = self.given(key)

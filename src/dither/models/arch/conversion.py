@@ -26,6 +26,7 @@ from dither.models.arch.family import LAYER, Family, Key, Rule
 from dither.models.arch.naming import model_name, size_label
 from dither.models.arch.rope import Rope, built_in_otherwise, rope_of
 from dither.models.arch.rope_config import Rotary, settle
+from dither.models.arch.sampling import sampling_fields
 from dither.models.arch.settled import Targets, lifted, settle_biases, settle_embedding, settle_output, told_of_config
 from dither.models.arch.shapes import check_shapes, head_dimension
 from dither.models.checkpoint import Checkpoint, StoredTensor
@@ -115,6 +116,7 @@ def convert_with(family: Family, checkpoint: Checkpoint, pre: str | None, *, rea
         **match.hyperparameters(),
         f"{family.arch}.vocab_size": u32(vocabulary),
         **tokenizer.fields(vocabulary),
+        **sampling_fields(checkpoint.document("generation_config.json")),
     }
     notes += [*renamed, *match.rope.notes, *tokenizer.notes, *window_note(family, config)]
     return model_of(checkpoint, name, family.arch, metadata, tensors, notes)

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from dither.engines.llama_start import EngineError
 from dither.errors import UnsupportedError
 from dither.models.arch import families
+from dither.models.arch.sampling import SAMPLING
 from dither.models.blocks.config import Configured, configure
 from dither.models.blocks.rotary import FREQUENCIES
 from dither.models.tokenizers.compared import differences, told
@@ -28,11 +29,6 @@ from dither.types import Model
 
 TOKENS = "tokenizer.ggml.tokens"
 MEASUREMENT = "dither.measure"
-# How to draw tokens: GGUF's names → generation_config.json's.
-SAMPLING = {
-    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
-}  # fmt: skip
 # Of the file itself, said anew, or on the card that every folder gets.
 _NOT_MISSED = (
     "general.architecture", "general.type", "general.name", "general.basename", "general.finetune",
@@ -145,7 +141,7 @@ def _generation(model: Model, found: Restored) -> dict[str, Any]:
     if found.ends:
         ids["eos_token_id"] = found.ends[0] if len(found.ends) == 1 else list(found.ends)  # type: ignore[assignment]
     fields = {name: model.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
-    drawn = {name: f.value for name, f in fields.items() if f is not None and type(f.value) in (int, float)}
+    drawn = {name: _plain(f.value) for name, f in fields.items() if f is not None and type(f.value) in (int, float)}
     return {"_from_model_config": False, **ids, **({"do_sample": True, **drawn} if drawn else {})}
 
 
