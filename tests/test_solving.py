@@ -216,8 +216,9 @@ def measured(evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> dither
 class TestMeasured:
     def test_the_figures_are_those_of_the_held_back_text(self, measured: dither.Result, evidence: Path) -> None:
         tokens_ST, lengths_S = EvidenceStore.open(evidence).tokens()
-        held_ST = torch.from_numpy(tokens_ST[7::8].astype(np.int64))
-        assert (lengths_S == held_ST.shape[1]).all()
+        spare_ST, spare_S = EvidenceStore.open(evidence).spare_tokens() or (tokens_ST[:0], lengths_S[:0])
+        held_ST = torch.from_numpy(np.concatenate([tokens_ST[7::8], spare_ST]).astype(np.int64))
+        assert len(spare_ST) and (np.concatenate([lengths_S, spare_S]) == held_ST.shape[1]).all()
         half = held_ST.shape[1] // 2
         assert measured.measurement.tokens == len(held_ST) * (held_ST.shape[1] - 1 - half)
         expected = scored_divergence(measured.path, held_ST, half)

@@ -273,6 +273,6 @@ def test_running_out_of_memory_is_said_with_a_way_out(
     result = runner.invoke(app, words)
     assert result.exit_code == 1
     assert f"error: memory: ran out ({error})." in result.stderr
-    assert "--max-memory SIZE" in result.stderr and "The same command continues" in result.stderr
+    assert "--max-memory SIZE" in result.stderr and "the same command continues" in result.stderr
     document = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
     assert document["error"]["thing"] == "memory"

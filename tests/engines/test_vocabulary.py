@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from transformers import LlamaConfig
@@ -72,8 +73,10 @@ def test_fingerprint_tells_vocabularies_apart(tmp_path: Path) -> None:
 
 def test_file_without_tokens_is_refused(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "bare.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((8, 32), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(UnsupportedError, match="no token list"):
         Vocabulary(open_model(tmp_path / "bare.gguf"))

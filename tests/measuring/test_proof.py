@@ -15,9 +15,10 @@ import pytest
 import dither
 from conftest import BUNDLED
 from dither.formats.gguf import read_header
-from dither.measuring import proof, schema
+from dither.measuring import schema
 from dither.measuring.proof import embedded_text, read, renew
 from dither.measuring.schema import Measurement
+from dither.system import native
 
 pytestmark = pytest.mark.slow  # models run
 
@@ -107,10 +108,10 @@ def test_every_moment_of_a_renewal_leaves_a_whole_measurement(
     known, weights = inside(made / "a.gguf"), tensors(made / "a.gguf")
     new = better(known)
     writes: list[tuple[int, bytes]] = []
-    write = os.pwrite
-    monkeypatch.setattr(proof.os, "pwrite", lambda file, data, at: writes.append((at, bytes(data))) or len(data))
+    write = native.write_at
+    monkeypatch.setattr(native, "write_at", lambda file, data, at: writes.append((at, bytes(data))) or len(data))
     assert renew(dither.open_model(made / "a.gguf"), new)[0] == "renewed"
-    monkeypatch.setattr(proof.os, "pwrite", write)
+    monkeypatch.setattr(native, "write_at", write)
     assert (made / "a.gguf").read_bytes() == original  # nothing was written yet
     header = read_header(made / "a.gguf").data_offset
     assert all(at + len(data) < header for at, data in writes)

@@ -122,12 +122,16 @@ def test_both_sides_answer_as_the_engine_alone_does(two_bits: Path, half: Path, 
 def test_reading_agrees_with_another_engine(two_bits: Path, half: Path) -> None:
     found = job.forced(two_bits, BUNDLED, TEXT)
     assert "".join(token.text for token in found.tokens).strip() == TEXT
-    last = found.tokens[-1]
+    last, expected = found.tokens[-1], []
     with LlamaCpp(half, context=256) as before, LlamaCpp(two_bits, context=256) as after:
         ids = before.tokenize(TEXT, add_special=True)
-        p, q = (engine.next_token_probabilities(ids[:-1]).astype(np.float64) for engine in (before, after))
+        for end in range(-4, 0):
+            p, q = (engine.next_token_probabilities(ids[:end]).astype(np.float64) for engine in (before, after))
+            expected.append(float(np.sum(p * (np.log(p) - np.log(q)))))
         likeliest = [before.detokenize([int(token)]).strip() for token in np.argsort(-p)[:3]]
-    assert last.kl == pytest.approx(float(np.sum(p * (np.log(p) - np.log(q)))), rel=0.03)
+    # llama.cpp rounds what goes into a layer to eight bits: a few per cent of a divergence at one position.
+    assert [token.kl for token in found.tokens[-4:]] == pytest.approx(expected, rel=0.08)
+    assert sum(token.kl or 0.0 for token in found.tokens[-4:]) == pytest.approx(sum(expected), rel=0.03)
     assert [word.strip() for word, _ in last.top_original[:3]] == likeliest
     assert last.top_original[0][1] == pytest.approx(p.max(), rel=0.02)
     assert last.same_top == (p.argmax() == q.argmax())

@@ -21,9 +21,8 @@ def test_it_is_what_llama_cpp_would_make_of_it(kind: str) -> None:
 
 def test_fewer_bits_look_worse_and_the_beam_smears() -> None:
     found = picture()
-    sky = (slice(0, 30), slice(0, 128))
     original = found.original_RC.astype(int)
-    errors = [float(np.square(each - original)[sky].mean()) for each in map(np.int64, found.quantized.values())]
+    errors = [float(np.square(each - original).mean()) for each in map(np.int64, found.quantized.values())]
     assert errors == sorted(errors)
     block = slice(BEAM // 32 * 32, BEAM // 32 * 32 + 32)
     away = np.abs(picture(["Q4_0"]).quantized["Q4_0"].astype(int) - original)[:30]

@@ -87,7 +87,7 @@ def test_an_array_that_was_changed_is_prepared_anew(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_kept_beyond_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, solver = Counted(monkeypatch), Gptq(threads=1)
-    monkeypatch.setattr(factor_cache, "KEPT_BYTES", 0)
+    solver.kept_bytes = 0
     first, second = hessian(256), hessian(256, seed=3)
     for hessian_CC, times in ((first, 1), (first, 1), (second, 2), (first, 3), (second, 4)):
         w_RC, known = layer(hessian_CC, 16, 1)

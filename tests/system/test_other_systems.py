@@ -108,7 +108,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Imitation:
     real = {name: getattr(os, name) for name in ("open", "replace", "rename", "unlink")}
 
     def opened(path: Any, *arguments: Any, **more: Any) -> int:
-        if not isinstance(path, int) and Path(path).is_dir():
+        if not isinstance(path, int) and "dir_fd" not in more and Path(path).is_dir():  # not shutil's way on POSIX
             raise PermissionError(13, "Permission denied", os.fspath(path))
         return int(real["open"](path, *arguments, **more))
 

@@ -27,6 +27,7 @@ from dither.formats.gguf import packed_text, read_header
 from dither.measuring import schema
 from dither.measuring.schema import Measurement
 from dither.models.checkpoint import ABOUT
+from dither.system import native
 from dither.system.files import read_bytes, replace, writing
 from dither.system.json_text import parse_json
 from dither.types import Model
@@ -149,7 +150,7 @@ def _put(file: int, at: int, data: bytes) -> None:
     """All of it, on the disk."""
     view = memoryview(data)
     while view:
-        written = os.pwrite(file, view, at)
+        written = native.write_at(file, view, at)
         view, at = view[written:], at + written
     os.fsync(file)
 
