@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from dither.models.source import open_model as open_model
     from dither.planning.budget import quantize_within as quantize_within
     from dither.planning.ladder import ladder as ladder
-    from dither.planning.plan import Budget as Budget, Planned as Planned, budget as budget, plan as plan
+    from dither.planning.plan import Planned as Planned, budget as budget, plan as plan
+    from dither.planning.reach import Budget as Budget
     from dither.quantizing.convert import Converted as Converted, convert as convert
     from dither.quantizing.quantize import Result as Result, preview as preview, quantize as quantize
     from dither.reporting.answers import answers as answers
@@ -71,7 +72,8 @@ _MODULES = {  # the same for Python, which imports each on first use
     "models.source": "open_model",
     "planning.budget": "quantize_within",
     "planning.ladder": "ladder",
-    "planning.plan": "Budget Planned budget plan",
+    "planning.plan": "Planned budget plan",
+    "planning.reach": "Budget",
     "quantizing.convert": "Converted convert",
     "quantizing.quantize": "Result preview quantize",
     "reporting.answers": "answers",

@@ -21,7 +21,7 @@ from dither.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from dither.containers.target import Target
-    from dither.planning.plan import Budget
+    from dither.planning.reach import Budget
     from dither.types import Model
 
 

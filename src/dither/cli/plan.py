@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from dither.planning.budget import Within
     from dither.planning.ladder import Rung
-    from dither.planning.plan import Budget, Planned
+    from dither.planning.plan import Planned
+    from dither.planning.reach import Budget
 
 
 @spread

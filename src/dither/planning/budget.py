@@ -17,7 +17,8 @@ from dither.containers.target import Target
 from dither.errors import OutputError, UsageError
 from dither.formats.evidence import EvidenceStore
 from dither.models.source import opened
-from dither.planning.plan import Budget, Planned, plan_for, planned_target
+from dither.planning.plan import Planned, plan_for, planned_target
+from dither.planning.reach import Budget
 from dither.planning.rivals import PLANNED, Rival, excess, hold_against, remove
 from dither.quantizing.paths import output_path
 from dither.quantizing.quantize import Result, make_by_plan

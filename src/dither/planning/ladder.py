@@ -12,8 +12,7 @@ from dither.containers.gguf_target import ANY_GGUF
 from dither.errors import UsageError
 from dither.models.source import opened
 from dither.planning.budget import label, quantize_within
-from dither.planning.plan import Budget
-from dither.planning.reach import check_reachable
+from dither.planning.reach import Budget, check_reachable
 from dither.quantizing.job import make
 from dither.quantizing.paths import output_path
 from dither.quantizing.quantize import preview

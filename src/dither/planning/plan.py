@@ -28,7 +28,7 @@ from dither.models.source import opened
 from dither.planning.candidates import candidates
 from dither.planning.costs import Costs
 from dither.planning.knapsack import Allocation, Item, TypeChoice, allocate, smallest
-from dither.planning.reach import Allowed, around, check_reachable, check_room, room_of
+from dither.planning.reach import Allowed, Budget, around, check_reachable, check_room, room_of
 from dither.planning.sensitivity import Ready, known_costs, made_ready
 from dither.quantizing.paths import file_stem
 from dither.quantizing.request import (
@@ -51,17 +51,6 @@ if TYPE_CHECKING:
 
 _MOST_BITS = 32
 Prices = Mapping[str, Mapping[str, PlanEntry]]  # tensor → type → what it takes and costs alone
-
-
-@dataclass(frozen=True)
-class Budget:
-    """One of three: bytes of the file, bytes of the tensors, or the divergence at most."""
-
-    said: str  # as a person reads it
-    file: int | None = None
-    tensors: int | None = None
-    max_kl: float | None = None
-    beside: int | None = None  # with `tensors`, of a budget of memory: bytes that running takes beside them
 
 
 @dataclass(frozen=True)

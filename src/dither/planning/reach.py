@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dither.capacity.memory import memory_for
 from dither.containers.target import Target
@@ -20,12 +20,20 @@ from dither.system.files import bytes_of
 from dither.types import Model
 from dither.units import format_bytes
 
-if TYPE_CHECKING:
-    from dither.planning.plan import Budget
-
 Allowed = Mapping[str, Sequence[str]]  # tensor → the types it may take
 _TO_COME = 8 * 2**10  # bytes; what a file says of evidence and measurements is under half of it
 _OF_A_TOKEN = 48  # bytes; about what a token and its merge take in a header, where the tokenizer was not read
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One of three: bytes of the file, bytes of the tensors, or the divergence at most."""
+
+    said: str  # as a person reads it
+    file: int | None = None
+    tensors: int | None = None
+    max_kl: float | None = None
+    beside: int | None = None  # with `tensors`, of a budget of memory: bytes that running takes beside them
 
 
 def around(model: Model, target: Target, header: int) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from dither.containers.target import Target
 from dither.formats.evidence import EvidenceStore
 from dither.measuring.schema import Measurement, path_for
 from dither.planning.knapsack import random_allocation
-from dither.planning.plan import Budget, Planned
+from dither.planning.plan import Planned
+from dither.planning.reach import Budget
 from dither.planning.sensitivity import halves
 from dither.progress import Progress
 from dither.quantizing.job import make
