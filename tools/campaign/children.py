@@ -61,6 +61,7 @@ class Ended:
 
 def warm() -> None:
     """Imports what commands import, and loads the kernels; to be called once, before the first fork."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore Ctrl-C
     import sentencepiece  # noqa: F401
     import tomllib  # noqa: F401  # a child that is somebody else may not read it any more
     import torch  # noqa: F401
@@ -134,10 +135,10 @@ def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment, around:
 def _main(words: Sequence[str]) -> int:
     import traceback
 
-    from dither.cli import app
+    from dither.__main__ import main
 
     try:
-        app(list(words))
+        main(list(words))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException:
