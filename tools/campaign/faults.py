@@ -277,6 +277,8 @@ def faults(ask: Ask) -> Sequence[Line]:
     models.mkdir()
     ask.work.chmod(0o755)
     every = [scenario for scenario in scenarios(models) if scenario.what in _NAMES]
+    for path in models.rglob("*"):  # whoever else a run is, it may read: what it must not do is write
+        path.chmod(0o755 if path.is_dir() else 0o644)
     rng = random.Random(ask.seed)
 
     def bench(chosen: Sequence[Scenario]) -> Bench:
