@@ -70,6 +70,7 @@ def warm() -> None:
     # A child that is somebody else may not read the library any more, nor keep kernels.
     import encodings.cp437
     import encodings.idna  # noqa: F401
+
     import sentencepiece  # noqa: F401
     import tomllib  # noqa: F401
     import torch  # noqa: F401

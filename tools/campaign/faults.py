@@ -247,7 +247,7 @@ def stalled_hub(bench: Bench, number: int) -> str | None:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        server.settimeout(60)
+        server.settimeout(300)  # a start takes seconds, and minutes on a machine that is busy
         connection, _ = server.accept()
         time.sleep(bench.rng.uniform(0.1, 1.5))
         process.send_signal(signal.SIGINT)

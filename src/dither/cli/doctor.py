@@ -146,6 +146,8 @@ def _kernel_cache() -> Finding:
     import dither.codecs.kernels
 
     chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if chosen and chosen == dither.codecs.kernels.THIS_RUN:  # nobody's choice: it goes with this process
+        chosen = None
     beside = Path(next(iter(dither.codecs.kernels.__path__))) / "__pycache__"
     candidates = [Path(chosen)] if chosen else [beside, Path.home() / ".cache" / "numba"]
     for folder in candidates:
