@@ -39,7 +39,8 @@ def _keep_for_this_process() -> str:
         raise DitherError("compiled kernels", "have no folder that can be written", f"{SET}.") from None
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
-    os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = folder  # processes that this one starts find it
+    os.environ["NUMBA_CACHE_DIR"] = folder  # for processes that this one starts
+    vars(numba.config)["CACHE_DIR"] = folder
     return folder
 
 
