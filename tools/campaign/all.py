@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=55)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="rows by name, with commas between")
+    parser.add_argument("--no-save", action="store_true", help="keep no figures, and leave the page as it is")
     given = parser.parse_args()
     chosen = [row for row in rows() if not given.only or row.name in given.only.split(",")]
     shares = sum(row.share for row in chosen)
@@ -40,9 +41,11 @@ def main() -> None:
     for row in chosen:
         seconds = 60 * given.minutes * row.share / shares
         print(f"== {row.title}, {seconds:.0f} s", flush=True)
-        words = [f"{HERE / row.name}.py", "--seconds", f"{seconds:.0f}", "--seed", str(given.seed), "--save"]
+        words = [f"{HERE / row.name}.py", "--seconds", f"{seconds:.0f}", "--seed", str(given.seed)]
+        words += [] if given.no_save else ["--save"]
         broke |= subprocess.run([sys.executable, *words], check=False).returncode != 0
-    subprocess.run([sys.executable, str(HERE / "render.py")], check=True)
+    if not given.no_save:
+        subprocess.run([sys.executable, str(HERE / "render.py")], check=True)
     raise SystemExit(broke)
 
 

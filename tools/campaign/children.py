@@ -13,6 +13,7 @@ hooks tell them, which is where a file gets, changes or loses its name.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import shutil
 import signal
@@ -22,11 +23,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from frame import ROOT
+
 STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 _STEP_FILE = ".steps"
+HUNG = -1000  # no exit code: not at its end when its time was over
 LOGS = Path(tempfile.mkdtemp(prefix="campaign-logs-"))  # on no disk that is filled
 atexit.register(shutil.rmtree, LOGS, ignore_errors=True)
 
@@ -61,8 +66,13 @@ class Ended:
 
 def warm() -> None:
     """Imports what commands import, and loads the kernels; to be called once, before the first fork."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore Ctrl-C
+    # A child that is somebody else may not read the library any more, nor keep kernels.
+    import encodings.cp437
+    import encodings.idna  # noqa: F401
+
     import sentencepiece  # noqa: F401
-    import tomllib  # noqa: F401  # a child that is somebody else may not read it any more
+    import tomllib  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
@@ -73,6 +83,9 @@ def warm() -> None:
     from dither.codecs import all_codecs
     from dither.quantizing.tensor_pass import prepare
 
+    for path in (ROOT / "src" / "dither").rglob("*.py"):
+        if "@njit" in path.read_text():
+            import_module(".".join(path.relative_to(ROOT / "src").with_suffix("").parts))
     prepare([name for name in all_codecs() if not name.startswith(("IQ1", "IQ2", "IQ3"))], with_importance=True)
 
 
@@ -92,9 +105,9 @@ def run(
     log = LOGS / f"{folder.name}.log"
     log.write_bytes(b"")  # whoever is killed at once has said nothing
     started = time.monotonic()
-    number = _fresh(words, folder, log) if moment.fresh else _fork(words, folder, log, moment, around)
+    number = _fresh(words, folder, log) if moment.fresh else _fork(words, folder, log, moment, around, limit)
     code = _waited(number, started, moment, around, limit)
-    said = log.read_text(errors="replace")
+    said = log.read_text(errors="replace") + ("" if code != HUNG else f"\nnot at its end after {limit:.0f} s")
     steps = LOGS / f"{folder.name}{_STEP_FILE}"
     count = int(steps.read_text() or 0) if steps.exists() else 0
     return Ended(code, time.monotonic() - started, said, count)
@@ -108,7 +121,7 @@ def _fresh(words: Sequence[str], folder: Path, log: Path) -> int:
     return process.pid
 
 
-def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment, around: Around) -> int:
+def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment, around: Around, limit: float) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     number = os.fork()
@@ -123,6 +136,7 @@ def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment, around:
         os.dup2(output, 2)
         if around.first is not None:
             around.first()
+        faulthandler.dump_traceback_later(0.9 * limit, file=2)  # where it hangs is what one wants to know
         steps = _watch_steps(moment)
         code = _main(words)
         if around == Around():
@@ -134,10 +148,10 @@ def _fork(words: Sequence[str], folder: Path, log: Path, moment: Moment, around:
 def _main(words: Sequence[str]) -> int:
     import traceback
 
-    from dither.cli import app
+    from dither.__main__ import main
 
     try:
-        app(list(words))
+        main(list(words))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -165,7 +179,7 @@ def _watch_steps(moment: Moment) -> list[int]:
 
 
 def _waited(number: int, started: float, moment: Moment, around: Around, limit: float) -> int:
-    """The exit code, as `subprocess` gives it."""
+    """The exit code, as `subprocess` gives it; HUNG where it had to be ended."""
     sent = moment.seconds is None
     while True:
         ended, status = os.waitpid(number, os.WNOHANG)
@@ -177,7 +191,8 @@ def _waited(number: int, started: float, moment: Moment, around: Around, limit: 
             around.meanwhile() if around.meanwhile else _send(number, moment.signal)
         if now > limit:
             _send(number, signal.SIGKILL)
-            raise TimeoutError(f"runs for {limit:.0f} s and longer")
+            os.waitpid(number, 0)
+            return HUNG
         time.sleep(0.001)
 
 

@@ -247,7 +247,7 @@ def stalled_hub(bench: Bench, number: int) -> str | None:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        server.settimeout(60)
+        server.settimeout(300)  # a start takes seconds, and minutes on a machine that is busy
         connection, _ = server.accept()
         time.sleep(bench.rng.uniform(0.1, 1.5))
         process.send_signal(signal.SIGINT)
@@ -277,6 +277,8 @@ def faults(ask: Ask) -> Sequence[Line]:
     models.mkdir()
     ask.work.chmod(0o755)
     every = [scenario for scenario in scenarios(models) if scenario.what in _NAMES]
+    for path in models.rglob("*"):  # whoever else a run is, it may read: what it must not do is write
+        path.chmod(0o755 if path.is_dir() else 0o644)
     rng = random.Random(ask.seed)
 
     def bench(chosen: Sequence[Scenario]) -> Bench:

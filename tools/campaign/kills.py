@@ -24,13 +24,15 @@ from pathlib import Path
 from children import Ended, Moment, run, warm
 from frame import ROOT, Ask, Line, Row, main
 
+from dither.cli.screen import CONTINUES
+
 sys.path[:0] = [str(ROOT / "tests")]
 
 FRESH = 12  # one in so many is a process of its own
 AGAIN = 4  # one in so many is killed while it resumes, too
 MANIFEST = "evidence.json"  # a folder of evidence is one from when it has this
+OURS = "/dither/"  # in a line of a traceback
 EXISTS = "exists already"  # what a command says that was killed when all was done
-GOES_ON = "the same command continues where this stopped"
 # What differs between two undisturbed runs: how long measuring took.
 _SECONDS = re.compile(rb'"seconds": ?[0-9.e+-]+ *')
 Files = Mapping[str, bytes]
@@ -182,15 +184,16 @@ def tried(scenario: Scenario, whole: Whole, folder: Path, moments: Sequence[Mome
 
 def _ended_badly(scenario: Scenario, moment: Moment, ended: Ended, at_work: bool) -> str | None:
     """Whether the end that a signal put to a run is one that it should have."""
-    if ended.has_traceback:
+    # In its first hundredths of a second a process is Python alone, which answers Ctrl-C with a traceback of its own.
+    if ended.has_traceback and not (moment.fresh and OURS not in ended.said):
         return f"a traceback: {ended.said[-600:]}"
     if moment.signal == signal.SIGKILL:
         return None if ended.code in (0, 1, -signal.SIGKILL) else f"exit code {ended.code}: {ended.said[-300:]}"
     wanted = 128 + moment.signal
-    early = -moment.signal  # before the command has taken the signal in hand
-    if ended.code not in (0, 1, wanted, early):
+    outside = -moment.signal  # while modules loaded, or after the command had ended
+    if ended.code not in (0, 1, wanted, outside):
         return f"exit code {ended.code} on {moment}: {ended.said[-300:]}"
-    if ended.code == wanted and scenario.resumable and at_work and GOES_ON not in ended.said:
+    if ended.code == wanted and scenario.resumable and at_work and CONTINUES not in " ".join(ended.said.split()):
         return f"no word on how to go on: {ended.said[-300:]}"
     return None
 
@@ -200,7 +203,7 @@ def moments(rng: random.Random, whole: Whole, number: int, interrupt: bool) -> I
     again = number % AGAIN == AGAIN - 1
     for _ in range(1 + again):
         which = rng.choice((signal.SIGINT, signal.SIGTERM)) if interrupt else signal.SIGKILL
-        if number % FRESH == FRESH - 1:  # a fresh process takes seconds to start
+        if number % FRESH == FRESH - 1 or (interrupt and number % 10 == 9):  # a fresh process takes seconds to start
             yield Moment(rng.uniform(0, whole.seconds + 4), signal=which, fresh=True)
         elif number % 2 and not interrupt:
             yield Moment(step=rng.randint(1, whole.steps))

@@ -143,10 +143,13 @@ def _kernel_cache() -> Finding:
     source, or the user's cache folder."""
     from tempfile import TemporaryFile
 
-    import dither.codecs.kernels
+    import dither.codecs
 
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    beside = Path(next(iter(dither.codecs.kernels.__path__))) / "__pycache__"
+    kernels = sys.modules.get("dither.codecs.kernels")  # not imported for this: numba takes a second
+    if chosen and chosen == getattr(kernels, "THIS_RUN", None):  # nobody's choice: it goes with this process
+        chosen = None
+    beside = Path(next(iter(dither.codecs.__path__))) / "kernels" / "__pycache__"
     candidates = [Path(chosen)] if chosen else [beside, Path.home() / ".cache" / "numba"]
     for folder in candidates:
         with suppress(OSError):

@@ -26,6 +26,13 @@ _REPORT = "This is a fault of Dither: please report it with what stands on stder
 class Program(TyperGroup):
     """All commands; typer makes one of it."""
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # outside a command's own handling: before its work began, or when that was done
+            screen.err.print("\ninterrupted")
+            raise typer.Exit(_INTERRUPTED) from None
+
     def main(self, args: Sequence[str] | None = None, *_: Any, standalone_mode: bool = True, **named: Any) -> Any:
         screen.begin()
         words = list(sys.argv[1:] if args is None else args)

@@ -33,6 +33,7 @@ err = Console(stderr=True, highlight=False)
 err.soft_wrap = not err.is_terminal  # one message, one line of a log
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + the signal's number, as shells have it
+CONTINUES = "what is finished is kept, and the same command continues from there"
 
 
 def plain(text: object) -> str:
@@ -131,8 +132,7 @@ def stop_on_error(as_json: bool = False, resumable: bool | str = False) -> Itera
         if isinstance(error, SystemExit) and error.code != _TERMINATED:
             raise
         how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", _INTERRUPTED)
-        continues = "what is finished is kept, and the same command continues from there"
-        way_out = resumable if isinstance(resumable, str) else continues if resumable else ""
+        way_out = resumable if isinstance(resumable, str) else CONTINUES if resumable else ""
         if as_json:
             print_failure("the run", f"was {how}", way_out)
         err.print(f"\n{how}" + (f"; {way_out}" if way_out else ""))
@@ -147,7 +147,7 @@ def out_of_memory(resumable: bool) -> str:
     if not resumable:
         return f"{way_out}."
     way_out = f"{way_out}, or --max-memory SIZE where the command has it."
-    return f"{way_out} What is finished is kept, and the same command continues from there."
+    return f"{way_out} {CONTINUES.capitalize()}."
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -47,10 +47,11 @@ def prepare(types: Iterable[str], with_importance: bool = False, progress: Progr
     Kernels are compiled once per machine and kept on disk; ggml's lattice encoders build their
     tables anew in every process.
     """
-    from dither.codecs.kernels import stats
+    from dither.codecs.kernels import SET, THIS_RUN, stats
 
     tell = (progress or Silent()).note
-    slow = threading.Timer(1.0, tell, ("Preparing the encoders: kernels are compiled once per machine …",))
+    how = "once per machine …" if THIS_RUN is None else f"anew in every run, as they can be kept nowhere. {SET}."
+    slow = threading.Timer(1.0, tell, (f"Preparing the encoders: kernels are compiled {how}",))
     slow.start()
     try:
         one = np.ones(1, dtype=np.float32)
