@@ -30,14 +30,11 @@ few per cent besides.
 
 *Least error* is the answer of the search, which has less squared error than ggml's and yet often loses more. A scale of least squared error
 shortens each block by its relative error, 7 % at two bits: Σ ŵ·(w − ŵ) = 0 means that ŵ keeps 1 − ε of w. Errors that are noise average out
-over layers, shortenings add up. So blocks of two to five bits (from IQ2_XS up to Q5_K) keep the codes of least error, and their float16 scales are
-raised until the block is as long as its weights were, which costs ε more squared error. Of lattice types (IQ1 to IQ3), whose search is ggml's own,
-*least error* is ggml's bytes. {two_judges_note}
+over layers, shortenings add up. So blocks of Q2_K to Q5_K, IQ4_NL and IQ4_XS keep the codes of least error, and their float16 scales are
+raised until the block is as long as its weights were, which costs ε more squared error.
 
 Where it falls short: rows above 1 lose more than ggml's. On the bundled model the shortening did no harm, and undoing it costs 1 to
-5 % at Q2_K and Q3_K. Not lengthened are Q6_K and Q8_0, which are short by less than a step of a float16; Q5_0 and Q5_1, which on whisper lost 2 % by it; Q4_0 and Q4_1 without
-importance, whose bytes are ggml's; four-bit floats, whose scales are too coarse to take a few per cent; and IQ2_XXS, IQ1 and ternary types, where
-whisper would gain a quarter but the bundled model lose 4 to 13 % ([figures](log.md#weights-by-size-and-length-codecskernelslengthpy)).
+5 % at two and three bits. Legacy types, lattices, ternary types and four-bit floats are not lengthened.
 
 ## From checkpoint to file
 
@@ -138,7 +135,6 @@ def page() -> str:
     return TEXT.format(
         processor=documents["encode"]["processor"],
         two_judges=two_judges(documents["two_judges"]),
-        two_judges_note=documents["two_judges"].get("note", ""),
         end_to_end=end_to_end(documents["end_to_end"]),
         encode=encode(documents["encode"]),
         memory=memory(documents["memory"]),

@@ -3,8 +3,7 @@
 Below four bits a weight of its own is too coarse, so these types quantize vectors: a group of 8 (4 for IQ3)
 magnitudes becomes the index of one of 256 to 2048 listed points, with signs and a small scale beside it.  The
 lists and the search over neighboring points are ggml's, and so, for now, is the encoder: `libgguf` carries
-ggml's C code.  Its bytes are kept but for a block's float16 scale, which restores its length
-(kernels/length.py).  Source: `block_iq*` in ggml-common.h and the tables in ggml-quants.c.
+ggml's C code.  Source: `block_iq*` in ggml-common.h and the tables in ggml-quants.c.
 
 A code of such a block cannot be chosen weight by weight, so the interface holds for whole blocks only:
 `fit` keeps the importance, `snap` of all 256 columns makes the stored bytes, and those bytes are the codes.
@@ -19,14 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dither.codecs.base import HALF_MAX, BlockCodec
+from dither.codecs.base import HALF_MAX, BlockCodec, check_importance
 from dither.errors import UsageError
 from dither.formats.ggml import GGML_TYPES
 from dither.types import Bytes, Codes, Floats, Grid
 
 _TABLES = threading.Lock()  # ggml builds a type's lattice tables on first use, and not atomically
 _ready: set[str] = set()
-LEAST_RESTORED = 2.1  # bits per weight: between IQ2_XXS and IQ2_XS
 
 
 def tame(importance_C: Floats) -> Floats:
@@ -58,8 +56,6 @@ class LatticeCodec(BlockCodec):
         self.name = name
         self.kind = GGML_TYPES[name].id
         self.block_bytes = GGML_TYPES[name].block_bytes
-        # Below, so much of a block is lost that one of two networks was worse off at full length (docs/log.md).
-        self.scales_at = (0,) if self.bits_per_weight > LEAST_RESTORED else ()
         self.needs_importance = needs_importance
 
     def fit(self, w_RB: Floats, importance_B: Floats | None) -> Grid:
@@ -86,13 +82,13 @@ class LatticeCodec(BlockCodec):
         if grid.stored_RN is not None:
             known_R = (self.decode(grid.stored_RN) == w_RB).all(axis=1)
             codes_RN: Bytes = grid.stored_RN.copy()
-            codes_RN[~known_R] = self._search(w_RB[~known_R], importance) if not known_R.all() else 0
+            codes_RN[~known_R] = self.encode(w_RB[~known_R], importance) if not known_R.all() else 0
             return codes_RN
         if importance is None or importance.ndim == 1:
-            return self._search(w_RB, importance)
+            return self.encode(w_RB, importance)
         if len(importance) and (importance == importance[0]).all():
-            return self._search(w_RB, importance[0])
-        rows = [self._search(w_RB[row : row + 1], importance[row]) for row in range(len(w_RB))]
+            return self.encode(w_RB, importance[0])
+        rows = [self.encode(w_RB[row : row + 1], importance[row]) for row in range(len(w_RB))]
         return np.concatenate([np.empty((0, self.block_bytes), np.uint8), *rows])
 
     def value(self, codes_RK: Codes, grid: LatticeGrid, at: slice) -> Floats:
@@ -106,18 +102,12 @@ class LatticeCodec(BlockCodec):
         raw_RN = np.ascontiguousarray(raw_RN, dtype=np.uint8)
         return raw_RN, LatticeGrid(None, raw_RN)
 
-    def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
-        importance_C = None if importance_PB is None else importance_PB.reshape(-1)
-        columns = self.block if importance_C is None else len(importance_C)
-        raw_NN[:] = self._search(w_NB.reshape(-1, columns), importance_C).reshape(raw_NN.shape)
-        self.restore_length(w_NB, importance_PB, raw_NN)
-
-    def _search(self, w_RC: Floats, importance_C: Floats | None) -> Bytes:
-        """ggml's bytes, (R, N)."""
+    def encode(self, w_RC: Floats, importance_C: Floats | None = None) -> Bytes:
         import libgguf
 
         self._check_importance(importance_C)
-        rows, columns = w_RC.shape
+        rows, columns = self.check_columns(w_RC)
+        check_importance(importance_C, columns)
         self._build_tables()
         raw_RN = np.empty((rows, columns // self.block * self.block_bytes), np.uint8)
         if raw_RN.size:

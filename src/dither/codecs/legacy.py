@@ -9,9 +9,8 @@ bytes of nibbles, byte j holding weight j below weight j + 16.  Source: `block_q
 
 Without importance the bytes are those of ggml's reference encoder: weights are rounded under the scale as it
 was *before* it became a float16, so a grid keeps that factor beside the stored scale.  With importance the
-scale (and minimum) that keeps Σ importance · (w − ŵ)² least is searched for, and at four bits the block then gets
-its length back (kernels/length.py; at five bits it lacks a step of its scale, and nothing was gained); Q8_0 keeps the
-plain formula, since at eight bits nearly all of the error is rounding that no scale avoids.
+scale (and minimum) that keeps Σ importance · (w − ŵ)² least is searched for; Q8_0 keeps the plain formula,
+since at eight bits nearly all of the error is rounding that no scale avoids.
 
 Legend: R rows, C columns, B = 32 weights of a block, K some of its columns, N bytes of a packed block.
 """
@@ -125,7 +124,6 @@ class LowBits(FactorCodec):
     def __init__(self, name: str, bits: int, affine: bool) -> None:
         self.name, self.bits, self.affine = name, bits, affine
         self.block_bytes = GGML_TYPES[name].block_bytes
-        self.scales_at = ((0, 2) if affine else (0,)) if bits == 4 else ()
         self.most = (1 << bits) - 1
         self.middle = 0 if affine else 1 << (bits - 1)
         self.shift = 0.5 + self.middle
@@ -186,14 +184,6 @@ class LowBits(FactorCodec):
     def encode_blocks(self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes) -> None:
         grid = self.fit(w_NB, importance_PB)
         kernels.pack_low_bits(w_NB, *grid, np.float32(self.shift), self.bits, self.affine, raw_NN)
-        self.restore_length(w_NB, importance_PB, raw_NN)
-
-    def restore_length(
-        self, w_NB: Floats, importance_PB: Floats | None, raw_NN: Bytes, value_NB: Floats | None = None
-    ) -> None:
-        """Nothing without importance, where bytes are ggml's."""
-        if importance_PB is not None:
-            super().restore_length(w_NB, importance_PB, raw_NN, value_NB)
 
     def decode_blocks(self, raw_NN: Bytes, w_NB: Floats) -> None:
         kernels.decode_low_bits(raw_NN, self.bits, self.affine, w_NB)

@@ -31,9 +31,6 @@ MOST_IMPORTANCE = np.float32(1e30)
 # of float16's range.  Nor is a scale of few steps of 2⁻²⁴ lengthened, for the next step is too far.
 LEAST_KEPT, MOST_KEPT = np.float32(0.5), np.float32(2)
 COARSE = np.float32(2.0**-20)
-# Where d·q and a minimum cancel, as under an outlier that does not matter, a float16's rounding of either may be
-# more than the error that is there: mean squares, in units of the largest weight's, so small are left alone.
-CANCELED = np.float32(2.0**-18)
 
 
 @njit(cache=True, nogil=True)
@@ -58,25 +55,19 @@ def restore(w_NB, value_NB, importance_PB, share, places_O, raw_NN):
         # Where nothing is important all is alike, as in the searches.
         unit, known = splat(ONE / largest), weight > NOTHING
         per_weight, alike = splat(ONE / weight if known else ZERO), splat(ZERO if known else ONE)
-        own = kept = wrong = splat(ZERO)
+        own = kept = splat(ZERO)
         for j in range(0, columns, LANES):
             v = smaller(larger(load(importance, p + j), splat(ZERO)), splat(MOST_IMPORTANCE))
             x = load(w, at + j) * unit
             vx = fma(v, per_weight, alike) * x
             own = fma(vx, x, own)
-            x_rounded = load(value, at + j) * unit
-            kept = fma(vx, x_rounded, kept)
-            wrong = fma(fma(v, per_weight, alike) * (x - x_rounded), x - x_rounded, wrong)
+            kept = fma(vx, load(value, at + j) * unit, kept)
         store(lanes, 0, own)
         store(lanes, LANES, kept)
-        store(lanes, 2 * LANES, wrong)
-        length, left, error = ZERO, ZERO, ZERO
+        length, left = ZERO, ZERO
         for lane in range(LANES):
             length, left = length + lanes[lane], left + lanes[LANES + lane]
-            error += lanes[2 * LANES + lane]
         if not LEAST_KEPT * length < left < MOST_KEPT * length:
-            continue
-        if len(places_O) > 1 and not error > CANCELED * (ONE if known else np.float32(columns)):
             continue
         if abs(load_f16(raw_NN[n], places_O[0])) < COARSE:
             continue
