@@ -19,7 +19,6 @@ from dither.cli import screen
 
 # typer brings a click of its own, or uses the one that is installed: its errors are found through what it exports.
 _Refused: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-_INTERRUPTED = 130
 _REPORT = "This is a fault of Dither: please report it with what stands on stderr."
 
 
@@ -31,7 +30,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:  # outside a command's own handling: before its work began, or when that was done
             screen.err.print("\ninterrupted")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(screen.INTERRUPTED) from None
 
     def main(self, args: Sequence[str] | None = None, *_: Any, standalone_mode: bool = True, **named: Any) -> Any:
         screen.begin()
@@ -45,11 +44,11 @@ class Program(TyperGroup):
             error.show()
             sys.exit(error.exit_code)
         except typer.Abort:
-            code = _INTERRUPTED
+            code = screen.INTERRUPTED
         except Exception as error:  # a fault of ours: told, and raised on for its traceback
             screen.print_failure("dither", f"failed ({type(error).__name__}: {error})", _REPORT)
             raise
-        if code == _INTERRUPTED:  # before the command's own handling began
+        if code == screen.INTERRUPTED:  # before the command's own handling began
             screen.print_failure("the run", "was interrupted")
         sys.exit(code or 0)
 

@@ -32,7 +32,7 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 err.soft_wrap = not err.is_terminal  # one message, one line of a log
 
-_INTERRUPTED, _TERMINATED = 130, 143  # 128 + the signal's number, as shells have it
+INTERRUPTED, _TERMINATED = 130, 143  # 128 + the signal's number, as shells have it
 CONTINUES = "what is finished is kept, and the same command continues from there"
 
 
@@ -107,19 +107,13 @@ def stop_on_error(as_json: bool = False, resumable: bool | str = False) -> Itera
         _let_go_of_stdout()
         raise typer.Exit(1) from None
     except DitherError as error:
-        if as_json:
-            print_failure(error.thing, error.reason, error.way_out)
-        err.print(f"[bold red]error:[/] {plain(error)}")
-        raise typer.Exit(error.exit_code) from None
+        raise _told(error, as_json) from None
     except (MemoryError, RuntimeError) as error:
         if not is_refusal(error):
             raise
         way_out = out_of_memory(resumable is True)
         refused = DitherError("memory", f"ran out ({error or 'no more could be had'})", way_out)
-        if as_json:
-            print_json({"error": refused.to_json()})
-        err.print(f"[bold red]error:[/] {plain(refused)}")
-        raise typer.Exit(refused.exit_code) from None
+        raise _told(refused, as_json) from None
     except OSError as error:  # refused outside the work itself: a full disk behind stdout, most often
         name = error.filename if error.filename is not None else "standard output"
         if error.filename is None:
@@ -131,7 +125,7 @@ def stop_on_error(as_json: bool = False, resumable: bool | str = False) -> Itera
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != _TERMINATED:
             raise
-        how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", _INTERRUPTED)
+        how, code = ("terminated", _TERMINATED) if isinstance(error, SystemExit) else ("interrupted", INTERRUPTED)
         way_out = resumable if isinstance(resumable, str) else CONTINUES if resumable else ""
         if as_json:
             print_failure("the run", f"was {how}", way_out)
@@ -140,6 +134,14 @@ def stop_on_error(as_json: bool = False, resumable: bool | str = False) -> Itera
     finally:
         if before is not None:  # a program that calls the command gets its own handler back
             signal.signal(signal.SIGTERM, before)
+
+
+def _told(error: DitherError, as_json: bool) -> typer.Exit:
+    """The exit of a command that an error stopped, once that is said."""
+    if as_json:
+        print_failure(error.thing, error.reason, error.way_out)
+    err.print(f"[bold red]error:[/] {plain(error)}")
+    return typer.Exit(error.exit_code)
 
 
 def out_of_memory(resumable: bool) -> str:

@@ -149,11 +149,8 @@ class PartFile:
 
     def write_at(self, offset: int, data: bytes | memoryview, piece: str = "") -> None:
         """Writes all of `data`; safe to call from several threads.  Raises OutputError."""
-        view = memoryview(data).cast("B")
         with writing(self.part, CONTINUES):
-            while view:
-                written = native.write_at(self._files[piece], view, offset)
-                view, offset = view[written:], offset + written
+            native.write_at(self._files[piece], memoryview(data).cast("B"), offset)
 
     def finish(self, tensor: str, record: Mapping[str, Any], size: int) -> None:
         """Notes that a tensor's bytes are all written; `record` comes back on resuming."""

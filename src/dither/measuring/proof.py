@@ -148,10 +148,7 @@ def _is_whole(raw: bytes) -> bool:
 
 def _put(file: int, at: int, data: bytes) -> None:
     """All of it, on the disk."""
-    view = memoryview(data)
-    while view:
-        written = native.write_at(file, view, at)
-        view, at = view[written:], at + written
+    native.write_at(file, memoryview(data), at)
     os.fsync(file)
 
 

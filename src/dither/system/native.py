@@ -50,8 +50,14 @@ def open_folder(folder: Path) -> int:
     return os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
 
 
-def write_at(file: int, data: memoryview, offset: int) -> int:
-    """Writes some bytes at an offset, from any thread; how many."""
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Writes all of some bytes at an offset, from any thread."""
+    while data:
+        written = _write_some(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _write_some(file: int, data: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
         return os.pwrite(file, data, offset)
     with _seeking:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from dither.formats.tensor_names import within_block
 from dither.models.arch.family import Config, Family
 from dither.models.arch.graph import takes
+from dither.models.contradictions import note
 from dither.models.stored import StoredTensor
 
 _BIAS, _WEIGHT = ".bias", ".weight"
@@ -43,8 +44,8 @@ def without_zero_biases(
     if not names:
         return tensors, []
     where = ", ".join(kind.name for kind in gone)
-    note = f"{len(names)} biases are zero throughout and left out ({where}): {family.name} has none there"
-    return {name: tensor for name, tensor in tensors.items() if name not in names}, [note]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in names}
+    return kept, [note("biases denied", count=len(names), where=where, family=family.name)]
 
 
 def switched_on(family: Family, config: Config) -> dict[str, str]:

@@ -57,7 +57,7 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     Downloads what is not cached yet.  Raises SourceError where the repository cannot be had or holds
     no readable model, UsageError where it holds several and none was chosen.
     """
-    failures = library_failures()
+    failures = hub_failures()
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -87,7 +87,7 @@ def fetch(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     return Path(folder, chosen), notes
 
 
-def library_failures() -> tuple[type[Exception], ...]:
+def hub_failures() -> tuple[type[Exception], ...]:
     """What the hub's library raises where it cannot have something; imports it, without telemetry."""
     # Read when the library is first imported; without it, asking for a file also reports what we run on.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

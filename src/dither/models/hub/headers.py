@@ -42,7 +42,7 @@ def twin(hub_id: fetch.HubId) -> Iterator[tuple[Path, int, list[str]]]:
     Raises SourceError where the repository cannot be had or holds no readable model, UsageError where it
     holds several and none was chosen, FormatError where a header contradicts itself.
     """
-    failures = fetch.library_failures()
+    failures = fetch.hub_failures()
     import huggingface_hub
     from huggingface_hub import constants
 
