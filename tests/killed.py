@@ -29,11 +29,12 @@ def killed(script: str, moment: int, *given: object) -> None:
 STEPS = """
 import os, signal, sys
 left = int(sys.argv[1])
-def hook(event, _):
+def hook(event, given):
     global left
-    left -= event in {names}
-    if event in {names} and left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if event in {names} and "__pycache__" not in str(given):  # kernels that are compiled and kept are no step
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
 """
 

@@ -189,8 +189,8 @@ def steps_of(model: Path, to: str, target: Path, force: bool) -> list[str]:
     """What a run does to names on the disk, in order."""
     seen: list[str] = []
 
-    def hook(event: str, _arguments: object) -> None:
-        if event in NAMES and watching:
+    def hook(event: str, given: object) -> None:
+        if event in NAMES and watching and "__pycache__" not in str(given):  # kept kernels are no step
             seen.append(event)
 
     watching = True
